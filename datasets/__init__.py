@@ -1,0 +1,1 @@
+"""Data: catalogue, preparation, split files, loading and augmentation."""

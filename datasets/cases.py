@@ -1,0 +1,221 @@
+"""Cases on disk: which files belong to a split, and decoding them to arrays of one size."""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from datasets.catalogue import SPLIT_FILE_ENDING, canonical_name, find_case, names_of, spec_for
+from datasets.headers import ImageError, decode, megapixels_of
+from datasets.masks import binary_mask
+from datasets.splits import read_split
+from utils.errors import UserError
+
+log = logging.getLogger(__name__)
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+MAX_ASPECT_DIFFERENCE = 0.01
+MAX_LISTED_PROBLEMS = 50
+_told_odd: set[Path] = set()
+
+
+class CaseError(UserError):
+    """One case that cannot be used, with the file's name and the reason."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """An image and, beside it, its mask."""
+
+    name: str
+    image: Path
+    mask: Path
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """The train and test cases of one data set."""
+
+    name: str
+    folder: Path
+    split_file: Path
+    train: tuple[Case, ...]
+    test: tuple[Case, ...]
+
+
+def find_split_file(path: Path) -> Path:
+    """The split file that `path` means: itself, or the prepared data set's of the same name.
+
+    Published configs name `./Dataset/BUSI/busi_train_test_names.pkl`; prepared data lies in
+    `datasets/busi/` and has a JSON. Either may go by another name of the data set. Raises UserError
+    that lists where it looked.
+    """
+    name = path.stem.removesuffix(SPLIT_FILE_ENDING)
+    stems = names_of(name) if path.stem.endswith(SPLIT_FILE_ENDING) else []
+    roots = (Path("datasets"), REPOSITORY / "datasets")
+    folders = [path.parent, *(root / stem for root in roots for stem in stems or [name])]
+    files = [stem + SPLIT_FILE_ENDING for stem in stems] or [path.stem]
+    candidates = [
+        path,
+        *(folder / (file + e) for folder in folders for file in files for e in (".json", ".pkl")),
+    ]
+    for candidate in candidates:
+        if candidate.is_file():
+            return candidate
+    looked = "\n  ".join(dict.fromkeys(str(candidate) for candidate in candidates))
+    raise UserError(
+        f"no split file for the data set {name!r}. Looked for:\n  {looked}\n"
+        f"Prepare it: python -m datasets.prepare {canonical_name(name)} --help"
+    )
+
+
+def own_split_file(folder: Path) -> Path:
+    """The split file in the folder of a data set, prepared here or laid out as published.
+
+    It is named as the folder is, or is the only one there beside splits by groups. UserError
+    otherwise.
+    """
+    found = sorted(
+        path
+        for path in folder.glob(f"*{SPLIT_FILE_ENDING}.*")
+        if path.suffix in (".json", ".pkl")
+        and not path.stem.endswith(f"_grouped{SPLIT_FILE_ENDING}")
+    )
+    named = [path for path in found if data_set_name(path) == canonical_name(folder.name)]
+    if named or len(found) == 1:
+        return (named or found)[0]  # sorted, so the JSON before the pickle
+    expected = f"{folder.name}{SPLIT_FILE_ENDING}.json or .pkl"
+    if found:
+        names = ", ".join(path.name for path in found)
+        raise UserError(f"{folder}: which split is it? Found {names}, expected one, or {expected}")
+    raise UserError(
+        f"{folder}: there is no data set, expected {expected} beside images/ and masks/; prepare it "
+        f"with python -m datasets.prepare {folder.name}"
+    )
+
+
+def data_set_name(split_file: Path) -> str:
+    """What the data set of a split file is called."""
+    return canonical_name(split_file.stem.removesuffix(SPLIT_FILE_ENDING))
+
+
+def open_data_set(pickle_file_path: Path) -> DataSet:
+    """Find every image and mask that the split file names.
+
+    Raises UserError with all missing files together.
+    """
+    split_file = find_split_file(pickle_file_path)
+    split = read_split(split_file)
+    name = data_set_name(split_file)
+    spec = spec_for(name)
+    folder = split_file.parent
+    problems: list[str] = []
+
+    def cases(names: Sequence[str]) -> tuple[Case, ...]:
+        found = []
+        for stem in names:
+            image, mask = find_case(spec, folder, stem)
+            if image is None:
+                problems.append(
+                    f"{stem}: no image {folder / 'images' / (stem + spec.image_suffix)}.*"
+                )
+            if mask is None:
+                problems.append(f"{stem}: no mask {folder / 'masks' / (stem + spec.mask_suffix)}.*")
+            if image is not None and mask is not None:
+                found.append(Case(stem, image, mask))
+        return tuple(found)
+
+    data_set = DataSet(name, folder, split_file, cases(split.train), cases(split.test))
+    raise_problems(problems, f"data set {name!r} in {folder}")
+    return data_set
+
+
+def raise_problems(problems: Sequence[str], where: str) -> None:
+    """Raise one UserError that lists the problems, if there are any."""
+    if not problems:
+        return
+    listed = "\n  ".join(problems[:MAX_LISTED_PROBLEMS])
+    more = len(problems) - MAX_LISTED_PROBLEMS
+    tail = f"\n  and {more} more" if more > 0 else ""
+    raise UserError(
+        f"{len(problems)} problem(s) in {where}:\n  {listed}{tail}\n"
+        "Mend or replace these files, or take the names out of the split file"
+    )
+
+
+def _decode(path: Path, flags: int) -> np.ndarray:
+    try:
+        return decode(path.read_bytes(), flags, megapixels_of(path))
+    except OSError as error:
+        raise CaseError(f"{path}: cannot be read ({error.strerror})") from error
+    except ImageError as error:
+        raise CaseError(f"{path}: {error}") from error
+
+
+def read_image(path: Path) -> np.ndarray:
+    """RGB image, uint8, (H, W, 3), with EXIF rotation applied; CaseError if it cannot be read."""
+    return cv2.cvtColor(_decode(path, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
+
+
+def read_mask(path: Path) -> np.ndarray:
+    """Mask as uint8 of 0 and 1, (H, W).
+
+    The rule is that of `datasets.masks.binary_mask`; values that it has to cut give a warning that
+    names the file, once and not from loader processes, as the main one reads every mask too.
+    CaseError if it cannot be read.
+    """
+    grey = _decode(path, cv2.IMREAD_GRAYSCALE | cv2.IMREAD_ANYDEPTH)
+    try:
+        foreground, odd = binary_mask(grey)
+    except ImageError as error:
+        raise CaseError(f"{path}: {error}") from None
+    if odd and path not in _told_odd and multiprocessing.parent_process() is None:
+        _told_odd.add(path)
+        log.warning("%s: %s", path, odd)
+    return foreground.astype(np.uint8)
+
+
+def resize_image(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Resize (H, W, 3), by area when it shrinks and bilinear when it grows."""
+    if image.shape[:2] == (height, width):
+        return image
+    shrinks = image.shape[0] * image.shape[1] > height * width
+    return cv2.resize(
+        image, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+    )
+
+
+def resize_mask(mask: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Resize (H, W) by nearest sampling, so that the values stay 0 and 1."""
+    if mask.shape == (height, width):
+        return mask
+    return cv2.resize(mask, (width, height), interpolation=cv2.INTER_NEAREST_EXACT)
+
+
+def read_case(case: Case) -> tuple[np.ndarray, np.ndarray]:
+    """Image (H, W, 3) and mask (h, w) at their own sizes.
+
+    Raises CaseError when one cannot be read, or when their aspect ratios differ by over 1 %: then
+    the mask is another image's, or was cropped.
+    """
+    image, mask = read_image(case.image), read_mask(case.mask)
+    (height, width), (mask_height, mask_width) = image.shape[:2], mask.shape
+    ratio = (width / height) / (mask_width / mask_height)
+    if max(ratio, 1 / ratio) > 1 + MAX_ASPECT_DIFFERENCE:
+        raise CaseError(
+            f"{case.mask}: the mask is {mask_width}x{mask_height} px, "
+            f"but the image {case.image.name} is {width}x{height} px"
+        )
+    return image, mask
+
+
+def read_resized(case: Case, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Image (size, size, 3) and mask (size, size), uint8; CaseError as `read_case`."""
+    image, mask = read_case(case)
+    return resize_image(image, size, size), resize_mask(mask, size, size)

@@ -1,0 +1,191 @@
+"""What each data set is: where it comes from, under what terms, and how its files are named."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from utils.errors import UserError
+
+SPLIT_FILE_ENDING = "_train_test_names"
+IMAGE_EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
+
+
+@dataclass(frozen=True)
+class DatasetSpec:
+    """One data set. `train` and `test` are the published counts, None where none are published.
+
+    A prepared case `<name>` has the image `images/<name><image_suffix>` and the mask
+    `masks/<name><mask_suffix>`; `image_ext` and `mask_ext` are what preparation writes, readers
+    accept any of `IMAGE_EXTENSIONS`. `archives` are the file names at `source`, or () where there
+    is nothing to download.
+
+    In the archives, the images and masks are the files whose path ends as `image_pattern` and
+    `mask_pattern` say (regular expressions, case ignored); their groups joined by `_` are the
+    case's name. `several_masks`: an image may have several masks, of which the union is meant.
+    `any_label`: masks number their objects, so that any value above 0 is foreground.
+    `normal_prefix`: cases without a lesion, left out unless asked for. `group_columns`: columns of
+    the metadata CSV that hold the image's name and what several images may show (a lesion).
+    """
+
+    name: str
+    title: str
+    source: str = ""
+    licence: str = ""
+    archives: tuple[str, ...] = ()
+    train: int | None = None
+    test: int | None = None
+    image_suffix: str = ""
+    mask_suffix: str = ""
+    image_ext: str = ".png"
+    mask_ext: str = ".png"
+    image_pattern: str = ""
+    mask_pattern: str = ""
+    several_masks: bool = False
+    any_label: bool = False
+    normal_prefix: str = ""
+    group_columns: tuple[str, str] | None = None
+
+    def image_stem(self, case: str) -> str:
+        return case + self.image_suffix
+
+    def mask_stem(self, case: str) -> str:
+        return case + self.mask_suffix
+
+
+CATALOGUE: dict[str, DatasetSpec] = {
+    spec.name: spec
+    for spec in (
+        DatasetSpec(
+            name="bus",
+            title="BUS (UDIAT Dataset B), breast ultrasound",
+            source="http://www2.docm.mmu.ac.uk/STAFF/M.Yap/dataset.php",
+            licence="research only, on request under a signed agreement",
+            archives=("BUS.zip",),
+            train=132,
+            test=31,
+            image_pattern=r"original/(\w+)\.png",
+            mask_pattern=r"GT/(\w+)\.png",
+        ),
+        DatasetSpec(
+            name="busi",
+            title="BUSI, breast ultrasound images",
+            source="https://scholar.cu.edu.eg/?q=afahmy/pages/dataset",
+            licence="none stated; described in doi:10.1016/j.dib.2019.104863 (CC BY 4.0)",
+            archives=("Dataset_BUSI_with_GT.zip",),
+            train=517,
+            test=130,
+            image_pattern=r"(benign|malignant|normal) \((\d+)\)\.png",
+            mask_pattern=r"(benign|malignant|normal) \((\d+)\)_mask(?:_\d+)?\.png",
+            several_masks=True,
+            normal_prefix="normal_",
+        ),
+        DatasetSpec(
+            name="glas",
+            title="GlaS, glands in colon histology",
+            source="https://warwick.ac.uk/fac/cross_fac/tia/data/glascontest/",
+            licence="research only, no commercial use",
+            archives=("warwick_qu_dataset_released_2016_07_08.zip",),
+            train=85,
+            test=80,
+            image_ext=".bmp",
+            image_pattern=r"((?:train|testA|testB)_\d+)\.bmp",
+            mask_pattern=r"((?:train|testA|testB)_\d+)_anno\.bmp",
+            any_label=True,
+        ),
+        DatasetSpec(
+            name="ham10000",
+            title="HAM10000, dermatoscopic images of skin lesions",
+            source="https://doi.org/10.7910/DVN/DBW86T",
+            licence="CC BY-NC 4.0",
+            archives=(
+                "HAM10000_images_part_1.zip",
+                "HAM10000_images_part_2.zip",
+                "HAM10000_segmentations_lesion_tschandl.zip",
+                "HAM10000_metadata.csv",
+            ),
+            train=8015,
+            test=2000,
+            mask_suffix="_segmentation",
+            image_ext=".jpg",
+            image_pattern=r"(ISIC_\d+)\.jpg",
+            mask_pattern=r"(ISIC_\d+)_segmentation\.png",
+            group_columns=("image_id", "lesion_id"),
+        ),
+        DatasetSpec(
+            name="kvasir-instrument",
+            title="Kvasir-Instrument, tools in gastrointestinal endoscopy",
+            source="https://datasets.simula.no/kvasir-instrument/",
+            licence="research and education only, no commercial use",
+            archives=("kvasir-instrument.zip",),
+            train=472,
+            test=118,
+            image_ext=".jpg",
+            image_pattern=r"images/(\w+)\.jpg",
+            mask_pattern=r"masks/(\w+)\.png",
+        ),
+        DatasetSpec(
+            name="phantom",
+            title="ultrasound-like phantom, generated here",
+            source="python -m datasets.prepare phantom",
+            licence="same as this repository",
+            train=320,
+            test=80,
+        ),
+    )
+}
+
+
+ALIASES = {"kvasir": "kvasir-instrument"}
+"""Other names that published split files and folders give to a data set."""
+
+
+def canonical_name(name: str) -> str:
+    """The name under which results and prepared data of the data set `name` go."""
+    stem = name.removesuffix("_grouped")
+    return ALIASES.get(stem, stem) + name[len(stem) :]
+
+
+def names_of(name: str) -> list[str]:
+    """`name` and the others that the same data set has."""
+    canonical = canonical_name(name)
+    others = [alias for alias in ALIASES if canonical_name(alias) == canonical]
+    return list(dict.fromkeys([name, canonical, *others]))
+
+
+def spec_for(name: str) -> DatasetSpec:
+    """The catalogue's entry, or `<name>.png` for image and mask of any other data set.
+
+    `<name>_grouped`, as the split by groups is called, is another split of the same files.
+    Raises UserError where `name` would not do as a folder name.
+    """
+    published = CATALOGUE.get(canonical_name(name.removesuffix("_grouped")))
+    if published is not None:
+        return published
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}", name):
+        raise UserError(
+            f"{name!r} is no name for a data set: use letters, digits, '-' and '_', 64 at most, "
+            "and begin with a letter or digit"
+        )
+    return DatasetSpec(name=name, title=f"{name}, own data")
+
+
+def find_case(spec: DatasetSpec, folder: Path, case: str) -> tuple[Path | None, Path | None]:
+    """Image and mask of a case, None for what is absent.
+
+    A mask may also be named as the case, as where the published code expects HAM10000.
+    """
+    image = find_file(folder / "images", spec.image_stem(case))
+    mask = find_file(folder / "masks", spec.mask_stem(case)) or find_file(folder / "masks", case)
+    return image, mask
+
+
+def find_file(folder: Path, stem: str) -> Path | None:
+    """`folder/stem` with any image extension, in lower, upper or title case; None if absent."""
+    for extension in IMAGE_EXTENSIONS:
+        for form in (extension, extension.upper(), "." + extension[1:].title()):
+            path = folder / (stem + form)
+            if path.is_file():
+                return path
+    return None

@@ -1,0 +1,112 @@
+"""A DICOM single frame as 8-bit RGB, through pydicom (optional).
+
+Source: DICOM PS3.3, C.7.6.3 (pixels), C.11.1 (modality LUT: rescale), C.11.2 (VOI LUT: window).
+"""
+
+from __future__ import annotations
+
+import io
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from datasets.headers import ImageError, check_megapixels
+from datasets.windowing import Window, scale_to_8_bit
+
+if TYPE_CHECKING:
+    from pydicom import Dataset
+
+DEFLATED = b"1.2.840.10008.1.2.1.99"
+
+
+def read_dicom(content: bytes, max_megapixels: float, window: Window = None) -> np.ndarray:
+    """(H, W, 3) uint8 of the one frame.
+
+    Grey values are rescaled, then windowed: by `window` in rescaled units, else by the file's first
+    window or table, else from their least to their greatest. MONOCHROME1 is inverted. Colour
+    (RGB, YBR, palette) keeps its upper 8 bits.
+
+    Raises ImageError: pydicom absent, several frames, no or unreadable pixels, over the size limit.
+    """
+    try:
+        import pydicom
+    except ImportError as error:
+        raise ImageError("DICOM needs pydicom: pip install 'pydicom>=3.0,<4'") from error
+
+    if DEFLATED in content:  # it inflates on opening, to any size
+        raise ImageError("DICOM with the deflated transfer syntax is not read: convert it first")
+    try:
+        header = pydicom.dcmread(io.BytesIO(content), stop_before_pixels=True)
+        frames = int(header.get("NumberOfFrames") or 1)
+        rows, columns = int(header.get("Rows") or 0), int(header.get("Columns") or 0)
+    except Exception as error:  # damaged bytes make pydicom raise errors of every kind
+        raise ImageError("the DICOM header cannot be read") from error
+    if not rows or not columns:
+        raise ImageError("DICOM without an image (no Rows and Columns)")
+    if frames > 1:
+        raise ImageError(f"DICOM with {frames} frames: only single frames are read, export one")
+    check_megapixels(columns, rows, max_megapixels)
+    try:
+        return _pixels(pydicom.dcmread(io.BytesIO(content)), window)
+    except ImageError:
+        raise
+    except Exception as error:
+        reason = str(error).strip().splitlines()[:1] or [type(error).__name__]
+        raise ImageError(f"the DICOM pixels cannot be decoded: {reason[0]}") from error
+
+
+def _pixels(data: Dataset, window: Window) -> np.ndarray:
+    from pydicom.pixels import apply_color_lut
+
+    stored = data.pixel_array
+    photometric = data.PhotometricInterpretation
+    if photometric == "PALETTE COLOR":
+        colour = apply_color_lut(stored, data)
+        return (colour >> 8).astype(np.uint8) if colour.dtype == np.uint16 else colour
+    if stored.ndim == 3:  # pydicom has converted YBR to RGB
+        return (stored >> max(0, data.BitsStored - 8)).astype(np.uint8)
+
+    grey = _windowed(stored, data, window)
+    if photometric == "MONOCHROME1":
+        grey = 255 - grey
+    return np.repeat(grey[..., None], 3, axis=2)
+
+
+def _windowed(stored: np.ndarray, data: Dataset, window: Window) -> np.ndarray:
+    """(H, W) uint8, 0 at the low end of the window."""
+    from pydicom.pixels import apply_modality_lut, apply_voi
+
+    values = apply_modality_lut(stored, data)
+    if window is not None:
+        return scale_to_8_bit(values.astype(np.float32), window)
+    if data.get("VOILUTSequence"):
+        bits = int(data.VOILUTSequence[0].LUTDescriptor[2])
+        return scale_to_8_bit(apply_voi(values, data).astype(np.float32), (0, 2**bits - 1))
+    if data.get("WindowCenter") is not None and data.get("WindowWidth") is not None:
+        return _apply_window(values.astype(np.float64), data)
+    if values.dtype == np.uint8 and data.BitsStored == 8:
+        return values
+    return scale_to_8_bit(values.astype(np.float32), "auto")
+
+
+def _apply_window(values: np.ndarray, data: Dataset) -> np.ndarray:
+    """The first window of the file by its function: LINEAR, LINEAR_EXACT or SIGMOID."""
+    centre, width = _first(data.WindowCenter), _first(data.WindowWidth)
+    function = str(data.get("VOILUTFunction") or "LINEAR").upper()
+    if function == "SIGMOID":
+        scaled = 1 / (1 + np.exp(np.clip(-4 * (values - centre) / width, -700, 700)))
+    elif function == "LINEAR_EXACT":
+        scaled = (values - centre) / width + 0.5
+    elif width > 1:
+        scaled = (values - (centre - 0.5)) / (width - 1) + 0.5
+    else:  # width 1 is a threshold
+        scaled = (values > centre - 0.5).astype(np.float64)
+    return np.round(np.clip(scaled, 0, 1) * 255).astype(np.uint8)
+
+
+def _first(value: Any) -> float:
+    """A DICOM number, or the first of several."""
+    try:
+        return float(value)
+    except TypeError:
+        return float(value[0])

@@ -1,0 +1,157 @@
+"""The size an image file declares, read from its header before anything is decoded, and decoding.
+
+A few bytes can declare 100,000 x 100,000 pixels, so the one limit on image size is checked here,
+against the header, for every file that came from elsewhere. Formats: PNG, JPEG, BMP, TIFF.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import struct
+from pathlib import Path
+
+import numpy as np
+
+from utils.errors import UserError
+
+MAX_MEGAPIXELS = 64
+MANIFEST = "dataset.json"  # of a prepared data set; its entry max_megapixels is there if not 64
+
+_JPEG_FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
+_JPEG_WITHOUT_LENGTH = {0x00, 0x01, *range(0xD0, 0xD9)}
+_TIFF_WIDTH, _TIFF_HEIGHT = 256, 257
+
+
+class ImageError(UserError):
+    """An image file that is not decoded, and why."""
+
+
+def check_image_size(content: bytes, max_megapixels: float = MAX_MEGAPIXELS) -> tuple[int, int]:
+    """Declared (width, height) in pixels.
+
+    Raises ImageError where `content` is no PNG, JPEG, BMP or TIFF, where its header is cut short,
+    and where it declares no pixels or more than `max_megapixels` millions.
+    """
+    try:
+        width, height = _declared_size(content)
+    except (struct.error, IndexError):
+        raise ImageError("the image header is cut short") from None
+    if width < 1 or height < 1:
+        raise ImageError(f"the header declares {width} x {height} px")
+    if width * height > max_megapixels * 1_000_000:
+        raise ImageError(
+            f"the header declares {width} x {height} px, over the limit of "
+            f"{max_megapixels:g} megapixels (datasets.prepare takes another by --limit megapixels=N)"
+        )
+    return width, height
+
+
+def check_megapixels(width: int, height: int, max_megapixels: float) -> None:
+    """ImageError for a picture to segment that is over the limit."""
+    if width * height > max_megapixels * 1_000_000:
+        raise ImageError(
+            f"{width} x {height} px is over the limit of {max_megapixels:g} megapixels "
+            "(--max-megapixels)"
+        )
+
+
+def decode(content: bytes, flags: int, max_megapixels: float = MAX_MEGAPIXELS) -> np.ndarray:
+    """Decode an image by OpenCV with its `IMREAD_` flags, after `check_image_size`.
+
+    Raises ImageError as that does, and where the content is damaged, cut short, or of a kind of
+    numbers that the flags do not give.
+    """
+    import cv2  # here, so that what needs the limits alone starts without it
+
+    check_image_size(content, max_megapixels)
+    # OpenCV 4 fills the missing part of a JPEG with grey and says nothing
+    if content[:2] == b"\xff\xd8" and content.find(b"\xff\xd9", content.rfind(b"\xff\xda")) < 0:
+        raise ImageError("the JPEG is cut short")
+    try:
+        pixels = cv2.imdecode(np.frombuffer(content, np.uint8), flags)
+        as_stored = cv2.IMREAD_ANYCOLOR | cv2.IMREAD_ANYDEPTH
+        if pixels is None and flags != as_stored and content[:2] in (b"II", b"MM"):
+            stored = cv2.imdecode(np.frombuffer(content, np.uint8), as_stored)
+            if stored is not None:
+                raise ImageError(
+                    f"holds {stored.dtype} pixels; save it with whole numbers of 8 or 16 bits"
+                )
+    except (cv2.error, MemoryError) as error:
+        reason = getattr(error, "err", "out of memory")
+        raise ImageError(f"cannot be decoded ({reason})") from None
+    if pixels is None:
+        raise ImageError("cannot be decoded: damaged or cut short")
+    return pixels
+
+
+def read_pixels(path: Path, flags: int) -> np.ndarray:
+    """`decode` a file of a data set; ImageError, which names it, where that cannot be done."""
+    try:
+        return decode(path.read_bytes(), flags, megapixels_of(path))
+    except OSError as error:
+        raise ImageError(f"{path.name}: cannot be read ({error.strerror})") from None
+    except ImageError as error:
+        raise ImageError(f"{path.name}: {error}") from None
+
+
+def megapixels_of(path: Path) -> float:
+    """The limit for a file in images/ or masks/: that with which its data set was prepared."""
+    return _recorded_megapixels(path.absolute().parent.parent)
+
+
+@functools.cache
+def _recorded_megapixels(folder: Path) -> float:
+    try:
+        limit = json.loads((folder / MANIFEST).read_bytes())["max_megapixels"]
+        return limit if isinstance(limit, int) and limit > 0 else MAX_MEGAPIXELS
+    except (OSError, ValueError, LookupError, TypeError):
+        return MAX_MEGAPIXELS
+
+
+def _declared_size(content: bytes) -> tuple[int, int]:
+    if content.startswith(b"\x89PNG\r\n\x1a\n"):
+        return struct.unpack_from(">II", content, 16)
+    if content.startswith(b"\xff\xd8"):
+        return _jpeg_size(content)
+    if content.startswith(b"BM"):
+        (header_size,) = struct.unpack_from("<I", content, 14)
+        if header_size == 12:
+            return struct.unpack_from("<HH", content, 18)
+        width, height = struct.unpack_from("<ii", content, 18)
+        return abs(width), abs(height)  # a negative height means rows from top to bottom
+    if content[:4] in (b"II*\0", b"MM\0*"):
+        return _tiff_size(content)
+    raise ImageError("not a PNG, JPEG, BMP or TIFF image")
+
+
+def _jpeg_size(content: bytes) -> tuple[int, int]:
+    at = 2
+    while True:
+        at = content.find(b"\xff", at)  # as libjpeg does, skip what is no marker
+        if at < 0:
+            raise ImageError("a JPEG without frame header")
+        while content[at] == 0xFF:
+            at += 1
+        marker = content[at]
+        at += 1
+        if marker in _JPEG_FRAMES:
+            height, width = struct.unpack_from(">HH", content, at + 3)
+            return width, height
+        if marker in (0xD9, 0xDA):  # the end, or the pixels begin
+            raise ImageError("a JPEG without frame header")
+        if marker not in _JPEG_WITHOUT_LENGTH:
+            at += struct.unpack_from(">H", content, at)[0]
+
+
+def _tiff_size(content: bytes) -> tuple[int, int]:
+    order = "<" if content.startswith(b"II") else ">"
+    (directory,) = struct.unpack_from(order + "I", content, 4)
+    (entries,) = struct.unpack_from(order + "H", content, directory)
+    size = {_TIFF_WIDTH: 0, _TIFF_HEIGHT: 0}
+    for entry in range(entries):
+        at = directory + 2 + 12 * entry
+        tag, kind = struct.unpack_from(order + "HH", content, at)
+        if tag in size:
+            (size[tag],) = struct.unpack_from(order + ("H" if kind == 3 else "I"), content, at + 8)
+    return size[_TIFF_WIDTH], size[_TIFF_HEIGHT]

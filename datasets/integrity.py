@@ -1,0 +1,354 @@
+"""Is a prepared data set what it should be? Counts, sizes, masks, duplicates, leaks.
+
+`check_data_set` looks at every file and writes into `<data set>/check/`:
+
+    report.json        everything that was counted, and what is wrong
+    groups.json        images that show the same source, and how that is known
+    contact_sheet.png  random cases with the contours of their masks
+    twins.png          twins side by side, those across train and test first
+
+A test case leaks when train holds another image of its group. A group is what the metadata that the
+data set was prepared with (lesion, patient) and the twins that were found join, directly or through
+others.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from tqdm import tqdm
+
+from datasets.cases import MAX_ASPECT_DIFFERENCE, data_set_name, own_split_file
+from datasets.catalogue import SPLIT_FILE_ENDING, DatasetSpec, find_case, spec_for
+from datasets.headers import ImageError, read_pixels
+from datasets.masks import binary_mask
+from datasets.sheets import contact_sheet, twin_sheet, write_sheet
+from datasets.splits import Split, grouped_split, read_split, write_split
+from datasets.staging import known_groups
+from datasets.twins import Description, Twin, connected, describe, find_twins, working_size
+from utils.errors import UserError
+from utils.files import atomic_write
+from utils.machine import available_cores
+
+AREA_BINS = (0.0, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 1.0)
+"""Lesion area as a part of the image; edges of the histogram."""
+
+
+@dataclass(frozen=True)
+class Inspected:
+    """One case after both its files were read; sizes are (width, height) in pixels."""
+
+    name: str
+    image: Path
+    mask: Path
+    size: tuple[int, int]
+    mask_size: tuple[int, int]
+    area: float
+    """Foreground as a part of the mask, 0 to 1."""
+    odd_values: str | None
+    description: Description
+
+
+def check_data_set(folder: Path) -> dict[str, Any]:
+    """Check the data set in `folder`, write `check/` there and return the report.
+
+    It was prepared here or is laid out as published.
+
+    Problems of single files are part of the report. Raises UserError where there is no data set,
+    and SplitError where its split cannot be used.
+    """
+    split_file = own_split_file(folder)
+    spec = spec_for(data_set_name(split_file))
+    split = read_split(split_file)
+    inspected, problems = _inspect_all(spec, folder, split)
+    twins = find_twins(
+        [case.name for case in inspected],
+        [case.description for case in inspected],
+        lambda index: working_size(read_pixels(inspected[index].image, cv2.IMREAD_GRAYSCALE)),
+    )
+    groups = _groups(folder, twins)
+    report = {
+        **_counts(spec, folder, split, inspected),
+        **_sizes(inspected),
+        **_masks(split, inspected),
+        "problems": problems,
+        "twins": _twin_counts(split, twins, known_groups(folder)),
+        "leaks": _leaks(split, groups),
+    }
+    check = folder / "check"
+    atomic_write(check / "report.json", json.dumps(report, indent=1) + "\n")
+    atomic_write(_groups_file(folder), json.dumps(groups, indent=1) + "\n")
+    files = {case.name: (case.image, case.mask) for case in inspected}
+    write_sheet(check / "contact_sheet.png", contact_sheet(files))
+    write_sheet(check / "twins.png", twin_sheet(files, twins, set(split.test)))
+    return report
+
+
+def _inspect_all(
+    spec: DatasetSpec, folder: Path, split: Split
+) -> tuple[list[Inspected], dict[str, str]]:
+    names = sorted({*split.train, *split.test})
+
+    def inspect(name: str) -> Inspected | str:
+        try:
+            return _inspect(spec, folder, name)
+        except ImageError as error:
+            return str(error)
+
+    with ThreadPoolExecutor(available_cores()) as pool:
+        results = list(
+            tqdm(pool.map(inspect, names), "reading cases", len(names), unit="case", disable=None)
+        )
+    inspected = [result for result in results if isinstance(result, Inspected)]
+    named = zip(names, results, strict=True)
+    return inspected, {name: result for name, result in named if isinstance(result, str)}
+
+
+def _inspect(spec: DatasetSpec, folder: Path, name: str) -> Inspected:
+    image, mask = find_case(spec, folder, name)
+    if image is None or mask is None:
+        missing = " and ".join(
+            part for part, path in (("image", image), ("mask", mask)) if path is None
+        )
+        raise ImageError(f"no {missing}")
+    grey = read_pixels(image, cv2.IMREAD_GRAYSCALE)
+    labels = read_pixels(mask, cv2.IMREAD_GRAYSCALE | cv2.IMREAD_ANYDEPTH)
+    try:
+        foreground, odd = binary_mask(labels)
+    except ImageError as error:
+        raise ImageError(f"{mask.name}: {error}") from None
+    return Inspected(
+        name=name,
+        image=image,
+        mask=mask,
+        size=(grey.shape[1], grey.shape[0]),
+        mask_size=(labels.shape[1], labels.shape[0]),
+        area=float(foreground.mean()),
+        odd_values=odd,
+        description=describe(working_size(grey)),
+    )
+
+
+def _counts(
+    spec: DatasetSpec, folder: Path, split: Split, inspected: Sequence[Inspected]
+) -> dict[str, Any]:
+    used = {path for name in split.train + split.test for path in find_case(spec, folder, name)}
+    expected = None if spec.train is None else {"train": spec.train, "test": spec.test}
+    return {
+        "name": folder.name,
+        "train": len(split.train),
+        "test": len(split.test),
+        "published": expected,
+        "readable": len(inspected),
+        "files_of_no_case": sorted(
+            f"{part}/{path.name}"
+            for part in ("images", "masks")
+            if (folder / part).is_dir()
+            for path in (folder / part).iterdir()
+            if path not in used
+        ),
+    }
+
+
+def _sizes(inspected: Sequence[Inspected]) -> dict[str, Any]:
+    widths, heights = (
+        zip(*(case.size for case in inspected), strict=True) if inspected else ((), ())
+    )
+    return {
+        "width": _spread(widths),
+        "height": _spread(heights),
+        "size_differs": [
+            f"{case.name}: image {case.size[0]} x {case.size[1]}, "
+            f"mask {case.mask_size[0]} x {case.mask_size[1]}"
+            for case in inspected
+            if case.size != case.mask_size
+        ],
+        "aspect_differs": [case.name for case in inspected if _aspect_differs(case)],
+    }
+
+
+def _aspect_differs(case: Inspected) -> bool:
+    ratio = case.size[0] * case.mask_size[1] / (case.size[1] * case.mask_size[0])
+    return max(ratio, 1 / ratio) > 1 + MAX_ASPECT_DIFFERENCE
+
+
+def _spread(values: Sequence[int]) -> dict[str, float]:
+    if not values:
+        return {}
+    return {"min": min(values), "median": float(np.median(values)), "max": max(values)}
+
+
+def _masks(split: Split, inspected: Sequence[Inspected]) -> dict[str, Any]:
+    areas = {case.name: case.area for case in inspected}
+    return {
+        "odd_mask_values": {case.name: case.odd_values for case in inspected if case.odd_values},
+        "empty_masks": [case.name for case in inspected if case.area == 0],
+        "full_masks": [case.name for case in inspected if case.area == 1],
+        "area_bins": AREA_BINS,
+        "area_histogram": {
+            part: np.histogram([areas[n] for n in names if n in areas], AREA_BINS)[0].tolist()
+            for part, names in (("train", split.train), ("test", split.test))
+        },
+    }
+
+
+def _groups(folder: Path, twins: Sequence[Twin]) -> dict[str, Any]:
+    """Content of groups.json: groups of two or more cases, and the pairs of twins."""
+    of_metadata = known_groups(folder)
+    pairs = [(names[0], name) for names in _gathered(of_metadata) for name in names[1:]]
+    pairs += [(twin.first, twin.second) for twin in twins]
+    return {
+        "by": "metadata and twins" if of_metadata else "twins",
+        "groups": connected(pairs),
+        "twins": [
+            {
+                "first": twin.first,
+                "second": twin.second,
+                "correlation": twin.correlation,
+                "overlap": twin.overlap,
+                "inliers": twin.inliers,
+            }
+            for twin in twins
+        ],
+    }
+
+
+def _gathered(group_of: Mapping[str, str]) -> list[list[str]]:
+    members: dict[str, list[str]] = {}
+    for name in sorted(group_of):
+        members.setdefault(group_of[name], []).append(name)
+    return sorted(names for names in members.values() if len(names) > 1)
+
+
+def _twin_counts(
+    split: Split, twins: Sequence[Twin], of_metadata: Mapping[str, str]
+) -> dict[str, int]:
+    """Number of pairs; `against_metadata` are those that it has as different lesions or patients."""
+    test = set(split.test)
+    where = Counter(
+        ("within_train", "across", "within_test")[(twin.first in test) + (twin.second in test)]
+        for twin in twins
+    )
+    return {
+        "pairs": len(twins),
+        "identical": sum(twin.inliers == 0 for twin in twins),
+        **{key: where[key] for key in ("within_train", "within_test", "across")},
+        "against_metadata": sum(
+            of_metadata.get(twin.first) != of_metadata.get(twin.second) for twin in twins
+        ),
+    }
+
+
+def _leaks(split: Split, groups: Mapping[str, Any]) -> dict[str, Any]:
+    leaked = sorted(_leaked(split, groups["groups"]))
+    return {
+        "by": groups["by"],
+        "test_cases": len(leaked),
+        "part_of_test": round(len(leaked) / len(split.test), 4),
+        "names": leaked,
+    }
+
+
+def _leaked(split: Split, groups: Sequence[Sequence[str]]) -> set[str]:
+    train, test = set(split.train), set(split.test)
+    return {name for group in groups if train & set(group) for name in test & set(group)}
+
+
+def _groups_file(folder: Path) -> Path:
+    return folder / "check" / "groups.json"
+
+
+def read_groups(folder: Path) -> dict[str, Any]:
+    """What the last check found; UserError if there was none."""
+    path = _groups_file(folder)
+    try:
+        return json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise UserError(
+            f"{path}: not there, as the data set has not been checked for leaks; run "
+            f"python -m datasets.prepare --check {folder.name} --root {folder.parent}"
+        ) from None
+    except ValueError as error:
+        raise UserError(f"{path}: damaged ({error}); run the check again") from None
+
+
+def leaked_names(folder: Path, split: Split | None = None) -> set[str]:
+    """Test cases of a data set, by its own split or another, that have a group member in train.
+
+    Needs a check to have been run; raises UserError that says how otherwise.
+    """
+    groups = read_groups(folder)["groups"]
+    return _leaked(split or read_split(own_split_file(folder)), groups)
+
+
+def write_group_split(folder: Path, seed: int = 2333, test_fraction: float = 0.2) -> Path:
+    """Write a split in which no group is in both parts, beside the data set's own; return its path.
+
+    Groups are those of the last check; without one, those of the metadata that the data set was
+    prepared with (UserError if there is neither). Depends on names, groups and seed alone.
+    """
+    split_file = own_split_file(folder)
+    split = read_split(split_file)
+    names = sorted({*split.train, *split.test})
+    group_of = {name: f"case {name}" for name in names}
+    groups = _gathered(known_groups(folder))
+    if not groups or _groups_file(folder).is_file():
+        groups = read_groups(folder)["groups"]
+    for group in groups:
+        group_of |= {name: f"group {group[0]}" for name in group if name in group_of}
+    path = folder / f"{data_set_name(split_file)}_grouped{SPLIT_FILE_ENDING}.json"
+    write_split(path, grouped_split(group_of, seed, test_fraction))
+    return path
+
+
+def summary(report: Mapping[str, Any]) -> str:
+    """The report in a few lines, names cut off after the first ones."""
+    leaks, twins = report["leaks"], report["twins"]
+    published = report["published"]
+    lines = [
+        f"{report['name']}: {report['train']} train, {report['test']} test"
+        + (f" (published {published['train']}, {published['test']})" if published else ""),
+        f"  sizes: width {_range(report['width'])}, height {_range(report['height'])}",
+        *_finding("unusable cases", [f"{n}: {p}" for n, p in report["problems"].items()]),
+        *_finding("files of no case in the split", report["files_of_no_case"]),
+        *_finding("mask and image of different size", report["size_differs"]),
+        *_finding("different aspect ratio, training would stop", report["aspect_differs"]),
+        *_finding("masks with other values than 0 and 255", list(report["odd_mask_values"])),
+        *_finding("empty masks", report["empty_masks"]),
+        *_finding("full masks", report["full_masks"]),
+        f"  lesion area, part of the image: {_histogram(report)}",
+        f"  twins: {twins['pairs']} pairs ({twins['identical']} with identical pixels), "
+        f"{twins['within_train']} within train, {twins['within_test']} within test, "
+        f"{twins['across']} across, {twins['against_metadata']} against the metadata",
+        f"  leaks: {leaks['test_cases']} of {report['test']} test cases "
+        f"({leaks['part_of_test']:.1%}) share a group with train, by {leaks['by']}",
+    ]
+    return "\n".join(lines)
+
+
+def _range(spread: Mapping[str, float]) -> str:
+    return f"{spread['min']} to {spread['max']}, median {spread['median']:g}" if spread else "-"
+
+
+def _finding(title: str, found: Sequence[str], limit: int = 5) -> list[str]:
+    if not found:
+        return [f"  {title}: none"]
+    more = f" and {len(found) - limit} more" if len(found) > limit else ""
+    return [f"  {title}: {len(found)} ({'; '.join(found[:limit])}{more})"]
+
+
+def _histogram(report: Mapping[str, Any]) -> str:
+    counts = np.sum(list(report["area_histogram"].values()), axis=0)
+    edges = report["area_bins"]
+    return ", ".join(
+        f"{low:.1%}-{high:.1%}: {count}"
+        for low, high, count in zip(edges, edges[1:], counts, strict=False)
+    )

@@ -1,0 +1,265 @@
+"""From cases to batches: decode once, keep as uint8, augment per sample, the same on any machine.
+
+Everything random about a sample is drawn from its own seed, made of the run's seed, the epoch and
+the case's index. So the number of workers or processes, the batch size and an interruption change
+nothing.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypedDict
+
+import cv2
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+from torchvision import tv_tensors
+from tqdm import tqdm
+
+from datasets.augmentation import to_unit_range, training_augmentation
+from datasets.cases import Case, CaseError, raise_problems, read_resized
+from utils.errors import UserError
+
+CHANNELS_KEPT = 4  # RGB and the mask
+
+
+class LoaderDied(UserError):
+    """A loader process ended before its work."""
+
+    def __init__(self, error: RuntimeError) -> None:
+        super().__init__(
+            f"{str(error).strip()} The machine took it back for lack of memory or of shared memory "
+            "(/dev/shm; in Docker --shm-size), or somebody killed it. Go on by the same command, "
+            "with num_workers=0 if it happens again"
+        )
+
+
+class Sample(TypedDict):
+    """One case, or with a leading dimension a batch of them."""
+
+    image: torch.Tensor  # (3, S, S) float32 in [0, 1]
+    mask: torch.Tensor  # (1, S, S) float32, 0 or 1
+    noise: torch.Tensor  # (4, S/8, S/8) float32, standard normal, or zeros
+    index: int
+
+
+def hold_out(
+    names: Sequence[str], fraction: float, seed: int, group_of: Mapping[str, str] | None = None
+) -> tuple[list[str], list[str]]:
+    """Split `names` into what is trained on and a held-out part, at least one case if fraction > 0.
+
+    Cases of one group (patient, lesion) in `group_of` stay together: whole groups are drawn while they
+    fit into the fraction. Depends on the set of names, the groups and the seed, not on the order.
+    """
+    room = max(1, round(fraction * len(names))) if fraction > 0 else 0
+    units = _units(names, group_of)
+    random.Random(f"validation {seed}").shuffle(units)
+    held: set[str] = set()
+    for unit in units:
+        if len(unit) <= room - len(held):
+            held.update(unit)
+    if room and not held:
+        smallest = min(units, key=len)
+        held.update(smallest)
+    return [n for n in names if n not in held], [n for n in names if n in held]
+
+
+def hold_out_fold(
+    names: Sequence[str],
+    folds: int,
+    fold: int,
+    seed: int,
+    group_of: Mapping[str, str] | None = None,
+) -> tuple[list[str], list[str]]:
+    """Split `names` into what is trained on and the held-out `fold` of `folds`, counted from 0.
+
+    The folds of a seed are disjoint and cover `names`. Cases of one group in `group_of` stay together;
+    without groups the folds differ by at most one case in size. They depend on the set of names, the
+    groups and the seed, not on the order. UserError if a fold would be empty.
+    """
+    units = _units(names, group_of)
+    if folds > len(units):
+        what = "groups of cases" if group_of else "cases"
+        raise UserError(f"{len(units)} {what} cannot be cut into {folds} folds: lower folds")
+    random.Random(f"folds {seed}").shuffle(units)
+    held: list[set[str]] = [set() for _ in range(folds)]
+    for unit in units:
+        min(held, key=len).update(unit)
+    return [n for n in names if n not in held[fold]], [n for n in names if n in held[fold]]
+
+
+def _units(names: Sequence[str], group_of: Mapping[str, str] | None) -> list[list[str]]:
+    """The groups among `names`, sorted; a name without a group is one of its own."""
+    members: dict[tuple[bool, str], list[str]] = {}
+    for name in sorted(names):
+        group = (group_of or {}).get(name)
+        members.setdefault((group is not None, name if group is None else group), []).append(name)
+    return sorted(members.values())
+
+
+class SegmentationDataset(Dataset[Sample]):
+    """Cases at one size. Construction decodes every case once, and thereby checks them all.
+
+    The first cases that fit into `cache_bytes` stay in memory as uint8, the others are decoded at
+    each access. Keys are `(epoch, index)`, as `EpochSampler` gives them, so that workers that live
+    through all epochs still augment anew.
+
+    Raises UserError that lists all unusable cases together.
+    """
+
+    def __init__(
+        self,
+        cases: Sequence[Case],
+        image_size: int,
+        *,
+        augment: bool = False,
+        seed: int = 0,
+        noise_shape: tuple[int, ...] = (4, 1, 1),
+        noise_probability: float = 0.0,
+        cache_bytes: int = 0,
+        progress: bool = False,
+        title: str = "cases",
+    ) -> None:
+        self.cases = tuple(cases)
+        self.image_size = image_size
+        self.seed = seed
+        self.noise_shape = noise_shape
+        self.noise_probability = noise_probability
+        self.transform = training_augmentation() if augment else to_unit_range()
+        kept = min(len(self.cases), cache_bytes // (CHANNELS_KEPT * image_size**2))
+        self._cache = np.empty((kept, image_size, image_size, CHANNELS_KEPT), dtype=np.uint8)
+        self._fill_cache(progress, title)
+
+    def _fill_cache(self, progress: bool, title: str) -> None:
+        def load(index: int) -> str | None:
+            try:
+                image, mask = read_resized(self.cases[index], self.image_size)
+            except CaseError as error:
+                return str(error)
+            if index < len(self._cache):
+                self._cache[index, ..., :3] = image
+                self._cache[index, ..., 3] = mask
+            return None
+
+        with ThreadPoolExecutor() as pool:
+            results = pool.map(load, range(len(self.cases)))
+            bar = tqdm(
+                results,
+                f"reading {title}",
+                len(self.cases),
+                disable=None if progress else True,
+                leave=False,
+            )
+            raise_problems([problem for problem in bar if problem], title)
+
+    @property
+    def cached_bytes(self) -> int:
+        """Memory that the decoded cases take."""
+        return self._cache.nbytes
+
+    def __len__(self) -> int:
+        return len(self.cases)
+
+    def pixels(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """Image (S, S, 3) and mask (S, S) of 0 and 1, uint8, before any augmentation."""
+        if index < len(self._cache):
+            kept = self._cache[index]
+            return kept[..., :3], kept[..., 3]
+        return read_resized(self.cases[index], self.image_size)
+
+    def __getitem__(self, key: tuple[int, int] | int) -> Sample:
+        epoch, index = key if isinstance(key, tuple) else (0, key)
+        image, mask = self.pixels(index)
+        seed = np.random.SeedSequence((self.seed, epoch, index)).generate_state(1, np.uint64)[0]
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(int(seed))
+            noise = torch.randn(self.noise_shape) * (torch.rand(()) < self.noise_probability)
+            picture, label = self.transform(
+                tv_tensors.Image(torch.from_numpy(image).permute(2, 0, 1)),
+                tv_tensors.Mask(torch.from_numpy(mask)[None]),
+            )
+        return Sample(
+            image=picture.as_subclass(torch.Tensor).contiguous(),
+            mask=label.as_subclass(torch.Tensor).float(),
+            noise=noise,
+            index=index,
+        )
+
+
+class EpochSampler(Sampler[tuple[int, int]]):
+    """A shuffled order of `(epoch, index)`, fixed by seed and epoch, that can start part-way."""
+
+    def __init__(self, length: int, seed: int) -> None:
+        self.length = length
+        self.seed = seed
+        self.epoch = 0
+        self.skip = 0
+
+    def start_at(self, epoch: int, skip: int = 0) -> None:
+        """Take the order of `epoch`, without its first `skip` cases."""
+        self.epoch, self.skip = epoch, skip
+
+    def __len__(self) -> int:
+        return self.length - self.skip
+
+    def order(self, epoch: int) -> list[int]:
+        """All indices in the order of `epoch`."""
+        return np.random.default_rng((self.seed, epoch)).permutation(self.length).tolist()
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        return ((self.epoch, index) for index in self.order(self.epoch)[self.skip :])
+
+
+def worker_died(error: RuntimeError) -> bool:
+    """Whether this is how torch reports a dead loader process, wherever the main one happens to be."""
+    return str(error).startswith("DataLoader worker (pid")
+
+
+def batches_of(loader: Iterable[Sample]) -> Iterator[Sample]:
+    """The batches of a loader; trouble in its processes is told as if there were none.
+
+    Raises CaseError for a case that can no longer be read, LoaderDied for a dead process.
+    """
+    batches = iter(loader)
+    while True:
+        try:
+            batch = next(batches)
+        except StopIteration:
+            return
+        except CaseError as error:
+            # a loader process puts its traceback before the message
+            raise CaseError(str(error).strip().rpartition("CaseError: ")[2]) from None
+        except RuntimeError as error:
+            if worker_died(error):
+                raise LoaderDied(error) from None
+            raise
+        yield batch
+
+
+def _start_worker(_: int) -> None:
+    torch.set_num_threads(1)
+    cv2.setNumThreads(0)  # the workers are the parallelism
+
+
+def make_loader(
+    dataset: SegmentationDataset,
+    batch_size: int,
+    *,
+    sampler: EpochSampler | None = None,
+    num_workers: int = 0,
+    pin_memory: bool = False,
+) -> DataLoader[Sample]:
+    """Batches of `Sample`; with a sampler shuffled and full ones only, else all in order."""
+    return DataLoader(
+        dataset,
+        batch_size,
+        sampler=sampler,
+        drop_last=sampler is not None,
+        num_workers=num_workers,
+        persistent_workers=num_workers > 0,
+        worker_init_fn=_start_worker,
+        pin_memory=pin_memory,
+    )

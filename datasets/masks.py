@@ -1,0 +1,28 @@
+"""What is foreground in a mask file."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from datasets.headers import ImageError
+
+
+def binary_mask(grey: np.ndarray) -> tuple[np.ndarray, str | None]:
+    """Foreground of a mask (H, W) as bool, and a note if it held more than 0 and one other value.
+
+    Masks of 0/1 and 0/255 (65535 at 16 bit) are taken as they are, others are cut at half of their
+    range. Raises ImageError for floating-point values, whose range nothing says.
+    """
+    if grey.dtype.kind == "f":
+        raise ImageError(
+            f"the mask holds {grey.dtype} values, expected whole numbers; "
+            "save it as PNG of 8 bits, 0 and 255"
+        )
+    low, high = int(grey.min()), int(grey.max())
+    full = np.iinfo(grey.dtype).max
+    if high <= 1 or np.isin(grey, (0, full)).all():
+        return grey > 0, None
+    note = f"values from {low} to {high}, expected 0/1 or 0/{full}; cut at half of that range"
+    if low == high:
+        return np.zeros(grey.shape, bool), note
+    return grey >= (low + high) / 2, note

@@ -1,0 +1,91 @@
+"""Any picture file as 8-bit RGB, to the pixels that training reads from the same file.
+
+PNG, JPEG, BMP and TIFF, grey or colour, with alpha (dropped) or 16 bits, turned as their orientation
+tag says; DICOM single frames. The declared size is checked before anything is decoded.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from datasets.dicom import read_dicom
+from datasets.headers import MAX_MEGAPIXELS, ImageError, check_image_size, check_megapixels, decode
+from datasets.windowing import Window, scale_to_8_bit
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".dcm", ".dicom")
+DARK_16_BIT = 8192  # a 16-bit picture without a value above this is black to the model
+BYTES_A_PIXEL = 8  # RGBA in 16 bits, the most that an uncompressed file needs
+HEADER_BYTES = 16 << 20
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture as the model sees it, upright."""
+
+    pixels: np.ndarray  # (H, W, 3) uint8, RGB
+    note: str = ""  # what a reader of its mask should know
+
+
+def read_content(path: Path, max_megapixels: float = MAX_MEGAPIXELS) -> bytes:
+    """The bytes of a picture file; ImageError where it cannot be read or no picture is so large."""
+    limit = int(max_megapixels * 1_000_000 * BYTES_A_PIXEL) + HEADER_BYTES
+    try:
+        if not path.is_file():
+            raise ImageError("is no file" if path.exists() else "does not exist")
+        with path.open("rb") as file:
+            content = file.read(limit + 1)
+    except OSError as error:
+        raise ImageError(f"cannot be read: {error.strerror}") from error
+    if len(content) > limit:
+        raise ImageError(
+            f"has over {limit >> 20} MiB, more than {max_megapixels:g} megapixels need"
+        )
+    return content
+
+
+def is_dicom(content: bytes) -> bool:
+    return content[128:132] == b"DICM"
+
+
+def read_picture(
+    content: bytes, max_megapixels: float = MAX_MEGAPIXELS, window: Window = None
+) -> Picture:
+    """Decode the content of a picture file.
+
+    Pictures of more than 8 bits are scaled to 8: without a `window` as in training, where 16 bits
+    lose their lower 8, and DICOM by the window in the file.
+
+    Raises ImageError, which names no path: not a picture, damaged, over `max_megapixels` millions of
+    pixels by its header, or without a defined scale.
+    """
+    if is_dicom(content):
+        return Picture(read_dicom(content, max_megapixels, window))
+
+    declared = check_declared_size(content, max_megapixels)
+    pixels = decode(content, cv2.IMREAD_ANYCOLOR | cv2.IMREAD_ANYDEPTH, max_megapixels)
+    notes = []
+    if pixels.shape[:2] == declared and declared[0] != declared[1]:
+        notes.append("turned upright by its orientation tag, and so are its mask and maps")
+    if pixels.dtype == np.uint16 and window is None:
+        if pixels.max() < DARK_16_BIT:
+            notes.append(
+                f"16 bits, but no value over {pixels.max()}: nearly black to the model; "
+                "--window auto spreads its own range"
+            )
+        pixels = decode(content, cv2.IMREAD_COLOR, max_megapixels)  # rounds as training does
+    else:
+        pixels = scale_to_8_bit(pixels, window)
+    conversion = cv2.COLOR_GRAY2RGB if pixels.ndim == 2 else cv2.COLOR_BGR2RGB
+    return Picture(cv2.cvtColor(pixels, conversion), "; ".join(notes))
+
+
+def check_declared_size(content: bytes, max_megapixels: float) -> tuple[int, int]:
+    """(width, height) by the header; ImageError if over the limit or no header is found."""
+    width, height = check_image_size(content, math.inf)
+    check_megapixels(width, height, max_megapixels)
+    return width, height

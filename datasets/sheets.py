@@ -1,0 +1,85 @@
+"""Pictures to look at: random cases with the contours of their masks, and twins side by side.
+
+`files` give each case's image and mask by name; results are (H, W, 3) BGR.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from datasets.headers import read_pixels
+from datasets.masks import binary_mask
+from datasets.twins import Twin
+from utils.files import atomic_write
+
+CASES = 30
+TWINS = 60
+CELL = 200
+"""Side of one image in pixels."""
+CONTOUR = (0, 220, 255)
+
+Files = Mapping[str, tuple[Path, Path]]
+
+
+def contact_sheet(files: Files, seed: int = 0) -> np.ndarray:
+    """Random cases with their contours."""
+    chosen = random.Random(seed).sample(sorted(files), min(CASES, len(files)))
+    return _grid([_labelled(_with_contour(*files[name]), name) for name in chosen], columns=6)
+
+
+def twin_sheet(files: Files, twins: Sequence[Twin], test: set[str]) -> np.ndarray:
+    """Pairs side by side: those across train and test first, of these the least certain first."""
+
+    def order(twin: Twin) -> tuple[bool, float]:
+        return (twin.first in test) == (twin.second in test), twin.correlation
+
+    cells = []
+    for twin in sorted(twins, key=order)[:TWINS]:
+        pair = []
+        for name in (twin.first, twin.second):
+            part = "test" if name in test else "train"
+            pair.append(_labelled(_with_contour(*files[name]), f"{name} ({part})"))
+        cells.append(np.hstack(pair))
+    return _grid(cells, columns=4)
+
+
+def write_sheet(path: Path, sheet: np.ndarray) -> None:
+    atomic_write(path, cv2.imencode(".png", sheet)[1].tobytes())
+
+
+def _with_contour(image_path: Path, mask_path: Path) -> np.ndarray:
+    image = _fitted(read_pixels(image_path, cv2.IMREAD_COLOR))
+    mask, _ = binary_mask(read_pixels(mask_path, cv2.IMREAD_GRAYSCALE | cv2.IMREAD_ANYDEPTH))
+    size = (image.shape[1], image.shape[0])
+    small = cv2.resize(mask.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST)
+    contours, _ = cv2.findContours(small, cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
+    return np.asarray(cv2.drawContours(image, contours, -1, CONTOUR, 1))
+
+
+def _fitted(image: np.ndarray) -> np.ndarray:
+    scale = CELL / max(image.shape[:2])
+    size = (max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale)))
+    return np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA))
+
+
+def _labelled(image: np.ndarray, label: str) -> np.ndarray:
+    """The image in a cell (CELL + 20, CELL + 4, 3) over its label."""
+    cell = np.zeros((CELL + 20, CELL + 4, 3), np.uint8)
+    cell[: image.shape[0], : image.shape[1]] = image
+    label = label if len(label) < 29 else f"{label[:26]}..."
+    cv2.putText(cell, label, (2, CELL + 14), cv2.FONT_HERSHEY_SIMPLEX, 0.4, (255, 255, 255))
+    return cell
+
+
+def _grid(cells: Sequence[np.ndarray], columns: int) -> np.ndarray:
+    if not cells:
+        return _labelled(np.zeros((1, 1, 3), np.uint8), "none")
+    blank = np.zeros_like(cells[0])
+    padded = [*cells, *[blank] * (-len(cells) % columns)]
+    rows = [np.hstack(padded[at : at + columns]) for at in range(0, len(padded), columns)]
+    return np.vstack(rows)

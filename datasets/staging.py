@@ -1,0 +1,143 @@
+"""A data set that is written beside its place and moved there whole.
+
+`datasets/.<name>.partial/` holds the work in progress, so a run that is killed can be resumed and
+is never taken for a prepared data set; the manifest `dataset.json` is written last.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from datasets.headers import MANIFEST
+from datasets.splits import Split, write_split
+from utils.errors import UserError
+from utils.files import atomic_write
+
+GROUPS = "groups.json"
+_PLAN = "plan"
+_PNG_END = b"IEND\xaeB`\x82"
+
+
+def known_groups(folder: Path) -> dict[str, str]:
+    """Group (patient, lesion) of each case that the data set was prepared with; {} for none.
+
+    UserError where the file is damaged.
+    """
+    path = folder / GROUPS
+    try:
+        content = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        raise UserError(f"{path}: damaged ({error}); prepare the data set again") from None
+    if not isinstance(content, dict):
+        raise UserError(
+            f"{path}: expected case names with their groups; prepare the data set again"
+        )
+    return {str(name): str(group) for name, group in content.items()}
+
+
+def read_manifest(folder: Path) -> dict[str, Any] | None:
+    """What `dataset.json` in a prepared folder says; None where the folder is not there.
+
+    Raises UserError where the folder holds something else than a prepared data set.
+    """
+    if not folder.exists():
+        return None
+    try:
+        manifest = json.loads((folder / MANIFEST).read_bytes())
+    except (OSError, ValueError):
+        manifest = None
+    if not isinstance(manifest, dict):
+        raise UserError(
+            f"{folder} exists, but is no data set that was prepared here (no readable {MANIFEST}); "
+            "move it away, or prepare into another place with --root DIR"
+        )
+    return manifest
+
+
+def split_file(folder: Path) -> Path:
+    """Where the split of the prepared data set `folder` lies."""
+    return folder / f"{folder.name}_train_test_names.json"
+
+
+class Staging:
+    """The unfinished data set `name`; use through `staged`."""
+
+    def __init__(self, root: Path, name: str) -> None:
+        self.folder = root / f".{name}.partial"
+        self.final = root / name
+
+    def begin(self, plan: Iterable[str]) -> bool:
+        """Make the folders; True if an earlier run of the same plan is resumed.
+
+        `plan` is lines that fix the outcome; what another plan left behind is deleted.
+        """
+        digest = hashlib.sha256("\n".join(plan).encode()).hexdigest()
+        record = self.folder / _PLAN
+        resumed = record.is_file() and record.read_text() == digest
+        if not resumed:
+            shutil.rmtree(self.folder, ignore_errors=True)
+        for part in ("images", "masks"):
+            (self.folder / part).mkdir(parents=True, exist_ok=True)
+        record.write_text(digest)
+        return resumed
+
+    def write(self, part: str, name: str, content: bytes) -> None:
+        """Write one file whole. It is not synced one by one, `finish` syncs them all."""
+        path = self.folder / part / name
+        temporary = path.with_name(f".{name}.tmp")
+        temporary.write_bytes(content)
+        temporary.replace(path)
+
+    def has(self, part: str, name: str, size: int | None = None) -> bool:
+        """Whether a file is there from an earlier run, whole: of `size` bytes, or a PNG to its end.
+
+        After a power failure a file may be there under its name and yet be empty.
+        """
+        path = self.folder / part / name
+        try:
+            if size is not None:
+                return path.stat().st_size == size
+            return path.read_bytes().endswith(_PNG_END)
+        except FileNotFoundError:
+            return False
+
+    def finish(
+        self, split: Split, manifest: Mapping[str, Any], groups: Mapping[str, Any] | None
+    ) -> Path:
+        """Write split, groups and manifest, make all durable, move the folder to its place."""
+        write_split(self.folder / split_file(self.final).name, split)
+        if groups:
+            atomic_write(self.folder / GROUPS, json.dumps(groups, indent=1) + "\n")
+        (self.folder / _PLAN).unlink()
+        os.sync()
+        atomic_write(self.folder / MANIFEST, json.dumps(manifest, indent=1) + "\n")
+        self.folder.rename(self.final)
+        return self.final
+
+
+@contextmanager
+def staged(root: Path, name: str) -> Iterator[Staging]:
+    """The unfinished data set `name`, which only one process at a time may work on."""
+    root.mkdir(parents=True, exist_ok=True)
+    lock = root / f".{name}.lock"
+    with lock.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"another process is preparing {root / name}; wait for it") from None
+        try:
+            if (root / name).exists():
+                raise UserError(f"another process has prepared {root / name} meanwhile")
+            yield Staging(root, name)
+        finally:
+            lock.unlink(missing_ok=True)

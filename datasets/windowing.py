@@ -1,0 +1,45 @@
+"""Pixel values of more than 8 bits to 8 bits, by a window: which values are black and which white."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from datasets.headers import ImageError
+from utils.errors import UserError
+
+Window = tuple[float, float] | str | None
+"""Values that become black and white: (low, high), "auto" for a picture's own range, or None."""
+
+
+def parse_window(text: str) -> Window:
+    """`auto` or `LOW,HIGH`; UserError for anything else."""
+    if text == "auto":
+        return text
+    try:
+        low, high = (float(value) for value in text.split(","))
+    except ValueError:
+        low = high = math.nan
+    if not -math.inf < low < high < math.inf:
+        raise UserError(f"a window is `auto` or LOW,HIGH with LOW below HIGH, got {text!r}")
+    return low, high
+
+
+def scale_to_8_bit(pixels: np.ndarray, window: Window) -> np.ndarray:
+    """Map `window` to 0..255 and clip; 8-bit pixels are returned as they are.
+
+    Raises ImageError for values that are not finite, and without a window for lack of a scale.
+    """
+    if pixels.dtype == np.uint8:
+        return pixels
+    if window is None:
+        raise ImageError(
+            f"has {pixels.dtype} pixels: say which values are black and white by --window LOW,HIGH "
+            "or --window auto"
+        )
+    if not np.isfinite(pixels).all():
+        raise ImageError("has pixels that are not a number")
+    low, high = (float(pixels.min()), float(pixels.max())) if isinstance(window, str) else window
+    scaled = (pixels.astype(np.float32) - low) * (255 / (high - low)) if high > low else pixels * 0
+    return np.clip(np.round(scaled), 0, 255).astype(np.uint8)

@@ -1,0 +1,116 @@
+"""Writing the cases of a source into a data set in the making."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import cv2
+import numpy as np
+from tqdm import tqdm
+
+from datasets.archives import Limits, Member
+from datasets.cases import MAX_ASPECT_DIFFERENCE
+from datasets.catalogue import DatasetSpec
+from datasets.headers import ImageError, decode
+from datasets.layouts import SourceCase
+from datasets.masks import binary_mask
+from datasets.staging import Staging
+from utils.errors import UserError
+from utils.machine import available_cores
+
+MAX_LISTED_PROBLEMS = 50
+
+
+def write_cases(
+    spec: DatasetSpec,
+    cases: Sequence[SourceCase],
+    staging: Staging,
+    limits: Limits,
+    problems: dict[str, str],
+) -> list[str]:
+    """Write all cases by a pool of threads; fills `problems`, returns notes about odd masks."""
+    notes: list[str] = []
+
+    def write(case: SourceCase) -> tuple[str, str | None, str | None]:
+        try:
+            return case.name, None, write_case(spec, case, staging, limits)
+        except UserError as error:
+            return case.name, str(error), None
+
+    pool = ThreadPoolExecutor(available_cores())
+    try:
+        done = pool.map(write, cases)
+        for name, problem, note in tqdm(
+            done, f"preparing {spec.name}", len(cases), unit="case", disable=None
+        ):
+            if problem:
+                problems[name] = problem
+            if note:
+                notes.append(note)
+    finally:
+        pool.shutdown(cancel_futures=True)
+    return notes
+
+
+def write_case(spec: DatasetSpec, case: SourceCase, staging: Staging, limits: Limits) -> str | None:
+    """Copy the image as it is and write the union of the masks as PNG of 0 and 255.
+
+    Returns a note if a mask held other values than 0 and 1 or 0 and 255. Raises UserError where a
+    file cannot be decoded or the aspect ratios of image and mask differ by over 1 %.
+    """
+    image = case.image.read()
+    image_name = spec.image_stem(case.name) + case.image.suffix
+    mask_name = spec.mask_stem(case.name) + spec.mask_ext
+    if staging.has("images", image_name, len(image)) and staging.has("masks", mask_name):
+        return None
+    height, width = _decoded(case.image, image, cv2.IMREAD_COLOR, limits).shape[:2]
+    masks: list[np.ndarray] = []
+    note = None
+    for file in case.masks:
+        if spec.any_label:  # in colour, as grey rounds the darkest palette entries to 0
+            mask = _decoded(file, file.read(), cv2.IMREAD_COLOR, limits).max(axis=2) > 0
+        else:
+            grey = _decoded(file, file.read(), cv2.IMREAD_GRAYSCALE | cv2.IMREAD_ANYDEPTH, limits)
+            try:
+                mask, odd = binary_mask(grey)
+            except ImageError as error:
+                raise UserError(f"{file}: {error}") from None
+            note = f"{file}: {odd}" if odd else note
+        ratio = (width * mask.shape[0]) / (height * mask.shape[1])
+        if max(ratio, 1 / ratio) > 1 + MAX_ASPECT_DIFFERENCE:
+            raise UserError(
+                f"the mask {file} has {mask.shape[1]} x {mask.shape[0]} px, "
+                f"the image {width} x {height}"
+            )
+        if masks and masks[0].shape != mask.shape:
+            raise UserError(f"the mask {file} differs in size from the case's other masks")
+        masks.append(mask)
+    union = np.logical_or.reduce(masks)
+    staging.write("images", image_name, image)
+    staging.write("masks", mask_name, png(union.astype(np.uint8) * 255))
+    return note
+
+
+def _decoded(file: Member, content: bytes, flags: int, limits: Limits) -> np.ndarray:
+    try:
+        return decode(content, flags, limits.megapixels)
+    except UserError as error:
+        raise UserError(f"{file}: {error}") from None
+
+
+def png(pixels: np.ndarray) -> bytes:
+    return cv2.imencode(".png", pixels)[1].tobytes()
+
+
+def listed_problems(name: str, problems: Mapping[str, str], drawn: bool) -> str:
+    """All problems as one message; `drawn`: the split was not read from a file."""
+    other_way = "remove them there" if drawn else "take them out of the split file"
+    lines = [f"{case}: {problem}" for case, problem in sorted(problems.items())]
+    more = len(lines) - MAX_LISTED_PROBLEMS
+    return (
+        f"{name} is not prepared, {len(lines)} problem(s):\n  "
+        + "\n  ".join(lines[:MAX_LISTED_PROBLEMS])
+        + (f"\n  and {more} more" if more > 0 else "")
+        + f"\nMend these in the source or {other_way}, then run this again"
+    )

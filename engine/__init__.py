@@ -1,0 +1,1 @@
+"""Training, evaluation and the plan of a run."""

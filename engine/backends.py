@@ -1,0 +1,167 @@
+"""What turns a batch of square images into probabilities: a run in PyTorch, or an ONNX file.
+
+The ONNX side imports nothing of PyTorch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+
+from utils.errors import UserError
+from utils.files import sha256
+
+if TYPE_CHECKING:
+    from models.system import SegmentationSystem
+    from utils.config import Config
+
+log = logging.getLogger("wavegms")
+
+ONNX_FORMAT = "wave-gms 1"
+"""Value of the metadata key `format` in the files of export.py."""
+
+
+class Backend(Protocol):
+    """A model that is ready to run."""
+
+    image_size: int
+    """Side S of its square input, pixels."""
+    threshold: float
+    """Probability from which a pixel is foreground, as the model was validated."""
+    sha256: str
+    """Of the file that holds the weights."""
+
+    def __call__(self, images: np.ndarray) -> np.ndarray:
+        """Images (B, 3, S, S) float32 in [0, 1] -> probabilities (B, S, S) float32."""
+
+
+def add_model_arguments(parser: argparse.ArgumentParser, onnx: bool = True) -> None:
+    """`--run`, `--config`, `--onnx` (one of them), `--weights` and `--set`."""
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument(
+        "--run", type=Path, metavar="DIR", help="folder of a run: config.yaml and best_model.pth"
+    )
+    source.add_argument("--config", type=Path, metavar="YAML", help="config of the model")
+    if onnx:
+        source.add_argument("--onnx", type=Path, metavar="FILE", help="model written by export.py")
+    parser.add_argument(
+        "--weights", type=Path, metavar="PTH", help="checkpoint, in place of the run's best"
+    )
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="key=value",
+        help="change a key of the run's config, such as vae_weights, GPUs or precision",
+    )
+
+
+def open_backend(arguments: argparse.Namespace) -> Backend:
+    """The model that the arguments of `add_model_arguments` name, its weights loaded."""
+    if arguments.onnx is None:
+        return TorchBackend(*find_run(arguments))
+    for name in ("weights", "set"):
+        if getattr(arguments, name):
+            raise UserError(f"--{name} goes with --run or --config: an ONNX file has its own")
+    return OnnxBackend(arguments.onnx)
+
+
+def find_run(arguments: argparse.Namespace) -> tuple[Config, Path]:
+    """Config and checkpoint that the arguments name; UserError where one is missing."""
+    from engine.build import find_checkpoint
+    from utils.config import load_config
+
+    if arguments.run is None:
+        config = load_config(arguments.config, arguments.set)
+        default = None
+    else:
+        path = arguments.run / "config.yaml"
+        if not path.is_file():
+            raise UserError(
+                f"{arguments.run} is not the folder of a run: it has no config.yaml. Name one as "
+                "train.py wrote it (ckpt/<experiment>/epochs_<N>), or use --config and --weights"
+            )
+        config = load_config(path, arguments.set)
+        default = arguments.run / "best_model.pth"
+    if chosen := arguments.weights or default:
+        config = config.model_copy(update={"model_weight": chosen})
+    return config, find_checkpoint(config)
+
+
+def load_system(config: Config, checkpoint: Path) -> SegmentationSystem:
+    """The trained system in eval mode; UserError if the checkpoint is another architecture's."""
+    from engine.build import system_from
+    from utils.checkpoints import load_weights
+
+    # compiling pays over a training, and a graph is exported from plain modules
+    system = system_from(config.model_copy(update={"compile": False}))
+    load_weights(checkpoint, system)
+    return system.eval()
+
+
+class TorchBackend:
+    """A trained run, on the first of its GPUs if there is one."""
+
+    def __init__(self, config: Config, checkpoint: Path) -> None:
+        from engine.device import describe_device, make_accelerator, use_gpus
+
+        use_gpus(config.GPUs[:1])
+        self._accelerator = make_accelerator(config.precision, 1, config.deterministic)
+        self._system = load_system(config, checkpoint).to(self._accelerator.device)
+        self.image_size = config.image_size
+        self.threshold = config.threshold
+        self.sha256 = sha256(checkpoint)
+        log.info("model: %s, %s", checkpoint, describe_device(self._accelerator))
+
+    def __call__(self, images: np.ndarray) -> np.ndarray:
+        import torch
+
+        with torch.inference_mode(), self._accelerator.autocast():
+            batch = torch.from_numpy(images).to(self._accelerator.device)
+            return self._system(batch)[:, 0].float().cpu().numpy()
+
+
+class OnnxBackend:
+    """A file of export.py, through ONNX Runtime (optional)."""
+
+    def __init__(self, path: Path) -> None:
+        try:
+            import onnxruntime
+        except ImportError as error:
+            raise UserError(
+                "--onnx needs ONNX Runtime: pip install 'onnxruntime>=1.20,<2'"
+            ) from error
+        if not path.is_file():
+            raise UserError(f"no ONNX file at {path}; write one with export.py")
+        available = onnxruntime.get_available_providers()
+        try:
+            # given as bytes, so that the file cannot refer to others beside it
+            self._session = onnxruntime.InferenceSession(
+                path.read_bytes(),
+                providers=[
+                    name
+                    for name in ("CUDAExecutionProvider", "CPUExecutionProvider")
+                    if name in available
+                ],
+            )
+        except Exception as error:  # ONNX Runtime's errors share no base
+            reason = next(iter(str(error).splitlines()), "") or type(error).__name__
+            raise UserError(f"{path} cannot be loaded by ONNX Runtime: {reason}") from error
+        metadata = self._session.get_modelmeta().custom_metadata_map
+        if metadata.get("format") != ONNX_FORMAT:
+            raise UserError(
+                f"{path} was not written by this export.py: its metadata key `format` is "
+                f"{metadata.get('format')!r}, expected {ONNX_FORMAT!r}"
+            )
+        self.image_size = int(metadata["image_size"])
+        self.threshold = float(metadata["threshold"])
+        self.sha256 = sha256(path)
+        log.info("model: %s, ONNX Runtime, %s", path, self._session.get_providers()[0])
+
+    def __call__(self, images: np.ndarray) -> np.ndarray:
+        (probability,) = self._session.run(None, {"image": images})
+        return probability[:, 0]

@@ -1,0 +1,131 @@
+"""Where a run computes: which GPUs, how many processes, which precision."""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+import platform
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from utils.errors import UserError
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from models.system import SegmentationSystem
+
+log = logging.getLogger("wavegms")
+
+
+def use_gpus(gpus: Sequence[int]) -> None:
+    """Limit the process to `gpus`; with several, start it again as one process a GPU.
+
+    Must run before anything touches CUDA. A CUDA_VISIBLE_DEVICES that is set already, and a launch
+    through torchrun, are left as they are. UserError if fewer GPUs exist than are named.
+    """
+    import torch
+
+    if "LOCAL_RANK" in os.environ:
+        return
+    present = torch.cuda.device_count()
+    if not present:
+        return
+    if "CUDA_VISIBLE_DEVICES" not in os.environ:
+        missing = [gpu for gpu in gpus if gpu >= present]
+        if missing:
+            raise UserError(f"GPUs names {missing}, but this machine has GPUs 0 to {present - 1}")
+        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, gpus))
+    elif len(gpus) > present:
+        raise UserError(
+            f"GPUs names {len(gpus)}, but CUDA_VISIBLE_DEVICES shows only {present} of them"
+        )
+    if len(gpus) > 1:
+        # torchrun passes these on and waits; by default SIGUSR1 would end it and leave the processes
+        os.environ.setdefault(
+            "TORCHELASTIC_SIGNALS_TO_HANDLE", "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
+        )
+        launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={len(gpus)}"]
+        os.execv(sys.executable, [sys.executable, *launch, *sys.argv])
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep the memory of freed tensors for the next ones; nothing happens elsewhere.
+
+    By default it gives large blocks back to the system, which zeroes them page by page when the next
+    step asks for them again: a fifth of the processor time of a training step on the CPU.
+    """
+    if platform.libc_ver()[0] != "glibc":
+        return
+    mallopt = ctypes.CDLL(None).mallopt
+    trim_threshold, mmap_max, arena_max = -1, -4, -8  # names in malloc.h
+    mallopt(mmap_max, 0)
+    mallopt(trim_threshold, 2**31 - 1)
+    mallopt(arena_max, 1)  # other arenas cannot hold large blocks; backward has a thread of its own
+
+
+def choose_layout(system: SegmentationSystem, on_gpu: bool) -> None:
+    """Put the weights, and thereby the activations, into the faster memory layout.
+
+    That is `channels_last`, but for a trained encoder on the CPU: the gradients of its weights, and
+    its group norms, are faster in the contiguous one.
+    """
+    import torch
+
+    system.to(memory_format=torch.channels_last)
+    encoder = system.parts().get("vae_model")
+    if encoder is not None and not on_gpu:
+        encoder.to(memory_format=torch.contiguous_format)
+
+
+def make_accelerator(precision: str, accumulate: int, deterministic: bool) -> Accelerator:
+    """The engine under the loop: device, mixed precision, gradient accumulation, processes."""
+    import torch
+    from accelerate import Accelerator, DistributedDataParallelKwargs, data_loader
+
+    # where Hugging Face's `datasets` is installed, it would import our package of that name
+    data_loader.is_datasets_available = lambda: False
+
+    on_gpu = torch.cuda.is_available()
+    if precision == "auto":
+        precision = "fp32"
+        if on_gpu:
+            precision = (
+                "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+            )
+    if precision == "fp16" and not on_gpu:
+        raise UserError("precision: fp16 needs a GPU; use fp32 (or auto) on the CPU")
+    if not on_gpu:
+        keep_freed_memory()
+    torch.set_flush_denormal(True)  # denormal numbers slow CPU training several times
+    torch.backends.cudnn.benchmark = not deterministic
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+    return Accelerator(
+        cpu=not on_gpu,
+        mixed_precision="no" if precision == "fp32" else precision,
+        gradient_accumulation_steps=accumulate,
+        step_scheduler_with_optimizer=False,
+        # weights that take no part in the loss, such as those of the head level3, get no gradient
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
+    )
+
+
+def resolved_precision(accelerator: Accelerator) -> str:
+    """`fp32`, `bf16` or `fp16`: what `precision: auto` stands for here."""
+    return {"no": "fp32"}.get(accelerator.mixed_precision, accelerator.mixed_precision)
+
+
+def describe_device(accelerator: Accelerator) -> str:
+    """For example `CPU, 2 threads, fp32` or `2 x NVIDIA A100, bf16`."""
+    import torch
+
+    count = accelerator.num_processes
+    if accelerator.device.type == "cuda":
+        name = torch.cuda.get_device_name(accelerator.device)
+    else:
+        name = f"CPU, {torch.get_num_threads()} threads"
+    return f"{f'{count} x ' if count > 1 else ''}{name}, {resolved_precision(accelerator)}"

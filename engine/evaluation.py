@@ -1,0 +1,177 @@
+"""From a trained model and the cases of a data set to masks, probabilities and pairs to score."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+
+from datasets.cases import Case, read_image, read_mask, resize_image, resize_mask
+from datasets.loading import SegmentationDataset, make_loader
+from models.system import SegmentationSystem
+from utils.errors import UserError
+from utils.files import atomic_write
+from utils.report import ReportCase
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+PROBABILITY_STEPS = 65535  # 16-bit PNG
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What the model says of one case, at the size at which it is scored."""
+
+    case: Case
+    probability: np.ndarray  # (H, W) float32 in [0, 1]
+    truth: np.ndarray  # (H, W) bool
+
+    def mask(self, threshold: float) -> np.ndarray:
+        return self.probability >= threshold
+
+
+@torch.inference_mode()
+def predict_cases(
+    system: SegmentationSystem,
+    cases: Sequence[Case],
+    image_size: int,
+    evaluation_size: int | str | None,
+    batch_size: int,
+    num_workers: int,
+    accelerator: Accelerator,
+    tta: bool = False,
+) -> Iterator[Prediction]:
+    """Predict the cases one batch at a time, in their order.
+
+    With `tta`, the probability is the mean over the eight orientations of the image.
+
+    The probability is resized (bilinear) to the evaluation size, before the threshold; the truth is
+    sampled (nearest) from the mask file at its own size. UserError for a case whose probability is
+    not a number, or whose files cannot be used.
+    """
+    dataset = SegmentationDataset(cases, image_size, title="test cases", progress=True)
+    system.to(accelerator.device).eval()
+    for batch in make_loader(dataset, batch_size, num_workers=num_workers):
+        with accelerator.autocast():
+            images = batch["image"].to(accelerator.device)
+            output = mean_over_orientations(system, images) if tta else system(images)
+            probabilities = output.float().cpu().numpy()
+        for index, probability in zip(batch["index"].tolist(), probabilities[:, 0], strict=True):
+            case = cases[index]
+            if not np.isfinite(probability).all():
+                raise UserError(
+                    f"the model's output for {case.name} is not a number: the checkpoint is damaged, "
+                    "or precision: fp32 is needed"
+                )
+            truth = read_mask(case.mask)
+            if evaluation_size == "native":
+                height, width = truth.shape
+            else:
+                height = width = int(evaluation_size or image_size)
+            if probability.shape != (height, width):
+                probability = cv2.resize(
+                    probability, (width, height), interpolation=cv2.INTER_LINEAR
+                )
+            yield Prediction(case, probability, resize_mask(truth, height, width).astype(bool))
+
+
+def mean_over_orientations(network: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+    """Test-time augmentation: the mean output (B, C, S, S) over four quarter turns, each mirrored too.
+
+    Every output is turned back before the mean (Wang et al. 2019, arXiv 1807.07356).
+    """
+    total = torch.zeros((), device=images.device)
+    for turns in range(4):
+        turned = images.rot90(turns, (2, 3)).contiguous()  # a transpose costs each forward a tenth
+        mirrored = network(turned.flip(3)).float().flip(3)
+        total = total + (network(turned).float() + mirrored).rot90(-turns, (2, 3))
+    return total / 8
+
+
+def mask_path(folder: Path, name: str) -> Path:
+    return folder / "binary" / f"{name}.png"
+
+
+def probability_path(folder: Path, name: str) -> Path:
+    return folder / "logits" / f"{name}.png"
+
+
+def save_prediction(folder: Path, prediction: Prediction, threshold: float) -> None:
+    """Write `binary/<name>.png`, 0 or 255, and `logits/<name>.png`, the probability in 16 bits."""
+    mask = prediction.mask(threshold).astype(np.uint8) * 255
+    steps = np.round(np.clip(prediction.probability, 0, 1) * PROBABILITY_STEPS).astype(np.uint16)
+    for path, pixels in (
+        (mask_path(folder, prediction.case.name), mask),
+        (probability_path(folder, prediction.case.name), steps),
+    ):
+        atomic_write(path, cv2.imencode(".png", pixels)[1].tobytes())
+
+
+def saving(
+    predictions: Iterable[Prediction], folder: Path, threshold: float
+) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+    """Save each prediction and pass on what is scored: name, mask, truth."""
+    for prediction in predictions:
+        save_prediction(folder, prediction, threshold)
+        yield prediction.case.name, prediction.mask(threshold), prediction.truth
+
+
+def read_probability(folder: Path, name: str) -> np.ndarray:
+    """The probability that `save_prediction` wrote, float32 in [0, 1]."""
+    pixels = cv2.imread(str(probability_path(folder, name)), cv2.IMREAD_UNCHANGED)
+    if pixels is None:
+        raise UserError(f"{probability_path(folder, name)} is missing or damaged: validate again")
+    return pixels.astype(np.float32) / PROBABILITY_STEPS
+
+
+def report_cases(cases: Iterable[Case], folder: Path) -> Iterator[ReportCase]:
+    """What the report shows of each case, read back from the saved predictions in `folder`."""
+    for case in cases:
+        probability = read_probability(folder, case.name)
+        image = resize_image(read_image(case.image), *probability.shape)
+        truth = resize_mask(read_mask(case.mask), *probability.shape).astype(bool)
+        yield ReportCase(case.name, image, truth, probability)
+
+
+def format_summary(data_set: str, summary: Mapping[str, Any]) -> str:
+    """The numbers of a validation for the terminal."""
+    metrics, hd95 = summary["metrics"], summary["hd95"]
+
+    def line(name: str, numbers: Mapping[str, Any], factor: float, unit: str) -> str:
+        if numbers["mean"] is None:
+            return f"  {name:<20} none"
+        low, high = (
+            f"{factor * bound:.2f}" if bound is not None else "?" for bound in numbers["ci95"]
+        )
+        return (
+            f"  {name:<20}{factor * numbers['mean']:7.2f} {unit:<3} (95 % interval {low} to {high})"
+        )
+
+    kept = summary["without_leaked"]
+    return "\n".join(
+        [
+            f"{data_set}: {summary['count']} test cases, "
+            f"{summary['misses']} missed, {summary['false_alarms']} false alarm(s)",
+            line("Dice", metrics["DSC"], 100, "%"),
+            line("IoU", metrics["IoU"], 100, "%"),
+            line("HD95", hd95["diagonal"], 1, "px"),
+            line("HD95, detected", hd95["detected"], 1, "px"),
+            line("HD95, misses as 0", hd95["zero"], 1, "px"),
+            *(
+                [
+                    line("Dice, no leaked", kept["metrics"]["DSC"], 100, "%")
+                    + f", {kept['count']} cases without a twin in train"
+                ]
+                if kept
+                else []
+            ),
+            f"  {summary['provenance']['selection']}",
+        ]
+    )

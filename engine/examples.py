@@ -1,0 +1,79 @@
+"""Pictures of a validation: an overlay of each case, and one figure from the best to the worst."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from utils.files import atomic_write
+from utils.metrics import Row
+from utils.report import ReportCase
+
+TRUTH_COLOUR = (255, 200, 0)  # RGB; told apart by every kind of colour vision
+PREDICTION_COLOUR = (0, 190, 255)
+OVERLAY_SIDE = 448
+QUANTILES = {
+    "best": 1.0,
+    "upper quartile": 0.75,
+    "median": 0.5,
+    "lower quartile": 0.25,
+    "worst": 0.0,
+}
+
+
+def outline_both(image: np.ndarray, truth: np.ndarray, prediction: np.ndarray) -> np.ndarray:
+    """The image (H, W, 3) uint8 enlarged, with both masks (H, W) bool outlined."""
+    scale = max(1, round(OVERLAY_SIDE / max(truth.shape)))
+    size = (truth.shape[1] * scale, truth.shape[0] * scale)
+    picture = cv2.resize(image, size, interpolation=cv2.INTER_LINEAR)
+    for mask, colour in ((truth, TRUTH_COLOUR), (prediction, PREDICTION_COLOUR)):
+        enlarged = cv2.resize(mask.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST)
+        outlines, _ = cv2.findContours(enlarged, cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
+        cv2.drawContours(picture, outlines, -1, colour, 2)
+    return picture
+
+
+def write_overlays(folder: Path, cases: Iterable[ReportCase], threshold: float) -> None:
+    """`<name>.png` of each case: the truth outlined in yellow, the prediction in blue."""
+    for case in cases:
+        picture = outline_both(case.image, case.truth, case.probability >= threshold)
+        encoded = cv2.imencode(".png", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))[1]
+        atomic_write(folder / f"{case.name}.png", encoded.tobytes())
+
+
+def names_by_quantile(rows: Sequence[Row]) -> dict[str, str]:
+    """The cases at the quantiles of Dice, from best to worst; of few cases only these two."""
+    ordered = [str(row["Name"]) for row in sorted(rows, key=lambda r: (r["DSC"], r["Name"]))]
+    if len(ordered) == 1:
+        return {"best": ordered[0]}
+    if len(ordered) < len(QUANTILES):
+        return {"best": ordered[-1], "worst": ordered[0]}
+    last = len(ordered) - 1
+    return {title: ordered[round(quantile * last)] for title, quantile in QUANTILES.items()}
+
+
+def draw_examples(
+    path: Path, rows: Sequence[Row], cases: Mapping[str, ReportCase], threshold: float
+) -> None:
+    """A column for each of `names_by_quantile`: image, truth, prediction."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    chosen = names_by_quantile(rows)
+    dice = {str(row["Name"]): float(row["DSC"]) for row in rows}
+    figure = Figure(figsize=(2.2 * len(chosen) + 0.4, 6.9), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(3, len(chosen), squeeze=False)
+    for column, (title, name) in enumerate(chosen.items()):
+        case = cases[name]
+        pictures = (case.image, case.truth, case.probability >= threshold)
+        for axis, picture in zip(axes[:, column], pictures, strict=True):
+            axis.imshow(picture, cmap="gray", vmin=0, vmax=None if picture.ndim == 3 else 1)
+            axis.set(xticks=[], yticks=[])
+        axes[0, column].set_title(f"{title}\nDice {dice[name]:.3f}", fontsize=10)
+    for axis, label in zip(axes[:, 0], ("image", "truth", "prediction"), strict=True):
+        axis.set_ylabel(label, fontsize=11)
+    atomic_write(path, lambda temporary: figure.savefig(temporary, dpi=90, format="png"))

@@ -1,0 +1,71 @@
+"""What a run has reached, epoch by epoch: `history.csv`, `curves.png`, TensorBoard."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from utils.files import atomic_write
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+Row = dict[str, float | int | None]
+
+
+def write_history(path: Path, rows: Sequence[Row]) -> None:
+    """Write one line an epoch; a value that was not measured in an epoch is left empty."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=list(rows[0]))
+    writer.writeheader()
+    for row in rows:
+        writer.writerow({k: f"{v:.9g}" if isinstance(v, float) else v for k, v in row.items()})
+    atomic_write(path, text.getvalue())
+
+
+def draw_curves(path: Path, rows: Sequence[Row], title: str) -> None:
+    """Draw losses, Dice and learning rate over the epochs."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(13, 3.8), layout="constrained")
+    FigureCanvasAgg(figure)
+    losses, scores, rate = figure.subplots(1, 3)
+
+    def draw(axis, key: str, **style: object) -> None:
+        points = [(row["epoch"], row[key]) for row in rows if row.get(key) is not None]
+        if points:
+            axis.plot(*zip(*points, strict=True), label=key, **style)
+
+    known = ("epoch", "lr")
+    for key in (k for k in rows[0] if k not in known and not k.endswith(("_dice", "_iou"))):
+        draw(losses, key, linewidth=2.2 if key == "loss" else 1.2)
+    losses.set(title="training losses", yscale="log")
+    for key in ("train_dice", "val_dice", "test_dice"):
+        draw(scores, key)
+    scores.set(title="Dice", ylim=(0, 1))
+    draw(rate, "lr")
+    rate.set(title="learning rate")
+    for axis in (losses, scores, rate):
+        axis.set_xlabel("epoch")
+        axis.grid(alpha=0.3)
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.legend(frameon=False)
+    figure.suptitle(title)
+    atomic_write(path, lambda temporary: figure.savefig(temporary, dpi=110, format="png"))
+
+
+def sample_panel(
+    images: torch.Tensor, masks: torch.Tensor, probabilities: torch.Tensor
+) -> np.ndarray:
+    """Rows of image, truth, probability: (N, 3, S, S), (N, 1, S, S) twice -> uint8 (N*S, 3*S, 3)."""
+    import torch
+
+    columns = (images, masks.expand_as(images), probabilities.expand_as(images))
+    panel = torch.cat([column.float().cpu() for column in columns], dim=3)
+    rows = panel.permute(0, 2, 3, 1).flatten(0, 1)
+    return (rows.clamp(0, 1) * 255).round().to(torch.uint8).numpy()

@@ -1,0 +1,124 @@
+"""Which pictures to predict, and a name for each."""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from datasets.pictures import SUFFIXES, is_dicom
+from utils.errors import UserError
+
+LONGEST_NAME = 200  # bytes; file systems take 255, temporary files and numbers add to it
+
+
+@dataclass(frozen=True)
+class Job:
+    """A picture to predict; its outputs are called `name`."""
+
+    name: str
+    path: Path
+
+    @property
+    def file(self) -> str:
+        """The path as text for people and tables."""
+        return printable(str(self.path))
+
+
+def find_jobs(inputs: Sequence[str], recursive: bool, out: Path) -> list[Job]:
+    """The pictures that files, folders and glob patterns name, each once, under unique names.
+
+    Of a folder, files with a known ending and DICOM files without one are taken, in the order of
+    their names; hidden ones and `out` are not. UserError lists inputs that do not exist or hold
+    nothing.
+    """
+    problems: list[str] = []
+    paths: dict[Path, None] = {}
+    for text in inputs:
+        path = Path(text)
+        if path.is_dir():
+            found = list(_pictures_in(path, recursive, out.resolve()))
+            hint = "" if recursive else "; --recursive looks into its folders"
+            problem = f"{text}: no pictures ({' '.join(SUFFIXES)}) in this folder{hint}"
+        elif path.exists():
+            found, problem = [path], ""
+        else:
+            matches = sorted(glob.glob(text, recursive=True))  # noqa: PTH207 - absolute patterns too
+            found = [Path(match) for match in matches if Path(match).is_file()]
+            problem = f"{text}: no such file, and as a pattern it matches none"
+        if not found:
+            problems.append(problem)
+        paths |= dict.fromkeys(found)
+    if problems:
+        raise UserError("nothing to predict:\n  " + "\n  ".join(problems))
+    return [Job(name, path) for path, name in unique_names(list(paths)).items()]
+
+
+def _pictures_in(folder: Path, recursive: bool, out: Path) -> Iterator[Path]:
+    for parent, folders, files in os.walk(folder):
+        folders[:] = sorted(
+            name
+            for name in folders
+            if recursive and not name.startswith(".") and (Path(parent) / name).resolve() != out
+        )
+        for name in sorted(files):
+            path = Path(parent) / name
+            if not name.startswith(".") and (
+                path.suffix.lower() in SUFFIXES or (not path.suffix and _holds_dicom(path))
+            ):
+                yield path
+
+
+def _holds_dicom(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            return path.is_file() and is_dicom(file.read(132))
+    except OSError:
+        return False
+
+
+def unique_names(paths: Sequence[Path]) -> dict[Path, str]:
+    """A name for the outputs of each path: its stem, or more of the path where stems agree.
+
+    Longer names are, in this order: stem_png, folder_stem, folder_stem_png, and so on upwards; a
+    number where even the whole path is no help. Names differ also where case does not count.
+    """
+    groups: dict[str, list[Path]] = defaultdict(list)
+    for path in paths:
+        groups[path.stem.casefold()].append(path)
+    names: dict[Path, str] = {}
+    taken: set[str] = set()
+    # stems that are alone keep their name, whatever the others are called
+    for group in sorted(groups.values(), key=len):
+        for path, name in zip(group, _distinct(group), strict=True):
+            number, candidate = 2, name
+            while candidate.casefold() in taken:
+                number, candidate = number + 1, f"{name}_{number}"
+            taken.add(candidate.casefold())
+            names[path] = candidate
+    return {path: names[path] for path in paths}
+
+
+def _distinct(group: Sequence[Path]) -> list[str]:
+    """The shortest names that tell the paths of the group apart, or their stems."""
+    absolute = [path.absolute() for path in group]
+    for depth in range(1, max(len(path.parts) for path in absolute)):
+        for suffix in (False, True):
+            names = [_name(path, depth, suffix) for path in absolute]
+            if len({name.casefold() for name in names}) == len(names):
+                return names
+    return [_name(path, 1, False) for path in absolute]
+
+
+def _name(path: Path, depth: int, suffix: bool) -> str:
+    ending = f"_{path.suffix[1:].lower()}" if suffix and path.suffix else ""
+    name = printable("_".join((*path.parts[1:][-depth:-1], path.stem)) + ending)
+    return name.encode()[-LONGEST_NAME:].decode(errors="ignore")
+
+
+def printable(text: str) -> str:
+    """`text` with control characters, and bytes that are no text, as question marks in a diamond."""
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)

@@ -1,0 +1,258 @@
+"""How much GPU memory training takes, found out without a GPU and without computing anything.
+
+One training step runs on fake tensors, which have shapes and no values, while every allocation and
+release is counted. The count holds what torch's allocator would hand out, on any device; the CUDA
+context and the convolutions' workspace, some hundred MB that depend on the GPU, come on top.
+"""
+
+from __future__ import annotations
+
+import weakref
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
+
+from models.system import SegmentationSystem
+from utils.errors import UserError
+
+BLOCK = 512  # bytes; the CUDA allocator rounds up to it
+GB = 1e9
+USABLE = 0.9  # of a GPU's memory: the rest is workspace and fragments
+LOW_PRECISION = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class MemoryEstimate:
+    """Peak memory of training, in bytes, by what holds it."""
+
+    batch_size: int
+    weights: int  # frozen ones and the averaged copy included
+    gradients: int
+    optimizer: int  # AdamW's two moments
+    step: int  # images, activations and what the backward pass needs for a moment, at their peak
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.gradients + self.optimizer + self.step
+
+    def largest_batch(self, available: float) -> int:
+        """The largest batch that `available` bytes hold; `step` grows with the batch alone."""
+        left = USABLE * available - (self.total - self.step)
+        return max(0, int(left * self.batch_size / self.step))
+
+
+class PeakMemory(TorchDispatchMode):
+    """While entered, counts the bytes of the tensors that live; those made before count nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.live = self.peak = 0
+        self._storages: dict[int, weakref.ref[torch.UntypedStorage]] = {}
+
+    def ignore(self, tensors: Any) -> None:
+        """Do not count these, nor what shares their memory."""
+        for tensor in tensors:
+            self._watch(tensor, 0)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_iter(result):
+            if isinstance(tensor, Tensor):
+                bytes_ = tensor.untyped_storage().nbytes()
+                self._watch(tensor, -(-bytes_ // BLOCK) * BLOCK)
+        self.peak = max(self.peak, self.live)
+        return result
+
+    def _watch(self, tensor: Tensor, bytes_: int) -> None:
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        if key in self._storages:
+            return
+
+        def release(_: object) -> None:
+            self.live -= bytes_
+            del self._storages[key]
+
+        self.live += bytes_
+        self._storages[key] = weakref.ref(storage, release)
+
+
+class CudaAutocast(TorchFunctionMode):
+    """Makes the CPU's autocast keep to float32 where CUDA's does and the CPU's does not.
+
+    These are the operations of our networks that differ; float32 is twice the memory.
+    """
+
+    in_float32 = (F.group_norm, F.interpolate, F.softmax)
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in self.in_float32:
+            args = (args[0].float(), *args[1:])
+        return func(*args, **(kwargs or {}))
+
+
+class _Step(nn.Module):
+    """Forward and backward in one call, so that both see the same stand-ins for the weights."""
+
+    def __init__(self, system: SegmentationSystem) -> None:
+        super().__init__()
+        self.system = system
+
+    def forward(self, image: Tensor, mask: Tensor, noise: Tensor) -> None:
+        # not called as a module: a compiled system would compile
+        losses: Any = self.system.forward(image, mask, noise)
+        losses["loss"].backward()
+
+
+def estimate_memory(
+    system: SegmentationSystem,
+    batch_size: int,
+    image_size: int,
+    precision: str,
+    averaged: bool = False,
+    processes: int = 1,
+) -> MemoryEstimate:
+    """Estimate the peak memory of training `system`, whose weights stay untouched.
+
+    Args:
+        batch_size: cases a process and batch.
+        image_size: side in pixels.
+        precision: `bf16` or `fp16`, mixed as by CUDA's autocast, or anything else for float32.
+        averaged: whether an average of the weights is kept.
+        processes: with several, their gradients are gathered in buckets of the same size.
+    """
+    trained = sum(_bytes(p) for p in system.parameters() if p.requires_grad)
+    weights = sum(map(_bytes, [*system.parameters(), *system.buffers()]))
+    return MemoryEstimate(
+        batch_size=batch_size,
+        weights=weights * (2 if averaged else 1),
+        gradients=trained * (2 if processes > 1 else 1),
+        optimizer=2 * trained,
+        step=_peak_of_step(system, batch_size, image_size, LOW_PRECISION.get(precision)),
+    )
+
+
+def _bytes(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
+
+
+def _peak_of_step(
+    system: SegmentationSystem, batch_size: int, image_size: int, dtype: torch.dtype | None
+) -> int:
+    """Bytes that forward and backward take beside weights and gradients."""
+    step = _Step(system)
+    fake, peak = FakeTensorMode(allow_non_fake_inputs=True), PeakMemory()
+    with ExitStack() as stack:
+        stack.enter_context(fake)
+        state = {
+            name: _stand_in(tensor) for name, tensor in step.state_dict(keep_vars=True).items()
+        }
+        state |= {name: _stand_in(tensor) for name, tensor in step.named_buffers()}
+        for tensor in state.values():
+            if tensor.requires_grad:
+                tensor.grad = torch.empty_like(tensor)
+        peak.ignore(state.values())
+        peak.ignore(tensor.grad for tensor in state.values() if tensor.grad is not None)
+        stack.enter_context(peak)
+        if dtype is not None:
+            stack.enter_context(torch.autocast("cpu", dtype))
+            stack.enter_context(CudaAutocast())
+        batches = [  # the loader puts the next batch on the GPU while this one is at work
+            [
+                torch.empty(batch_size, *shape)
+                for shape in (
+                    (3, image_size, image_size),
+                    (1, image_size, image_size),
+                    system.latent_shape(image_size),
+                )
+            ]
+            for _ in range(2)
+        ]
+        torch.func.functional_call(step, state, tuple(batches[0]))
+    return peak.peak
+
+
+def _stand_in(tensor: Tensor) -> Tensor:
+    """A fake tensor like it on the CPU; to be called in fake mode."""
+    like = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype)
+    return like.requires_grad_(tensor.requires_grad)
+
+
+def describe_memory(estimate: MemoryEstimate, precision: str, gpu_memory: int | None) -> str:
+    """The estimate as a line of the plan; `gpu_memory`: bytes of the GPU, where there is one."""
+    parts = (estimate.weights, estimate.gradients, estimate.optimizer, estimate.step)
+    weights, gradients, optimizer, step = (f"{part / GB:.2f}" for part in parts)
+    line = (
+        f"GPU memory: about {estimate.total / GB:.1f} GB a GPU at batch {estimate.batch_size}, "
+        f"{precision} (weights {weights}, gradients {gradients}, AdamW {optimizer}, images and "
+        f"activations {step}; CUDA itself and convolution workspace come on top)"
+    )
+    if gpu_memory is not None:
+        line += (
+            f"; this GPU has {gpu_memory / GB:.1f} GB, for batches up to "
+            f"{estimate.largest_batch(gpu_memory)}"
+        )
+    return line
+
+
+def available_memory(device: torch.device) -> int | None:
+    """Bytes of `device` that this process has or could get; None for the CPU."""
+    if device.type != "cuda":
+        return None
+    free, total = torch.cuda.mem_get_info(device)
+    mine = torch.cuda.memory_reserved(device)
+    return min(free + mine, int(total * torch.cuda.get_per_process_memory_fraction(device)))
+
+
+def split_batch(batch_size: int, accumulate: int, limit: int) -> tuple[int, int]:
+    """Another `batch_size`, at most `limit`, and `accumulate` of the same product."""
+    effective = batch_size * accumulate
+    smaller = max(b for b in range(1, max(1, limit) + 1) if effective % b == 0)
+    return smaller, effective // smaller
+
+
+def out_of_memory(
+    estimate: MemoryEstimate,
+    *,
+    image_size: int,
+    accumulate: int,
+    available: int | None,
+    checkpointed: bool,
+    has_saved: bool,
+) -> UserError:
+    """What to tell the user when training at `estimate.batch_size` ran out of memory.
+
+    Args:
+        available: bytes that the device had for this process; None if that is not known, then half
+            of the batch is proposed.
+        checkpointed: whether `checkpoint_decoder` is on already.
+        has_saved: whether there is a state that only the same batch_size goes on from.
+    """
+    batch = estimate.batch_size
+    # more was needed than estimated, or others took it meanwhile: then the batch shrinks all the same
+    limit = batch // 2 if available is None else min(estimate.largest_batch(available), batch - 1)
+    lines = [
+        f"out of memory with batches of {batch} at {image_size} px, which take about "
+        f"{estimate.total / GB:.1f} GB"
+        + (f" of {available / GB:.1f} GB available" if available is not None else "")
+    ]
+    if not checkpointed:
+        lines.append("checkpoint_decoder=true needs less and learns the same, only slower")
+    if limit >= 1:
+        smaller, times = split_batch(batch, accumulate, limit)
+        fits = "" if available is None else f"batches of up to {limit} should fit: "
+        again = ", with resume=never, since this run has saved a state" if has_saved else ""
+        lines.append(
+            f"{fits}batch_size={smaller} accumulate={times} has the same effective batch{again}"
+        )
+    else:
+        lines.append("not even one image fits: set a smaller image_size, or a smaller network")
+    return UserError("\n  ".join(lines))

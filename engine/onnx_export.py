@@ -1,0 +1,112 @@
+"""One self-contained inference graph in ONNX: image to probability, whatever the system.
+
+`image` (B, 3, S, S) float32 in [0, 1] -> `probability` (B, 1, S, S) float32 in [0, 1], B dynamic.
+Haar transform, encoder, latent mapping and the frozen decoder are inside; the threshold is left to
+the caller.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+
+from datasets.phantom import phantom_case
+from models.system import SegmentationSystem
+from utils.errors import UserError
+
+TOLERANCE = 1e-4
+BATCH_SIZES = (1, 2, 5)
+
+
+def export_graph(system: SegmentationSystem, image_size: int, metadata: Mapping[str, str]) -> bytes:
+    """The system as an ONNX file with `metadata`; UserError without the package onnx."""
+    try:
+        import onnx
+    except ImportError as error:
+        raise UserError(
+            "exporting needs onnx: pip install 'onnx>=1.17,<2' 'onnxruntime>=1.20,<2'"
+        ) from error
+
+    with warnings.catch_warnings(), tempfile.TemporaryDirectory() as folder:
+        traced = Path(folder) / "traced.onnx"
+        warnings.simplefilter("ignore")  # sizes become constants, which is meant for all but B
+        try:
+            torch.onnx.export(
+                system.eval(),
+                (torch.rand(2, 3, image_size, image_size),),
+                traced,
+                input_names=["image"],
+                output_names=["probability"],
+                dynamic_axes={"image": {0: "B"}, "probability": {0: "B"}},
+                opset_version=18,
+                dynamo=False,  # seconds where torch.export takes a minute, for the same numbers
+            )
+        except Exception as error:  # the tracer raises errors of every kind
+            reason = next(iter(str(error).splitlines()), "") or type(error).__name__
+            raise UserError(f"this model has a part that ONNX cannot express: {reason}") from error
+        model = onnx.load(traced)
+    onnx.helper.set_model_props(model, dict(metadata))
+    onnx.checker.check_model(model)
+    return model.SerializeToString()
+
+
+def check_parity(
+    system: SegmentationSystem, graph: bytes, image_size: int, tolerance: float = TOLERANCE
+) -> float:
+    """Largest difference between PyTorch and ONNX Runtime over BATCH_SIZES of test images.
+
+    Raises UserError: it is over `tolerance`, an output is not a number, nowhere between 0 and 1 (then
+    the comparison would show nothing), or there is no ONNX Runtime.
+    """
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise UserError(
+            "the exported graph is checked with ONNX Runtime: pip install 'onnxruntime>=1.20,<2'"
+        ) from error
+
+    session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
+    largest, shows_something = 0.0, False
+    for batch_size in BATCH_SIZES:
+        images = example_images(batch_size, image_size)
+        with torch.inference_mode():
+            expected = system(torch.from_numpy(images)).numpy()
+        (probability,) = session.run(None, {"image": images})
+        difference = float(np.abs(probability - expected).max())
+        if not difference <= tolerance:
+            raise UserError(
+                f"the exported graph differs from PyTorch by {difference:.2g} for a batch of "
+                f"{batch_size}, over {tolerance:g}, and was not kept. Untrained weights amplify "
+                "rounding; for trained ones try another version of torch or onnxruntime, or accept "
+                "the difference by --tolerance"
+            )
+        largest = max(largest, difference)
+        shows_something |= bool(((expected > 0) & (expected < 1)).any())
+    if not shows_something:
+        raise UserError(
+            "the model answers 0 or 1 everywhere on the images that it is checked with, so that the "
+            "exported graph cannot be compared: train it further"
+        )
+    return largest
+
+
+def example_images(count: int, size: int) -> np.ndarray:
+    """Ultrasound phantoms and coloured noise in turn, (count, 3, size, size) float32 in [0, 1]."""
+    rng = np.random.default_rng(0)
+    images = []
+    for index in range(count):
+        if index % 2 == 0:
+            grey = phantom_case(index, size=max(32, size)).image
+            image = cv2.cvtColor(cv2.resize(grey, (size, size)), cv2.COLOR_GRAY2RGB)
+        else:
+            coarse = cv2.resize(rng.random((6, 6, 3), np.float32), (size, size))
+            grain = rng.normal(0, 0.05, (size, size, 3))
+            image = np.round(255 * np.clip(coarse + grain, 0, 1)).astype(np.uint8)
+        images.append(image.transpose(2, 0, 1))
+    return np.stack(images).astype(np.float32) / 255

@@ -1,0 +1,246 @@
+"""The folder that predictions go to: files of each picture, a table, and the settings behind it.
+
+    masks/<name>.png            0 or 255
+    probabilities/<name>.png    probability x 65535, 16 bits
+    uncertainties/<name>.png    standard deviation x 65535, 16 bits; with test-time augmentation
+    overlays/<name>.jpg
+    predictions.csv             a row a picture
+    settings.json
+
+Every file appears whole or not at all. Rows are appended to predictions.partial.csv as pictures are
+done, a row after the files of its picture, so that a stopped run can go on.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+import cv2
+import numpy as np
+
+from engine.inputs import Job
+from engine.prediction import Segmentation
+from utils.errors import UserError
+from utils.files import atomic_write
+from utils.overlay import draw_overlay
+
+COLUMNS = (
+    "name",
+    "file",
+    "width",
+    "height",
+    "area_pixels",
+    "area_percent",
+    "mean_uncertainty",
+    "status",
+    "message",
+)
+STEPS = 65535  # 16-bit PNG
+OVERLAYS = ("jpg", "png", "none")
+
+Row = dict[str, str]
+
+
+class OutputFolder:
+    """Predictions on disk.
+
+    Args:
+        folder: made if it does not exist.
+        settings: what the files depend on; kept, and compared when a run goes on.
+        overlay: one of OVERLAYS.
+        tta: whether there is an uncertainty.
+    """
+
+    def __init__(
+        self, folder: Path, settings: Mapping[str, Any], overlay: str, tta: bool, threshold: float
+    ) -> None:
+        self.folder = folder
+        self.settings = dict(settings)
+        self.threshold = threshold
+        self._overlay = overlay
+        self._tta = tta
+        self._table = folder / "predictions.csv"
+        self._partial = folder / "predictions.partial.csv"
+        self._rows: dict[str, Row] = {}
+        self._journal: IO[str] | None = None
+
+    def open(self, jobs: Sequence[Job], resume: bool, overwrite: bool) -> list[Job]:
+        """Make ready for writing; returns the jobs that are still to be done.
+
+        Raises:
+            UserError: the folder holds predictions and neither `resume` nor `overwrite` is set, those
+                to go on with were made by other settings, or the folder cannot be written to.
+        """
+        used = self._table.exists() or self._partial.exists()
+        if used and not (resume or overwrite):
+            raise UserError(
+                f"{self.folder} holds predictions already: --resume goes on with them, --overwrite "
+                "starts again, or name another folder by --out"
+            )
+        if used and resume:
+            self._check_settings()
+            done = self._finished()
+            self._rows = {job.name: done[job.name] for job in jobs if self._is_done(job, done)}
+        with stops_when_full(self.folder):
+            for stale in self.folder.glob("*/.*.tmp"):  # of a run that was killed
+                stale.unlink(missing_ok=True)
+            atomic_write(self.folder / "settings.json", json.dumps(self.settings, indent=2) + "\n")
+            atomic_write(self._partial, _to_csv(self._rows.values()))
+            self._table.unlink(missing_ok=True)
+            self._journal = self._partial.open("a", encoding="utf-8")
+        return [job for job in jobs if job.name not in self._rows]
+
+    def paths(self, name: str) -> dict[str, Path]:
+        """The files of one picture by what they hold."""
+        paths = {
+            "mask": self.folder / "masks" / f"{name}.png",
+            "probability": self.folder / "probabilities" / f"{name}.png",
+        }
+        if self._tta:
+            paths["uncertainty"] = self.folder / "uncertainties" / f"{name}.png"
+        if self._overlay != "none":
+            paths["overlay"] = self.folder / "overlays" / f"{name}.{self._overlay}"
+        return paths
+
+    def write(self, job: Job, pixels: np.ndarray, note: str, segmentation: Segmentation) -> Row:
+        """Write the files of a picture; returns its row. May run in several threads.
+
+        UserError where the model's output is not a number; OSError where a file cannot be written.
+        """
+        if not np.isfinite(segmentation.probability).all():
+            raise UserError(
+                "the model's output is not a number: the checkpoint is damaged, or it needs "
+                "precision: fp32"
+            )
+        mask = segmentation.mask(self.threshold)
+        uncertainty = segmentation.uncertainty
+        maps = {"probability": segmentation.probability}
+        if uncertainty is not None:
+            maps["uncertainty"] = uncertainty
+        for what, path in self.paths(job.name).items():
+            if what == "mask":
+                image = mask.astype(np.uint8) * 255
+            elif what == "overlay":
+                image = draw_overlay(pixels, mask)[..., ::-1]
+            else:
+                image = _to_16_bit(maps[what])
+            atomic_write(path, _encode(path.suffix, image))
+        area = int(mask.sum())
+        return {
+            "name": job.name,
+            "file": job.file,
+            "width": str(mask.shape[1]),
+            "height": str(mask.shape[0]),
+            "area_pixels": str(area),
+            "area_percent": f"{100 * area / mask.size:.4f}",
+            "mean_uncertainty": "" if uncertainty is None else f"{uncertainty.mean():.6f}",
+            "status": "ok",
+            "message": note,
+        }
+
+    def fail(self, job: Job, reason: str) -> Row:
+        """The row of a picture that could not be predicted, without files."""
+        for path in self.paths(job.name).values():
+            path.unlink(missing_ok=True)  # of an earlier run
+        empty = dict.fromkeys(COLUMNS, "")
+        return empty | {
+            "name": job.name,
+            "file": job.file,
+            "status": "failed",
+            "message": " ".join(reason.split()),
+        }
+
+    def add(self, row: Row) -> None:
+        """Take a picture's row into the table."""
+        assert self._journal is not None
+        self._rows[row["name"]] = row
+        self._journal.write(_to_csv([row], header=False))
+        self._journal.flush()
+
+    def close(self, jobs: Sequence[Job]) -> list[Row]:
+        """Write the table in the order of the jobs; returns the rows of those that failed."""
+        assert self._journal is not None
+        rows = [self._rows[job.name] for job in jobs]
+        with stops_when_full(self.folder):
+            self._journal.close()
+            atomic_write(self._table, _to_csv(rows))
+            self._partial.unlink()
+        return [row for row in rows if row["status"] != "ok"]
+
+    def _check_settings(self) -> None:
+        path = self.folder / "settings.json"
+        try:
+            before = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"{path} cannot be read, so it is not known what made these predictions: "
+                "--overwrite starts again"
+            ) from error
+        if before != self.settings:
+            changed = "; ".join(
+                f"{key}: {before.get(key)} in the folder, {self.settings.get(key)} now"
+                for key in {**before, **self.settings}
+                if before.get(key) != self.settings.get(key)
+            )
+            raise UserError(
+                f"{self.folder} was predicted by other settings ({changed}): use the same, "
+                "--overwrite, or another --out"
+            )
+
+    def _finished(self) -> dict[str, Row]:
+        """Rows of an earlier run that are whole and went well."""
+        path = self._partial if self._partial.exists() else self._table
+        lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
+        return {
+            row["name"]: row
+            for row in csv.DictReader(
+                lines[:-1]
+            )  # after the last line's end nothing, or a torn one
+            if row.get("status") == "ok" and None not in row and None not in row.values()
+        }
+
+    def _is_done(self, job: Job, done: Mapping[str, Row]) -> bool:
+        return (
+            job.name in done
+            and done[job.name]["file"] == job.file
+            and all(path.is_file() for path in self.paths(job.name).values())
+        )
+
+
+@contextmanager
+def stops_when_full(folder: Path) -> Iterator[None]:
+    """Turn the OSError of a disk or folder that takes nothing more into a UserError."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"cannot write to {folder}: {error.strerror or error}. What is there is whole; "
+            "with space and permission, --resume goes on from here"
+        ) from error
+
+
+def _to_16_bit(values: np.ndarray) -> np.ndarray:
+    return np.round(np.clip(values, 0, 1) * STEPS).astype(np.uint16)
+
+
+def _encode(suffix: str, pixels: np.ndarray) -> bytes:
+    try:
+        return cv2.imencode(suffix, pixels)[1].tobytes()
+    except cv2.error as error:
+        height, width = pixels.shape[:2]
+        raise UserError(f"{width} x {height} px cannot be written as {suffix[1:]}") from error
+
+
+def _to_csv(rows: Iterable[Row], header: bool = True) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    if header:
+        writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()

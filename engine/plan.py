@@ -1,0 +1,84 @@
+"""What a run is going to do, before it does it."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from datasets.cases import DataSet
+from engine.build import selection_note, training_cases
+from engine.device import describe_device
+from models.system import SegmentationSystem
+from utils.config import Config
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+    from torch import nn
+
+PART_TITLES = {
+    "model": "latent mapping model",
+    "vae_model": "multi-resolution Haar encoder",
+    "skff_model": "SKFF",
+}
+
+
+def count_parameters(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def parameter_table(system: SegmentationSystem) -> str:
+    """Parameters by part, and their trainable sum."""
+    rows = [
+        (PART_TITLES.get(name, name), count_parameters(part), "trained")
+        for name, part in system.parts().items()
+    ]
+    trainable = sum(count for _, count, _ in rows)
+    rows += [(name, count_parameters(part), "frozen") for name, part in system.frozen().items()]
+    lines = [f"  {name:<32}{count:>12,}  {state}" for name, count, state in rows]
+    return "\n".join([*lines, f"trainable parameters: {trainable:,}"])
+
+
+def describe_run(
+    config: Config, data_set: DataSet, system: SegmentationSystem, accelerator: Accelerator
+) -> str:
+    """The plan as text."""
+    train, val = training_cases(config, data_set)
+    processes = accelerator.num_processes
+    batches = len(train) // config.batch_size // processes
+    steps = math.ceil(batches / config.accumulate)
+    effective = config.batch_size * config.accumulate * processes
+    return "\n".join(
+        [
+            parameter_table(system),
+            f"data set: {data_set.name} ({data_set.split_file}), {config.image_size} px",
+            f"cases: {len(train)} train, {len(val)} {config.select_on} for choosing, "
+            f"{len(data_set.test)} test",
+            f"effective batch: {effective} = {config.batch_size} x {config.accumulate} accumulated "
+            f"x {processes} process(es); peak learning rate {config.lr:g}",
+            f"steps per epoch: {steps}; epochs: {config.epochs}; steps in all: {steps * config.epochs}",
+            f"device: {describe_device(accelerator)}",
+            selection_note(config.select_on),
+            f"writes to: {config.run_folder}",
+        ]
+    )
+
+
+def memory_line(config: Config, system: SegmentationSystem, accelerator: Accelerator) -> str:
+    """The memory that training takes on a GPU; without one here, on a GPU that has bf16."""
+    import torch
+
+    from engine.memory import describe_memory, estimate_memory
+
+    on_gpu = accelerator.device.type == "cuda"
+    precision = accelerator.mixed_precision if on_gpu else config.precision
+    precision = {"auto": "bf16", "no": "fp32"}.get(precision, precision)
+    estimate = estimate_memory(
+        system,
+        config.batch_size,
+        config.image_size,
+        precision,
+        averaged=config.ema_decay > 0,
+        processes=accelerator.num_processes,
+    )
+    total = torch.cuda.get_device_properties(accelerator.device).total_memory if on_gpu else None
+    return describe_memory(estimate, precision, total)

@@ -1,0 +1,221 @@
+"""From pictures of any size to probabilities of the same size, batch by batch.
+
+A picture is resized to the model's square, or cut into overlapping tiles of it that are blended.
+With test-time augmentation each square goes through the model in its eight orientations (four
+quarter turns, each also mirrored); the outputs are turned back, their mean is the probability and
+their standard deviation the uncertainty (Wang et al. 2019, arXiv 1807.07356).
+
+Shapes: picture (H, W, 3) uint8, square (S, S, 3) uint8, probability (H, W) float32 in [0, 1].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+import cv2
+import numpy as np
+
+from datasets.cases import resize_image
+from engine.backends import Backend
+
+T = TypeVar("T")
+HELD_PIXELS = 64_000_000  # of pictures that wait for their batch to fill
+
+
+@dataclass(frozen=True)
+class Method:
+    """How a picture goes through the model."""
+
+    tiles: bool = False
+    """Cut into squares at its own resolution, rather than resized to one."""
+    overlap: float = 0.5
+    """Part of a tile's side that the next one covers too, 0 up to but without 1."""
+    tta: bool = False
+    """Average over the eight orientations."""
+
+
+@dataclass(frozen=True)
+class Segmentation:
+    """What the model says of a picture, at the picture's size."""
+
+    probability: np.ndarray  # (H, W) float32; not finite where the model's output was not
+    uncertainty: np.ndarray | None  # (H, W) float32 in [0, 0.5], with test-time augmentation
+
+    def mask(self, threshold: float) -> np.ndarray:
+        return self.probability >= threshold
+
+
+def segment(
+    backend: Backend, pictures: Iterable[tuple[T, np.ndarray]], method: Method, batch_size: int
+) -> Iterator[tuple[T, Segmentation]]:
+    """Segment the pictures in their order, each with the key that came with it.
+
+    Squares of several pictures share a batch, so at most a batch of pictures, or HELD_PIXELS, wait.
+    """
+    squares: list[np.ndarray] = []
+    owners: list[_Work[T]] = []
+
+    def run_batch() -> Iterator[tuple[T, Segmentation]]:
+        images = np.stack(squares).transpose(0, 3, 1, 2).astype(np.float32) / 255
+        for work, probability in zip(owners, backend(images), strict=True):
+            work.add(probability)
+            if work.complete:
+                yield work.key, work.canvas.result()
+        squares.clear()
+        owners.clear()
+
+    held = 0
+    for key, pixels in pictures:
+        work = _Work(key, _canvas(pixels, backend.image_size, method), method.tta)
+        for square in work.squares():
+            squares.append(square)
+            owners.append(work)
+            if len(squares) == batch_size:
+                yield from run_batch()
+                held = 0
+        held += pixels.shape[0] * pixels.shape[1]
+        if squares and held > HELD_PIXELS:
+            yield from run_batch()
+            held = 0
+    if squares:
+        yield from run_batch()
+
+
+def orientations(square: np.ndarray) -> Iterator[np.ndarray]:
+    """The eight orientations of (S, S, ...): quarter turns, each as it is and mirrored."""
+    for turns in range(4):
+        turned = np.rot90(square, turns)
+        yield turned
+        yield turned[:, ::-1]
+
+
+def upright(index: int, square: np.ndarray) -> np.ndarray:
+    """Undo the orientation that `orientations` yields at `index`."""
+    return np.rot90(square[:, ::-1] if index % 2 else square, -(index // 2))
+
+
+class _Canvas:
+    """Where the maps of a picture come together. A single square: the picture resized."""
+
+    def __init__(self, pixels: np.ndarray, side: int) -> None:
+        self.height, self.width = pixels.shape[:2]
+        self.count = 1
+        self._pixels: np.ndarray = pixels
+        self._side = side
+        self._maps: tuple[np.ndarray, np.ndarray | None]
+
+    def squares(self) -> Iterator[np.ndarray]:
+        yield resize_image(self._pixels, self._side, self._side)
+
+    def place(self, index: int, probability: np.ndarray, uncertainty: np.ndarray | None) -> None:
+        self._maps = probability, uncertainty
+
+    def result(self) -> Segmentation:
+        probability, uncertainty = self._maps
+        return Segmentation(
+            self._resized(probability), None if uncertainty is None else self._resized(uncertainty)
+        )
+
+    def _resized(self, values: np.ndarray) -> np.ndarray:
+        if values.shape == (self.height, self.width):
+            return values
+        return cv2.resize(values, (self.width, self.height), interpolation=cv2.INTER_LINEAR)
+
+
+class _TiledCanvas(_Canvas):
+    """Overlapping squares, weighted towards their centres; a small picture is padded by mirroring.
+
+    The uncertainty is blended like the probability, which bounds that of the blend from above.
+    """
+
+    def __init__(self, pixels: np.ndarray, side: int, overlap: float) -> None:
+        super().__init__(pixels, side)
+        below, right = max(0, side - self.height), max(0, side - self.width)
+        if below or right:
+            self._pixels = cv2.copyMakeBorder(pixels, 0, below, 0, right, cv2.BORDER_REFLECT)
+        padded_height, padded_width = self._pixels.shape[:2]
+        self._corners = [
+            (top, left)
+            for top in tile_starts(padded_height, side, overlap)
+            for left in tile_starts(padded_width, side, overlap)
+        ]
+        self.count = len(self._corners)
+        self._window = blending_window(side)
+        self._weight = np.zeros((padded_height, padded_width), np.float32)
+        self._probability = np.zeros_like(self._weight)
+        self._uncertainty: np.ndarray | None = None
+
+    def squares(self) -> Iterator[np.ndarray]:
+        for top, left in self._corners:
+            yield self._pixels[top : top + self._side, left : left + self._side]
+
+    def place(self, index: int, probability: np.ndarray, uncertainty: np.ndarray | None) -> None:
+        top, left = self._corners[index]
+        area = np.s_[top : top + self._side, left : left + self._side]
+        self._weight[area] += self._window
+        self._probability[area] += self._window * probability
+        if uncertainty is not None:
+            if self._uncertainty is None:
+                self._uncertainty = np.zeros_like(self._weight)
+            self._uncertainty[area] += self._window * uncertainty
+
+    def result(self) -> Segmentation:
+        own = np.s_[: self.height, : self.width]
+        weight = self._weight[own]
+        return Segmentation(
+            self._probability[own] / weight,
+            None if self._uncertainty is None else self._uncertainty[own] / weight,
+        )
+
+
+def _canvas(pixels: np.ndarray, side: int, method: Method) -> _Canvas:
+    return _TiledCanvas(pixels, side, method.overlap) if method.tiles else _Canvas(pixels, side)
+
+
+def tile_starts(length: int, side: int, overlap: float) -> list[int]:
+    """Evenly spaced starts of tiles that cover `length` >= `side` and overlap by at least that part."""
+    step = max(1, int(side * (1 - overlap)))
+    steps = -(-(length - side) // step)
+    return [round(index * (length - side) / max(1, steps)) for index in range(steps + 1)]
+
+
+def blending_window(side: int) -> np.ndarray:
+    """Weights (side, side) in (0, 1], a squared sine along each axis."""
+    ramp = np.sin(np.pi * (np.arange(side) + 0.5) / side) ** 2
+    return np.outer(ramp, ramp).astype(np.float32)
+
+
+class _Work(Generic[T]):
+    """One picture on its way: its squares go out in order and their outputs come back in order."""
+
+    def __init__(self, key: T, canvas: _Canvas, tta: bool) -> None:
+        self.key = key
+        self.canvas = canvas
+        self._placed = 0
+        self._outputs: list[np.ndarray] = []
+        self._orientations: Callable[[np.ndarray], Iterable[np.ndarray]] = (
+            orientations if tta else lambda square: (square,)
+        )
+        self._expected = 8 if tta else 1
+
+    @property
+    def complete(self) -> bool:
+        return self._placed == self.canvas.count
+
+    def squares(self) -> Iterator[np.ndarray]:
+        for square in self.canvas.squares():
+            yield from self._orientations(square)
+
+    def add(self, probability: np.ndarray) -> None:
+        self._outputs.append(upright(len(self._outputs), probability))
+        if len(self._outputs) < self._expected:
+            return
+        if self._expected == 1:
+            self.canvas.place(self._placed, self._outputs[0], None)
+        else:
+            outputs = np.stack(self._outputs)
+            self.canvas.place(self._placed, outputs.mean(0), outputs.std(0))
+        self._outputs.clear()
+        self._placed += 1

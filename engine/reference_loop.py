@@ -1,0 +1,111 @@
+"""The published recipe done the plain way: what the benchmark measures ours against.
+
+fp32, contiguous layout, image and mask encoded apart, three decodes apart, each loss read at each
+step, images decoded from disk at every access and augmented as float32 at their own size. It
+computes the same losses as `models.system`, from the same modules.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torchvision import tv_tensors
+from torchvision.transforms import v2
+
+from datasets.augmentation import training_augmentation
+from datasets.cases import Case, read_case
+from models.losses import LossWeights
+from models.system import LatentSystem
+
+SMOOTH = 1e-5
+
+
+class ReferenceLoop:
+    """Trains a Wave-GMS system; `vae` is the diffusers autoencoder that it was made with."""
+
+    def __init__(
+        self,
+        system: LatentSystem,
+        vae: Any,
+        weights: LossWeights,
+        lr: float = 2e-3,
+        weight_decay: float = 0.01,
+    ) -> None:
+        self.system, self.vae, self.weights = system, vae, weights
+        self.optimizer = torch.optim.AdamW(
+            [p for p in system.parameters() if p.requires_grad],
+            lr=lr,
+            weight_decay=weight_decay,
+            foreach=False,
+            fused=False,
+        )
+
+    def losses(self, image: Tensor, mask: Tensor, noise: Tensor) -> dict[str, Tensor]:
+        """The design's losses, one network call after the other."""
+        assert self.system.encoder is not None
+        with torch.no_grad():
+            image_latent = self.vae.encode(image * 2 - 1).latents
+            mask_latent = self.vae.encode(mask.expand(-1, 3, -1, -1) * 2 - 1).latents
+        mean, deviation = self.system.encoder(image)
+        sample = mean + deviation * noise
+        heads = self.system.mapping(sample)
+        lm, seg = image.new_zeros(()), image.new_zeros(())
+        for name in ("level2", "level1", "out"):
+            lm = lm + F.mse_loss(heads[name], mask_latent)
+            grey = self.vae.decode(heads[name]).sample.mean(1, keepdim=True)
+            grey = ((grey + 1) / 2).clamp(0, 1)
+            overlap = (grey * mask).sum((1, 2, 3))
+            size = grey.sum((1, 2, 3)) + mask.sum((1, 2, 3))
+            seg = seg + (1 - (2 * overlap + SMOOTH) / (size + SMOOTH)).mean()
+        cosine = 1 - F.cosine_similarity(sample, image_latent, dim=1)
+        align = 0.9 * cosine.mean() + 0.1 * F.smooth_l1_loss(sample, image_latent)
+        w = self.weights
+        return {
+            "loss": w.rec * lm + w.dice * seg + w.align * align,
+            "lm": lm,
+            "seg": seg,
+            "align": align,
+        }
+
+    def backward(self, losses: dict[str, Tensor]) -> None:
+        self.optimizer.zero_grad()
+        losses["loss"].backward()
+
+    def update(self, losses: dict[str, Tensor]) -> dict[str, float]:
+        """One step of the optimiser; returns the losses as numbers."""
+        self.optimizer.step()
+        return {name: value.item() for name, value in losses.items()}
+
+    @torch.inference_mode()
+    def probability(self, image: Tensor) -> Tensor:
+        """Probability (B, 1, S, S) of images in [0, 1]."""
+        assert self.system.encoder is not None
+        mean, _ = self.system.encoder(image)
+        rgb = self.vae.decode(self.system.mapping(mean)["out"]).sample
+        return ((rgb.mean(1, keepdim=True) + 1) / 2).clamp(0, 1)
+
+
+def reference_batches(
+    cases: Sequence[Case], image_size: int, batch_size: int, augment: bool
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Images and masks, decoded one by one in this process; augmented, then full batches only."""
+    transform = training_augmentation() if augment else v2.Identity()
+    resize = v2.Resize((image_size, image_size), antialias=True)
+    end = len(cases) - batch_size + 1 if augment else len(cases)
+    for start in range(0, end, batch_size):
+        images, masks = [], []
+        for case in cases[start : start + batch_size]:
+            pixels, label = read_case(case)
+            label = cv2.resize(label, pixels.shape[1::-1], interpolation=cv2.INTER_NEAREST)
+            image = tv_tensors.Image(torch.from_numpy(pixels).permute(2, 0, 1).float() / 255)
+            mask = tv_tensors.Mask(torch.from_numpy(np.ascontiguousarray(label))[None])
+            image, mask = resize(*transform(image, mask))
+            images.append(image.as_subclass(torch.Tensor))
+            masks.append(mask.as_subclass(torch.Tensor).float())
+        yield torch.stack(images), torch.stack(masks)

@@ -1,0 +1,162 @@
+"""Going on with a run: `last.pth` holds what that needs, and other settings are refused."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+from utils.config import Config, dump_config, load_config
+from utils.errors import UserError
+from utils.files import atomic_write
+from utils.runs import remove_leftovers, write_environment, writing_to
+from utils.tensor_files import load_tensors, save_tensors
+
+log = logging.getLogger("wavegms")
+
+LAST = "last.pth"
+BEFORE_LAST = "last.previous.pth"
+FORMAT = 1
+
+# settings that may change between the parts of a run: they do not touch what is learned (the split
+# file and the frozen weights are compared by their hashes)
+FREE_SETTINGS = {
+    "GPUs", "cache_mb", "channels_last", "checkpoint_decoder", "compile", "deterministic",
+    "drop_leaked", "evaluation_size", "hd95_empty", "log_every", "model_weight", "num_workers",
+    "phase", "pickle_file_path", "precision", "resume", "save_freq", "save_minutes", "save_seg_img_path",
+    "skip_nonfinite", "snapshot_path", "tta", "vae_weights", "validate_every",
+}  # fmt: skip
+
+
+def save_state(folder: Path, state: dict[str, Any]) -> None:
+    """Write `last.pth`, keeping the one before it until the new one is whole.
+
+    UserError if that fails; what was saved before is then still there.
+    """
+    last, before = folder / LAST, folder / BEFORE_LAST
+    incoming = folder / f"{LAST}.new"
+    with writing_to(folder):
+        save_tensors(incoming, {"format": FORMAT} | state)
+        if last.exists():
+            last.replace(before)
+        incoming.replace(last)
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def load_state(folder: Path) -> dict[str, Any] | None:
+    """The newest whole state in `folder`, or None if the run has not saved one.
+
+    A damaged file is reported and the one before it is taken. UserError if all are damaged.
+    """
+    damaged = []
+    for name in (LAST, f"{LAST}.new", BEFORE_LAST):
+        path = folder / name
+        if not path.exists():
+            continue
+        try:
+            state = load_tensors(path)
+            if not isinstance(state, dict) or state.get("format") != FORMAT:
+                raise ValueError("is not a training state of this version")
+        except Exception as error:  # torch.load has no common error for damaged files
+            log.warning("%s cannot be used (%s); trying the one before", path, error)
+            damaged.append(str(path))
+            continue
+        return state
+    if damaged:
+        raise UserError(
+            f"no saved state of this run can be read: {', '.join(damaged)}. "
+            "Delete them, or set resume=never, to start again"
+        )
+    return None
+
+
+def start_run(
+    folder: Path, config: Config, hashes: dict[str, str], precision: str, processes: int = 1
+) -> None:
+    """Record config and environment in `folder`, after checking that going on there makes sense.
+
+    `hashes` names what else the result rests on (split file, frozen weights), `precision` is the one
+    that `auto` stands for here, `processes` is how many share the work. UserError lists what differs
+    from the run that is there, or tells that its state is gone; nothing of it has been touched then.
+    With `resume: never` the weights of the run that is there are deleted.
+    """
+    states = [folder / name for name in (LAST, f"{LAST}.new", BEFORE_LAST)]
+    current = config.model_dump(mode="json")
+    if config.resume == "never":
+        weights = [folder / "best_model.pth", *folder.glob("epoch_*.pth")]
+        for path in (*states, *weights, folder / "history.csv"):
+            path.unlink(missing_ok=True)
+    elif any(path.exists() for path in states):
+        saved, environment = _recorded(folder)
+        changed = [
+            f"{key}: {saved.get(key)!r} in the saved run, {current[key]!r} now"
+            for key in current
+            if key not in FREE_SETTINGS and saved.get(key) != current[key]
+        ]
+        changed += [
+            f"the {name} is another file than in the saved run"
+            for name, value in hashes.items()
+            if environment["sha256"].get(name) != value
+        ]
+        if (before := environment.get("precision", precision)) != precision:
+            changed.append(
+                f"precision: {before} in the saved run, {precision} here; precision={before} keeps it"
+            )
+        if (before := environment.get("processes", 1)) != processes:
+            changed.append(
+                f"processes: {before} in the saved run, {processes} now, each with batches of "
+                f"{config.batch_size}"
+            )
+        if changed:
+            listed = "\n  ".join(changed)
+            raise UserError(
+                f"{folder} holds a run with other settings; going on would mix two experiments:\n"
+                f"  {listed}\n"
+                "Set them back, set another snapshot_path, or start again with resume=never"
+            )
+    elif _epochs_recorded(folder) > 1:  # after one epoch a kill may have come before the state
+        raise UserError(
+            f"{folder} holds a trained run, but no {LAST} to go on from; training again would "
+            "overwrite its weights. Set another snapshot_path, or start again with resume=never"
+        )
+    remove_leftovers(folder)
+    with writing_to(folder):
+        atomic_write(folder / "config.yaml", dump_config(config))
+        write_environment(
+            folder / "environment.json",
+            {
+                "precision": precision,
+                "processes": processes,
+                "seed": config.seed,
+                "sha256": hashes,
+            },
+        )
+
+
+def _epochs_recorded(folder: Path) -> int:
+    """Lines of history.csv below its header; 0 without weights or history."""
+    history = folder / "history.csv"
+    if not (folder / "best_model.pth").is_file() or not history.is_file():
+        return 0
+    return len(history.read_text(errors="replace").splitlines()) - 1
+
+
+def _recorded(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The config and the environment that the run in `folder` was started with."""
+    try:
+        saved = load_config(folder / "config.yaml").model_dump(mode="json")
+        environment = json.loads((folder / "environment.json").read_text())
+        if not isinstance(environment["sha256"], dict):
+            raise ValueError("environment.json holds no hashes")
+    except (UserError, OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{folder} holds a run whose settings cannot be read ({error}): "
+            "set another snapshot_path, or start again with resume=never"
+        ) from error
+    return saved, environment

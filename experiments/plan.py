@@ -1,0 +1,105 @@
+"""Which trials a sweep consists of, and what became of them: the part that its kinds differ in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Protocol
+
+from experiments.report import find_best, write_best, write_report
+from experiments.runner import Outcome, Trial
+from experiments.scores import SettingScores, score_setting
+from experiments.settings import Range, Sweep
+from experiments.trials import Setting, best_config, check_search, settings_of
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+class Plan(Protocol):
+    """What the runner and the report need to know of a sweep."""
+
+    def trials(self) -> Iterator[Trial]:
+        """The trials in the order in which they start; read lazily."""
+
+    def hopeless(self, trial: Trial) -> bool:
+        """Whether a running trial should be stopped for good."""
+
+    def ended(self, outcome: Outcome) -> None:
+        """Take note of a trial's end."""
+
+    def scores(self) -> list[tuple[Setting, SettingScores]]:
+        """All settings so far, and what they have scored."""
+
+    def figure(self, title: str) -> Figure | None:
+        """A drawing of its own for sweep.png, or None."""
+
+
+def make_plan(sweep: Sweep, owner: str, retry_failed: bool) -> Plan:
+    """The plan of a sweep whose slot is held under the identity `owner`."""
+    if sweep.settings.search:
+        from experiments.search import SearchPlan
+
+        return SearchPlan(sweep, owner, retry_failed)
+    return ListedPlan(sweep, settings_of(sweep))
+
+
+def describe_plan(sweep: Sweep) -> str:
+    """What would be run, after building every config; UserError if one does not fit."""
+    settings = sweep.settings
+    if settings.search:
+        check_search(sweep)
+        lines = [f"{settings.trials} settings, searched in:"]
+        for key, values in settings.search.items():
+            lines.append(f"  {key}: {values.text() if isinstance(values, Range) else values}")
+        runs = max(1, len(settings.seeds)) * (settings.folds or 1)
+        lines.append(f"runs of a setting: {runs}")
+    else:
+        listed = settings_of(sweep)
+        trials = [trial.name for setting in listed for trial in setting.trials]
+        lines = [f"{len(listed)} setting(s), {len(trials)} trial(s):"]
+        lines += [f"  {name}" for name in trials]
+    lines += [f"trials at a time: {settings.workers}", f"writes to: {sweep.folder}"]
+    return "\n".join(lines)
+
+
+class ListedPlan:
+    """A grid, variants, seeds, folds: everything is known beforehand."""
+
+    def __init__(self, sweep: Sweep, settings: list[Setting]) -> None:
+        self.settings = settings
+        variants = sweep.settings.variants.values()
+        self.keys = list(
+            dict.fromkeys([*(k for each in variants for k in each), *sweep.settings.grid])
+        )
+
+    def trials(self) -> Iterator[Trial]:
+        """The first run of every setting, then the second: a stopped sweep can be compared early."""
+        for runs in zip(*(setting.trials for setting in self.settings), strict=True):
+            yield from runs
+
+    def hopeless(self, trial: Trial) -> bool:
+        return False
+
+    def ended(self, outcome: Outcome) -> None:
+        pass
+
+    def scores(self) -> list[tuple[Setting, SettingScores]]:
+        return [(setting, score_setting(setting, self.keys)) for setting in self.settings]
+
+    def figure(self, title: str) -> None:
+        return None
+
+
+def report(sweep: Sweep, plan: Plan) -> list[SettingScores]:
+    """Write sweep.csv, sweep.md, sweep.png and, once there is a best setting, best.yaml."""
+    scores = plan.scores()
+    rows = [row for _, row in scores]
+    title = f"Sweep {sweep.path.stem}"
+    write_report(
+        sweep.folder, title, rows, select_on=sweep.base.select_on, figure=plan.figure(title)
+    )
+    best = find_best(rows)
+    for setting, row in scores:
+        if row is best:
+            write_best(sweep.folder, row, best_config(sweep, setting))
+    return rows

@@ -1,0 +1,54 @@
+"""What is known of a trial, in its run folder: `trial.json`."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from utils.errors import UserError
+from utils.files import atomic_write
+
+RECORD = "trial.json"
+
+Status = Literal["finished", "running", "interrupted", "failed", "pruned", "waiting"]
+
+
+@dataclass
+class Record:
+    """How far a trial has come and what it has cost, over all attempts.
+
+    `wall_seconds` and `cpu_seconds` (user and system, with child processes) are sums a step, such
+    as {"train": 812.4, "valid": 9.1}. An attempt whose runner was killed leaves no times; it is
+    counted in `untimed_attempts`, and the sums are then too low.
+    """
+
+    name: str
+    config: dict[str, Any]
+    status: Status = "waiting"
+    done: list[str] = field(default_factory=list)  # steps that ended well
+    attempts: int = 0
+    untimed_attempts: int = 0
+    wall_seconds: dict[str, float] = field(default_factory=dict)
+    cpu_seconds: dict[str, float] = field(default_factory=dict)
+    exit_code: int | None = None
+    error: str | None = None
+
+
+def read_record(folder: Path) -> Record | None:
+    """The record in a run folder, or None where there is none; UserError where it is no record."""
+    path = folder / RECORD
+    try:
+        return Record(**json.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(
+            f"{path} is not a trial's record ({error}). Delete it: the trial then goes on from "
+            "what train.py has saved"
+        ) from error
+
+
+def write_record(folder: Path, record: Record) -> None:
+    atomic_write(folder / RECORD, json.dumps(asdict(record), indent=2) + "\n")

@@ -1,0 +1,212 @@
+"""What a sweep has found so far: sweep.csv, sweep.md, sweep.png and best.yaml in its folder.
+
+One row a setting. Two intervals are kept apart: across runs (Student t over the seeds and folds of a
+setting: what another seed would change) and across cases (bootstrap over the test cases, of the
+scores averaged over runs: what other test images would change).
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, get_args
+
+from experiments.records import Status
+from experiments.scores import SettingScores
+from utils.config import Config, dump_config
+from utils.files import atomic_write
+from utils.runs import writing_to
+from utils.statistics import Description, describe, t_interval
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+STATUSES: tuple[Status, ...] = get_args(Status)
+MAX_BARS = 40  # settings drawn
+
+
+def find_best(rows: Sequence[SettingScores]) -> SettingScores | None:
+    """The setting with the highest mean validation Dice among those whose runs all finished."""
+    complete = [row for row in rows if row.complete]
+    return max(complete, key=lambda row: describe(row.val).mean, default=None)
+
+
+def write_report(
+    folder: Path,
+    title: str,
+    rows: Sequence[SettingScores],
+    *,
+    select_on: str,
+    figure: Figure | None = None,
+) -> None:
+    """Write the tables and the figure; without `figure` it is one of the settings' scores.
+
+    `select_on` is what chose the checkpoints, which the table tells.
+    """
+    drawn = figure or plot_settings(title, rows)
+    with writing_to(folder):
+        atomic_write(folder / "sweep.csv", to_csv(rows))
+        atomic_write(folder / "sweep.md", to_markdown(title, rows, select_on))
+        atomic_write(folder / "sweep.png", _png(drawn))
+
+
+def write_best(folder: Path, best: SettingScores, config: Config) -> None:
+    """Write `config`, that of the best setting, as best.yaml."""
+    runs = f"mean validation Dice {describe(best.val).mean:.4f} over {len(best.val)} run(s)"
+    with writing_to(folder):
+        atomic_write(folder / "best.yaml", f"# {best.name}: {runs}\n{dump_config(config)}")
+
+
+def to_csv(rows: Sequence[SettingScores]) -> str:
+    """One row a setting, unrounded; empty where there is nothing to tell."""
+    best = find_best(rows)
+    lines = []
+    for row in rows:
+        val, test = describe(row.val), describe(row.test)
+        cases = describe(row.cases if row.cases is not None else [])
+        line: dict[str, object] = {"setting": row.name, **row.values, "runs": row.planned}
+        line |= {status: row.statuses[status] for status in STATUSES}
+        for name, found, values in (("val", val, row.val), ("test", test, row.test)):
+            low, high = t_interval(values)
+            numbers = {"mean": found.mean, "std": found.std, "runs_low": low, "runs_high": high}
+            line |= {f"{name}_dice_{key}": _or_empty(value) for key, value in numbers.items()}
+        line |= {
+            "test_cases": cases.count,
+            "test_dice_cases_low": _or_empty(cases.low),
+            "test_dice_cases_high": _or_empty(cases.high),
+            "wall_seconds": round(row.wall_seconds, 1),
+            "cpu_seconds": round(row.cpu_seconds, 1),
+            "untimed_attempts": row.untimed_attempts,
+            "best": int(row is best),
+        }
+        lines.append(line)
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, list(lines[0]) if lines else ["setting"], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(lines)
+    return text.getvalue()
+
+
+def to_markdown(title: str, rows: Sequence[SettingScores], select_on: str) -> str:
+    """The table to read: best first; scores in per cent."""
+    best = find_best(rows)
+    tested = any(row.test for row in rows)
+    progress = _counts(sum((row.statuses for row in rows), start=Counter()))
+    header = ["setting", "n", "val Dice", "SD", "95 % across runs"]
+    header += ["test Dice", "SD", "95 % across runs", "95 % across cases"] if tested else []
+    lines = [
+        f"# {title}",
+        "",
+        f"{len(rows)} setting(s); runs: {progress or 'none yet'}. Dice in per cent.",
+        "",
+        _row([*header, "state", "wall s", "CPU s"]),
+        _row(["---", *["---:"] * (len(header) - 1), "---", "---:", "---:"]),
+    ]
+    for row in sorted(rows, key=_rank):
+        name = f"**{row.name}** (best)" if row is best else row.name
+        cells = [name, str(len(row.val)), *_across_runs(row.val)]
+        if tested:
+            cases = describe(row.cases if row.cases is not None else [])
+            cells += [*_across_runs(row.test), _interval(cases.low, cases.high)]
+        more = "+" if row.untimed_attempts else ""
+        seconds = [f"{each:.0f}{more}" for each in (row.wall_seconds, row.cpu_seconds)]
+        lines.append(_row([*cells, _counts(row.statuses), *seconds]))
+    lines += ["", _legend(rows, select_on, tested), ""]
+    errors = {name: error for row in rows for name, error in row.errors.items()}
+    if errors:
+        lines += ["Failed:", ""]
+        lines += [f"- `{name}`: {' '.join(error.split())}" for name, error in errors.items()]
+        lines.append("")
+    return "\n".join(lines)
+
+
+def plot_settings(title: str, rows: Sequence[SettingScores]) -> Figure:
+    """A line a setting, best on top: a dot a run, the mean and its interval across runs."""
+    from matplotlib.figure import Figure
+
+    shown = [row for row in sorted(rows, key=_rank) if row.val][:MAX_BARS]
+    tested = any(row.test for row in shown)
+    figure = Figure(figsize=(9 if tested else 6.4, 1.4 + 0.32 * len(shown)), layout="constrained")
+    panels = [("validation Dice, %", [row.val for row in shown])]
+    if tested:
+        panels.append(("test Dice, %", [row.test for row in shown]))
+    axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    for panel, (label, scores) in zip(axes, panels, strict=True):
+        _draw_runs(panel, scores)
+        panel.set_xlabel(label)
+    axes[0].set_yticks(range(len(shown)), [row.name for row in shown])
+    axes[0].set_ylim(max(1, len(shown)) - 0.5, -0.5)
+    figure.suptitle(f"{title}: runs, their mean and its 95 % interval", fontsize=11)
+    return figure
+
+
+def _draw_runs(axes: Axes, scores: Sequence[Sequence[float]]) -> None:
+    for height, values in enumerate(scores):
+        if not values:
+            continue
+        low, high = t_interval(values)
+        axes.plot([100 * each for each in values], [height] * len(values), "o", color="0.6", ms=4)
+        axes.plot([100 * low, 100 * high], [height] * 2, "|-", color="#d55e00")
+        axes.plot(100 * describe(values).mean, height, "D", color="#d55e00", ms=5)
+    axes.grid(axis="x", alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _png(figure: Figure) -> bytes:
+    png = io.BytesIO()
+    figure.savefig(png, format="png", dpi=130)
+    return png.getvalue()
+
+
+def _rank(row: SettingScores) -> tuple[bool, float]:
+    """Sorts complete settings before others, and the higher mean first."""
+    return (not row.complete, -describe(row.val).mean if row.val else math.inf)
+
+
+def _across_runs(values: Sequence[float]) -> list[str]:
+    found: Description = describe(values)
+    return [_percent(found.mean), _percent(found.std), _interval(*t_interval(values))]
+
+
+def _counts(statuses: Counter[Status]) -> str:
+    return ", ".join(f"{statuses[each]} {each}" for each in STATUSES if statuses[each])
+
+
+def _percent(value: float) -> str:
+    return "" if math.isnan(value) else f"{100 * value:.2f}"
+
+
+def _interval(low: float, high: float) -> str:
+    return "" if math.isnan(low) else f"{100 * low:.2f} to {100 * high:.2f}"
+
+
+def _or_empty(value: float) -> float | str:
+    return "" if math.isnan(value) else value
+
+
+def _legend(rows: Sequence[SettingScores], select_on: str, tested: bool) -> str:
+    text = ""
+    if select_on == "test":
+        text = "**Checkpoints and best setting were chosen on the TEST split (select_on: test).** "
+    text += (
+        "val Dice is each run's best epoch on the cases that chose it, so it is optimistic, the more "
+        "so the more settings are compared. n: finished runs (seeds, folds); SD across them; 95 % "
+        "across runs: Student t with n - 1 degrees of freedom."
+    )
+    if tested:
+        text += (
+            " 95 % across cases: bootstrap over the test cases, each one's Dice averaged over the "
+            "runs. The best setting was chosen by val Dice, not by test Dice."
+        )
+    if any(row.untimed_attempts for row in rows):
+        text += " +: without the seconds of an attempt whose sweep was killed."
+    return text
+
+
+def _row(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"

@@ -1,0 +1,339 @@
+"""Running named trials: each is an ordinary training run in a process of its own.
+
+    trials = [Trial("wave-gms_seed=1", config), ...]
+    outcomes = run_trials(trials, workers=2)
+
+The same call again goes on: finished trials are skipped, interrupted ones resumed by train.py,
+failed ones left alone unless `retry_failed`. In a trial's run folder (`config.run_folder`) lie
+
+    trial.yaml  the config that the commands are given
+    trial.log   what the commands printed
+    trial.json  the record, see `experiments.records`
+    trial.lock  held by the running command, also when its runner was killed
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import IO
+
+from experiments.records import Record, Status, read_record, write_record
+from utils.config import Config, dump_config, make_config
+from utils.errors import UserError
+from utils.files import atomic_write
+from utils.interruption import STOP_SIGNALS, Interrupted, StopRequest
+from utils.machine import available_cores
+from utils.runs import create_run_folder, writing_to
+
+ROOT = Path(__file__).resolve().parents[1]
+POLL_SECONDS = 0.2
+LAST_LINES = 5  # of the log, recorded as the error where there is no message
+MAX_ERROR = 2000  # characters of an error that are recorded
+NOTICE = "waiting for the running trials to save; once more leaves them to it"
+
+STOPPED_CODES = {code for number in STOP_SIGNALS for code in (-number, 128 + number)}
+
+Steps = Mapping[str, Sequence[str]]  # name of a step -> its command
+
+
+OWN_FILES = {"model_weight": None, "save_seg_img_path": None}
+"""Keys that a trial does not take from its base: it scores its own weights and writes by them."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One run: a name to call it by, and its config, whose `run_folder` no other trial shares."""
+
+    name: str
+    config: Config
+
+    @property
+    def folder(self) -> Path:
+        return self.config.run_folder
+
+    @property
+    def config_file(self) -> Path:
+        """The config on disk, written before a command of this trial starts."""
+        return self.folder / "trial.yaml"
+
+    @property
+    def log_file(self) -> Path:
+        """What its commands printed."""
+        return self.folder / "trial.log"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A trial, its record at the end, and whether a command of it ran or it was skipped."""
+
+    trial: Trial
+    record: Record
+    ran: bool
+
+
+def training_steps(trial: Trial) -> Steps:
+    """Train the trial."""
+    return {"train": _entry_point("train.py", trial)}
+
+
+def training_and_validation_steps(trial: Trial) -> Steps:
+    """Train the trial, then score it on the test split."""
+    return {"train": _entry_point("train.py", trial), "valid": _entry_point("valid.py", trial)}
+
+
+def _entry_point(script: str, trial: Trial) -> list[str]:
+    return [sys.executable, str(ROOT / script), "--config", str(trial.config_file)]
+
+
+def run_trials(
+    trials: Iterable[Trial],
+    workers: int = 1,
+    *,
+    steps: Callable[[Trial], Steps] = training_steps,
+    retry_failed: bool = False,
+    hopeless: Callable[[Trial], bool] | None = None,
+    on_end: Callable[[Outcome], None] | None = None,
+) -> list[Outcome]:
+    """Run each trial's steps one after the other, up to `workers` trials at a time.
+
+    `trials` is read lazily, one whenever a worker is free. `hopeless` is asked about every trial in
+    its first step several times a second; if it says so, the trial is stopped (SIGTERM) and counts
+    as pruned. `on_end` is told every outcome, also of trials that were skipped. A trial that fails
+    stops no other one. With several workers, each gets one of the config's GPUs, in turn.
+
+    On SIGINT, SIGTERM or SIGUSR1 the running commands get a SIGTERM; when they have saved and ended,
+    Interrupted is raised. A second signal leaves at once, and they save by themselves.
+    """
+    waiting = iter(trials)
+    exhausted = False
+    jobs: dict[int, _Job] = {}  # by worker
+    outcomes: list[Outcome] = []
+
+    def start_on(worker: int) -> None:
+        nonlocal exhausted
+        trial = next(waiting, None)
+        if trial is None:
+            exhausted = True
+        else:
+            hardware = _hardware(trial.config, worker, workers)
+            jobs[worker] = _Job(trial, steps(trial), hardware, retry_failed)
+
+    def take_ended() -> bool:
+        ended = [worker for worker, job in jobs.items() if job.advance()]
+        for worker in ended:
+            job = jobs.pop(worker)
+            outcomes.append(Outcome(job.trial, job.record, job.ran))
+            if on_end is not None:
+                on_end(outcomes[-1])
+        return bool(ended)
+
+    with StopRequest(NOTICE) as stop:
+        try:
+            while jobs or not (exhausted or stop.requested):
+                for worker in range(workers):
+                    if worker not in jobs and not exhausted and not stop.requested:
+                        start_on(worker)
+                for job in jobs.values():
+                    if stop.requested:
+                        job.stop("interrupted")
+                    elif hopeless is not None and job.in_first_step and hopeless(job.trial):
+                        job.stop("pruned")
+                if not take_ended() and jobs:
+                    time.sleep(POLL_SECONDS)
+        finally:  # only an error leaves jobs behind
+            for job in jobs.values():
+                job.stop("interrupted")
+            while not all(job.advance() for job in jobs.values()):
+                time.sleep(POLL_SECONDS)
+        if stop.signal_number is not None:
+            raise Interrupted(stop.signal_number)
+    return outcomes
+
+
+@dataclass(frozen=True)
+class _Hardware:
+    """What a worker's commands run on."""
+
+    gpus: tuple[int, ...]
+    environment: dict[str, str]
+
+
+def _hardware(config: Config, worker: int, workers: int) -> _Hardware:
+    """All of the config's GPUs for a single worker; else one GPU and a part of the cores each."""
+    environment = os.environ | {"TQDM_DISABLE": "1"}  # bars would fill the log
+    if workers == 1:
+        return _Hardware(config.GPUs, environment)
+    environment.setdefault("OMP_NUM_THREADS", str(max(1, available_cores() // workers)))
+    if not config.GPUs:
+        return _Hardware((), environment)
+    place = worker % len(config.GPUs)
+    gpu = config.GPUs[place]
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is None:
+        environment["CUDA_VISIBLE_DEVICES"] = str(gpu)
+    elif visible:  # GPUs counts these, or if it names larger numbers they are taken in turn
+        shown = visible.split(",")
+        number = gpu if max(config.GPUs) < len(shown) else place % len(shown)
+        environment["CUDA_VISIBLE_DEVICES"] = shown[number]
+    return _Hardware((gpu,), environment)
+
+
+class _Job:
+    """A trial on a worker, from taking its lock to the end of its last step."""
+
+    def __init__(self, trial: Trial, steps: Steps, hardware: _Hardware, retry_failed: bool) -> None:
+        self.trial, self.steps, self.hardware = trial, steps, hardware
+        self.retry_failed = retry_failed
+        self.record = Record(trial.name, trial.config.model_dump(mode="json"))
+        self._lock: IO[str] | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+        self._step = ""
+        self._started = 0.0
+        self._log_start = 0
+        self._stopped_as: Status | None = None
+        self.ran = False
+
+    @property
+    def in_first_step(self) -> bool:
+        """Whether its first command runs and was not asked to stop."""
+        running = self._process is not None and self._stopped_as is None
+        return running and self._step == next(iter(self.steps))
+
+    def stop(self, status: Status) -> None:
+        """Ask the running command to save and stop, once; the trial then ends with `status`."""
+        if self._stopped_as is None:
+            self._stopped_as = status
+            if self._process is not None:
+                self._process.terminate()  # SIGINT may be ignored, as it is by a shell's `&`
+
+    def advance(self) -> bool:
+        """Do what can be done without waiting; True when the trial has ended."""
+        if self._lock is None:
+            if self._stopped_as is not None:
+                return True
+            if not self._take_lock():
+                return False
+            self._take_up_record()
+        if self._process is not None and not self._command_ended():
+            return False
+        record = self.record
+        if record.status == "running":
+            todo = [step for step in self.steps if step not in record.done]
+            if todo and self._stopped_as is None:
+                self._start(todo[0])
+                return False
+            record.status = self._stopped_as if todo and self._stopped_as else "finished"
+            self._save()
+        self._release_lock()
+        return True
+
+    def _take_lock(self) -> bool:
+        """Whether nobody else runs this trial; a command left over by a killed runner may."""
+        create_run_folder(self.trial.folder)
+        file = (self.trial.folder / "trial.lock").open("a")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.close()
+            return False
+        self._lock = file
+        return True
+
+    def _release_lock(self) -> None:
+        if self._lock is not None:
+            self._lock.close()
+
+    def _take_up_record(self) -> None:
+        """Go on from the record on disk; its status stays as it is if there is nothing to do."""
+        found = read_record(self.trial.folder)
+        if found is not None:
+            if not _same_config(found, self.trial.config):  # train.py decides if it can go on
+                found = replace(found, status="waiting", done=[])
+            self.record = replace(found, config=self.record.config)
+        record = self.record
+        if all(step in record.done for step in self.steps):
+            record.status = "finished"
+            return
+        if record.status == "pruned" or (record.status == "failed" and not self.retry_failed):
+            return
+        if record.status == "running":  # its runner was killed
+            record.untimed_attempts += 1
+        record.status = "running"
+        record.attempts += 1
+        record.exit_code = record.error = None
+        config = self.trial.config.model_copy(update={"GPUs": self.hardware.gpus})
+        with writing_to(self.trial.folder):
+            atomic_write(self.trial.config_file, dump_config(config))
+        self._save()
+
+    def _start(self, step: str) -> None:
+        assert self._lock is not None
+        self._step = step
+        with self.trial.log_file.open("ab") as output:
+            self._log_start = output.tell()
+            self._process = subprocess.Popen(
+                self.steps[step],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env=self.hardware.environment,
+                start_new_session=True,  # Ctrl-C reaches it through `stop` alone, once
+                pass_fds=[self._lock.fileno()],
+            )
+        self._started = time.monotonic()
+        self.ran = True
+
+    def _command_ended(self) -> bool:
+        """Whether the command has ended; if so, what it cost and how it ended is recorded."""
+        process, record, step = self._process, self.record, self._step
+        assert process is not None
+        pid, status, usage = os.wait4(process.pid, os.WNOHANG)
+        if pid == 0:
+            return False
+        code = process.returncode = os.waitstatus_to_exitcode(status)
+        self._process = None
+        wall, cpu = time.monotonic() - self._started, usage.ru_utime + usage.ru_stime
+        record.wall_seconds[step] = round(record.wall_seconds.get(step, 0) + wall, 2)
+        record.cpu_seconds[step] = round(record.cpu_seconds.get(step, 0) + cpu, 2)
+        record.exit_code = code
+        if code == 0:
+            record.done.append(step)
+        elif self._stopped_as is not None:
+            record.status = self._stopped_as
+        elif code in STOPPED_CODES:
+            record.status = "interrupted"
+        else:
+            record.status = "failed"
+            record.error = self._last_words(code)
+        self._save()
+        return True
+
+    def _last_words(self, code: int) -> str:
+        """Why the command failed: its error message, or the last lines that it printed."""
+        with self.trial.log_file.open("rb") as file:
+            file.seek(max(self._log_start, file.seek(0, os.SEEK_END) - MAX_ERROR))
+            lines = file.read().decode(errors="replace").strip().splitlines()
+        starts = [i for i, line in enumerate(lines) if line.startswith("error: ")]
+        lines = lines[starts[-1] :] if starts else lines[-LAST_LINES:]
+        ending = f"ended by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+        return "\n".join([f"{self._step}: {ending}", *lines])
+
+    def _save(self) -> None:
+        with writing_to(self.trial.folder):
+            write_record(self.trial.folder, self.record)
+
+
+def _same_config(record: Record, config: Config) -> bool:
+    """Whether the record's config means the same; keys that are younger than it had their default."""
+    try:
+        return make_config(record.config) == config
+    except UserError:  # it has keys or values of another version
+        return False

@@ -1,0 +1,106 @@
+"""What finished and running trials have scored, read from their run folders."""
+
+from __future__ import annotations
+
+import csv
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from experiments.records import Record, Status, read_record
+from experiments.runner import Trial
+from experiments.trials import Setting, text_of
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+@dataclass(frozen=True)
+class SettingScores:
+    """A row of the report: one setting over its runs.
+
+    `val` is each finished run's best Dice on the cases held out, `test` its mean Dice on the test
+    split, `cases` (N,) the Dice of every test case averaged over these runs.
+    """
+
+    name: str
+    values: dict[str, str]
+    planned: int
+    statuses: Counter[Status]
+    val: list[float]
+    test: list[float] = field(default_factory=list)
+    cases: np.ndarray | None = None
+    wall_seconds: float = 0.0
+    cpu_seconds: float = 0.0
+    untimed_attempts: int = 0  # whose seconds are missing in these sums
+    errors: dict[str, str] = field(default_factory=dict)  # of failed trials, by name
+
+    @property
+    def complete(self) -> bool:
+        """Whether every run of it has finished."""
+        return len(self.val) == self.planned
+
+
+def validation_curve(trial: Trial) -> dict[int, float]:
+    """Dice on the cases that choose the checkpoint, by epoch, so far."""
+    column = f"{trial.config.select_on}_dice"
+    try:
+        with (trial.folder / "history.csv").open(newline="") as file:
+            rows = list(csv.DictReader(file))
+    except FileNotFoundError:
+        return {}
+    return {int(row["epoch"]): float(row[column]) for row in rows if row.get(column)}
+
+
+def best_validation(trial: Trial) -> float | None:
+    """The Dice that chose the checkpoint; None before the first validation."""
+    return max(validation_curve(trial).values(), default=None)
+
+
+def scores_by_case(trial: Trial) -> tuple[list[str], np.ndarray] | None:
+    """Names and Dice (N,) of the test cases; None if the trial was not validated."""
+    from utils.results import read_results
+
+    folder = trial.folder / f"valid_results_{trial.config.dataset}"
+    if not (folder / "results.csv").is_file():
+        return None
+    results = read_results(folder)
+    return results.names, results.values("DSC")
+
+
+def score_setting(setting: Setting, keys: Sequence[str]) -> SettingScores:
+    """What the runs of a setting have scored so far; `keys` are shown as its values."""
+    import numpy as np
+
+    records = {trial: read_record(trial.folder) for trial in setting.trials}
+    known = {trial: record for trial, record in records.items() if record is not None}
+    finished = [trial for trial, record in known.items() if record.status == "finished"]
+    tests = [scores for trial in finished if (scores := scores_by_case(trial)) is not None]
+    same_cases = len(tests) == len(finished) > 0 and all(names == tests[0][0] for names, _ in tests)
+    return SettingScores(
+        name=setting.name,
+        values=values_of(setting, keys),
+        planned=len(setting.trials),
+        statuses=Counter(_status(record) for record in records.values()),
+        val=[dice for trial in finished if (dice := best_validation(trial)) is not None],
+        test=[float(dice.mean()) for _, dice in tests],
+        cases=np.mean([dice for _, dice in tests], axis=0) if same_cases else None,
+        wall_seconds=sum(sum(record.wall_seconds.values()) for record in known.values()),
+        cpu_seconds=sum(sum(record.cpu_seconds.values()) for record in known.values()),
+        untimed_attempts=sum(record.untimed_attempts for record in known.values()),
+        errors={
+            trial.name: record.error or ""
+            for trial, record in known.items()
+            if record.status == "failed"
+        },
+    )
+
+
+def values_of(setting: Setting, keys: Sequence[str]) -> dict[str, str]:
+    """The setting's values of `keys`, as text."""
+    return {key: text_of(getattr(setting.trials[0].config, key)) for key in keys}
+
+
+def _status(record: Record | None) -> Status:
+    return "waiting" if record is None else record.status

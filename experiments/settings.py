@@ -1,0 +1,228 @@
+"""What a sweep's YAML may say: a config of a run with one more key, `sweep:`.
+
+    base: ../busi_train.yaml
+    snapshot_path: ckpt/sweeps/busi_lr
+    sweep:
+      grid: {lr: [5.0e-4, 1.0e-3, 2.0e-3]}
+      seeds: [1, 2, 3]
+
+docs/sweeps.md says more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    model_validator,
+)
+
+from utils.config import (
+    Config,
+    Count,
+    PositiveInt,
+    make_config,
+    parse_overrides,
+    read_mapping,
+    shown,
+    unknown_key,
+)
+from utils.errors import UserError
+
+PAGE = "docs/sweeps.md"
+BEST_NAME = "best"  # experiment folder that best.yaml trains into
+
+# keys that a sweep sets itself, and what to write in their place
+NOT_SWEPT = {
+    "seed": "list the seeds under `seeds:`",
+    "fold": "set the number of folds by `folds:` under `sweep:`",
+    "folds": "set the number of folds by `folds:` under `sweep:`",
+    "snapshot_path": "each trial gets a folder of its own in the sweep's snapshot_path",
+    "resume": "a sweep resumes its trials",
+}
+
+Number = int | float
+Choices = Annotated[list[Any], Field(min_length=1)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$", max_length=60)]
+
+
+class Range(BaseModel):
+    """The values of one key that a search may try."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    low: Number = Field(description="Smallest value")
+    high: Number = Field(description="Largest value")
+    log: bool = Field(False, description="Whether factors count rather than differences")
+    step: Number | None = Field(None, description="Only low, low + step, ...")
+
+    @model_validator(mode="after")
+    def _agree(self) -> Range:
+        if self.low >= self.high:
+            raise ValueError(f"low is {self.low:g} and high {self.high:g}, expected low below high")
+        if self.log and self.low <= 0:
+            raise ValueError(f"log: true needs low above 0, got {self.low:g}")
+        if self.step is not None and (self.log or self.step <= 0):
+            raise ValueError(f"step is {self.step:g}, expected a number above 0 and no log: true")
+        return self
+
+    def text(self) -> str:
+        """For example `0.0001 to 0.01, log`."""
+        extra = ", log" if self.log else f", step {self.step:g}" if self.step else ""
+        return f"{self.low:g} to {self.high:g}{extra}"
+
+
+class SweepSettings(BaseModel):
+    """The mapping under `sweep:`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+    grid: dict[str, Choices] = Field(
+        {}, description="Key of the config -> values; all combinations"
+    )
+    variants: dict[Name, dict[str, Any]] = Field(
+        {}, description="Name -> keys of the config that make this variant"
+    )
+    search: dict[
+        str,
+        Annotated[
+            Annotated[Range, Tag("range")] | Annotated[Choices, Tag("choices")],
+            Discriminator(lambda value: "choices" if isinstance(value, list) else "range"),
+        ],
+    ] = Field({}, description="Key of the config -> range or list of choices, searched by Optuna")
+    trials: PositiveInt | None = Field(None, description="Settings that a search tries")
+    startup_trials: Count = Field(10, description="Settings drawn at random before TPE chooses")
+    prune: bool = Field(True, description="Stop the trials of a search that are below the median")
+    prune_startup_trials: Count = Field(5, description="Finished settings before any is pruned")
+    prune_warmup_epochs: Count = Field(5, description="Epochs in which no trial is pruned")
+    storage: str | None = Field(
+        None, description="Optuna storage URL that several machines share; default: SQLite here"
+    )
+    study: str | None = Field(None, description="Name in the storage; default: the folder's name")
+    seeds: tuple[Annotated[int, Field(ge=0, lt=2**63)], ...] = Field(
+        (), description="Each setting is run once a seed"
+    )
+    folds: Annotated[int, Field(ge=2)] | None = Field(
+        None, description="Each setting is run once a fold of train, which is held out"
+    )
+    workers: PositiveInt = Field(1, description="Trials at a time")
+    validate_runs: bool = Field(
+        False, alias="validate", description="Also run valid.py on the test split"
+    )
+
+    @model_validator(mode="after")
+    def _agree(self) -> SweepSettings:
+        if not (self.grid or self.variants or self.search or self.seeds or self.folds):
+            raise ValueError("nothing to run: give grid, variants, search, seeds or folds")
+        if self.search and (self.grid or self.variants):
+            raise ValueError("search goes with neither grid nor variants: make two sweeps")
+        if bool(self.search) != bool(self.trials):
+            raise ValueError("search and trials belong together: `trials: 20` ends the search")
+        if self.storage and not self.search:
+            raise ValueError("storage is for search alone")
+        if BEST_NAME in self.variants:
+            raise ValueError(f"a variant cannot be called {BEST_NAME}, the folder of best.yaml")
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seeds has a seed twice: {list(self.seeds)}")
+        swept = [
+            *self.grid,
+            *self.search,
+            *(key for each in self.variants.values() for key in each),
+        ]
+        for key in swept:
+            if key in NOT_SWEPT:
+                raise ValueError(f"{key} cannot be swept: {NOT_SWEPT[key]}")
+        twice = sorted({key for each in self.variants.values() for key in each} & set(self.grid))
+        if twice:
+            raise ValueError(f"{', '.join(twice)} is set by grid and by a variant; leave one out")
+        return self
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A sweep as loaded: the values that all trials share, and what differs between them."""
+
+    path: Path
+    values: dict[str, Any]
+    settings: SweepSettings
+    base: Config  # the shared values, validated
+
+    @property
+    def folder(self) -> Path:
+        """Where the trials and the reports are written."""
+        return self.base.snapshot_path
+
+    def config(self, overrides: dict[str, Any]) -> Config:
+        """The shared values with `overrides`; UserError that names these if they do not fit."""
+        changed = ", ".join(f"{key}: {shown(value)}" for key, value in overrides.items())
+        return make_config(self.values | overrides, f"{self.path} with {changed}")
+
+
+def load_sweep(path: Path, overrides: Sequence[str] = ()) -> Sweep:
+    """Read a sweep's YAML with `key=value` and `sweep.key=value` overrides.
+
+    UserError for whatever is wrong in it, but for the values of single trials.
+    """
+    values = read_mapping(path) | parse_overrides(
+        [each for each in overrides if not each.startswith("sweep.")]
+    )
+    given = values.pop("sweep", None)
+    if not isinstance(given, dict):
+        raise UserError(
+            f"{path} has no mapping under `sweep:`, got {shown(given)}. For a single run use "
+            f"train.py; see {PAGE}"
+        )
+    own = [each.removeprefix("sweep.") for each in overrides if each.startswith("sweep.")]
+    try:
+        settings = SweepSettings(**given | parse_overrides(own))
+    except (ValidationError, TypeError) as error:  # the latter for keys that are no text
+        raise UserError(_explain(error, path)) from error
+    base = make_config(values, str(path))
+    if base.resume == "never":
+        raise UserError(f"{path}: resume: never would lose trials that were stopped; leave it out")
+    if base.select_on == "test" and settings.folds:
+        raise UserError(f"{path}: folds choose on the fold held out: set select_on: val")
+    return Sweep(path, values, settings, base)
+
+
+def _explain(error: ValidationError | TypeError, path: Path) -> str:
+    if isinstance(error, TypeError):
+        return f"{path}: the keys under `sweep:` must be names ({error})"
+    lines = []
+    for problem in error.errors(include_url=False):
+        *parents, key = [
+            str(part) for part in problem["loc"] if part not in ("range", "choices")
+        ] or [""]
+        where = ".".join(["sweep", *parents, key]).rstrip(".")
+        if problem["type"] == "extra_forbidden":
+            known = Range.model_fields if parents else _names(SweepSettings)
+            lines.append(f"{'.'.join(['sweep', *parents])}: {unknown_key(key, known, PAGE)}")
+        elif problem["type"] == "value_error":
+            lines.append(f"{where}: {problem['ctx']['error']}")
+        else:
+            lines.append(f"{where}: {problem['msg']}, got {shown(problem['input'])}")
+    return f"{path}:\n" + "\n".join(f"  {line}" for line in dict.fromkeys(lines))
+
+
+def _names(model: type[BaseModel]) -> list[str]:
+    """The keys of a model as they are written."""
+    return [field.alias or name for name, field in model.model_fields.items()]
+
+
+def describe_settings() -> str:
+    """All keys under `sweep:` as a Markdown table, for docs/sweeps.md."""
+    lines = ["| key | default | meaning |", "|---|---|---|"]
+    for name, field in SweepSettings.model_fields.items():
+        default = field.default
+        written = "`none`" if default in (None, (), {}) else f"`{str(default).lower()}`"
+        lines.append(f"| `{field.alias or name}` | {written} | {field.description} |")
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,127 @@
+"""The settings of an accuracy study: systems by seeds by splits, as YAML, and the runs they mean.
+
+    title: BUSI, full recipe
+    protocol: what was trained on what and for how long, in a sentence
+    config: ../busi_train.yaml        # relative to this file
+    settings: {save_freq: 20}         # keys of the config, for every run
+    seeds: [1, 2, 3]
+    splits:
+      published: datasets/busi/busi_train_test_names.json
+      grouped: datasets/busi/busi_grouped_train_test_names.json
+    systems:
+      Wave-GMS: {}
+      SFT: {vae_model: tiny_vae, guidance_method: wavelet}
+
+A run's folder is `<folder>/<system>/<split>/seed_<n>/epochs_<N>`, `folder` being
+`ckpt/studies/<name of the YAML file>` unless it is given.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from experiments.runner import OWN_FILES, Trial
+from utils.config import load_config, make_config, read_yaml, shown, unknown_key
+from utils.errors import UserError
+
+PUBLISHED = "published"
+GROUPED = "grouped"
+PAGE = "docs/results.md"
+
+
+class Study(BaseModel):
+    """What a study's YAML file holds."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    title: str
+    protocol: str
+    config: Path
+    settings: dict[str, Any] = Field(default_factory=dict)
+    seeds: tuple[int, ...] = Field(min_length=1)
+    splits: dict[str, Path] = Field(min_length=1)
+    systems: dict[str, dict[str, Any]] = Field(min_length=1)
+    folder: Path
+
+
+def load_study(path: Path) -> Study:
+    """Read and check a study; UserError for anything that is not as described above."""
+    content = read_yaml(path)
+    try:
+        study = Study(**{"folder": Path("ckpt/studies") / path.stem} | content)
+    except (ValidationError, TypeError) as error:
+        raise UserError(f"{path} is no study: {_problems(error)}") from error
+    if PUBLISHED not in study.splits or study.splits.keys() - {PUBLISHED, GROUPED}:
+        raise UserError(
+            f"{path}: splits are `{PUBLISHED}` and, beside it, `{GROUPED}`; got "
+            f"{', '.join(study.splits)}"
+        )
+    if len(set(study.seeds)) < len(study.seeds):
+        raise UserError(f"{path}: a seed is given twice: {', '.join(map(str, study.seeds))}")
+    return study.model_copy(update={"config": path.parent / study.config})
+
+
+def trials_of(study: Study) -> list[Trial]:
+    """Every run, a split after the other and in it all systems of a seed; UserError for bad keys."""
+    base = load_config(study.config).model_dump(mode="json")
+    return [
+        Trial(
+            f"{system}, {split} split, seed {seed}",
+            make_config(
+                base
+                | study.settings
+                | changes
+                | OWN_FILES
+                | {
+                    "pickle_file_path": study.splits[split],
+                    "snapshot_path": run_parent(study, system, split, seed),
+                    "seed": seed,
+                },
+                f"{system} of the study",
+            ),
+        )
+        for split in study.splits
+        for seed in study.seeds
+        for system, changes in study.systems.items()
+    ]
+
+
+def run_parent(study: Study, system: str, split: str, seed: int) -> Path:
+    """Folder of one run, without its `epochs_<N>`."""
+    return study.folder / folder_name(system) / split / f"seed_{seed}"
+
+
+def folder_name(system: str) -> str:
+    """`Wave-GMS, no alignment` as `wave-gms_no_alignment`."""
+    return re.sub(r"[^a-z0-9.-]+", "_", system.lower()).strip("_")
+
+
+def by_run(study: Study, trials: list[Trial]) -> Mapping[tuple[str, str, int], Trial]:
+    """The trials by system, split and seed."""
+    keys = [
+        (system, split, seed)
+        for split in study.splits
+        for seed in study.seeds
+        for system in study.systems
+    ]
+    return dict(zip(keys, trials, strict=True))
+
+
+def _problems(error: ValidationError | TypeError) -> str:
+    if isinstance(error, TypeError):
+        return str(error)
+    lines = []
+    for problem in error.errors(include_url=False):
+        key = ".".join(map(str, problem["loc"]))
+        if problem["type"] == "extra_forbidden":
+            lines.append(unknown_key(key, Study.model_fields, PAGE))
+        elif problem["type"] == "missing":
+            lines.append(f"{key} is missing")
+        else:
+            lines.append(f"{key}: {problem['msg']}, got {shown(problem['input'])}")
+    return "; ".join(lines)

@@ -1,0 +1,135 @@
+"""From a sweep to its settings, and from a setting to its runs.
+
+A setting is what is compared: values for some keys of the config. Its runs are trials that differ
+in seed and fold alone. Names are readable: `lr=0.001_seed=1`, `sft_lr=0.001_seed=1_fold=0`.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from experiments.runner import OWN_FILES, Trial
+from experiments.settings import BEST_NAME, Range, Sweep
+from utils.config import Config
+from utils.errors import UserError
+
+BASE_NAME = "base"  # of the setting that changes nothing
+MAX_NAME = 120
+MAX_CORNERS = 1024
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A name, the values that it gives to keys of the config, and its runs."""
+
+    name: str
+    values: dict[str, Any]
+    trials: tuple[Trial, ...]
+
+
+def settings_of(sweep: Sweep) -> list[Setting]:
+    """All variants with all combinations of the grid, each with its runs.
+
+    Every config is built here; UserError if one does not fit or two have the same name.
+    """
+    variants = sweep.settings.variants or {"": {}}
+    settings = [
+        make_setting(sweep, variants[name] | values, name=name, named=list(values))
+        for name, values in itertools.product(variants, _combinations(sweep.settings.grid))
+    ]
+    names = [setting.name for setting in settings]
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise UserError(f"{sweep.path}: two settings are {twice}; list each value once")
+    return settings
+
+
+def make_setting(
+    sweep: Sweep, values: dict[str, Any], *, name: str = "", named: Iterable[str]
+) -> Setting:
+    """The setting with `values`, called `name` and then the values of the keys in `named`."""
+    config = sweep.config(values)
+    parts = [name] if name else []
+    parts += [f"{key}={text_of(getattr(config, key))}" for key in named]
+    label = "_".join(parts)
+    if len(label) > MAX_NAME:
+        raise UserError(
+            f"{sweep.path}: the name {label[:MAX_NAME]}... is too long for a folder; "
+            "name the settings by `variants:`"
+        )
+    trials = [
+        make_trial(sweep, "_".join([*parts, *suffixes]), values | repeat)
+        for suffixes, repeat in _repeats(sweep)
+    ]
+    return Setting(label or BASE_NAME, values, tuple(trials))
+
+
+def make_trial(sweep: Sweep, name: str, values: dict[str, Any]) -> Trial:
+    """The trial that runs in the folder `name` of the sweep."""
+    folder = sweep.folder / (name or BASE_NAME)
+    return Trial(name or BASE_NAME, sweep.config(values | OWN_FILES | {"snapshot_path": folder}))
+
+
+def best_config(sweep: Sweep, setting: Setting) -> Config:
+    """What to train with next: the setting with its first seed, no fold held out, another folder."""
+    seed = {"seed": sweep.settings.seeds[0]} if sweep.settings.seeds else {}
+    place = OWN_FILES | {"snapshot_path": sweep.folder / BEST_NAME}
+    return sweep.config(setting.values | seed | place)
+
+
+def check_search(sweep: Sweep) -> None:
+    """Build the configs at the ends of all ranges and for all choices; UserError if one does not fit.
+
+    All combinations are built where they are not too many, else each key's ends on their own.
+    """
+    ends = {key: ends_of(each) for key, each in sweep.settings.search.items()}
+    corners = 1
+    for values in ends.values():
+        corners *= len(values)
+    if corners <= MAX_CORNERS:
+        combinations = _combinations(ends)
+    else:
+        combinations = [{key: value} for key, values in ends.items() for value in values]
+    for combination in combinations:
+        make_setting(sweep, combination, named=[])
+
+
+def ends_of(values: Range | list[Any]) -> list[Any]:
+    """The extreme values of a range, or all of a list."""
+    return [values.low, values.high] if isinstance(values, Range) else values
+
+
+def text_of(value: object) -> str:
+    """A value as a part of a folder's name: 0.001, litevae, 1-2-4-4, none."""
+    if value is None:
+        return "none"
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, (tuple, list)):
+        return "-".join(map(text_of, value))
+    text = value.as_posix() if isinstance(value, Path) else str(value)
+    return re.sub(r"[^A-Za-z0-9._=+-]+", "-", text).strip("-")
+
+
+def _repeats(sweep: Sweep) -> list[tuple[list[str], dict[str, int]]]:
+    """For each run of a setting: what it adds to the name, and what it sets."""
+    folds, seeds = sweep.settings.folds, sweep.settings.seeds
+    by_seed = [([f"seed={seed}"], {"seed": seed}) for seed in seeds] or [([], {})]
+    by_fold: list[tuple[list[str], dict[str, int]]] = [
+        ([f"fold={fold}"], {"folds": folds, "fold": fold}) for fold in range(folds or 0) if folds
+    ]
+    return [
+        (seed_name + fold_name, seed_values | fold_values)
+        for (seed_name, seed_values), (fold_name, fold_values) in itertools.product(
+            by_seed, by_fold or [([], {})]
+        )
+    ]
+
+
+def _combinations(values: Mapping[str, list[Any]]) -> list[dict[str, Any]]:
+    return [dict(zip(values, each, strict=True)) for each in itertools.product(*values.values())]

@@ -1,0 +1,99 @@
+"""Write a trained model as one ONNX file: image in, probability out.
+
+    python export.py --run ckpt/wave_gms_busi/epochs_1000
+    python export.py --config configs/busi_valid.yaml --weights best_model.pth --out busi.onnx
+
+The input `image` is (B, 3, S, S) float32 RGB in [0, 1], the output `probability` (B, 1, S, S); any B,
+S as trained. The file is compared with PyTorch and kept only if they agree. `predict.py --onnx FILE`
+and `app.py --onnx FILE` run it without PyTorch. See docs/predict.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from utils.entry import exit_from
+
+if TYPE_CHECKING:
+    from models.system import SegmentationSystem
+    from utils.config import Config
+
+log = logging.getLogger("wavegms")
+
+
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    from engine.backends import add_model_arguments
+
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add_model_arguments(parser, onnx=False)
+    parser.add_argument(
+        "--out", type=Path, metavar="FILE", help="file to write; default: model.onnx by the weights"
+    )
+    parser.add_argument(
+        "--tolerance",
+        type=float,
+        default=1e-4,
+        metavar="D",
+        help="largest difference from PyTorch's probability (1e-4)",
+    )
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    arguments = parse_arguments(argv)
+
+    from engine.backends import find_run, load_system
+    from engine.onnx_export import BATCH_SIZES, check_parity, export_graph
+    from utils.files import atomic_write
+    from utils.runs import log_to
+
+    log_to()
+    config, checkpoint = find_run(arguments)
+    system = load_system(config, checkpoint)
+    graph = export_graph(system, config.image_size, describe(config, checkpoint, system))
+    difference = check_parity(system, graph, config.image_size, tolerance=arguments.tolerance)
+    path = arguments.out or checkpoint.with_name("model.onnx")
+    atomic_write(path, graph)
+    log.info(
+        "%s: %.1f MB; differs from PyTorch by %.1g at most, for batches of %s",
+        path,
+        len(graph) / 1e6,
+        difference,
+        ", ".join(map(str, BATCH_SIZES)),
+    )
+
+
+def describe(config: Config, checkpoint: Path, system: SegmentationSystem) -> dict[str, str]:
+    """The metadata of the file: how to use it, and what it was made of."""
+    from importlib import metadata
+
+    from engine.backends import ONNX_FORMAT
+    from engine.build import weights_sha256
+    from utils.files import sha256
+
+    frozen = {
+        f"sha256 {name}": weights_sha256(part) for name, part in sorted(system.frozen().items())
+    }
+    return {
+        "format": ONNX_FORMAT,
+        "image_size": str(config.image_size),
+        "threshold": str(config.threshold),
+        "model": config.model,
+        "vae_model": config.vae_model,
+        "guidance_method": config.guidance_method or "",
+        "data_set": config.dataset,
+        "checkpoint_chosen_on": config.select_on,
+        "sha256 checkpoint": sha256(checkpoint),
+        "torch": metadata.version("torch"),
+        **frozen,
+    }
+
+
+if __name__ == "__main__":
+    exit_from(main)

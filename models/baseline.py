@@ -1,0 +1,130 @@
+"""Baselines from segmentation-models-pytorch, under the same contract as the latent systems.
+
+Source: github.com/qubvel-org/segmentation_models.pytorch. A spec names one of its networks:
+`smp/Unet?encoder=resnet18`, or `smp/Unet?encoder=resnet18&weights=imagenet` to start from weights
+that the package downloads.
+
+Shapes: image (B, 3, H, W) in [0, 1], mask (B, 1, H, W) in {0, 1}.
+"""
+
+from __future__ import annotations
+
+from difflib import get_close_matches
+from typing import Any
+from urllib.parse import parse_qs
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.losses import dice_loss, hard_dice
+from models.system import SegmentationSystem, check_image_size
+from utils.errors import UserError
+
+EXAMPLE = "smp/Unet?encoder=resnet18"
+
+
+class Baseline(SegmentationSystem):
+    """A network that gives logits (B, 1, H, W), trained with Dice and binary cross-entropy.
+
+    Args:
+        network: from images, standardised by `mean` and `std` (3 values each), to logits.
+        size_multiple: what `network` wants H and W to be multiples of.
+    """
+
+    loss_names = ("loss", "seg", "bce")
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        network: nn.Module,
+        size_multiple: int = 1,
+        mean: tuple[float, ...] = (0.0, 0.0, 0.0),
+        std: tuple[float, ...] = (1.0, 1.0, 1.0),
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.size_multiple = size_multiple
+        self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
+
+    def parts(self) -> dict[str, nn.Module]:
+        return {"model": self.network}
+
+    def forward(
+        self, image: Tensor, mask: Tensor | None = None, noise: Tensor | None = None
+    ) -> Tensor | dict[str, Tensor]:
+        height, width = image.shape[-2:]
+        check_image_size(height, width, self.size_multiple)
+        logits = self.network((image - self.mean) / self.std)
+        with torch.autocast(image.device.type, enabled=False):
+            logits = logits.float()
+            probability = logits.sigmoid()
+            if mask is None:
+                return probability
+            mask = mask.float()
+            seg = dice_loss(probability, mask)
+            bce = F.binary_cross_entropy_with_logits(logits, mask)
+            dice = hard_dice(probability, mask)
+            return {"loss": seg + bce, "seg": seg, "bce": bce, "dice": dice}
+
+
+def build_baseline(spec: str) -> Baseline:
+    """The network that `spec` names, its weights freshly initialised unless it says otherwise.
+
+    Raises:
+        UserError: the package is absent, or it has no such architecture, encoder or weights.
+    """
+    architecture, encoder, weights = _parse(spec)
+    try:
+        import segmentation_models_pytorch as smp
+    except ImportError as error:
+        raise UserError(
+            f"model {spec!r} needs segmentation-models-pytorch, which is not installed here: "
+            "pip install segmentation-models-pytorch"
+        ) from error
+
+    architectures = {
+        model.__name__.lower(): model.__name__ for model in smp.MODEL_ARCHITECTURES_MAPPING.values()
+    }
+    if architecture.lower() not in architectures:
+        raise _unknown(spec, "architecture", architecture, list(architectures.values()))
+    encoders = smp.encoders.get_encoder_names()
+    if not encoder.startswith("tu-") and encoder not in encoders:
+        raise _unknown(spec, "encoder", encoder, encoders)
+    try:
+        network = smp.create_model(architecture, encoder, weights, in_channels=3, classes=1)
+    except Exception as error:  # whatever the package, timm or the hub raise for what they lack
+        reason = str(error).strip() or type(error).__name__
+        raise UserError(f"model {spec!r} cannot be built: {reason}") from error
+    standard = _standardisation(smp, encoder, weights) if weights else {}
+    multiple = network.encoder.output_stride if network.requires_divisible_input_shape else 1
+    return Baseline(network, multiple, **standard)
+
+
+def _parse(spec: str) -> tuple[str, str, str | None]:
+    """Architecture, encoder and weights of `smp/Architecture?encoder=name[&weights=name]`."""
+    path, _, query = spec.partition("?")
+    family, _, architecture = path.partition("/")
+    options = {key: values[-1] for key, values in parse_qs(query, keep_blank_values=True).items()}
+    encoder, weights = options.pop("encoder", "resnet34"), options.pop("weights", None)
+    if family != "smp" or not architecture or not encoder or options:
+        raise UserError(
+            f"model {spec!r} is unknown; expected wave-gms, or a baseline written as {EXAMPLE} "
+            "(options: encoder, weights)"
+        )
+    return architecture, encoder, weights
+
+
+def _unknown(spec: str, what: str, name: str, known: list[str]) -> UserError:
+    lower = {candidate.lower(): candidate for candidate in known}
+    close = [lower[match] for match in get_close_matches(name.lower(), lower, n=3)]
+    hint = f"did you mean {' or '.join(close)}?" if close else f"it has {', '.join(known)}"
+    return UserError(f"model {spec!r}: segmentation-models-pytorch has no {what} {name!r}; {hint}")
+
+
+def _standardisation(smp: Any, encoder: str, weights: str) -> dict[str, tuple[float, ...]]:
+    """Mean and deviation of the images that pretrained weights were trained on."""
+    parameters = smp.encoders.get_preprocessing_params(encoder, weights)
+    return {"mean": tuple(parameters["mean"]), "std": tuple(parameters["std"])}

@@ -1,0 +1,97 @@
+"""From names and sizes, as a config gives them, to the system that they mean."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from models.encoder import ENCODER_SIZES, HaarEncoder
+from models.latent_mapping import GROUPS, ResAttnUNet_DS
+from models.losses import LossWeights
+from models.sft import SKFF, SFT_UNet_DS
+from models.system import LatentSystem, SegmentationSystem, check_image_size
+from models.vae import LATENT_CHANNELS, FrozenVAE
+from utils.errors import UserError
+
+VAE_MODELS = (*ENCODER_SIZES, "tiny_vae", "sd_vae")
+
+
+def build_system(
+    *,
+    vae_model: str,
+    guidance_method: str | None,
+    vae_weights: str | Path,
+    in_channel: int = LATENT_CHANNELS,
+    out_channels: int = LATENT_CHANNELS,
+    ch: int = 32,
+    ch_mult: Sequence[int] = (1, 2, 4, 4),
+    image_size: int = 224,
+    loss_weights: LossWeights,
+    model: str = "wave-gms",
+    checkpoint_decoder: bool = False,
+) -> SegmentationSystem:
+    """The system that a config describes, its trainable parts freshly initialised.
+
+    Activations follow the weights into `channels_last` (`system.to(memory_format=...)`).
+
+    Args:
+        vae_model: `litevae`, `-b`, `-m` or `-l` (Wave-GMS), `tiny_vae`, or `sd_vae` (GMS).
+        guidance_method: `wavelet` (only with `tiny_vae`) or None.
+        vae_weights: folder or hub id of the frozen VAE.
+        in_channel, out_channels: channels of the latents, 4 as the VAEs have them.
+        ch, ch_mult: width of the mapping, a multiple of 16, and its four multipliers.
+        image_size: side in pixels, a multiple of 8.
+        model: `wave-gms`, or a baseline such as `smp/Unet?encoder=resnet18`, for which the
+            arguments on VAE and latents have no meaning.
+        checkpoint_decoder: decode twice in training rather than keep the activations.
+
+    Raises:
+        UserError: a value that no system has, or VAE weights that cannot be had.
+    """
+    if model != "wave-gms":
+        from models.baseline import build_baseline
+
+        baseline = build_baseline(model)
+        check_image_size(image_size, image_size, baseline.size_multiple)
+        return baseline
+
+    check_image_size(image_size, image_size)
+    if vae_model not in VAE_MODELS:
+        raise UserError(
+            f"vae_model {vae_model!r} is unknown; choose one of {', '.join(VAE_MODELS)}"
+        )
+    if guidance_method not in (None, "wavelet"):
+        raise UserError(f"guidance_method {guidance_method!r} is unknown; choose wavelet or null")
+    if guidance_method and vae_model != "tiny_vae":
+        raise UserError(
+            f"guidance_method {guidance_method!r} goes with vae_model 'tiny_vae', not {vae_model!r}"
+        )
+    if (in_channel, out_channels) != (LATENT_CHANNELS, LATENT_CHANNELS):
+        raise UserError(
+            f"in_channel {in_channel} and out_channels {out_channels}: the latents of the VAEs have "
+            f"{LATENT_CHANNELS} channels, set both to {LATENT_CHANNELS}"
+        )
+    if ch <= 0 or ch % GROUPS or len(ch_mult) != 4 or min(ch_mult) < 1:
+        raise UserError(
+            f"ch {ch} with ch_mult {list(ch_mult)}: ch must be a multiple of {GROUPS}, ch_mult four "
+            "positive integers, such as 32 and [1, 2, 4, 4]"
+        )
+
+    vae: FrozenVAE
+    if vae_model == "sd_vae":
+        from models.sd_vae import SDVAE, load_sd_vae
+
+        vae = SDVAE(load_sd_vae(vae_weights))
+    else:
+        from models.tiny_vae import TinyVAE, load_tiny_vae
+
+        vae = TinyVAE(load_tiny_vae(vae_weights))
+    mapping_class = SFT_UNet_DS if guidance_method else ResAttnUNet_DS
+    return LatentSystem(
+        vae,
+        mapping_class(in_channel, out_channels, ch, ch_mult),
+        loss_weights,
+        encoder=HaarEncoder(vae_model) if vae_model in ENCODER_SIZES else None,
+        guidance=SKFF() if guidance_method else None,
+        checkpoint_decoder=checkpoint_decoder,
+    )

@@ -1,0 +1,187 @@
+"""The assembled systems: from an image, and in training its mask, to a probability or the losses.
+
+Source: Wave-GMS (arXiv 2510.03216), GMS (arXiv 2403.18198).
+
+One path serves all latent systems: image latent -> mapping -> frozen decoder. They differ in where
+the image latent comes from (a trained Haar encoder or the frozen VAE) and in the mapping's guidance.
+
+Shapes: image (B, 3, H, W) in [0, 1], mask (B, 1, H, W) in {0, 1}, latents (B, 4, H/8, W/8);
+H and W are multiples of 8.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from models.encoder import HaarEncoder
+from models.losses import (
+    LossWeights,
+    alignment_loss,
+    dice_loss,
+    hard_dice,
+    latent_matching_loss,
+)
+from models.sft import SKFF, haar_details
+from models.vae import DOWNSAMPLING, LATENT_CHANNELS, FrozenVAE
+from utils.errors import UserError
+
+SUPERVISED_HEADS = ("level2", "level1", "out")
+DECODED_AT_ONCE = 4  # latents a piece with `checkpoint_decoder`
+
+
+def check_image_size(height: int, width: int, multiple: int = DOWNSAMPLING) -> None:
+    """Raise UserError unless both sides are positive multiples of `multiple`."""
+    for side in (height, width):
+        if side % multiple or side <= 0:
+            below, above = side // multiple * multiple, (side // multiple + 1) * multiple
+            nearest = f"{below} or {above}" if below > 0 else f"{max(above, multiple)}"
+            raise UserError(
+                f"image size {side} is not divisible by {multiple}; the nearest that are: {nearest}"
+            )
+
+
+class SegmentationSystem(nn.Module):
+    """What training, validation and checkpoints need of a system.
+
+    Attributes:
+        loss_names: keys of the losses that `forward` returns, the total first.
+        noise_probability: how often a training sample gets noise; else its noise is zero.
+        size_multiple: image sides are multiples of it.
+    """
+
+    loss_names: tuple[str, ...] = ("loss",)
+    noise_probability: float = 0.0
+    size_multiple: int = DOWNSAMPLING
+
+    def latent_shape(self, image_size: int) -> tuple[int, int, int]:
+        """Shape of one sample's noise; (0, 0, 0) for a system that takes none."""
+        return (0, 0, 0)
+
+    @abstractmethod
+    def parts(self) -> dict[str, nn.Module]:
+        """The trainable parts, in order, by their names in published checkpoints."""
+
+    def frozen(self) -> dict[str, nn.Module]:
+        """The parts that are never trained, by a name to print."""
+        return {}
+
+    @abstractmethod
+    def forward(
+        self, image: Tensor, mask: Tensor | None = None, noise: Tensor | None = None
+    ) -> Tensor | dict[str, Tensor]:
+        """Probability (B, 1, H, W), or with a mask the losses and `dice`, all float32.
+
+        The losses are scalars under `loss_names`; "dice", without gradient, is the mean Dice at
+        threshold 0.5. `noise` (B, *latent_shape) is standard normal; None stands for zeros.
+        """
+
+
+class LatentSystem(SegmentationSystem):
+    """Wave-GMS, GMS and what lies between: image latent -> mapping -> frozen decoder.
+
+    Args:
+        vae: the frozen autoencoder.
+        mapping: from image latent to mask latents; takes the fused guidance too if there is one.
+        encoder: gives the image latent in the frozen VAE's place, and is aligned with it.
+        guidance: fuses the Haar details of the image for the mapping.
+        checkpoint_decoder: decode twice in training rather than keep the activations.
+    """
+
+    def __init__(
+        self,
+        vae: FrozenVAE,
+        mapping: nn.Module,
+        loss_weights: LossWeights,
+        *,
+        encoder: HaarEncoder | None = None,
+        guidance: SKFF | None = None,
+        checkpoint_decoder: bool = False,
+    ) -> None:
+        super().__init__()
+        self.vae = vae
+        self.mapping = mapping
+        self.encoder = encoder
+        self.guidance = guidance
+        self.loss_weights = loss_weights
+        self.checkpoint_decoder = checkpoint_decoder
+        self.aligned = encoder is not None and loss_weights.align != 0
+        self.loss_names = ("loss", "lm", "seg") + (("align",) if self.aligned else ())
+        self.noise_probability = vae.noise_probability if encoder is None else 1.0
+
+    def latent_shape(self, image_size: int) -> tuple[int, int, int]:
+        return (LATENT_CHANNELS, image_size // DOWNSAMPLING, image_size // DOWNSAMPLING)
+
+    def parts(self) -> dict[str, nn.Module]:
+        named = {"model": self.mapping, "vae_model": self.encoder, "skff_model": self.guidance}
+        return {name: part for name, part in named.items() if part is not None}
+
+    def frozen(self) -> dict[str, nn.Module]:
+        return self.vae.parts()
+
+    def forward(
+        self, image: Tensor, mask: Tensor | None = None, noise: Tensor | None = None
+    ) -> Tensor | dict[str, Tensor]:
+        height, width = image.shape[-2:]
+        check_image_size(height, width)
+        if mask is None:
+            return self.probability(image)
+        return self.losses(image, mask, noise)
+
+    def probability(self, image: Tensor) -> Tensor:
+        mean, _ = self.encoder(image) if self.encoder is not None else self.vae.encode(image)
+        return self.vae.decode_to_grey(self.mask_latents(image, mean)["out"]).float().clamp(0, 1)
+
+    def losses(self, image: Tensor, mask: Tensor, noise: Tensor | None) -> dict[str, Tensor]:
+        """One encode and one decode: image and mask, and the three heads, as one batch each."""
+        mask_rgb = mask.to(image.dtype).expand(-1, 3, -1, -1)
+        if self.encoder is None or self.aligned:
+            mean, deviation = self.vae.encode(torch.cat([image, mask_rgb]))
+            vae_mean, mask_latent = mean.chunk(2)
+            vae_deviation = None if deviation is None else deviation.chunk(2)[0]
+        else:
+            mask_latent, _ = self.vae.encode(mask_rgb)
+        if self.encoder is not None:
+            latent_mean, latent_deviation = self.encoder(image)
+        else:
+            latent_mean, latent_deviation = vae_mean, vae_deviation
+        sample = reparameterise(latent_mean, latent_deviation, noise)
+
+        latents = self.mask_latents(image, sample)
+        heads = [latents[name] for name in SUPERVISED_HEADS]
+        probabilities = self.decode(torch.cat(heads)).chunk(len(heads))
+
+        with torch.autocast(image.device.type, enabled=False):
+            mask = mask.float()
+            probabilities = tuple(grey.float().clamp(0, 1) for grey in probabilities)
+            lm = latent_matching_loss([head.float() for head in heads], mask_latent.float())
+            seg = torch.stack([dice_loss(grey, mask) for grey in probabilities]).sum()
+            loss = self.loss_weights.rec * lm + self.loss_weights.dice * seg
+            result = {"loss": loss, "lm": lm, "seg": seg}
+            if self.aligned:
+                align = alignment_loss(sample.float(), vae_mean.float())
+                result |= {"loss": loss + self.loss_weights.align * align, "align": align}
+            return result | {"dice": hard_dice(probabilities[-1], mask)}
+
+    def mask_latents(self, image: Tensor, latent: Tensor) -> dict[str, Tensor]:
+        """The mapping's heads for an image latent."""
+        if self.guidance is None:
+            return self.mapping(latent)
+        return self.mapping(latent, self.guidance(haar_details(image)))
+
+    def decode(self, latents: Tensor) -> Tensor:
+        if self.checkpoint_decoder and torch.is_grad_enabled():
+            # in pieces: what is computed again for one is released before the next
+            pieces = latents.split(DECODED_AT_ONCE)
+            return torch.cat(
+                [checkpoint(self.vae.decode_to_grey, p, use_reentrant=False) for p in pieces]
+            )
+        return self.vae.decode_to_grey(latents)
+
+
+def reparameterise(mean: Tensor, deviation: Tensor | None, noise: Tensor | None) -> Tensor:
+    """Sample mean + deviation * noise; the mean itself without either."""
+    return mean if deviation is None or noise is None else mean + deviation * noise

@@ -1,0 +1,216 @@
+"""Segment pictures: files, folders or patterns in; masks, overlays and probabilities out.
+
+    python predict.py --run ckpt/wave_gms_busi/epochs_1000 scan.png folder "more/*.jpg" --out predictions
+    python predict.py --run ... folder --recursive --tta --out predictions --resume
+    python predict.py --onnx model.onnx folder --out predictions
+
+Masks have the size of their pictures, turned upright where a picture has an orientation tag. A
+picture that cannot be read is reported at the end and does not stop the others; the exit code is
+then 1. See docs/predict.md. For research; not for clinical use.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from utils.entry import exit_from
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from datasets.pictures import Picture
+    from datasets.windowing import Window
+    from engine.backends import Backend
+    from engine.inputs import Job
+    from engine.outputs import OutputFolder, Row
+    from engine.prediction import Method, Segmentation
+
+log = logging.getLogger("wavegms")
+SHOWN_FAILURES = 20
+
+
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    from datasets.headers import MAX_MEGAPIXELS
+    from engine.backends import add_model_arguments
+
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add_model_arguments(parser)
+    parser.add_argument("inputs", nargs="+", metavar="INPUT", help="file, folder or pattern")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where to write")
+    parser.add_argument("--recursive", action="store_true", help="look into folders of folders")
+    parser.add_argument(
+        "--threshold",
+        type=float,
+        metavar="P",
+        help="probability of a mask pixel; default: the model's",
+    )
+    parser.add_argument(
+        "--tiles", action="store_true", help="cut large pictures into tiles; default: resize"
+    )
+    parser.add_argument(
+        "--overlap", type=float, default=0.5, metavar="PART", help="of neighbouring tiles (0.5)"
+    )
+    parser.add_argument(
+        "--tta", action="store_true", help="average over flips and quarter turns; adds uncertainty"
+    )
+    parser.add_argument(
+        "--window",
+        metavar="LOW,HIGH|auto",
+        help="values of black and white in pictures of more than 8 bits; auto: each one's range",
+    )
+    parser.add_argument(
+        "--overlay", choices=("jpg", "png", "none"), default="jpg", help="kind of overlays (jpg)"
+    )
+    parser.add_argument("--batch-size", type=int, default=8, metavar="N", help="squares a step (8)")
+    parser.add_argument(
+        "--workers", type=int, default=2, metavar="N", help="threads that read, and that write (2)"
+    )
+    parser.add_argument(
+        "--max-megapixels",
+        type=float,
+        default=MAX_MEGAPIXELS,
+        metavar="N",
+        help=f"refuse larger pictures before decoding them ({MAX_MEGAPIXELS})",
+    )
+    again = parser.add_mutually_exclusive_group()
+    again.add_argument("--resume", action="store_true", help="skip pictures that are finished")
+    again.add_argument("--overwrite", action="store_true", help="predict finished ones again")
+    arguments = parser.parse_args(argv)
+    for name, holds, expected in (
+        (
+            "threshold",
+            arguments.threshold is None or 0 < arguments.threshold < 1,
+            "between 0 and 1",
+        ),
+        ("overlap", 0 <= arguments.overlap <= 0.9, "from 0 to 0.9"),
+        ("batch-size", arguments.batch_size > 0, "at least 1"),
+        ("workers", arguments.workers > 0, "at least 1"),
+        ("max-megapixels", arguments.max_megapixels > 0, "above 0"),
+    ):
+        if not holds:
+            parser.error(f"--{name} must be {expected}")
+    return arguments
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = parse_arguments(argv)
+
+    from dataclasses import asdict
+
+    from tqdm import tqdm
+
+    from datasets.windowing import parse_window
+    from engine.backends import open_backend
+    from engine.inputs import find_jobs
+    from engine.outputs import OutputFolder, stops_when_full
+    from engine.prediction import Method
+    from utils.runs import log_to
+
+    log_to()
+    window = None if arguments.window is None else parse_window(arguments.window)
+    jobs = find_jobs(arguments.inputs, arguments.recursive, arguments.out)
+    backend = open_backend(arguments)
+    method = Method(arguments.tiles, arguments.overlap, arguments.tta)
+    threshold = arguments.threshold or backend.threshold
+    settings = {
+        "weights_sha256": backend.sha256,
+        "image_size": backend.image_size,
+        "threshold": threshold,
+        **asdict(method),
+        "window": arguments.window,
+        "overlay": arguments.overlay,
+    }
+    folder = OutputFolder(arguments.out, settings, arguments.overlay, arguments.tta, threshold)
+    to_do = folder.open(jobs, arguments.resume, arguments.overwrite)
+    if len(to_do) < len(jobs):
+        log.info("%d of %d pictures are finished already", len(jobs) - len(to_do), len(jobs))
+
+    with (
+        stops_when_full(arguments.out),
+        tqdm(total=len(to_do), unit="picture", disable=None) as bar,
+    ):
+        for row in predict(
+            to_do,
+            backend,
+            method,
+            folder,
+            batch_size=arguments.batch_size,
+            workers=arguments.workers,
+            window=window,
+            max_megapixels=arguments.max_megapixels,
+        ):
+            folder.add(row)
+            bar.update()
+    return report(folder.close(jobs), len(jobs), arguments.out)
+
+
+def predict(
+    jobs: Sequence[Job],
+    backend: Backend,
+    method: Method,
+    folder: OutputFolder,
+    *,
+    batch_size: int,
+    workers: int,
+    window: Window,
+    max_megapixels: float,
+) -> Iterator[Row]:
+    """Read, segment and write in a stream; yields the row of each picture, failed or not."""
+    from datasets.headers import ImageError
+    from datasets.pictures import read_content, read_picture
+    from engine.prediction import segment
+    from utils.errors import UserError
+    from utils.streams import bounded_map
+
+    failed: list[Row] = []
+
+    def read(job: Job) -> tuple[Job, Picture | ImageError]:
+        try:
+            content = read_content(job.path, max_megapixels)
+            return job, read_picture(content, max_megapixels, window)
+        except ImageError as error:
+            return job, error
+
+    def readable() -> Iterator[tuple[tuple[Job, Picture], np.ndarray]]:
+        for job, picture in bounded_map(read, jobs, workers):
+            if isinstance(picture, ImageError):
+                failed.append(folder.fail(job, str(picture)))
+            else:
+                yield (job, picture), picture.pixels
+
+    def write(segmented: tuple[tuple[Job, Picture], Segmentation]) -> Row:
+        (job, picture), segmentation = segmented
+        try:
+            return folder.write(job, picture.pixels, picture.note, segmentation)
+        except UserError as error:
+            return folder.fail(job, str(error))
+
+    segmented = segment(backend, readable(), method, batch_size)
+    for row in bounded_map(write, segmented, workers):
+        yield row
+        while failed:
+            yield failed.pop()
+    yield from failed
+
+
+def report(failed: Sequence[Row], total: int, out: Path) -> int:
+    """Say how it went; returns the exit code."""
+    log.info("%d of %d pictures predicted: %s", total - len(failed), total, out)
+    if not failed:
+        return 0
+    log.error("%d failed:", len(failed))
+    for row in failed[:SHOWN_FAILURES]:
+        log.error("  %s: %s", row["file"], row["message"])
+    if len(failed) > SHOWN_FAILURES:
+        log.error("  and %d more, see %s", len(failed) - SHOWN_FAILURES, out / "predictions.csv")
+    return 1
+
+
+if __name__ == "__main__":
+    exit_from(main)

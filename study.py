@@ -1,0 +1,93 @@
+"""Run an accuracy study: every system, seed and split that a YAML file names, scored alike.
+
+    python study.py --config configs/studies/busi.yaml
+    python study.py --config configs/studies/busi_reduced.yaml --workers 2 --out docs/results/busi_reduced
+    python study.py --config configs/studies/busi.yaml --report
+
+Each run is an ordinary run folder under ckpt/studies/<name>/. The same command again goes on;
+finished runs are skipped. The report is written anew after each run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from utils.entry import exit_from
+
+if TYPE_CHECKING:
+    from experiments.runner import Outcome, Steps, Trial
+
+log = logging.getLogger("wavegms")
+
+NAMED = 4  # failed runs in the last message; each was told when it failed
+
+
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config", type=Path, required=True, help="YAML in configs/studies/")
+    parser.add_argument("--workers", type=int, default=1, help="runs at a time")
+    parser.add_argument("--out", type=Path, help="folder of the report; default: the study's")
+    parser.add_argument("--report", action="store_true", help="write the report of what is done")
+    parser.add_argument("--retry-failed", action="store_true", help="start failed runs again")
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    arguments = parse_arguments(argv)
+
+    from experiments.runner import run_trials
+    from experiments.study import load_study, trials_of
+    from experiments.study_report import write_study
+    from utils.errors import UserError
+    from utils.runs import log_to
+
+    log_to()
+    study = load_study(arguments.config)
+    trials = trials_of(study)
+    out = arguments.out or study.folder
+
+    def tell(outcome: Outcome) -> None:
+        log.info("%s: %s", outcome.trial.name, outcome.record.status)
+        if outcome.record.error:
+            log.error("%s", outcome.record.error)
+        if outcome.record.status == "finished":
+            write_study(study, out)
+
+    if not arguments.report:
+        log.info("%s: %d runs in %s", study.title, len(trials), study.folder)
+        outcomes = run_trials(
+            trials,
+            arguments.workers,
+            steps=training_and_scoring_steps,
+            retry_failed=arguments.retry_failed,
+            on_end=tell,
+        )
+        failed = [o.trial.name for o in outcomes if o.record.status == "failed"]
+        if failed:
+            named = "; ".join(failed[:NAMED]) + ("; ..." if len(failed) > NAMED else ".")
+            raise UserError(
+                f"{len(failed)} of {len(trials)} runs failed: {named} Their logs are in trial.log "
+                "of each; start them again with --retry-failed"
+            )
+    log.info("%s\nwritten to %s", write_study(study, out), out)
+
+
+def training_and_scoring_steps(trial: Trial) -> Steps:
+    """Train the run, then score it in all ways."""
+    root = Path(__file__).resolve().parent
+    config = ["--config", str(trial.config_file)]
+    return {
+        "train": [sys.executable, str(root / "train.py"), *config],
+        "score": [sys.executable, "-m", "experiments.scoring", *config],
+    }
+
+
+if __name__ == "__main__":
+    exit_from(main)

@@ -1,0 +1,108 @@
+"""Run a config many times: a grid, named variants or a search, over seeds and folds.
+
+    python sweep.py --config configs/sweeps/busi_lr.yaml
+    python sweep.py --config configs/sweeps/busi_lr.yaml epochs=100 sweep.workers=2
+    python sweep.py --config configs/sweeps/busi_lr.yaml --dry-run
+
+Every trial is an ordinary run in `<snapshot_path>/<trial>/epochs_<N>`. The same command again goes
+on where the sweep was stopped. Beside the trials: sweep.md, sweep.csv, sweep.png and best.yaml.
+Exit code 1: a trial failed. docs/sweeps.md says more.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from utils.entry import exit_from
+
+if TYPE_CHECKING:
+    from experiments.runner import Outcome
+
+log = logging.getLogger("wavegms")
+
+
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config", type=Path, required=True, help="YAML file with `sweep:`")
+    parser.add_argument("--dry-run", action="store_true", help="check all trials, list them, stop")
+    parser.add_argument("--retry-failed", action="store_true", help="try failed trials again")
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="key=value",
+        help="change keys of the config, or (sweep.key=value) of the sweep",
+    )
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = parse_arguments(argv)
+
+    from experiments.plan import describe_plan, make_plan, report
+    from experiments.runner import run_trials, training_and_validation_steps, training_steps
+    from experiments.settings import load_sweep
+    from experiments.slots import slot
+    from utils.runs import log_to
+
+    log_to()
+    sweep = load_sweep(arguments.config, arguments.overrides)
+    settings = sweep.settings
+    log.info(describe_plan(sweep))
+    if arguments.dry_run:
+        log.info("every config is valid; nothing was written")
+        return 0
+
+    with slot(sweep.folder, shared=settings.storage is not None) as owner:
+        plan = make_plan(sweep, owner, arguments.retry_failed)
+
+        def on_end(outcome: Outcome) -> None:
+            plan.ended(outcome)
+            log.info(describe_outcome(outcome))
+            if outcome.ran:
+                report(sweep, plan)
+
+        try:
+            outcomes = run_trials(
+                plan.trials(),
+                settings.workers,
+                steps=training_and_validation_steps if settings.validate_runs else training_steps,
+                retry_failed=arguments.retry_failed,
+                hopeless=plan.hopeless,
+                on_end=on_end,
+            )
+        finally:
+            rows = report(sweep, plan)
+    log.info((sweep.folder / "sweep.md").read_text())
+    log.info("written to %s: sweep.md, sweep.csv, sweep.png, best.yaml", sweep.folder)
+    failed = sum(row.statuses["failed"] for row in rows)
+    stopped = sum(outcome.record.status == "interrupted" for outcome in outcomes)
+    if failed:
+        log.info("%d trial(s) failed; --retry-failed tries them again", failed)
+    if stopped:
+        log.info("%d trial(s) were stopped from outside; the same command goes on", stopped)
+    return 1 if failed or stopped else 0
+
+
+def describe_outcome(outcome: Outcome) -> str:
+    """One line for the terminal."""
+    from experiments.scores import best_validation
+
+    record, trial = outcome.record, outcome.trial
+    parts = [record.status if outcome.ran else f"{record.status} before"]
+    if (dice := best_validation(trial)) is not None:
+        parts.append(f"{trial.config.select_on} Dice {dice:.4f}")
+    parts.append(f"{sum(record.wall_seconds.values()):.0f} s")
+    lines = [f"{trial.name}: {', '.join(parts)}"]
+    if record.error and record.status == "failed":
+        lines += [f"  {line}" for line in [*record.error.splitlines(), f"log: {trial.log_file}"]]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    exit_from(main)

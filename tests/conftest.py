@@ -1,0 +1,68 @@
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from small_run import arguments
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("WAVEGMS_TEST_GPU", "")
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+@pytest.fixture
+def shared() -> Path:
+    """Folder of reference data beside the checkout; tests that use it are skipped without it."""
+    if not SHARED.is_dir():
+        pytest.skip(f"needs the reference data in {SHARED.name}/ beside the checkout, absent here")
+    return SHARED
+
+
+@pytest.fixture(scope="session")
+def vae(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small Tiny-VAE with random weights: enough for everything but accuracy."""
+    from autoencoders import save_tiny_vae
+
+    return save_tiny_vae(tmp_path_factory.mktemp("vae"))
+
+
+@pytest.fixture(scope="session")
+def a_run(tmp_path_factory: pytest.TempPathFactory, vae: Path) -> Path:
+    """Folder of a finished run of two epochs and its data; tests copy it by `finished`."""
+    import train
+
+    folder = tmp_path_factory.mktemp("a_run")
+    train.main(arguments(folder, vae, "save_freq=1"))
+    return folder
+
+
+@pytest.fixture
+def finished(tmp_path: Path, a_run: Path) -> Path:
+    """A copy of `a_run` in `tmp_path`; returns the folder of the run."""
+    shutil.copytree(a_run / "blobs", tmp_path / "blobs")
+    shutil.copytree(a_run / "run", tmp_path / "run")
+    return tmp_path / "run" / "epochs_2"
+
+
+@pytest.fixture(autouse=True)
+def fresh_engine() -> Iterator[None]:
+    """What the engine sets in the process, a test must not see from another.
+
+    That is Accelerate's state, and the processor's flushing of denormal numbers, without which
+    Hypothesis refuses to draw floats.
+    """
+    yield
+    if "torch" in sys.modules:
+        import torch
+
+        torch.set_flush_denormal(False)
+    if "accelerate.state" in sys.modules:
+        from accelerate.state import AcceleratorState, GradientState
+
+        AcceleratorState._reset_state(True)
+        GradientState._reset_state()

@@ -1,0 +1,272 @@
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from cases_on_disk import blob_case
+from run_on_disk import ROOT, write_run, write_vae
+
+import app
+import predict
+from engine.prediction import Segmentation
+from utils.errors import UserError
+
+START_SECONDS = 240
+WAIT_SECONDS = 60
+
+
+def test_the_result_needs_no_files_and_escapes_names() -> None:
+    pixels = np.zeros((1500, 2000, 3), np.uint8)
+    probability = np.zeros((1500, 2000), np.float32)
+    probability[:300] = 0.6
+    segmentation = Segmentation(probability, np.full_like(probability, 0.25))
+    shown = app.Shown("<script>.png", pixels, "a & b", segmentation)
+    drawn = app.draw(shown, 0.5)
+    assert "600,000 px, 20.00 %" in drawn and "0.2500" in drawn and "2000 x 1500 px" in drawn
+    assert "<script>" not in drawn and "a &amp; b" in drawn
+    assert drawn.count('src="data:image/jpeg;base64,') == 2 == drawn.count("src=")
+    assert "0 px, 0.00 %" in app.draw(shown, 0.7)
+    assert "appears here" in app.draw(None, 0.5)
+    broken = app.Shown("x", pixels, "", Segmentation(probability * np.nan, None))
+    assert "not a number" in app.draw(broken, 0.5)
+
+
+def test_uploads_are_taken_off_the_disk(tmp_path: Path) -> None:
+    upload = tmp_path / "hash" / "scan.png"
+    upload.parent.mkdir()
+    upload.write_bytes(b"content")
+    assert app.take(upload) == b"content"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_page_without_gradio(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    with pytest.raises(UserError, match="pip install 'gradio"):
+        app.main(["--onnx", "model.onnx"])
+
+
+def test_only_this_machine_by_default() -> None:
+    arguments = app.parse_arguments(["--run", "x"])
+    assert arguments.host == "127.0.0.1"
+
+
+@dataclass
+class Page:
+    """A running app.py."""
+
+    process: subprocess.Popen[str]
+    port: int
+    temporary: Path
+    run: Path
+
+    @property
+    def address(self) -> str:
+        return f"http://127.0.0.1:{self.port}/"
+
+    def files(self) -> list[str]:
+        return [str(path) for path in self.temporary.rglob("*") if path.is_file()]
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
+    pytest.importorskip("gradio", reason="the page needs gradio (optional)")
+    run = tmp_path_factory.mktemp("experiment") / "epochs_1"
+    write_run(run, write_vae(tmp_path_factory.mktemp("vae")), "vae_model=tiny_vae")
+    temporary = tmp_path_factory.mktemp("temporary")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    log = temporary.parent / "app.log"
+    with log.open("w") as output:
+        process = subprocess.Popen(
+            [sys.executable, "app.py", "--run", str(run), "--port", str(port), "--max-mb", "1"],
+            cwd=ROOT,
+            env=os.environ | {"TMPDIR": str(temporary), "OMP_NUM_THREADS": "1"},
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+    end = time.monotonic() + START_SECONDS
+    while f"127.0.0.1:{port}" not in log.read_text():
+        assert process.poll() is None and time.monotonic() < end, log.read_text()
+        time.sleep(0.2)
+    running = Page(process, port, temporary, run)
+    yield running
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 0, log.read_text()
+    assert not running.files(), "uploads were left behind"
+
+
+def get(page: Page, path: str, **options: Any) -> tuple[int, bytes]:
+    request = urllib.request.Request(page.address + path, **options)
+    try:
+        with urllib.request.urlopen(request, timeout=WAIT_SECONDS) as response:
+            return response.status, response.read()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read()
+
+
+def test_the_server_is_closed(page: Page) -> None:
+    """Reachable on this machine alone, without telemetry, API or files of the machine."""
+    others = [
+        address[4][0]
+        for address in socket.getaddrinfo(socket.gethostname(), page.port, socket.AF_INET)
+        if not str(address[4][0]).startswith("127.")
+    ]
+    for address in others:
+        with pytest.raises(OSError), socket.create_connection((str(address), page.port), 2):
+            pass
+    config = json.loads(get(page, "config")[1])
+    assert config["analytics_enabled"] is False
+    assert not json.loads(get(page, "gradio_api/info")[1])["named_endpoints"]
+    for path in (page.run / "config.yaml", ROOT / "app.py"):
+        status, body = get(page, f"gradio_api/file={path}")
+        assert status in (403, 404) and b"vae_model" not in body
+
+    # a made-up upload that names a file of the machine is neither read nor deleted
+    secret = page.run / "config.yaml"
+    (function,) = (entry["id"] for entry in config["dependencies"] if len(entry["outputs"]) == 3)
+    call = {
+        "data": [{"path": str(secret), "meta": {"_type": "gradio.FileData"}}, False, 0.5],
+        "fn_index": function,
+        "session_hash": "made-up",
+    }
+    get(
+        page,
+        "gradio_api/queue/join",
+        data=json.dumps(call).encode(),
+        headers={"Content-Type": "application/json"},
+    )
+    _, events = get(page, "gradio_api/queue/data?session_hash=made-up")
+    assert b'"success":false' in events and b"vae_model" not in events
+    assert secret.is_file()
+
+    boundary = "b"
+    body = (
+        f"--{boundary}\r\nContent-Disposition: form-data; "
+        'name="files"; filename="large.png"\r\nContent-Type: image/png\r\n\r\n'
+    ).encode() + bytes(3 << 20) + f"\r\n--{boundary}--\r\n".encode()  # fmt: skip
+    status, answer = get(
+        page,
+        "gradio_api/upload",
+        data=body,
+        headers={"Content-Type": f"multipart/form-data; boundary={boundary}"},
+    )
+    assert status == 413 and str(page.temporary).encode() not in answer
+
+
+@pytest.fixture
+def browser(tmp_path: Path) -> Iterator[Any]:
+    """Chromium without a display and without any network but this machine."""
+    pytest.importorskip("selenium", reason="the browser test needs selenium")
+    chromium, chromedriver = shutil.which("chromium"), shutil.which("chromedriver")
+    if not chromium or not chromedriver:
+        pytest.skip("the browser test needs chromium and chromium-driver")
+    from selenium import webdriver
+    from selenium.webdriver.chrome.service import Service
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    for flag in (
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-quic",
+        "--no-first-run",
+        "--disable-background-networking",
+        "--disable-component-update",
+        "--disable-sync",
+        "--disable-dev-shm-usage",
+        "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
+        "--window-size=1100,900",
+        f"--user-data-dir={tmp_path / 'profile'}",
+    ):
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    browser = webdriver.Chrome(options, Service(chromedriver))
+    browser.set_page_load_timeout(START_SECONDS)
+    yield browser
+    browser.quit()
+
+
+def test_a_picture_in_the_browser(page: Page, browser: Any, tmp_path: Path) -> None:
+    from selenium.webdriver.common.by import By
+    from selenium.webdriver.common.keys import Keys
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    picture = tmp_path / "scan one.png"
+    cv2.imwrite(str(picture), cv2.resize(blob_case(1)[0], (90, 60)))
+    assert predict.main(["--run", str(page.run), str(picture), "--out", str(tmp_path / "out")]) == 0
+    row = (tmp_path / "out" / "predictions.csv").read_text().splitlines()[1].split(",")
+    area = f"{int(row[4]):,} px, {float(row[5]):.2f} %"
+
+    def wait(condition: Any) -> Any:
+        return WebDriverWait(browser, WAIT_SECONDS).until(condition)
+
+    def result() -> str:
+        return browser.find_element(By.ID, "result").text
+
+    def upload(path: Path) -> None:
+        field = wait(lambda d: d.find_element(By.CSS_SELECTOR, "#picture input[type=file]"))
+        field.send_keys(str(path))
+
+    browser.get(page.address)
+    upload(picture)
+    wait(lambda _: area in result())
+    assert "scan one.png, 90 x 60 px" in result() and "uncertainty" not in result().lower()
+    (image,) = browser.find_elements(By.CSS_SELECTOR, "#result img")
+    size = browser.execute_script(
+        "return [arguments[0].naturalWidth, arguments[0].naturalHeight]", image
+    )
+    assert size == [90, 60]
+    assert not page.files()
+
+    browser.find_element(By.CSS_SELECTOR, "#uncertainty input").click()
+    wait(lambda _: "Mean uncertainty" in result())
+    assert len(browser.find_elements(By.CSS_SELECTOR, "#result img")) == 2
+    before = result()
+
+    browser.save_screenshot(str(Path(os.environ.get("SCREENSHOTS", tmp_path)) / "app.png"))
+    number = browser.find_element(By.CSS_SELECTOR, "#threshold input[type=number]")
+    number.send_keys(Keys.CONTROL, "a")
+    number.send_keys("0.99", Keys.ENTER)
+    wait(lambda _: "0 px, 0.00 %" in result())
+    assert result() != before
+
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(picture.read_bytes()[:200])
+    upload(broken)
+    wait(lambda _: "broken.png: cannot be decoded" in result())
+    assert str(page.temporary) not in browser.page_source
+    wait(lambda _: not page.files())
+
+    requested = [
+        message["params"]["request"]["url"]
+        for entry in browser.get_log("performance")
+        if (message := json.loads(entry["message"])["message"])["method"]
+        == "Network.requestWillBeSent"
+    ]
+    assert len(requested) > 3
+    outside = [
+        url for url in requested if not url.startswith((page.address, "data:", "blob:", "chrome"))
+    ]
+    assert not outside
+    problems = [
+        entry["message"] for entry in browser.get_log("browser") if entry["level"] == "SEVERE"
+    ]
+    assert not problems

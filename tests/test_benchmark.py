@@ -1,0 +1,305 @@
+from __future__ import annotations
+
+import csv
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+import benchmark
+from datasets.cases import open_data_set
+from engine.candidates import Candidate, Ours, Reference, Workload
+from engine.growth import MappingRun, Point, case_growth, mapping_growth
+from engine.separate_process import SeparateProcess
+from engine.step_parts import REST
+from tests.cases_on_disk import write_data_set
+from utils.benchmark_report import Rates, Results, Step, format_results, write_growth, write_results
+from utils.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[1]
+PARTS = {"encode, frozen", "encoder", "mapping", "decode"}
+
+
+@pytest.fixture(scope="module")
+def workload(tmp_path_factory: pytest.TempPathFactory) -> Workload:
+    """Two batches of two cases to train on, three to test, 32 px."""
+    data = open_data_set(write_data_set(tmp_path_factory.mktemp("data"), train=4, test=3, size=40))
+    return Workload(32, 2, "fp32", 1, data.train, data.test)
+
+
+@pytest.fixture
+def candidates(vae: Path, workload: Workload) -> tuple[Reference, Ours]:
+    return Reference(workload, str(vae)), Ours(workload, str(vae))
+
+
+def trained(candidate: Candidate) -> torch.nn.Module:
+    return candidate.loop.system if isinstance(candidate, Reference) else candidate.system  # type: ignore[attr-defined]
+
+
+def test_the_reference_computes_our_losses_and_gradients(
+    candidates: tuple[Reference, Ours],
+) -> None:
+    gradients = []
+    losses = []
+    for candidate in candidates:
+        losses.append(candidate.first_losses())
+        candidate.backward(candidate.losses(candidate.image, candidate.mask, candidate.noise))
+        weights = trained(candidate).named_parameters()
+        gradients.append({name: p.grad for name, p in weights if p.grad is not None})
+    benchmark.agree(*losses)
+    assert set(losses[0]) == {"loss", "lm", "seg", "align"}
+    assert gradients[0].keys() == gradients[1].keys()
+    theirs, mine = (torch.cat([g.flatten() for g in each.values()]) for each in gradients)
+    assert (mine - theirs).norm() < 1e-3 * theirs.norm()
+
+
+@pytest.mark.parametrize("other", [1.001, float("nan")])
+def test_disagreement_is_noticed(other: float) -> None:
+    with pytest.raises(UserError, match=r"'loss' is 1\.0 in the reference loop"):
+        benchmark.agree({"loss": 1.0}, {"loss": other})
+
+
+def test_both_predict_the_same(candidates: tuple[Reference, Ours]) -> None:
+    reference, ours = candidates
+    trained(ours).load_state_dict(trained(reference).state_dict())
+    torch.testing.assert_close(
+        reference.predict(reference.image), ours.predict(ours.image), rtol=1e-3, atol=1e-4
+    )
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_every_task_handles_every_image(candidates: tuple[Reference, Ours], which: int) -> None:
+    candidate = candidates[which]
+    handled = {
+        task: candidate.timed(task, *arguments)
+        for task, arguments in {
+            "train_steps": (2,),
+            "validate_batch": (),
+            "predict_one": (3,),
+            "train_epoch": (),
+            "validate_cases": (),
+            "predict_files": (),
+        }.items()
+    }
+    assert [timing.images for timing in handled.values()] == [4, 2, 3, 4, 3, 3]
+    assert 0 < handled["train_epoch"].waited < handled["train_epoch"].seconds
+    assert handled["train_steps"].waited == 0
+
+
+def test_the_parts_of_a_step(candidates: tuple[Reference, Ours]) -> None:
+    counts = []
+    for candidate in candidates:
+        weights = [p.clone() for p in trained(candidate).parameters()]
+        seconds = candidate.step_seconds(1)
+        assert set(seconds) == PARTS | {"backward", "optimiser", REST}
+        assert all(value > 0 for value in seconds.values())
+        after = trained(candidate).parameters()
+        assert any(not torch.equal(a, b) for a, b in zip(weights, after, strict=True))
+
+        count = candidate.step_arithmetic()
+        assert set(count) == PARTS
+        assert count["encode, frozen"][1] == 0  # no gradient
+        assert count["decode"][1] == pytest.approx(count["decode"][0], rel=0.2)  # its input's
+        with FlopCounterMode(display=False) as counter:
+            candidate.dummy_step()
+        # the head level3 takes no part in the losses
+        whole = counter.get_total_flops() / 2
+        assert sum(map(sum, count.values())) == pytest.approx(whole, rel=0.02)
+        counts.append(count)
+    reference, ours = counts
+    assert ours["decode"][0] < 0.95 * reference["decode"][0]  # upsampling is merged
+    assert ours["encoder"] == reference["encoder"]
+
+
+def test_an_object_in_a_process_of_its_own() -> None:
+    process = SeparateProcess(Fraction, 22, 7)
+    try:
+        assert process.call("limit_denominator", 1) == 3
+        with pytest.raises(AttributeError):
+            process.call("limits")
+    finally:
+        process.close()
+    with pytest.raises(UserError, match="no split file for the data set 'absent'"):
+        SeparateProcess(open_data_set, Path("absent_train_test_names.json"))
+    with pytest.raises(UserError, match="died, most likely for lack of memory"):
+        SeparateProcess(os._exit, 9)
+
+
+def test_a_process_ends_with_the_one_that_started_it() -> None:
+    code = (
+        "import os\n"
+        "from engine.separate_process import SeparateProcess\n"
+        "if __name__ == '__main__':\n"
+        "    print(SeparateProcess(os.getppid).call('__int__'), flush=True)\n"
+        "    os._exit(9)"
+    )
+    # the child inherits the pipe, so that its end is only seen once both processes are gone
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 9
+    assert int(done.stdout) > 0
+
+
+@pytest.mark.parametrize("kernel", ["fused", "math"])
+@pytest.mark.parametrize("backward", [False, True])
+def test_the_mapping_runs_by_either_kernel(kernel: str, backward: bool) -> None:
+    seconds, peak = MappingRun(32, kernel, backward, "fp32").measure()
+    assert seconds > 0 and peak > 1 << 20
+
+
+def test_growth_leaves_out_what_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Instead:
+        def __init__(self, build: object, size: int, *_: object) -> None:
+            self.size = size
+
+        def call(self, _: str) -> tuple[float, int]:
+            return self.size / 1000, self.size << 20
+
+        def close(self) -> None:
+            pass
+
+    monkeypatch.setattr("engine.growth.SeparateProcess", Instead)
+    monkeypatch.setattr("engine.growth.available_bytes", lambda: 3 << 30)
+    points = list(mapping_growth([128, 1024], "fp32"))
+    left_out = [(p.series, p.x) for p in points if p.seconds is None]
+    assert left_out == [("forward, math", 1024), ("forward and backward, math", 1024)]
+    assert "not run: about" in next(p.note for p in points if p.note)
+    assert len(points) == 8
+
+
+def test_growth_goes_on_when_memory_runs_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Full(SameProcess):
+        def __init__(self, *_: object) -> None:
+            pass
+
+        def call(self, method: str, *_: object) -> Any:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("engine.growth.SeparateProcess", Full)
+    points = list(mapping_growth([128], "fp32"))
+    assert [p.note for p in points] == ["not run: out of memory"] * 4
+
+
+def test_arithmetic_is_counted_in_low_precision(vae: Path) -> None:
+    counts = Ours(Workload(32, 2, "bf16", 0), str(vae)).step_arithmetic()
+    assert all(forward > 0 for forward, _ in counts.values())
+    assert {"encode, frozen", "encoder", "mapping", "decode"} == counts.keys()
+
+
+class SameProcess(SeparateProcess):
+    """The object in this process: importing torch anew takes seconds."""
+
+    def __init__(self, build: Callable[..., Any], *arguments: Any) -> None:
+        self.held = build(*arguments)
+
+    def call(self, method: str, *arguments: Any) -> Any:
+        return getattr(self.held, method)(*arguments)
+
+    def close(self) -> None:
+        pass
+
+
+def test_growth_in_cases(vae: Path, workload: Workload, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("engine.growth.SeparateProcess", SameProcess)
+    points = list(case_growth([2, 5], workload, str(vae)))
+    assert [(p.series, p.x) for p in points] == [
+        ("validation", 2),
+        ("validation", 5),
+        ("prediction", 2),
+        ("prediction", 5),
+    ]
+    assert all(p.seconds and p.peak_bytes for p in points)
+
+
+def test_the_tables_say_what_was_measured(tmp_path: Path) -> None:
+    results = Results("two cores", batch=2, peak=100e9)
+    task = "training step, dummy"
+    results.rates = [
+        Rates(task, "reference", [1.0, 2.0, 4.0], [0.0, 0.0, 0.0]),
+        Rates(task, "ours", [5.0, 6.0, 7.0], [0.1, 0.2, 0.3]),
+    ]
+    results.steps = [
+        Step("reference", {"decode": 0.5}, {"decode": (10e9, 20e9)}, 1 << 30),
+        Step("ours", {"decode": 0.25, "rest": 0.01}, {"decode": (4e9, 8e9)}, 3 << 29),
+    ]
+    page = format_results(results)
+    assert f"| {task} | reference | 2.00 (1.00 to 4.00) | 1.00 |  |" in page
+    assert f"| {task} | ours | 6.00 (5.00 to 7.00) | 3.00 | 20 % |" in page
+    assert "| decode | 250.0 | 125.0 |" in page
+    assert "| decode | 5.00 + 10.00 | 2.00 + 4.00 |" in page
+    assert "| share of the peak | 30 % | 36 % |" in page  # 15e9 x 2 and 6e9 x 6 of 100e9
+    assert "| ours | 1.50 |" in page
+    write_results(tmp_path, results)
+    with (tmp_path / "benchmark.csv").open() as file:
+        assert [row["images_per_second"] for row in csv.DictReader(file)][3:] == [
+            "5.0",
+            "6.0",
+            "7.0",
+        ]
+    with (tmp_path / "step_parts.csv").open() as file:
+        assert [row["part"] for row in csv.DictReader(file)] == ["decode", "decode", "rest"]
+    assert (tmp_path / "benchmark.png").stat().st_size > 0
+
+
+def test_growth_is_written(tmp_path: Path) -> None:
+    sides = [
+        Point("forward, math", 128, 0.5, 1 << 30),
+        Point("forward, math", 1024, note="not run"),
+    ]
+    cases = [Point("validation", 8, 1.25, 3 << 29)]
+    page = write_growth(tmp_path, "two cores", {"side in px": sides, "cases": cases})
+    assert page.startswith("two cores\n")
+    by_side, by_cases = page.split("| what | cases |")
+    assert "| forward, math | 128 | 0.500 | 1.00 |" in by_side
+    assert "| forward, math | 1024 | not run |  |" in by_side
+    assert "| validation | 8 | 1.250 | 1.50 |" in by_cases
+    with (tmp_path / "growth.csv").open() as file:
+        assert [row["x_is"] for row in csv.DictReader(file)] == [
+            "side in px",
+            "side in px",
+            "cases",
+        ]
+    assert (tmp_path / "growth.png").stat().st_size > 0
+
+
+def test_a_small_benchmark(vae: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("engine.separate_process.SeparateProcess", SameProcess)
+    monkeypatch.setattr(benchmark, "UNET", "smp/none")  # says so and goes on
+    monkeypatch.chdir(tmp_path)
+    write_data_set(tmp_path / "datasets", train=4, test=3, size=32)
+    other = tmp_path / "other_vae"
+    other.symlink_to(vae)
+    settings = ["--image-size", "32", "--batch", "2", "--rounds", "1", "--workers", "0"]
+    data = ["--data", "blobs", "--out", "out"]
+    benchmark.main(["--vae", str(vae), "--vae", str(other), *settings, *data])
+    page = (tmp_path / "out" / "benchmark.md").read_text()
+    for task in (
+        "training step, dummy",
+        "validation, dummy",
+        "prediction, one dummy image",
+        "training epoch, blobs",
+        "validation epoch, blobs",
+        "prediction from files, blobs",
+    ):
+        for way in (f"reference, {vae.name}", f"ours, {vae.name}", "ours, other_vae"):
+            assert f"| {task} | {way} |" in page
+
+
+def test_too_few_cases_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_data_set(tmp_path / "datasets", train=3, test=1, size=32)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="3 training cases of blobs do not fill a batch of 12"):
+        benchmark.main(["--data", "blobs"])

@@ -1,0 +1,172 @@
+"""compare.py and the cross-domain matrix: from run folders to tables and plots."""
+
+from __future__ import annotations
+
+import csv
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import compare
+from utils import cross_domain
+from utils.errors import UserError
+from utils.metrics import METRICS, score_cases
+from utils.results import read_results, write_results
+from utils.statistics import paired_difference
+
+
+def validated(folder: Path, shift: int, count: int = 20, size: int = 40, **options) -> Path:
+    """A validation whose predictions are off by `shift` to `shift` + 2 pixels."""
+    rng = np.random.default_rng(0)
+    cases = []
+    for index in range(count):
+        truth = np.zeros((size, size), bool)
+        truth[10:30, 5 : 10 + rng.integers(5, 15)] = True
+        cases.append((f"case_{index:02}", np.roll(truth, shift + rng.integers(3), 1), truth))
+    rows = score_cases(cases, progress=False)
+    write_results(folder, rows, **({"provenance": {}} | options))
+    return folder
+
+
+def run_compare(monkeypatch, *arguments) -> None:
+    monkeypatch.setattr(sys, "argv", ["compare.py", *map(str, arguments)])
+    compare.main()
+
+
+@pytest.fixture
+def two_runs(tmp_path):
+    good, bad = tmp_path / "good/epochs_9", tmp_path / "bad|worse/epochs_9"
+    validated(good / "valid_results_busi", shift=0)
+    validated(bad / "valid_results_busi", shift=3)
+    return good, bad
+
+
+def test_tables_and_plot(tmp_path, two_runs, monkeypatch, capsys):
+    out = tmp_path / "out"
+    run_compare(monkeypatch, *two_runs, "--out", out)
+    printed = capsys.readouterr().out
+    markdown = (out / "comparison.md").read_text()
+    assert markdown in printed
+    assert "| good (reference) | bad\\|worse |" in markdown
+    assert (out / "comparison.png").read_bytes().startswith(b"\x89PNG")
+
+    with (out / "comparison.csv").open(newline="") as file:
+        lines = list(csv.DictReader(file))
+    assert [line["metric"] for line in lines] == [metric for metric in METRICS for _ in range(2)]
+    good, bad = (read_results(run / "valid_results_busi").values("DSC") for run in two_runs)
+    expected = paired_difference(bad, good)
+    assert lines[0]["difference_mean"] == ""
+    assert float(lines[1]["difference_mean"]) == expected.mean < 0
+    assert float(lines[1]["difference_low"]) == expected.low
+    assert float(lines[1]["difference_p_value"]) == expected.p_value < 0.001
+    assert f"{100 * expected.mean:+.2f} [{100 * expected.low:+.2f}" in markdown
+
+
+def test_a_third_run_adjusts_p_for_two_comparisons(tmp_path, two_runs, monkeypatch):
+    third = validated(tmp_path / "third/epochs_9/valid_results_busi", shift=1)
+    run_compare(monkeypatch, *two_runs, third, "--out", tmp_path)
+    with (tmp_path / "comparison.csv").open(newline="") as file:
+        dice = [line for line in csv.DictReader(file) if line["metric"] == "DSC"]
+    assert [line["run"] for line in dice] == ["good", "bad|worse", "third"]
+    p, adjusted = (
+        [float(line[key]) for line in dice[1:]]
+        for key in ("difference_p_value", "difference_p_holm")
+    )
+    assert min(adjusted) == pytest.approx(2 * min(p))
+
+
+def test_a_run_compared_with_its_copy_shows_no_difference(tmp_path, monkeypatch):
+    runs = [validated(tmp_path / name, shift=1) for name in ("a", "b")]
+    run_compare(monkeypatch, *runs, "--out", tmp_path / "out")
+    assert (
+        "| b | DSC | +0.00 [+0.00, +0.00] | 1.0000 | 1.0000 |"
+        in (tmp_path / "out/comparison.md").read_text()
+    )
+
+
+def test_several_data_sets_need_a_choice(tmp_path, two_runs, monkeypatch):
+    validated(two_runs[0] / "valid_results_bus", shift=0, count=3)
+    with pytest.raises(UserError, match="validated on bus, busi; choose one with --dataset"):
+        run_compare(monkeypatch, *two_runs, "--out", tmp_path)
+    with pytest.raises(UserError, match="was not validated on bus, only on busi"):
+        run_compare(monkeypatch, *two_runs, "--dataset", "bus", "--out", tmp_path)
+    run_compare(monkeypatch, *two_runs, "--dataset", "busi", "--out", tmp_path)
+
+
+def test_different_cases_sizes_masks_or_rules_are_refused(tmp_path, monkeypatch):
+    first = validated(tmp_path / "first", shift=0)
+    more = validated(tmp_path / "more", shift=0, count=27)
+    larger = validated(tmp_path / "larger", shift=0, size=48)
+    published = validated(tmp_path / "published", shift=0, hd95_empty="zero")
+    for other, message in (
+        (more, r"different cases: 7 only in more \(case_20, .*case_24, \.\.\.\)"),
+        (larger, "different sizes in 20 cases"),
+        (published, "rule 'diagonal' in first and 'zero' in published"),
+    ):
+        with pytest.raises(UserError, match=message):
+            run_compare(monkeypatch, first, other, "--out", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_runs_that_cannot_be_compared_are_refused(tmp_path, two_runs, monkeypatch):
+    (tmp_path / "new").mkdir()
+    for runs, message in (
+        ([two_runs[0]], "one run given"),
+        ([two_runs[0], two_runs[0]], "given twice"),
+        ([two_runs[0], tmp_path / "new"], r"was not validated.*valid\.py"),
+        ([two_runs[0], tmp_path / "gone"], "is not a folder"),
+    ):
+        with pytest.raises(UserError, match=message):
+            run_compare(monkeypatch, *runs, "--out", tmp_path)
+
+
+@pytest.fixture
+def domains(tmp_path):
+    for train in "ab":
+        for test in "ab":
+            validated(
+                tmp_path / train / f"valid_results_{test}",
+                shift=0 if train == test else 4,
+                provenance={"trained_on": f"phantom-{train}", "data_set": f"phantom-{test}"},
+            )
+    return tmp_path / "a", tmp_path / "b"
+
+
+def test_cross_domain_matrix(tmp_path, domains, monkeypatch, capsys):
+    out = tmp_path / "matrix"
+    monkeypatch.setattr(sys, "argv", ["cross_domain", *map(str, domains), "--out", str(out)])
+    cross_domain.main()
+    assert "| phantom-a | **" in capsys.readouterr().out
+    with (out / "cross_domain_DSC.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["train set"] for row in rows] == ["phantom-a", "phantom-b"]
+    assert float(rows[0]["phantom-a"]) > float(rows[0]["phantom-b"])
+    expected = read_results(domains[1] / "valid_results_a").values("DSC").mean()
+    assert float(rows[1]["phantom-a"]) == pytest.approx(expected)
+    assert (out / "cross_domain.png").read_bytes().startswith(b"\x89PNG")
+    assert (out / "cross_domain_HD95.csv").is_file()
+
+
+def test_a_combination_without_validation_stays_empty(tmp_path, domains):
+    cells = cross_domain.collect(domains)
+    del cells["phantom-b", "phantom-a"]
+    cross_domain.write_matrix(tmp_path / "out", cells)
+    assert "phantom-b,," in (tmp_path / "out/cross_domain_IoU.csv").read_text()
+    assert "| phantom-b | - |" in (tmp_path / "out/cross_domain.md").read_text()
+
+
+def test_matrix_refuses_what_it_cannot_place(tmp_path, domains):
+    copy = validated(
+        tmp_path / "copy/valid_results_a",
+        shift=0,
+        provenance={"trained_on": "phantom-a", "data_set": "phantom-a"},
+    ).parent
+    with pytest.raises(UserError, match="are both trained on phantom-a and tested on phantom-a"):
+        cross_domain.collect([*domains, copy])
+    validated(tmp_path / "copy/valid_results_a", shift=0)
+    with pytest.raises(UserError, match="does not say trained_on"):
+        cross_domain.collect([copy])
+    with pytest.raises(UserError, match="no validation"):
+        cross_domain.write_matrix(tmp_path, {})

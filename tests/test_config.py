@@ -1,0 +1,145 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from utils.config import Config, describe_fields, dump_config, load_config, make_config
+from utils.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[1]
+SHIPPED = sorted((ROOT / "configs").glob("*.yaml"))
+
+# the key names of the published GMS and Wave-GMS files, with values as they have them
+PUBLISHED = """\
+phase: {phase}
+guidance_method:
+vae_model: litevae
+pickle_file_path: ./Dataset/busi/busi_train_test_names.pkl
+snapshot_path: ./ckpt/busi
+save_seg_img_path: ./ckpt/busi/masks
+model_weight: {weight}
+epochs: 1000
+GPUs: [0]
+num_workers: 4
+batch_size: 12
+save_freq: 200
+seed: 2333
+in_channel: 4
+out_channels: 4
+num_res_blocks: 2
+ch: 32
+ch_mult: [1, 2, 4, 4]
+lr: 2e-3
+w_rec: 1.0
+w_dice: 1.0
+w_kl: 1e-6
+align_loss: True
+"""
+
+
+def write(path: Path, text: str) -> Path:
+    path.write_text(text)
+    return path
+
+
+def test_there_are_shipped_configs() -> None:
+    assert {"base", "busi_train", "busi_valid", "phantom_train"} <= {p.stem for p in SHIPPED}
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda p: p.stem)
+def test_shipped_config_is_valid(path: Path) -> None:
+    overrides = ["pickle_file_path=x_train_test_names.json"] if path.stem == "base" else []
+    config = load_config(path, overrides)
+    if path.stem.endswith("_valid"):
+        train = load_config(path.with_name(path.name.replace("_valid", "_train")))
+        assert config.run_folder == train.run_folder
+        assert config.phase != "train"
+
+
+@pytest.mark.parametrize("phase", ["train", "test"])
+def test_published_file_is_accepted_unchanged(tmp_path: Path, phase: str) -> None:
+    text = PUBLISHED.format(phase=phase, weight="./ckpt/busi/best_model.pth")
+    config = load_config(write(tmp_path / "busi.yaml", text))
+    assert config.dataset == "busi"
+    assert config.align_loss == 1.0
+    assert config.lr == 2e-3
+    assert config.guidance_method is None
+    assert config.GPUs == (0,)
+
+
+def test_inherits_and_overrides(tmp_path: Path) -> None:
+    write(tmp_path / "a.yaml", "pickle_file_path: a\nepochs: 7\nlr: 0.1\n")
+    write(tmp_path / "b.yaml", "base: a.yaml\nepochs: 8\n")
+    path = write(tmp_path / "c.yaml", "base: b.yaml\nbatch_size: 3\n")
+    config = load_config(path, ["lr=0.5", "GPUs=[1, 2]"])
+    assert (config.epochs, config.batch_size, config.lr, config.GPUs) == (8, 3, 0.5, (1, 2))
+
+
+def test_dump_reads_back_equal(tmp_path: Path) -> None:
+    config = make_config({"pickle_file_path": "x", "ch_mult": [1, 1, 2, 2], "evaluation_size": 64})
+    assert load_config(write(tmp_path / "c.yaml", dump_config(config))) == config
+
+
+def test_the_page_of_all_keys_is_current() -> None:
+    assert all(field.description for field in Config.model_fields.values())
+    assert (ROOT / "docs" / "config.md").read_text() == describe_fields()
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"batchsize": 3}, "did you mean 'batch_size'"),
+        ({"batchsize": None}, "did you mean 'batch_size'"),
+        ({"epochs": "many"}, "epochs: .*integer.*'many'"),
+        ({"epochs": True}, "epochs: .*number, got True"),
+        ({"evaluation_size": True}, "evaluation_size"),
+        ({"image_size": 100}, "image_size is 100.*96 or 104"),
+        ({"image_size": 4}, "use 8 or 8|use 8"),
+        ({"lr": -1}, "lr: .*greater than 0"),
+        ({"vae_model": "taesd"}, "vae_model: .*litevae"),
+        ({"guidance_method": "wavelet"}, "needs vae_model: tiny_vae"),
+        ({"val_fraction": 0}, "select_on"),
+        ({"folds": 5, "fold": 5}, "fold is 5 of folds: 5"),
+        ({"fold": 1}, "fold is 1 of folds: 0"),
+        ({"folds": 1}, "at least 2 folds"),
+        ({"folds": 5, "select_on": "test"}, "set select_on: val"),
+        ({"threshold": 1}, "threshold"),
+    ],
+)
+def test_bad_values_are_named(values: dict[str, object], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        make_config({"pickle_file_path": "x"} | values)
+
+
+def test_all_problems_come_together() -> None:
+    with pytest.raises(UserError) as caught:
+        make_config({"batchsize": 3, "epochs": "many"})
+    assert all(key in str(caught.value) for key in ("batchsize", "epochs", "pickle_file_path"))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("- a list", "key: value"),
+        ("a: [1, 2", "not plain YAML"),
+        ("epochs: 1\nepochs: 2", "given twice"),
+        ("epochs: !!python/object/apply:os.system [touch hacked]", "not plain YAML"),
+        ("base: missing.yaml", "cannot read.*missing.yaml"),
+        ("base: self.yaml", "circle"),
+        ("base: [1]", "base must be"),
+        ("1: 2", "key: value"),
+    ],
+)
+def test_bad_files_are_refused(tmp_path: Path, text: str, message: str) -> None:
+    path = write(tmp_path / "self.yaml", text)
+    with pytest.raises(UserError, match=message):
+        load_config(path)
+    assert not Path("hacked").exists()
+
+
+@pytest.mark.parametrize("override", ["epochs", "=3", "epochs=[1"])
+def test_bad_overrides_are_refused(tmp_path: Path, override: str) -> None:
+    path = write(tmp_path / "c.yaml", "pickle_file_path: x")
+    with pytest.raises(UserError, match=r"epochs|key=value"):
+        load_config(path, [override])

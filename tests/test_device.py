@@ -1,0 +1,96 @@
+"""`GPUs` chooses devices and starts one process each."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from run_on_disk import ROOT
+
+from engine.device import use_gpus
+from utils.errors import UserError
+
+
+class Replaced(Exception):
+    """Instead of the program that `os.execv` would start."""
+
+
+@pytest.fixture
+def two_gpus(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """A machine with two GPUs that nothing was set for; what `use_gpus` sets is undone."""
+
+    def replace(program: str, arguments: list[str]) -> None:
+        raise Replaced(program, arguments)
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(os, "execv", replace)
+    for name in ("CUDA_VISIBLE_DEVICES", "TORCHELASTIC_SIGNALS_TO_HANDLE", "LOCAL_RANK"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    return monkeypatch
+
+
+def test_processes_share_data_where_another_package_is_called_datasets(tmp_path: Path) -> None:
+    """Accelerate asks whether Hugging Face's `datasets` is installed, and would import ours."""
+    installed = tmp_path / "datasets-3.0.0.dist-info"
+    installed.mkdir()
+    (installed / "METADATA").write_text("Metadata-Version: 2.1\nName: datasets\nVersion: 3.0.0\n")
+    program = """
+import importlib.metadata
+assert importlib.metadata.version("datasets") == "3.0.0"
+from engine.device import make_accelerator
+make_accelerator("fp32", 1, deterministic=False)
+from accelerate.data_loader import prepare_data_loader
+from torch.utils.data import DataLoader
+shards = [prepare_data_loader(DataLoader(range(4)), num_processes=2, process_index=i) for i in (0, 1)]
+print([batch.item() for shard in shards for batch in shard])
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout == "[0, 2, 1, 3]\n", done.stderr
+
+
+def test_one_gpu_is_made_the_only_one(two_gpus: pytest.MonkeyPatch) -> None:
+    use_gpus([1])
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "1"
+
+
+def test_several_start_a_process_each(two_gpus: pytest.MonkeyPatch) -> None:
+    two_gpus.setattr(sys, "argv", ["train.py", "--config", "a.yaml"])
+    with pytest.raises(Replaced) as caught:
+        use_gpus([0, 1])
+    program, arguments = caught.value.args
+    assert program == arguments[0] == sys.executable
+    assert arguments[1:3] == ["-m", "torch.distributed.run"]
+    assert arguments[-4:] == ["--nproc-per-node=2", "train.py", "--config", "a.yaml"]
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "0,1"
+    assert "SIGUSR1" in os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"]
+
+
+def test_a_launch_is_not_launched_again(two_gpus: pytest.MonkeyPatch) -> None:
+    two_gpus.setenv("LOCAL_RANK", "0")
+    use_gpus([0, 1])
+    assert "CUDA_VISIBLE_DEVICES" not in os.environ
+
+
+def test_what_a_scheduler_chose_is_kept(two_gpus: pytest.MonkeyPatch) -> None:
+    two_gpus.setenv("CUDA_VISIBLE_DEVICES", "GPU-a,GPU-b")
+    use_gpus([0])
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "GPU-a,GPU-b"
+    with pytest.raises(UserError, match=r"names 3.*shows only 2"):
+        use_gpus([0, 1, 2])
+
+
+def test_gpus_that_are_not_there(two_gpus: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match=r"names \[2\].*GPUs 0 to 1"):
+        use_gpus([0, 2])

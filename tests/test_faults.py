@@ -1,0 +1,241 @@
+"""A run meets trouble: what the user reads, what is kept, and that going on loses nothing.
+
+Stops by signals, NaN losses, damaged states and the lock are in test_training.py.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+from kill_test import same_end
+from small_run import ROOT, arguments
+
+import train
+from datasets.loading import SegmentationDataset
+from engine.resume import load_state, save_state
+from engine.training import Trainer
+from utils.errors import UserError
+from utils.runs import create_run_folder, locked
+
+SETTINGS = ("ch=16",)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory, vae: Path) -> Path:
+    """The run that met no trouble."""
+    folder = tmp_path_factory.mktemp("whole")
+    train.main(arguments(folder, vae, *SETTINGS))
+    return folder / "run" / "epochs_2"
+
+
+@contextmanager
+def disk_takes_files_up_to(size: int) -> Iterator[None]:
+    """Make the system refuse to write more into any file, as a full disk does."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def in_step(monkeypatch: pytest.MonkeyPatch, number: int, action: Callable[[], object]) -> None:
+    """Call `action` before the given training step."""
+    step, count = Trainer._step, itertools.count(1)
+
+    def counted(self, batch):
+        if next(count) == number:
+            action()
+        return step(self, batch)
+
+    monkeypatch.setattr(Trainer, "_step", counted)
+
+
+def done(folder: Path) -> tuple[int, int]:
+    """Epochs and batches of the next one in `last.pth`."""
+    progress = torch.load(folder / "last.pth", weights_only=True)["progress"]
+    return progress["epoch"], progress["batch"]
+
+
+def no_space(*_: object) -> None:
+    raise OSError(28, "No space left on device")
+
+
+# last.pth is the largest file, best_model.pth and epoch_2.pth have a third of it
+@pytest.mark.parametrize("fails", ["last.pth", "best_model.pth", "history.csv"])
+def test_a_full_disk_keeps_the_last_state(
+    whole: Path, tmp_path: Path, vae: Path, monkeypatch: pytest.MonkeyPatch, fails: str
+) -> None:
+    folder = tmp_path / "run" / "epochs_2"
+    command = arguments(tmp_path, vae, *SETTINGS, "save_freq=1")
+    with monkeypatch.context() as patch, ExitStack() as stack:
+
+        def fill_disk() -> None:
+            if fails == "history.csv":
+                patch.setattr("engine.history.atomic_write", no_space)
+            else:
+                size = (whole / fails).stat().st_size
+                stack.enter_context(disk_takes_files_up_to(size - 100))
+
+        in_step(patch, 4, fill_disk)
+        with pytest.raises(UserError, match=rf"cannot write to {folder}.*(large|space).*kept"):
+            train.main(command)
+    assert done(folder) == (1, 0)
+    assert not list(folder.glob("**/*.tmp"))
+    assert len((folder / "history.csv").read_text().splitlines()) >= 2
+    train.main(command)
+    assert same_end(whole, folder)
+
+
+def test_a_full_disk_at_the_start_is_told(
+    tmp_path: Path, vae: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("engine.resume.atomic_write", no_space)
+    with pytest.raises(UserError, match=r"cannot write to.*No space left"):
+        train.main(arguments(tmp_path, vae, *SETTINGS))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_image_that_breaks_mid_run_is_named(
+    whole: Path, tmp_path: Path, vae: Path, monkeypatch: pytest.MonkeyPatch, workers: int
+) -> None:
+    command = arguments(tmp_path, vae, *SETTINGS, "cache_mb=0", f"num_workers={workers}")
+    images = {path: path.read_bytes() for path in (tmp_path / "blobs" / "images").iterdir()}
+
+    def damage() -> None:
+        for path, content in images.items():
+            path.write_bytes(content[: len(content) // 2])
+
+    with monkeypatch.context() as patch:
+        in_step(patch, 4, damage)
+        with pytest.raises(UserError, match=r"case_\d+\.png") as caught:
+            train.main(command)
+    assert "Traceback" not in str(caught.value)
+    folder = tmp_path / "run" / "epochs_2"
+    # accelerate had read one batch ahead; a loader process may have read all of the epoch
+    assert done(folder) == (1, 1) if workers == 0 else done(folder) >= (1, 0)
+    with pytest.raises(UserError, match=r"case_\d+\.png"):
+        train.main(command)
+    for path, content in images.items():
+        path.write_bytes(content)
+    train.main(command)
+    assert same_end(whole, folder)
+
+
+def test_a_loader_process_that_dies_is_told(
+    whole: Path, tmp_path: Path, vae: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load = SegmentationDataset.__getitem__
+
+    def deadly(self, key):
+        if torch.utils.data.get_worker_info() and key[0] == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return load(self, key)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SegmentationDataset, "__getitem__", deadly)
+        with pytest.raises(UserError, match=r"worker.*killed.*num_workers=0"):
+            train.main(arguments(tmp_path, vae, *SETTINGS, "num_workers=1"))
+    folder = tmp_path / "run" / "epochs_2"
+    assert done(folder) == (1, 0)
+    train.main(arguments(tmp_path, vae, *SETTINGS))
+    assert same_end(whole, folder)
+
+
+def test_a_clock_that_jumps_changes_nothing(
+    whole: Path, tmp_path: Path, vae: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, jumps = time.time, itertools.count()
+    with monkeypatch.context() as patch:
+        patch.setattr(time, "time", lambda: now() + (-1) ** next(jumps) * 86400)
+        train.main(arguments(tmp_path, vae, *SETTINGS))
+    assert same_end(whole, tmp_path / "run" / "epochs_2")
+
+
+def test_a_folder_that_cannot_be_written_is_found_before_training(
+    tmp_path: Path, vae: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Trainer, "__init__", lambda *_: pytest.fail("went on to train"))
+    (tmp_path / "run").write_text("a file")
+    with pytest.raises(UserError, match=r"cannot write to the run folder.*set snapshot_path"):
+        train.main(arguments(tmp_path, vae))
+
+
+def test_a_read_only_file_system_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(Path, "write_bytes", refuse)
+    with pytest.raises(UserError, match="Read-only file system"):
+        create_run_folder(tmp_path / "run")
+
+
+def test_loader_processes_do_not_keep_the_lock(tmp_path: Path) -> None:
+    started, child_started = os.pipe()
+    with locked(tmp_path):
+        child = os.fork()
+        if child == 0:
+            os.write(child_started, b"x")
+            time.sleep(30)
+            os._exit(0)
+        os.read(started, 1)
+    try:
+        with locked(tmp_path):
+            pass
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+
+
+def test_a_state_of_something_else_is_refused(
+    whole: Path, tmp_path: Path, vae: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = arguments(tmp_path, vae, *SETTINGS)
+    with monkeypatch.context() as patch:
+        in_step(patch, 4, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        with pytest.raises(Exception, match="SIGTERM"):
+            train.main(command)
+    path = tmp_path / "run" / "epochs_2" / "last.pth"
+    state = torch.load(path, weights_only=True)
+    for broken in ({"format": 1}, state | {"weights": {}}, state | {"progress": {"steps": 1}}):
+        torch.save(broken, path)
+        with pytest.raises(UserError, match=r"not one of this run.*resume=never"):
+            train.main(command)
+
+
+@pytest.mark.parametrize("moment", ["flipped bit", "cut", "between the renames"])
+def test_the_newest_whole_state_is_taken(tmp_path: Path, moment: str) -> None:
+    for step in range(3):
+        save_state(tmp_path, {"weights": torch.full((1000,), float(step))})
+    last = tmp_path / "last.pth"
+    if moment == "between the renames":
+        (tmp_path / "last.pth.new").write_bytes(last.read_bytes())
+        last.rename(tmp_path / "last.previous.pth")
+    else:
+        content = bytearray(last.read_bytes())
+        content[len(content) // 2] ^= 1
+        last.write_bytes(content if moment == "flipped bit" else content[:-20])
+    state = load_state(tmp_path)
+    assert state is not None
+    assert state["weights"].eq(2 if moment == "between the renames" else 1).all()
+
+
+def test_killed_again_and_again_it_ends_the_same() -> None:
+    command = [sys.executable, str(ROOT / "tests" / "kill_test.py"), "--chain", "--kills=4"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
+    counts = json.loads(result.stdout.splitlines()[-1])
+    assert counts["kills"] >= 3
+    assert counts["bitwise_equal"] == counts["ends"] == 1

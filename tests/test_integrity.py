@@ -1,0 +1,283 @@
+from __future__ import annotations
+
+import functools
+import json
+import pickle
+import shutil
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from datasets.integrity import check_data_set, leaked_names, summary, write_group_split
+from datasets.phantom import phantom_case
+from datasets.prepare import main
+from datasets.splits import Split, read_split, write_split
+from datasets.twins import (
+    Twin,
+    aligned_correlation,
+    connected,
+    describe,
+    find_twins,
+    working_size,
+)
+from tests.dataset_archives import picture, png, square, write_folder
+from utils.errors import UserError
+
+
+@functools.cache
+def scan(index: int) -> np.ndarray:
+    """(256, 256) uint8, ultrasound-like; do not write into it."""
+    return phantom_case(index).image
+
+
+def twins_of(images: dict[str, np.ndarray]) -> list[Twin]:
+    working = [working_size(image) for image in images.values()]
+    descriptions = [describe(image) for image in working]
+    return find_twins(list(images), descriptions, working.__getitem__, progress=False)
+
+
+def pairs(twins: list[Twin]) -> set[tuple[str, str]]:
+    return {(twin.first, twin.second) for twin in twins}
+
+
+def annotated(image: np.ndarray) -> np.ndarray:
+    image = image.copy()
+    cv2.line(image, (60, 80), (150, 120), 255, 1)
+    cv2.putText(image, "LEFT BREAST", (20, 220), cv2.FONT_HERSHEY_SIMPLEX, 0.5, 255)
+    return image
+
+
+VARIANTS = {
+    "copy": lambda image: image,
+    "brighter": lambda image: cv2.convertScaleAbs(image, alpha=1.2, beta=8),
+    "compressed": lambda image: cv2.imdecode(cv2.imencode(".jpg", image)[1], 0),
+    "annotated": annotated,
+    "cropped": lambda image: image[20:230, 30:215],
+    "half": lambda image: image[:, :150],
+    "cropped and scaled": lambda image: cv2.resize(image[20:230, 30:215], (330, 360)),
+    "shrunk": lambda image: cv2.resize(image, (160, 150), interpolation=cv2.INTER_AREA),
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_twin_is_found_among_others(variant: str) -> None:
+    images = {f"scan {i}": scan(i) for i in range(6)}
+    images["twin"] = VARIANTS[variant](scan(2))
+    (twin,) = twins_of(images)
+    assert (twin.first, twin.second) == ("scan 2", "twin")
+    assert twin.correlation > 0.9
+    assert (twin.inliers == 0) == (variant == "copy")
+
+
+def test_a_shared_caption_makes_no_twins() -> None:
+    images = {}
+    for index in range(5):
+        images[f"scan {index}"] = annotated(scan(index))
+        images[f"scan {index}"][:16, :90] = annotated(scan(0))[:16, :90]
+    assert twins_of(images) == []
+
+
+def test_images_without_features_do_no_harm() -> None:
+    images = {f"flat {value}": np.full((40, 50), value, np.uint8) for value in (0, 9, 255)}
+    images |= {"tiny": np.zeros((1, 1), np.uint8), "scan": scan(0), "same": scan(0)}
+    assert pairs(twins_of(images)) == {("scan", "same")}
+    assert twins_of({"alone": scan(0)}) == []
+
+
+def test_large_images_are_compared_at_working_size() -> None:
+    large = np.asarray(cv2.resize(scan(1), (1600, 1400)), np.uint8)
+    assert max(working_size(large).shape) == 400
+    assert pairs(twins_of({"small": scan(1), "large": large, "other": scan(2)})) == {
+        ("small", "large")
+    }
+
+
+def test_aligned_correlation_of_a_known_map() -> None:
+    image = scan(3)
+    shift = np.array([[1, 0, -30], [0, 1, -20]], float)
+    correlation, overlap = aligned_correlation(image, image[20:220, 30:190], shift)
+    assert correlation > 0.99
+    assert overlap == pytest.approx(1, abs=0.01)
+    away = np.array([[1, 0, 999], [0, 1, 0]], float)
+    assert aligned_correlation(image, image, away) == (0, 0)
+
+
+def test_connected_links_through_others() -> None:
+    assert connected([("b", "a"), ("c", "b"), ("x", "y")]) == [["a", "b", "c"], ["x", "y"]]
+    assert connected([]) == []
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A prepared set of 12 scans: the test's 0 and 1 have twins in train, 2 in test itself."""
+    tmp_path = tmp_path_factory.mktemp("prepared")
+    images = {f"case_{i:02}": scan(i) for i in range(8)}
+    images["case_08"] = scan(0)[16:240, 10:250]
+    images["case_09"] = annotated(scan(1))
+    images["case_10"] = scan(2)
+    images["case_11"] = scan(5)[:, 20:]
+    masks = {name: square(3, 3, 6, *image.shape) for name, image in images.items()}
+    masks["case_06"][:] = 0
+    masks["case_07"][:] = 255
+    write_folder(tmp_path / "i", {f"{name}.png": png(image) for name, image in images.items()})
+    write_folder(tmp_path / "m", {f"{name}.png": png(mask) for name, mask in masks.items()})
+    test = ("case_00", "case_01", "case_02", "case_10")
+    write_split(tmp_path / "s.json", Split(tuple(n for n in images if n not in test), test))
+    arguments = f"own --images {tmp_path}/i --masks {tmp_path}/m --splits {tmp_path}/s.json"
+    assert main([*arguments.split(), "--root", str(tmp_path / "data")]) == 0
+    return tmp_path / "data" / "own"
+
+
+@pytest.fixture
+def data(prepared: Path, tmp_path: Path) -> Path:
+    """A copy of the prepared set."""
+    return Path(shutil.copytree(prepared, tmp_path / "data" / "own"))
+
+
+def test_check_of_a_data_set(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    capsys.readouterr()
+    assert main(["own", "--check", "--root", str(data.parent)]) == 0
+    printed = capsys.readouterr().out
+    assert (
+        "twins: 4 pairs (1 with identical pixels), 1 within train, 1 within test, 2 across"
+        in printed
+    )
+    assert "leaks: 2 of 4 test cases (50.0%) share a group with train, by twins" in printed
+    report = json.loads((data / "check" / "report.json").read_bytes())
+    assert (report["train"], report["test"], report["readable"]) == (8, 4, 12)
+    assert report["leaks"]["names"] == ["case_00", "case_01"]
+    assert report["empty_masks"] == ["case_06"]
+    assert report["full_masks"] == ["case_07"]
+    assert sum(report["area_histogram"]["train"]) == 8
+    assert report["width"] == {"min": 236, "median": 256.0, "max": 256}
+    assert not report["problems"] and not report["odd_mask_values"] and not report["size_differs"]
+    groups = json.loads((data / "check" / "groups.json").read_bytes())
+    assert groups["groups"] == [
+        ["case_00", "case_08"],
+        ["case_01", "case_09"],
+        ["case_02", "case_10"],
+        ["case_05", "case_11"],
+    ]
+    for sheet in ("contact_sheet.png", "twins.png"):
+        assert cv2.imread(str(data / "check" / sheet)).std() > 10  # type: ignore[union-attr]
+    assert leaked_names(data) == {"case_00", "case_01"}
+
+
+def test_leaks_of_another_split(data: Path) -> None:
+    check_data_set(data)
+    split = Split(train=("case_02", "case_08"), test=("case_10", "case_00", "case_11"))
+    assert leaked_names(data, split) == {"case_10", "case_00"}
+
+
+def test_group_split_crosses_no_group(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(UserError, match="has not been checked for leaks"):
+        write_group_split(data)
+    assert main(["own", "--check", "--group-split", "--root", str(data.parent)]) == 0
+    path = data / "own_grouped_train_test_names.json"
+    assert str(path) in capsys.readouterr().out
+    split = read_split(path)
+    assert len(split.train) + len(split.test) == 12
+    assert leaked_names(data, split) == set()
+    again = path.read_bytes()
+    assert write_group_split(data).read_bytes() == again
+    assert write_group_split(data, seed=1).read_bytes() != again
+
+
+def test_groups_join_metadata_and_twins(data: Path) -> None:
+    (data / "groups.json").write_text(json.dumps({"case_03": "A", "case_08": "A", "case_04": "B"}))
+    split = read_split(write_group_split(data))  # before a check: the metadata alone
+    assert ("case_03" in split.train) == ("case_08" in split.train)
+    report = check_data_set(data)
+    assert report["leaks"]["by"] == "metadata and twins"
+    assert "share a group with train, by metadata and twins" in summary(report)
+    assert report["twins"]["against_metadata"] == 1  # case_00 is the source of case_08
+    groups = json.loads((data / "check" / "groups.json").read_bytes())["groups"]
+    assert groups == [
+        ["case_00", "case_03", "case_08"],  # 00 and 08 are twins, 03 and 08 one patient's
+        ["case_01", "case_09"],
+        ["case_02", "case_10"],
+        ["case_05", "case_11"],
+    ]
+    assert leaked_names(data) == {"case_00", "case_01"}
+    for seed in range(5):
+        assert leaked_names(data, read_split(write_group_split(data, seed))) == set()
+
+
+def test_everything_that_is_wrong_is_reported(data: Path) -> None:
+    (data / "images" / "case_03.png").write_bytes(b"junk")
+    (data / "masks" / "case_04.png").unlink()
+    (data / "masks" / "case_05.png").write_bytes(png(square(3, 3, 6, 128, 128)))
+    (data / "masks" / "case_09.png").write_bytes(png(square(3, 3, 6, 256, 100)))
+    soft = cv2.GaussianBlur(square(9, 9, 90, 256, 256), (9, 9), 0)
+    (data / "masks" / "case_02.png").write_bytes(png(soft))
+    (data / "images" / "stray.png").write_bytes(png(picture(1)))
+    report = check_data_set(data)
+    assert report["problems"] == {
+        "case_03": "case_03.png: not a PNG, JPEG, BMP or TIFF image",
+        "case_04": "no mask",
+    }
+    assert report["size_differs"] == [
+        "case_05: image 256 x 256, mask 128 x 128",
+        "case_09: image 256 x 256, mask 100 x 256",
+    ]
+    assert report["aspect_differs"] == ["case_09"]
+    assert list(report["odd_mask_values"]) == ["case_02"]
+    assert "images/stray.png" in report["files_of_no_case"]
+    text = summary(report)
+    for expected in ("unusable cases: 2 (case_03", "training would stop: 1 (case_09)", "stray.png"):
+        assert expected in text
+
+    assert report["files_of_no_case"] == ["images/stray.png"]
+
+
+@pytest.mark.parametrize(("folder", "file"), [("own", "own"), ("OWN", "own"), ("kvasir", "kvasir")])
+@pytest.mark.parametrize("ending", [".json", ".pkl"])
+def test_a_folder_laid_out_as_published_is_checked(
+    data: Path, folder: str, file: str, ending: str
+) -> None:
+    split = data / "own_train_test_names.json"
+    names = json.loads(split.read_bytes())
+    split.unlink()
+    (data / "dataset.json").unlink()
+    path = data / f"{file}_train_test_names{ending}"
+    path.write_bytes(json.dumps(names).encode() if ending == ".json" else pickle.dumps(names))
+    published = data.rename(data.parent / folder)
+    command = [folder, "--check", "--group-split", "--root", str(data.parent)]
+    assert main(command) == 0
+    assert leaked_names(published) == {"case_00", "case_01"}
+    (grouped,) = published.glob("*_grouped_train_test_names.json")
+    assert leaked_names(published, read_split(grouped)) == set()
+    assert main(command) == 0  # the split by groups is not taken for the data set's own
+
+
+@pytest.mark.parametrize("name", ["absent", "own"])
+def test_what_cannot_be_checked(
+    tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "own").mkdir()
+    assert main([name, "--check", "--root", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert "there is no data set" in error
+    assert f"{name}_train_test_names.json or .pkl" in error
+    with pytest.raises(UserError, match=r"python -m datasets\.prepare --check absent"):
+        leaked_names(tmp_path / "absent")
+
+
+def test_twins_of_real_busi(shared: Path, tmp_path: Path) -> None:
+    """Known twins of test images, and images that share no more than a caption."""
+    known = {
+        "benign_52": "benign_134",
+        "malignant_98": "malignant_99",
+        "benign_333": "malignant_78",
+    }
+    captions = ("benign_1", "benign_3", "benign_318", "benign_210", "benign_293", "benign_298")
+    names = sorted({*known, *known.values(), *captions})
+    split = Split(train=tuple(n for n in names if n not in known), test=tuple(sorted(known)))
+    write_split(tmp_path / "split.json", split)
+    archive = shared / "data" / "Dataset_BUSI_with_GT.zip"
+    arguments = f"busi --source {archive} --splits {tmp_path}/split.json --root {tmp_path}/data"
+    assert main(arguments.split()) == 0
+    check_data_set(tmp_path / "data" / "busi")
+    assert leaked_names(tmp_path / "data" / "busi") == set(known)

@@ -1,0 +1,83 @@
+"""Signals: what a run does at the first and at the second, and how it exits."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from small_run import ROOT, arguments
+
+from engine.resume import load_state
+from utils.entry import exit_from
+from utils.interruption import STOP_SIGNALS, Interrupted, StopRequest
+
+
+def exit_code_of(work: Callable[[], object]) -> int:
+    """How a fork of this process that does `work` exits."""
+    child = os.fork()
+    if child == 0:
+        work()
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+@pytest.mark.parametrize("number", STOP_SIGNALS)
+def test_the_first_signal_is_noted_and_gives_the_exit_code(number: signal.Signals) -> None:
+    before = signal.getsignal(number)
+    with StopRequest() as stop:
+        assert not stop.requested
+        os.kill(os.getpid(), number)
+        assert stop.requested and stop.signal_number == number
+    assert signal.getsignal(number) == before
+
+    def stopped() -> int:
+        raise Interrupted(number)
+
+    with pytest.raises(SystemExit) as caught:
+        exit_from(stopped)
+    assert caught.value.code == 128 + number
+
+
+@pytest.mark.parametrize(
+    ("echo_seconds", "launched", "code"),
+    [(60.0, False, 0), (-1.0, False, 128 + signal.SIGTERM), (-1.0, True, 0)],
+    ids=["at the same moment", "later", "repeated by a launcher"],
+)
+def test_a_second_signal_exits_at_once_if_it_is_another_request(
+    echo_seconds: float, launched: bool, code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("utils.interruption.ECHO_SECONDS", echo_seconds)
+
+    def twice() -> None:
+        with StopRequest(second_exits=not launched):
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    assert exit_code_of(twice) == code
+
+
+def test_ctrl_c_saves_and_exits_with_130(tmp_path: Path, vae: Path) -> None:
+    command = arguments(tmp_path, vae, "ch=16", "epochs=500", "save_minutes=1e-6")
+    run = subprocess.Popen(
+        [sys.executable, "train.py", *command],
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    folder = tmp_path / "run" / "epochs_500"
+    while run.poll() is None and not (folder / "last.pth").exists():
+        time.sleep(0.1)
+    run.send_signal(signal.SIGINT)
+    _, told = run.communicate()
+    assert run.returncode == 130, told
+    assert "stopped by SIGINT; the same command goes on from here" in told
+    assert "Traceback" not in told
+    assert load_state(folder) is not None
+    assert not list(folder.glob("**/*.tmp"))

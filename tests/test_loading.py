@@ -1,0 +1,348 @@
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from cases_on_disk import write_data_set
+
+from datasets.augmentation import RandomQuarterTurn, training_augmentation
+from datasets.cases import find_split_file, open_data_set, read_image, read_mask
+from datasets.loading import (
+    EpochSampler,
+    Sample,
+    SegmentationDataset,
+    hold_out,
+    hold_out_fold,
+    make_loader,
+)
+from datasets.staging import known_groups
+from engine.build import training_cases
+from utils.config import make_config
+from utils.errors import UserError
+
+
+def collect(workers: int, cache: int = 1 << 20, start: int = 0, *, split: Path) -> list[dict]:
+    dataset = SegmentationDataset(
+        open_data_set(split).train,
+        32,
+        augment=True,
+        seed=5,
+        noise_shape=(4, 4, 4),
+        noise_probability=1.0,
+        cache_bytes=cache,
+    )
+    sampler = EpochSampler(len(dataset), 5)
+    loader = make_loader(dataset, 2, sampler=sampler, num_workers=workers)
+    batches = []
+    for epoch in range(2):
+        sampler.start_at(epoch, start)
+        batches += list(loader)
+    return batches
+
+
+def same(a: list[dict], b: list[dict]) -> bool:
+    return len(a) == len(b) and all(
+        torch.equal(x[key], y[key]) for x, y in zip(a, b, strict=True) for key in x
+    )
+
+
+def test_samples_have_the_promised_form(tmp_path: Path) -> None:
+    batch = collect(0, split=write_data_set(tmp_path))[0]
+    assert batch["image"].shape == (2, 3, 32, 32)
+    assert batch["image"].min() >= 0 and batch["image"].max() <= 1
+    assert set(batch["mask"].unique().tolist()) <= {0.0, 1.0}
+    assert batch["mask"].shape == (2, 1, 32, 32)
+    assert batch["noise"].std() > 0.5
+
+
+def test_workers_and_cache_change_nothing(tmp_path: Path) -> None:
+    split = write_data_set(tmp_path)
+    alone = collect(0, split=split)
+    assert same(alone, collect(2, split=split))
+    assert same(alone, collect(0, cache=0, split=split))
+    assert same(alone, collect(0, cache=3 * 4 * 32 * 32, split=split))
+
+
+class CountsThreads(SegmentationDataset):
+    """In place of a case's index, the threads that OpenCV and torch use where it is loaded."""
+
+    def __getitem__(self, key: tuple[int, int] | int) -> Sample:
+        sample = super().__getitem__(key)
+        sample["index"] = cv2.getNumThreads() + torch.get_num_threads()
+        return sample
+
+
+def test_a_spawned_worker_loads_the_same_with_one_thread(tmp_path: Path) -> None:
+    split = write_data_set(tmp_path, train=2)
+    dataset = CountsThreads(open_data_set(split).train, 32, augment=True, cache_bytes=1 << 20)
+    loader = make_loader(dataset, 2, num_workers=1)
+    loader.multiprocessing_context = "spawn"  # the only way on macOS and Windows
+    (spawned,), (here,) = loader, make_loader(dataset, 2)
+    assert spawned["index"].tolist() == [2, 2]
+    assert torch.equal(spawned["image"], here["image"])
+    assert torch.equal(spawned["mask"], here["mask"])
+
+
+def test_epochs_differ(tmp_path: Path) -> None:
+    batches = collect(0, split=write_data_set(tmp_path))
+    first, second = batches[:5], batches[5:]
+    assert [b["index"].tolist() for b in first] != [b["index"].tolist() for b in second]
+    assert not same(first, second)
+
+
+def test_an_epoch_can_start_part_way(tmp_path: Path) -> None:
+    split = write_data_set(tmp_path)
+    assert same(collect(0, split=split)[2:5], collect(0, start=4, split=split)[:3])
+
+
+def test_validation_is_neither_augmented_nor_noised(tmp_path: Path) -> None:
+    dataset = SegmentationDataset(open_data_set(write_data_set(tmp_path)).test, 64)
+    sample = dataset[1]
+    image, mask = dataset.pixels(1)
+    torch.testing.assert_close(sample["image"], torch.from_numpy(image).permute(2, 0, 1) / 255)
+    assert torch.equal(sample["mask"][0], torch.from_numpy(mask).float())
+    assert not sample["noise"].any()
+
+
+def test_geometry_moves_image_and_mask_together() -> None:
+    from torchvision import tv_tensors
+
+    mask = torch.zeros(1, 64, 64, dtype=torch.uint8)
+    mask[:, 10:30, 20:40] = 1
+    image = (mask * 255).expand(3, -1, -1).contiguous()
+    transform = training_augmentation()
+    for seed in range(20):
+        torch.manual_seed(seed)
+        moved, label = transform(tv_tensors.Image(image), tv_tensors.Mask(mask))
+        assert set(label.unique().tolist()) <= {0, 1}
+        disagree = ((moved.mean(0) > 0.45) != (label[0] > 0)).float().mean()
+        assert disagree < 0.02
+
+
+def test_quarter_turns_take_all_three_angles() -> None:
+    from torchvision import tv_tensors
+
+    image = tv_tensors.Image(torch.arange(16).reshape(1, 4, 4))
+    turn = RandomQuarterTurn(1.0)
+    torch.manual_seed(0)
+    seen = {tuple(turn(image).flatten().tolist()) for _ in range(40)}
+    expected = {tuple(torch.rot90(image, k, (1, 2)).flatten().tolist()) for k in (1, 2, 3)}
+    assert seen == expected
+
+
+def test_held_out_cases_do_not_move() -> None:
+    names = [f"n{i}" for i in range(50)]
+    train, held = hold_out(names, 0.1, 3)
+    assert len(held) == 5 and not set(train) & set(held)
+    assert set(hold_out(names[::-1], 0.1, 3)[1]) == set(held)
+    assert set(hold_out(names, 0.1, 4)[1]) != set(held)
+    assert hold_out(names, 0.0, 3) == (names, [])
+
+
+def test_folds_are_disjoint_and_cover_train(tmp_path: Path) -> None:
+    data_set = open_data_set(write_data_set(tmp_path, train=11, test=3))
+    names = {case.name for case in data_set.train}
+    values = {"pickle_file_path": data_set.split_file, "folds": 4, "seed": 3}
+    held_parts = []
+    for fold in range(4):
+        train, held = training_cases(make_config(values | {"fold": fold}), data_set)
+        held_parts.append([case.name for case in held])
+        assert {case.name for case in train} == names - set(held_parts[-1])
+    assert sorted(name for part in held_parts for name in part) == sorted(names)
+    assert sorted(map(len, held_parts)) == [2, 3, 3, 3]
+
+
+def test_folds_depend_on_names_and_seed_alone() -> None:
+    names = [f"case_{i}" for i in range(20)]
+    held = set(hold_out_fold(names, 5, 2, seed=3)[1])
+    assert set(hold_out_fold(names[::-1], 5, 2, seed=3)[1]) == held
+    assert set(hold_out_fold(names, 5, 2, seed=4)[1]) != held
+    with pytest.raises(UserError, match="20 cases cannot be cut into 21 folds"):
+        hold_out_fold(names, 21, 0, seed=3)
+
+
+def test_published_path_finds_the_prepared_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    split = write_data_set(tmp_path / "datasets")
+    monkeypatch.chdir(tmp_path)
+    found = find_split_file(Path("./Dataset/blobs/blobs_train_test_names.pkl"))
+    assert found.resolve() == split
+    with pytest.raises(UserError, match=r"(?s)nothing.*Looked for.*datasets\.prepare nothing"):
+        find_split_file(Path("nothing_train_test_names.pkl"))
+
+
+@pytest.mark.parametrize("prepared", ["kvasir", "kvasir-instrument"])
+@pytest.mark.parametrize("asked", ["kvasir", "kvasir-instrument"])
+@pytest.mark.parametrize("place", ["datasets", "Dataset"])
+def test_both_names_of_kvasir_instrument_open_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, prepared: str, asked: str, place: str
+) -> None:
+    split = write_data_set(tmp_path / place, name=prepared)
+    split.parent.rename(tmp_path / place / "kvasir-instrument")
+    monkeypatch.chdir(tmp_path)
+    path = Path(f"./Dataset/kvasir-instrument/{asked}_train_test_names.pkl")
+    assert open_data_set(path).name == "kvasir-instrument"
+    assert make_config({"pickle_file_path": path}).dataset == "kvasir-instrument"
+    grouped = make_config({"pickle_file_path": f"{asked}_grouped_train_test_names.json"})
+    assert grouped.dataset == "kvasir-instrument_grouped"
+
+
+def test_ham10000_masks_may_be_named_as_the_images(tmp_path: Path) -> None:
+    split = write_data_set(tmp_path, name="ham10000")
+    masks = split.parent / "masks"
+    (masks / "case_0.png").rename(masks / "case_0_segmentation.png")
+    opened = open_data_set(split)
+    assert [case.mask.name for case in opened.train[:2]] == [
+        "case_0_segmentation.png",
+        "case_1.png",
+    ]
+
+
+def test_missing_files_come_together(tmp_path: Path) -> None:
+    split = write_data_set(tmp_path)
+    (split.parent / "images" / "case_1.png").unlink()
+    (split.parent / "masks" / "case_11.png").unlink()
+    with pytest.raises(UserError) as caught:
+        open_data_set(split)
+    assert "case_1: no image" in str(caught.value) and "case_11: no mask" in str(caught.value)
+
+
+def test_unusable_cases_come_together(tmp_path: Path) -> None:
+    split = write_data_set(tmp_path)
+    (split.parent / "images" / "case_0.png").write_bytes(b"not an image")
+    whole = (split.parent / "images" / "case_4.png").read_bytes()
+    (split.parent / "images" / "case_4.png").write_bytes(whole[: len(whole) // 3])
+    (split.parent / "images" / "case_5.png").write_bytes(b"")
+    cv2.imwrite(str(split.parent / "masks" / "case_2.png"), np.zeros((64, 60), np.uint8))
+    with pytest.raises(UserError) as caught:
+        SegmentationDataset(open_data_set(split).train, 32)
+    text = str(caught.value)
+    assert "4 problem" in text
+    assert all(f"case_{i}.png" in text for i in (0, 2, 4, 5))
+    assert "60x64" in text and "64x64" in text
+
+
+def test_a_jpeg_that_is_cut_short_is_refused(tmp_path: Path) -> None:
+    split = write_data_set(tmp_path)
+    image = split.parent / "images" / "case_0.png"
+    whole = cv2.imencode(".jpg", read_image(image))[1].tobytes()
+    image.write_bytes(whole[: len(whole) * 9 // 10])
+    with pytest.raises(UserError, match=r"case_0\.png: the JPEG is cut short"):
+        SegmentationDataset(open_data_set(split).train, 32)
+
+
+def test_floating_point_files_are_refused_by_kind(tmp_path: Path) -> None:
+    split = write_data_set(tmp_path)
+    _, content = cv2.imencode(".tiff", np.zeros((64, 64), np.float32))
+    for part in ("images", "masks"):
+        path = split.parent / part / f"case_{len(part) - 5}.png"
+        path.with_suffix(".tif").write_bytes(content.tobytes())
+        path.unlink()
+    with pytest.raises(UserError) as caught:
+        SegmentationDataset(open_data_set(split).train, 32)
+    text = str(caught.value)
+    assert "case_1.tif: holds float32 pixels; save it with whole numbers of 8 or 16 bits" in text
+    assert "case_0.tif: the mask holds float32 values" in text
+
+
+def test_sizes_of_one_aspect_ratio_are_accepted(tmp_path: Path) -> None:
+    split = write_data_set(tmp_path)
+    mask = cv2.imread(str(split.parent / "masks" / "case_0.png"), cv2.IMREAD_GRAYSCALE)
+    assert mask is not None
+    cv2.imwrite(str(split.parent / "masks" / "case_0.png"), cv2.resize(mask, (128, 128)))
+    assert len(SegmentationDataset(open_data_set(split).train, 32)) == 10
+
+
+def test_mask_values_are_understood(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    expected = np.array([[0, 1], [1, 0]], np.uint8)
+    for high in (1, 255):
+        cv2.imwrite(str(tmp_path / "mask.png"), expected * high)
+        assert np.array_equal(read_mask(tmp_path / "mask.png"), expected)
+    assert not caplog.records
+    cv2.imwrite(str(tmp_path / "odd.png"), np.array([[0, 90], [200, 99]], np.uint8))
+    with caplog.at_level(logging.WARNING):
+        assert np.array_equal(read_mask(tmp_path / "odd.png"), [[0, 0], [1, 0]])
+        read_mask(tmp_path / "odd.png")
+    assert caplog.text.count("odd.png") == 1
+
+
+def test_odd_masks_are_told_once_whatever_the_loader(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    split = write_data_set(tmp_path)
+    cv2.imwrite(str(split.parent / "masks" / "case_0.png"), np.full((64, 64), 90, np.uint8))
+    dataset = SegmentationDataset(open_data_set(split).train, 32)
+    loader = make_loader(dataset, 2, num_workers=1)
+    loader.multiprocessing_context = "spawn"  # nothing is known there from the main process
+    for _ in range(2):
+        list(loader)
+    assert capfd.readouterr().err.count("case_0.png") == 0
+
+
+def test_overlapping_split_is_refused(tmp_path: Path) -> None:
+    split = write_data_set(tmp_path)
+    names = json.loads(split.read_text())
+    names["test"]["name_list"].append("case_0")
+    split.write_text(json.dumps(names))
+    with pytest.raises(UserError, match="case_0"):
+        open_data_set(split)
+
+
+def test_other_extensions_are_found(tmp_path: Path) -> None:
+    split = write_data_set(tmp_path)
+    image = split.parent / "images" / "case_0.png"
+    pixels = cv2.imread(str(image))
+    assert pixels is not None
+    cv2.imwrite(str(image.with_suffix(".BMP")), pixels)
+    image.unlink()
+    shutil.move(split.parent / "masks" / "case_1.png", split.parent / "masks" / "case_1.PNG")
+    assert len(open_data_set(split).train) == 10
+
+
+GROUP_OF = {f"c{i}": f"patient {i // 4}" for i in range(40)}
+
+
+@pytest.mark.parametrize("fraction", [0.05, 0.1, 0.25])
+def test_held_out_cases_keep_groups_together(fraction: float) -> None:
+    names = [*GROUP_OF, "alone"]
+    train, held = hold_out(names, fraction, 3, GROUP_OF)
+    assert sorted(train + held) == sorted(names)
+    assert not {GROUP_OF.get(n) for n in train} & {GROUP_OF.get(n) for n in held} - {None}
+    assert 0 < len(held) <= max(4, fraction * len(names))
+    assert hold_out(names, fraction, 3, {}) == hold_out(names, fraction, 3)
+
+
+def test_folds_keep_groups_together() -> None:
+    names = list(GROUP_OF)
+    folds = [set(hold_out_fold(names, 5, fold, 3, GROUP_OF)[1]) for fold in range(5)]
+    assert set().union(*folds) == set(names) and sum(map(len, folds)) == 40
+    assert all(len({GROUP_OF[name] for name in fold}) == 2 for fold in folds)
+    assert hold_out_fold(names, 5, 2, 3, {}) == hold_out_fold(names, 5, 2, 3)
+    with pytest.raises(UserError, match="10 groups of cases cannot be cut into 11 folds"):
+        hold_out_fold(names, 11, 0, 3, GROUP_OF)
+
+
+def test_held_out_cases_of_a_group_are_those_of_the_data_set(tmp_path: Path) -> None:
+    write_data_set(tmp_path, train=9, test=2, size=32)
+    config = make_config(
+        {
+            "pickle_file_path": tmp_path / "blobs" / "blobs_train_test_names.json",
+            "val_fraction": 0.34,
+        }
+    )
+    data_set = open_data_set(config.pickle_file_path)
+    groups = tmp_path / "blobs" / "groups.json"
+    groups.write_text(json.dumps({case.name: str(i // 3) for i, case in enumerate(data_set.train)}))
+    train, held = training_cases(config, data_set)
+    assert len(held) == 3 and len({known_groups(data_set.folder)[case.name] for case in held}) == 1
+    assert len(train) == 6
+    groups.write_text("[]")
+    with pytest.raises(UserError, match=r"groups\.json: expected case names.*prepare"):
+        training_cases(config, data_set)

@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from models.losses import alignment_loss, dice_loss, hard_dice, latent_matching_loss
+
+
+def random(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def test_latent_matching_is_the_sum_of_mean_squares() -> None:
+    heads, target = [random(2, 4, 3, 3, seed=seed) for seed in range(3)], random(2, 4, 3, 3, seed=9)
+    expected = sum(np.mean((head.numpy() - target.numpy()) ** 2) for head in heads)
+    assert latent_matching_loss(heads, target).item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_dice_is_averaged_over_samples() -> None:
+    probability, mask = random(3, 1, 5, 6).sigmoid(), (random(3, 1, 5, 6, seed=1) > 0).float()
+    losses = []
+    for p, m in zip(probability.double().numpy(), mask.double().numpy(), strict=True):
+        losses.append(1 - (2 * np.sum(p * m) + 1e-5) / (np.sum(p) + np.sum(m) + 1e-5))
+    assert dice_loss(probability, mask).item() == pytest.approx(np.mean(losses), rel=1e-5)
+
+
+def test_dice_of_nothing_and_nothing_is_perfect() -> None:
+    assert dice_loss(torch.zeros(1, 1, 4, 4), torch.zeros(1, 1, 4, 4)).item() == 0
+
+
+def test_alignment_mixes_cosine_and_smooth_l1() -> None:
+    sample, target = 2 * random(2, 4, 3, 5), random(2, 4, 3, 5, seed=1)
+    a, b = sample.double().numpy(), target.double().numpy()
+    cosine = (a * b).sum(1) / np.sqrt((a**2).sum(1) * (b**2).sum(1))
+    distance = np.abs(a - b)
+    smooth_l1 = np.where(distance < 1, 0.5 * distance**2, distance - 0.5)
+    expected = 0.9 * (1 - cosine).mean() + 0.1 * smooth_l1.mean()
+    assert alignment_loss(sample, target).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_alignment_with_itself_is_zero() -> None:
+    latent = random(1, 4, 3, 3)
+    assert alignment_loss(latent, latent).item() == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("probability", "mask", "dice"),
+    [
+        ([0.5, 0.9, 0.1, 0.0], [1, 1, 0, 0], 1.0),  # the threshold itself is foreground
+        ([0.9, 0.9, 0.9, 0.0], [1, 0, 0, 0], 0.5),
+        ([0.9, 0.0, 0.0, 0.0], [0, 0, 0, 1], 0.0),
+        ([0.4, 0.0, 0.0, 0.0], [0, 0, 0, 1], 0.0),
+        ([0.9, 0.0, 0.0, 0.0], [0, 0, 0, 0], 0.0),
+        ([0.4, 0.0, 0.0, 0.0], [0, 0, 0, 0], 1.0),
+    ],
+)
+def test_hard_dice(probability: list[float], mask: list[float], dice: float) -> None:
+    shape = (1, 1, 2, 2)
+    assert hard_dice(torch.tensor(probability).view(shape), torch.tensor(mask).view(shape)) == dice
+
+
+def test_hard_dice_is_averaged_over_samples() -> None:
+    probability = torch.tensor([[1.0, 0.0], [1.0, 1.0]]).view(2, 1, 1, 2)
+    mask = torch.tensor([[1.0, 0.0], [1.0, 0.0]]).view(2, 1, 1, 2)
+    assert hard_dice(probability, mask).item() == pytest.approx((1 + 2 / 3) / 2)

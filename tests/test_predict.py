@@ -1,0 +1,734 @@
+from __future__ import annotations
+
+import csv
+import errno
+import itertools
+import json
+import os
+import struct
+import subprocess
+import sys
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from cases_on_disk import blob_case, write_data_set
+from run_on_disk import ROOT, write_run, write_vae
+
+import predict
+from datasets.cases import read_image
+from datasets.headers import ImageError
+from datasets.pictures import read_content, read_picture
+from datasets.windowing import parse_window
+from engine.inputs import find_jobs, unique_names
+from engine.prediction import Method, blending_window, orientations, segment, tile_starts, upright
+from utils.errors import UserError
+from utils.streams import bounded_map
+
+RNG_SEED = 3
+
+
+@pytest.fixture(scope="module")
+def vae(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_vae(tmp_path_factory.mktemp("vae"))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, vae: Path) -> Path:
+    folder = tmp_path_factory.mktemp("experiment") / "epochs_1"
+    write_run(folder, vae)
+    return folder
+
+
+class GreyBackend:
+    """Takes the grey value for the probability, so that every answer is known."""
+
+    image_size = 16
+    threshold = 0.5
+    sha256 = "0" * 64
+
+    def __init__(self, answer: Callable[[np.ndarray], np.ndarray] | None = None) -> None:
+        self.answer = answer or (lambda images: images.mean(1))
+
+    def __call__(self, images: np.ndarray) -> np.ndarray:
+        assert images.shape[1:] == (3, 16, 16) and images.dtype == np.float32
+        return self.answer(images)
+
+
+def noise(height: int, width: int, seed: int = RNG_SEED) -> np.ndarray:
+    grey = np.random.default_rng(seed).integers(0, 256, (height, width, 1)).astype(np.uint8)
+    return np.repeat(grey, 3, axis=2)
+
+
+def rows_of(folder: Path) -> dict[str, dict[str, str]]:
+    with (folder / "predictions.csv").open(encoding="utf-8") as file:
+        return {row["name"]: row for row in csv.DictReader(file)}
+
+
+def image(path: Path) -> np.ndarray:
+    pixels = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+    assert pixels is not None
+    return pixels
+
+
+def picture_folder(folder: Path, count: int = 3, size: int = 40) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    for index in range(count):
+        cv2.imwrite(str(folder / f"scan_{index}.png"), blob_case(index, size)[0])
+    return folder
+
+
+def everything_under(folder: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+# From arrays to arrays
+
+
+@pytest.mark.parametrize("tta", [False, True])
+@pytest.mark.parametrize("shape", [(16, 16), (50, 37), (9, 70), (5, 3), (1, 1), (17, 16)])
+def test_tiles_put_every_pixel_back_in_its_place(shape: tuple[int, int], tta: bool) -> None:
+    pixels = noise(*shape)
+    method = Method(tiles=True, overlap=0.5, tta=tta)
+    ((key, result),) = segment(GreyBackend(), [("a", pixels)], method, batch_size=5)
+    assert key == "a"
+    np.testing.assert_allclose(result.probability, pixels[..., 0] / 255, atol=1e-6)
+    assert (result.uncertainty is not None) == tta
+    if result.uncertainty is not None:
+        assert result.uncertainty.shape == shape and result.uncertainty.max() < 1e-6
+
+
+def test_tiles_cover_and_overlap() -> None:
+    for length in (16, 17, 23, 24, 25, 100):
+        starts = tile_starts(length, 16, 0.5)
+        assert starts[0] == 0 and starts[-1] == length - 16
+        assert all(0 < b - a <= 8 for a, b in itertools.pairwise(starts))
+    window = blending_window(16)
+    assert 0 < window[0, 0] < window[8, 8] <= 1
+    np.testing.assert_array_equal(window, window[::-1, ::-1])
+
+
+def test_tiles_blend_smoothly() -> None:
+    # each tile answers with a constant of its own; without blending the seams would be jumps
+    constants = iter(np.linspace(0, 1, 100))
+    backend = GreyBackend(
+        lambda images: np.stack([np.full((16, 16), next(constants)) for _ in images])
+    )
+    ((_, result),) = segment(backend, [("a", noise(16, 40))], Method(tiles=True), batch_size=8)
+    jumps = np.abs(np.diff(result.probability, axis=1))
+    assert jumps.max() < 0.5 * (1 / 99)
+
+
+def test_resizing_keeps_the_size_of_the_picture() -> None:
+    pixels = np.zeros((30, 80, 3), np.uint8)
+    pixels[:, 40:] = 255
+    ((_, result),) = segment(GreyBackend(), [("a", pixels)], Method(), batch_size=1)
+    assert result.probability.shape == (30, 80)
+    mask = result.mask(0.5)
+    assert not mask[:, :38].any() and mask[:, 42:].all()
+
+
+def test_orientations_are_eight_and_are_undone() -> None:
+    square = np.arange(256, dtype=np.float32).reshape(16, 16)
+    turned = list(orientations(square))
+    assert len({view.tobytes() for view in turned}) == 8
+    for index, view in enumerate(turned):
+        np.testing.assert_array_equal(upright(index, view), square)
+
+
+@pytest.mark.parametrize("tiles", [False, True])
+def test_augmentation_gives_mean_and_deviation(tiles: bool) -> None:
+    # a model that always sees something on the left, however the picture lies
+    left = np.zeros((16, 16), np.float32)
+    left[:, :8] = 1
+    backend = GreyBackend(lambda images: np.repeat(left[None], len(images), axis=0))
+    method = Method(tiles=tiles, tta=True)
+    ((_, result),) = segment(backend, [("a", noise(16, 16))], method, batch_size=3)
+    np.testing.assert_allclose(result.probability, 0.5, atol=1e-6)
+    assert result.uncertainty is not None
+    np.testing.assert_allclose(result.uncertainty, 0.5, atol=1e-6)
+
+
+def test_batches_change_nothing_and_keep_the_order() -> None:
+    pictures = [(index, noise(10 + index, 40 - index, index)) for index in range(7)]
+    method = Method(tiles=True, tta=True)
+    whole = list(segment(GreyBackend(), pictures, method, batch_size=1000))
+    assert [key for key, _ in whole] == list(range(7))
+    for batch_size in (1, 3, 8):
+        for (key, a), (other, b) in zip(
+            whole, segment(GreyBackend(), pictures, method, batch_size), strict=True
+        ):
+            assert key == other
+            np.testing.assert_array_equal(a.probability, b.probability)
+
+
+def test_few_pictures_wait_at_a_time() -> None:
+    taken, returned = 0, 0
+
+    def pictures() -> Iterator[tuple[int, np.ndarray]]:
+        nonlocal taken
+        for index in range(200):
+            taken += 1
+            assert taken - returned <= 4 + 2 * 3
+            yield index, noise(8, 8)
+
+    read = bounded_map(lambda item: item, pictures(), workers=2)
+    written = bounded_map(lambda item: item, segment(GreyBackend(), read, Method(), 4), workers=2)
+    for _ in written:
+        returned += 1
+    assert returned == 200
+
+
+def test_bounded_map_keeps_order_and_raises() -> None:
+    assert list(bounded_map(lambda x: x * x, range(50), 3)) == [x * x for x in range(50)]
+    with pytest.raises(ZeroDivisionError):
+        list(bounded_map(lambda x: 1 // x, [1, 0, 2], 2))
+
+
+# Reading
+
+
+def encoded(pixels: np.ndarray, ending: str = ".png") -> bytes:
+    return cv2.imencode(ending, pixels)[1].tobytes()
+
+
+@pytest.mark.parametrize(
+    ("ending", "channels", "depth"),
+    [
+        *itertools.product((".png", ".tif"), (1, 3, 4), (np.uint8, np.uint16)),
+        *itertools.product((".jpg", ".bmp"), (1, 3), (np.uint8,)),
+    ],
+)
+def test_pictures_are_read_as_in_training(
+    tmp_path: Path, ending: str, channels: int, depth: type
+) -> None:
+    shape = (20, 31, channels) if channels > 1 else (20, 31)
+    pixels: np.ndarray = (
+        np.random.default_rng(0).integers(0, np.iinfo(depth).max, shape).astype(depth)
+    )
+    path = tmp_path / f"picture{ending}"
+    path.write_bytes(encoded(pixels, ending))
+    picture = read_picture(path.read_bytes())
+    assert picture.pixels.shape == (20, 31, 3) and picture.note == ""
+    np.testing.assert_array_equal(picture.pixels, read_image(path))
+
+
+def test_16_bits_are_scaled_by_a_window() -> None:
+    pixels: np.ndarray = np.full((8, 8), 1000, np.uint16)
+    pixels[0, 0], pixels[0, 1] = 0, 4000
+    content = encoded(pixels)
+    dark = read_picture(content)
+    assert "no value over 4000" in dark.note and dark.pixels.max() == 15
+    auto = read_picture(content, window="auto")
+    assert auto.note == "" and auto.pixels[0, :3, 0].tolist() == [0, 255, 64]
+    assert read_picture(content, window=(500, 1500)).pixels[0, :3, 0].tolist() == [0, 255, 128]
+    bright = read_picture(encoded(np.full((8, 8), 65535, np.uint16)))
+    assert bright.note == "" and bright.pixels.min() == 255
+
+
+def test_windows_are_parsed() -> None:
+    assert parse_window("auto") == "auto" and parse_window("-100,300.5") == (-100, 300.5)
+    for text in ("5", "3,1", "1,1", "a,b", "nan,1", "0,inf", "1,2,3"):
+        with pytest.raises(UserError, match="LOW,HIGH"):
+            parse_window(text)
+
+
+def with_orientation(jpeg: bytes, orientation: int) -> bytes:
+    tiff = b"II*\0" + struct.pack("<IH", 8, 1)
+    tiff += struct.pack("<HHIHH", 0x112, 3, 1, orientation, 0) + struct.pack("<I", 0)
+    segment_ = b"Exif\0\0" + tiff
+    return jpeg[:2] + b"\xff\xe1" + struct.pack(">H", len(segment_) + 2) + segment_ + jpeg[2:]
+
+
+def test_pictures_are_turned_upright_and_say_so() -> None:
+    lying: np.ndarray = np.zeros((24, 40, 3), np.uint8)
+    lying[:, :8] = 255
+    picture = read_picture(with_orientation(encoded(lying, ".jpg"), 6))
+    assert picture.pixels.shape == (40, 24, 3)
+    assert picture.pixels[2, 12, 0] > 200 and picture.pixels[30, 12, 0] < 50
+    assert "upright" in picture.note
+
+
+def png_header(width: int, height: int) -> bytes:
+    header = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + struct.pack(">I", 13)
+        + header
+        + struct.pack(">I", zlib.crc32(header))
+    )
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "not a PNG"),
+        (b"Hello", "not a PNG"),
+        (png_header(100_000, 100_000), "100000 x 100000 px is over the limit of 64 megapixels"),
+        (png_header(10, 10), "damaged or cut short"),
+        (encoded(noise(50, 50))[:500], "damaged or cut short"),
+        (encoded(noise(50, 50), ".jpg")[:-300], "cut short"),
+        (encoded(noise(50, 50), ".bmp")[:-300], "cut short"),
+        (encoded(np.ones((8, 8), np.float32), ".tif"), "float32 pixels: say which values"),
+    ],
+)
+def test_unreadable_pictures_say_why(content: bytes, message: str) -> None:
+    with pytest.raises(ImageError, match=message):
+        read_picture(content)
+
+
+def test_floats_are_read_by_a_window() -> None:
+    pixels: np.ndarray = np.array([[0.0, 0.5, 1.0]], np.float32)
+    read = read_picture(encoded(pixels, ".tif"), window=(0, 1)).pixels
+    assert read[0, :, 0].tolist() == [0, 128, 255]
+    assert read_picture(encoded(pixels * 0, ".tif"), window="auto").pixels.max() == 0
+    pixels[0, 1] = np.nan
+    with pytest.raises(ImageError, match="not a number"):
+        read_picture(encoded(pixels, ".tif"), window="auto")
+
+
+def test_files_are_bounded(tmp_path: Path) -> None:
+    path = tmp_path / "large.png"
+    with path.open("wb") as file:
+        file.truncate(30 << 20)  # sparse
+    with pytest.raises(ImageError, match="more than 1 megapixels need"):
+        read_content(path, max_megapixels=1)
+    os.mkfifo(tmp_path / "pipe.png")
+    with pytest.raises(ImageError, match="is no file"):
+        read_content(tmp_path / "pipe.png")
+
+
+# DICOM
+
+
+def dicom(pixels: np.ndarray, photometric: str = "MONOCHROME2", **elements: object) -> bytes:
+    import io
+
+    pydicom = pytest.importorskip("pydicom")
+    data = pydicom.Dataset()
+    data.file_meta = pydicom.dataset.FileMetaDataset()
+    data.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+    data.SOPClassUID = pydicom.uid.UltrasoundImageStorage
+    data.SOPInstanceUID = pydicom.uid.generate_uid()
+    data.Rows, data.Columns = pixels.shape[:2]
+    data.SamplesPerPixel = 3 if pixels.ndim == 3 else 1
+    if pixels.ndim == 3:
+        data.PlanarConfiguration = 0
+    data.PhotometricInterpretation = photometric
+    data.BitsAllocated = 8 * pixels.itemsize
+    data.BitsStored = data.BitsAllocated
+    data.HighBit = data.BitsStored - 1
+    data.PixelRepresentation = int(pixels.dtype.kind == "i")
+    data.PixelData = pixels.tobytes()
+    for key, value in elements.items():
+        setattr(data, key, value)
+    file = io.BytesIO()
+    pydicom.dcmwrite(file, data, enforce_file_format=True)
+    return file.getvalue()
+
+
+RAMP = np.array([[0, 100, 200, 300]], np.uint16)
+
+
+@pytest.mark.parametrize(
+    ("elements", "expected"),
+    [
+        ({}, [0, 85, 170, 255]),  # its own range
+        ({"photometric": "MONOCHROME1"}, [255, 170, 85, 0]),
+        ({"WindowCenter": 150, "WindowWidth": 101}, [0, 1, 255, 255]),
+        ({"WindowCenter": [150, 0], "WindowWidth": [101, 9]}, [0, 1, 255, 255]),
+        ({"WindowCenter": 150, "WindowWidth": 1}, [0, 0, 255, 255]),
+        (
+            {"WindowCenter": 150, "WindowWidth": 100, "VOILUTFunction": "LINEAR_EXACT"},
+            [0, 0, 255, 255],
+        ),
+        (
+            {"WindowCenter": 150, "WindowWidth": 100, "VOILUTFunction": "SIGMOID"},
+            [1, 30, 225, 254],
+        ),
+        # Hounsfield-like: stored 0..300 mean -100..500
+        (
+            {"RescaleSlope": 2, "RescaleIntercept": -100, "WindowCenter": 200, "WindowWidth": 401},
+            [0, 64, 191, 255],
+        ),
+    ],
+)
+def test_dicom_grey_values(elements: dict[str, object], expected: list[int]) -> None:
+    content = dicom(RAMP, **elements)  # type: ignore[arg-type]
+    np.testing.assert_allclose(read_picture(content).pixels[0, :, 0], expected, atol=1)
+
+
+def test_a_window_replaces_that_of_the_dicom_file() -> None:
+    content = dicom(RAMP, WindowCenter=150, WindowWidth=1, RescaleSlope=1, RescaleIntercept=-100)
+    read = read_picture(content, window=(-100, 200)).pixels
+    assert read[0, :, 0].tolist() == [0, 85, 170, 255]
+
+
+def test_dicom_colour() -> None:
+    red = np.zeros((4, 6, 3), np.uint8)
+    red[..., 0] = 200
+    np.testing.assert_array_equal(read_picture(dicom(red, "RGB")).pixels, red)
+    ybr = cv2.cvtColor(red, cv2.COLOR_RGB2YCrCb)[..., [0, 2, 1]]
+    back = read_picture(dicom(np.ascontiguousarray(ybr), "YBR_FULL")).pixels
+    np.testing.assert_allclose(back, red, atol=2)
+    grey = np.arange(24, dtype=np.uint8).reshape(4, 6)
+    np.testing.assert_array_equal(read_picture(dicom(grey)).pixels[..., 1], grey)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda: dicom(RAMP, NumberOfFrames=30), "30 frames"),
+        (lambda: dicom(RAMP, Rows=60_000, Columns=60_000), "over the limit"),
+        (lambda: dicom(RAMP)[:-5], "cannot be decoded"),
+        (lambda: dicom(RAMP)[:160], "cannot be read|without an image"),
+        (
+            lambda: dicom(RAMP).replace(b"1.2.840.10008.1.2.1\0", b"1.2.840.10008.1.2.1.99"),
+            "deflated",
+        ),
+    ],
+)
+def test_unreadable_dicom_says_why(change: Callable[[], bytes], message: str) -> None:
+    pytest.importorskip("pydicom")
+    with pytest.raises(ImageError, match=message):
+        read_picture(change())
+
+
+def test_dicom_without_pydicom(monkeypatch: pytest.MonkeyPatch) -> None:
+    content = dicom(RAMP)
+    monkeypatch.setitem(sys.modules, "pydicom", None)
+    with pytest.raises(ImageError, match="pip install 'pydicom"):
+        read_picture(content)
+
+
+# Which pictures, and their names
+
+
+def test_names_are_unique() -> None:
+    def named(*paths: str) -> list[str]:
+        return list(unique_names([Path(path) for path in paths]).values())
+
+    assert named("/d/a/x.png", "/d/b/y.png") == ["x", "y"]
+    assert named("/d/a/x.png", "/d/b/x.png", "/d/b/y.png") == ["a_x", "b_x", "y"]
+    assert named("/d/x.png", "/d/x.jpg") == ["x_png", "x_jpg"]
+    assert named("/1/a/x.png", "/2/a/x.png") == ["1_a_x", "2_a_x"]
+    assert named("/d/x.png", "/d/X.PNG") == ["x", "X_2"]
+    assert named("/d/a/x.png", "/d/b/x.png", "/d/a_x.png") == ["a_x_2", "b_x", "a_x"]
+    assert named("/d/bad\nname\udcff.png") == [
+        "bad\N{REPLACEMENT CHARACTER}name\N{REPLACEMENT CHARACTER}"
+    ]
+    long = named("/a/" + "é" * 120 + ".png", "/b/" + "é" * 120 + ".png")
+    assert len(set(long)) == 2 and all(len(name.encode()) <= 202 for name in long)
+
+
+def test_files_folders_and_patterns_are_found(tmp_path: Path) -> None:
+    folder = picture_folder(tmp_path / "in", 2)
+    picture_folder(folder / "deep", 1)
+    out = picture_folder(folder / "out" / "masks", 2).parent
+    (folder / "notes.txt").write_text("no picture")
+    (folder / ".hidden.png").write_bytes(b"")
+    (folder / "IM0001").write_bytes(bytes(128) + b"DICM")
+    (folder / "README").write_bytes(b"no DICOM")
+
+    def found(*inputs: object, recursive: bool = False) -> list[str]:
+        jobs = find_jobs([str(text) for text in inputs], recursive, out)
+        return [str(job.path.relative_to(folder)) for job in jobs]
+
+    assert found(folder) == ["IM0001", "scan_0.png", "scan_1.png"]
+    assert found(folder, recursive=True) == [
+        "IM0001",
+        "scan_0.png",
+        "scan_1.png",
+        "deep/scan_0.png",
+    ]
+    assert found(folder / "*_1.png", folder / "scan_1.png") == ["scan_1.png"]
+    assert found(folder / "**" / "scan_0.png")[0] == "deep/scan_0.png"
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    with pytest.raises(UserError, match=r"no pictures(.|\n)*--recursive(.|\n)*none\.png: no such"):
+        find_jobs([str(empty), str(tmp_path / "none.png")], False, out)
+
+
+# The program
+
+
+def test_a_folder_of_mixed_pictures(
+    tmp_path: Path, run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = picture_folder(tmp_path / "in", 2, 40)
+    colour = cv2.cvtColor(blob_case(5, 90)[0], cv2.COLOR_GRAY2BGRA)[:50]
+    cv2.imwrite(str(folder / "colour.tif"), colour)
+    lying = with_orientation(encoded(blob_case(6, 64)[0][:24], ".jpg"), 6)
+    (folder / "lying.jpg").write_bytes(lying)
+    (folder / "broken.png").write_bytes(b"rubbish")
+    out = tmp_path / "out"
+
+    code = predict.main(["--run", str(run), str(folder), "--out", str(out), "--tta"])
+    assert code == 1
+    said = capsys.readouterr().out
+    assert "4 of 5 pictures predicted" in said and "broken.png: not a PNG" in said
+
+    rows = rows_of(out)
+    assert list(rows) == ["broken", "colour", "lying", "scan_0", "scan_1"]
+    sizes = {"colour": (50, 90), "lying": (64, 24), "scan_0": (40, 40), "scan_1": (40, 40)}
+    for name, (height, width) in sizes.items():
+        mask = image(out / "masks" / f"{name}.png")
+        steps = image(out / "probabilities" / f"{name}.png")
+        spread = image(out / "uncertainties" / f"{name}.png")
+        overlay = image(out / "overlays" / f"{name}.jpg")
+        assert mask.shape == steps.shape == spread.shape == overlay.shape[:2] == (height, width)
+        assert set(np.unique(mask)) <= {0, 255} and steps.dtype == spread.dtype == np.uint16
+        np.testing.assert_array_equal(mask > 0, steps >= 32768)
+        row = rows[name]
+        assert (row["width"], row["height"]) == (str(width), str(height))
+        assert int(row["area_pixels"]) == (mask > 0).sum()
+        assert float(row["area_percent"]) == pytest.approx(100 * (mask > 0).mean(), abs=1e-3)
+        assert float(row["mean_uncertainty"]) == pytest.approx(spread.mean() / 65535, abs=1e-4)
+        assert row["status"] == "ok"
+    assert sum(int(rows[name]["area_pixels"]) for name in sizes) > 0
+    assert rows["broken"]["status"] == "failed" and rows["broken"]["file"].endswith("broken.png")
+    assert "upright" in rows["lying"]["message"]
+    assert not list(out.glob("*/broken*")) and not list(out.rglob("*.tmp"))
+    assert not (out / "predictions.partial.csv").exists()
+
+
+def test_masks_are_those_of_validation(tmp_path: Path, run: Path) -> None:
+    from datasets.cases import open_data_set
+    from engine.backends import load_system
+    from engine.device import make_accelerator
+    from engine.evaluation import predict_cases
+    from utils.config import load_config
+
+    data_set = open_data_set(write_data_set(tmp_path, train=1, test=3, size=50))
+    config = load_config(run / "config.yaml")
+    system = load_system(config, run / "best_model.pth")
+    expected = list(
+        predict_cases(
+            system,
+            data_set.test,
+            config.image_size,
+            "native",
+            2,
+            0,
+            make_accelerator("fp32", 1, False),
+        )
+    )
+    out = tmp_path / "out"
+    pictures = [str(case.image) for case in data_set.test]
+    assert predict.main(["--run", str(run), *pictures, "--out", str(out), "--batch-size", "2"]) == 0
+    for prediction in expected:
+        steps = image(out / "probabilities" / f"{prediction.case.name}.png")
+        assert steps.shape == (50, 50)
+        np.testing.assert_allclose(steps / 65535, prediction.probability, atol=2e-5)
+
+
+def test_options_reach_the_files(tmp_path: Path, run: Path) -> None:
+    picture = picture_folder(tmp_path / "in", 1, 70) / "scan_0.png"
+    command = ["--run", str(run), str(picture), "--out"]
+    low, high, tiles = (tmp_path / name for name in ("low", "high", "tiles"))
+    assert predict.main([*command, str(low), "--threshold", "0.05", "--overlay", "none"]) == 0
+    assert predict.main([*command, str(high), "--threshold", "0.99", "--overlay", "png"]) == 0
+    assert predict.main([*command, str(tiles), "--tiles", "--overlap", "0.25"]) == 0
+    assert rows_of(low)["scan_0"]["area_percent"] == "100.0000"
+    assert rows_of(high)["scan_0"]["area_percent"] == "0.0000"
+    assert not (low / "overlays").exists() and (high / "overlays" / "scan_0.png").is_file()
+    probability = [
+        image(out / "probabilities" / "scan_0.png").astype(float) for out in (low, high, tiles)
+    ]
+    np.testing.assert_array_equal(probability[0], probability[1])
+    assert np.abs(probability[0] - probability[2]).max() > 100
+    assert json.loads((tiles / "settings.json").read_text())["overlap"] == 0.25
+
+
+def test_resume_goes_on_where_it_stopped(
+    tmp_path: Path, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = picture_folder(tmp_path / "in", 5)
+    command = ["--run", str(run), str(folder), "--batch-size", "1", "--workers", "1", "--out"]
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert predict.main([*command, str(whole)]) == 0
+
+    from engine.backends import TorchBackend
+
+    call, calls = TorchBackend.__call__, [0]
+
+    def killed(self, images):
+        calls[0] += 1
+        if calls[0] == 4:
+            raise KeyboardInterrupt
+        return call(self, images)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TorchBackend, "__call__", killed)
+        with pytest.raises(KeyboardInterrupt):
+            predict.main([*command, str(parts)])
+    assert not (parts / "predictions.csv").exists()
+    journal = parts / "predictions.partial.csv"
+    done = journal.read_text().count("\n") - 1
+    assert 0 < done < 5
+    # what a kill in the middle of writing leaves
+    journal.write_text(journal.read_text() + "scan_4,torn")
+    (parts / "masks" / ".scan_4.png.1.tmp").write_bytes(b"half")
+    # files that vanished are made again
+    first = journal.read_text().split("\n")[1].split(",")[0]
+    (parts / "overlays" / f"{first}.jpg").unlink()
+
+    with pytest.raises(UserError, match="holds predictions already"):
+        predict.main([*command, str(parts)])
+    calls[0] = -100
+    with monkeypatch.context() as patch:
+        patch.setattr(TorchBackend, "__call__", killed)
+        assert predict.main([*command, str(parts), "--resume"]) == 0
+    assert calls[0] == -100 + 5 - done + 1
+    assert everything_under(parts) == everything_under(whole)
+
+    # nothing to do, and a changed setting is refused
+    assert predict.main([*command, str(parts), "--resume"]) == 0
+    with pytest.raises(UserError, match=r"tta: False in the folder, True now"):
+        predict.main([*command, str(parts), "--resume", "--tta"])
+    with pytest.raises(UserError, match="weights_sha256"):
+        other = tmp_path / "other" / "epochs_1"
+        write_run(other, run_vae(run), "seed=5")
+        predict.main([*command, str(parts), "--resume", "--weights", str(other / "best_model.pth")])
+    assert predict.main([*command, str(parts), "--overwrite"]) == 0
+
+
+def run_vae(run: Path) -> Path:
+    from utils.config import load_config
+
+    return Path(load_config(run / "config.yaml").vae_weights)
+
+
+def test_resume_tries_failed_ones_again(tmp_path: Path, run: Path) -> None:
+    folder = picture_folder(tmp_path / "in", 2)
+    good = (folder / "scan_1.png").read_bytes()
+    (folder / "scan_1.png").write_bytes(good[:100])
+    command = ["--run", str(run), str(folder), "--out", str(tmp_path / "out")]
+    assert predict.main(command) == 1
+    (folder / "scan_1.png").write_bytes(good)
+    assert predict.main([*command, "--resume"]) == 0
+    assert rows_of(tmp_path / "out")["scan_1"]["status"] == "ok"
+
+
+@pytest.mark.parametrize("writes_before", [0, 4, 7])
+def test_a_full_disk_leaves_nothing_half_written(
+    tmp_path: Path, run: Path, monkeypatch: pytest.MonkeyPatch, writes_before: int
+) -> None:
+    folder = picture_folder(tmp_path / "in", 4)
+    out = tmp_path / "out"
+    command = ["--run", str(run), str(folder), "--batch-size", "1", "--out", str(out)]
+    write, left = Path.write_bytes, [writes_before]
+
+    def full(self: Path, data: bytes) -> int:
+        left[0] -= 1
+        if left[0] < 0:
+            write(self, data[: len(data) // 2])
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return write(self, data)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_bytes", full)
+        with pytest.raises(UserError, match=r"No space left on device.*--resume"):
+            predict.main(command)
+    assert not list(out.rglob("*.tmp")) and not (out / "predictions.csv").exists()
+    for path in out.glob("*/*.*"):
+        assert image(path).shape[:2] == (40, 40)
+    assert predict.main([*command, "--resume"]) == 0
+    assert {row["status"] for row in rows_of(out).values()} == {"ok"}
+
+
+def test_a_nan_output_fails_its_picture_alone(
+    tmp_path: Path, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from engine.backends import TorchBackend
+
+    call = TorchBackend.__call__
+
+    def poisoned(self, images):
+        result = call(self, images).copy()
+        result[0, 3, 3] = np.nan
+        return result
+
+    monkeypatch.setattr(TorchBackend, "__call__", poisoned)
+    out = tmp_path / "out"
+    folder = picture_folder(tmp_path / "in", 4)
+    command = ["--run", str(run), str(folder), "--batch-size", "2", "--out", str(out)]
+    assert predict.main(command) == 1
+    rows = rows_of(out)
+    assert [row["status"] for row in rows.values()] == ["failed", "ok", "failed", "ok"]
+    assert "not a number" in rows["scan_0"]["message"]
+    assert sorted(path.name for path in (out / "masks").iterdir()) == ["scan_1.png", "scan_3.png"]
+
+
+def test_unusable_models_are_refused(tmp_path: Path, run: Path) -> None:
+    picture = str(picture_folder(tmp_path / "in", 1) / "scan_0.png")
+    rest = [picture, "--out", str(tmp_path / "out")]
+    with pytest.raises(UserError, match=r"no config\.yaml"):
+        predict.main(["--run", str(tmp_path), *rest])
+    with pytest.raises(UserError, match="no checkpoint at"):
+        predict.main(["--run", str(run), "--weights", str(tmp_path / "none.pth"), *rest])
+    other = tmp_path / "other" / "epochs_1"
+    write_run(other, run_vae(run), "vae_model=tiny_vae", "guidance_method=wavelet")
+    with pytest.raises(UserError, match="does not fit this model"):
+        predict.main(["--run", str(run), "--weights", str(other / "best_model.pth"), *rest])
+    with pytest.raises(UserError, match="--weights goes with"):
+        predict.main(["--onnx", "model.onnx", "--weights", str(run / "best_model.pth"), *rest])
+    with pytest.raises(UserError, match="nothing to predict"):
+        predict.main(["--run", str(run), str(tmp_path / "nothing"), *rest[1:]])
+    assert not (tmp_path / "out").exists()
+
+
+def test_config_and_weights_replace_a_run(tmp_path: Path, run: Path) -> None:
+    picture = str(picture_folder(tmp_path / "in", 1) / "scan_0.png")
+    model = ["--config", str(run / "config.yaml"), "--weights", str(run / "best_model.pth")]
+    assert predict.main([*model, picture, "--out", str(tmp_path / "a")]) == 0
+    assert predict.main(["--run", str(run), picture, "--out", str(tmp_path / "b")]) == 0
+    assert everything_under(tmp_path / "a") == everything_under(tmp_path / "b")
+
+
+def test_keys_of_another_machine_can_be_changed(tmp_path: Path, run: Path) -> None:
+    picture = str(picture_folder(tmp_path / "in", 1) / "scan_0.png")
+    config = tmp_path / "config.yaml"
+    lines = (run / "config.yaml").read_text().splitlines()
+    elsewhere = ["vae_weights: /scratch/vae" if "vae_weights" in line else line for line in lines]
+    config.write_text("\n".join(elsewhere))
+    model = ["--config", str(config), "--weights", str(run / "best_model.pth")]
+    with pytest.raises(UserError, match="/scratch/vae"):
+        predict.main([*model, picture, "--out", str(tmp_path / "a")])
+    changed = ["--set", f"vae_weights={run_vae(run)}", "--set", "threshold=0.4"]
+    assert predict.main([*model, *changed, picture, "--out", str(tmp_path / "a")]) == 0
+    settings = json.loads((tmp_path / "a" / "settings.json").read_text())
+    assert settings["threshold"] == 0.4
+    with pytest.raises(UserError, match="--set goes with --run or --config"):
+        predict.main(["--onnx", "x.onnx", *changed, picture, "--out", str(tmp_path / "b")])
+
+
+@pytest.mark.parametrize(
+    "option",
+    [["--threshold", "1.5"], ["--overlap", "1"], ["--batch-size", "0"], ["--workers", "0"]],
+)
+def test_options_out_of_range(option: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        predict.main(["--run", "x", "y", "--out", "z", *option])
+    assert f"{option[0]} must be" in capsys.readouterr().err
+
+
+def test_help_and_errors_need_no_torch() -> None:
+    code = (
+        "import sys, predict\n"
+        "try: predict.main(['--help'])\n"
+        "except SystemExit: pass\n"
+        "assert 'torch' not in sys.modules"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    assert "not for clinical use" in result.stdout

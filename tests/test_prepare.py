@@ -1,0 +1,324 @@
+from __future__ import annotations
+
+import errno
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from datasets import writing
+from datasets.catalogue import CATALOGUE
+from datasets.layouts import SourceCase
+from datasets.masks import binary_mask
+from datasets.prepare import main
+from datasets.splits import Split, read_split, write_split
+from datasets.staging import Staging, staged
+from tests.dataset_archives import (
+    busi_files,
+    picture,
+    png,
+    square,
+    write_folder,
+    write_zip,
+)
+
+BUSI_SPLIT = Split(
+    train=("benign_1", "benign_2", "benign_3", "malignant_1", "malignant_2"),
+    test=("benign_4", "malignant_3"),
+)
+
+
+def read_grey(path: Path) -> np.ndarray:
+    pixels = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+    assert pixels is not None
+    return pixels
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+@pytest.fixture
+def busi(tmp_path: Path) -> list[str]:
+    """Arguments that prepare a small BUSI into tmp_path/data."""
+    write_zip(tmp_path / "Dataset_BUSI_with_GT.zip", busi_files())
+    write_split(tmp_path / "names.json", BUSI_SPLIT)
+    source, splits = tmp_path / "Dataset_BUSI_with_GT.zip", tmp_path / "names.json"
+    return f"busi --source {source} --splits {splits} --root {tmp_path}/data".split()
+
+
+def test_busi_images_unchanged_and_masks_merged(busi: list[str], tmp_path: Path) -> None:
+    assert main(busi) == 0
+    folder = tmp_path / "data" / "busi"
+    files = busi_files()
+    names = {*BUSI_SPLIT.train, *BUSI_SPLIT.test}
+    assert {p.stem for p in (folder / "images").iterdir()} == names
+    assert {p.stem for p in (folder / "masks").iterdir()} == names
+    original = files["Dataset_BUSI_with_GT/benign/benign (2).png"]
+    assert (folder / "images" / "benign_2.png").read_bytes() == original
+    union = square(2, 2) | square(15, 20) | square(17, 22)
+    assert np.array_equal(read_grey(folder / "masks" / "benign_2.png"), union)
+    assert np.array_equal(read_grey(folder / "masks" / "malignant_3.png"), square(2, 3))
+    assert read_split(folder / "busi_train_test_names.json") == BUSI_SPLIT
+    manifest = json.loads((folder / "dataset.json").read_bytes())
+    assert (manifest["name"], manifest["train"], manifest["test"]) == ("busi", 5, 2)
+    assert {p.name for p in (tmp_path / "data").iterdir()} == {"busi"}
+
+
+@pytest.mark.parametrize("above", ["", "Dataset_BUSI_with_GT", "Dataset_BUSI_with_GT/benign/.."])
+def test_a_folder_gives_what_the_zip_gives(busi: list[str], tmp_path: Path, above: str) -> None:
+    main(busi)
+    unpacked = write_folder(tmp_path / "unpacked", busi_files())
+    other = [*busi[:2], str(unpacked / above), *busi[3:-1], str(tmp_path / "from_folder")]
+    assert main(other) == 0
+    expected = contents(tmp_path / "data" / "busi")
+    got = contents(tmp_path / "from_folder" / "busi")
+    assert {k: v for k, v in got.items() if k != "dataset.json"} == {
+        k: v for k, v in expected.items() if k != "dataset.json"
+    }
+
+
+def test_a_folder_of_archives_stands_for_them(busi: list[str], tmp_path: Path) -> None:
+    assert main([*busi[:2], str(tmp_path), *busi[3:]]) == 0
+    assert (tmp_path / "data" / "busi" / "dataset.json").is_file()
+
+
+def test_without_splits_a_seeded_split_is_drawn(busi: list[str], tmp_path: Path) -> None:
+    without = [*busi[:3], *busi[5:]]
+    assert main(without) == 0
+    drawn = read_split(tmp_path / "data" / "busi" / "busi_train_test_names.json")
+    assert (len(drawn.train), len(drawn.test)) == (7, 2)
+    assert not any(name.startswith("normal") for name in drawn.train + drawn.test)
+    assert main([*without[:-1], str(tmp_path / "again")]) == 0
+    assert read_split(tmp_path / "again" / "busi" / "busi_train_test_names.json") == drawn
+
+
+def test_normal_cases_only_when_asked_for(busi: list[str], tmp_path: Path) -> None:
+    assert main([*busi, "--include-normal"]) == 0
+    folder = tmp_path / "data" / "busi"
+    split = read_split(folder / "busi_train_test_names.json")
+    assert split.train[:5] == BUSI_SPLIT.train
+    assert sorted(split.train[5:] + split.test[2:]) == ["normal_1", "normal_2"]
+    assert not read_grey(folder / "masks" / "normal_1.png").any()
+
+
+def test_again_says_complete_and_changes_nothing(
+    busi: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(busi)
+    folder = tmp_path / "data" / "busi"
+    before = contents(folder)
+    times = {p: p.stat().st_mtime_ns for p in folder.rglob("*")}
+    capsys.readouterr()
+    assert main(busi) == 0
+    assert "is complete: 5 train and 2 test cases" in capsys.readouterr().out
+    assert main(["busi", "--root", str(tmp_path / "data")]) == 0
+    assert contents(folder) == before
+    assert {p: p.stat().st_mtime_ns for p in folder.rglob("*")} == times
+
+
+@pytest.mark.parametrize("change", [["--include-normal"], ["--seed", "1"], ["--splits", "other"]])
+def test_a_complete_set_is_not_passed_off_as_another(
+    busi: list[str], tmp_path: Path, change: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(busi)
+    if change[0] == "--splits":
+        write_split(tmp_path / "other.json", Split(("benign_1",), ("benign_2",)))
+        change = ["--splits", str(tmp_path / "other.json")]
+    assert main([*busi, *change]) == 2
+    assert "was prepared otherwise" in capsys.readouterr().err
+
+
+def test_all_problems_are_one_error(
+    busi: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = busi_files()
+    top = "Dataset_BUSI_with_GT"
+    del files[f"{top}/benign/benign (1).png"]
+    del files[f"{top}/benign/benign (4)_mask.png"]
+    files[f"{top}/benign/benign (3)_mask.png"] = png(np.zeros((24, 40), np.uint8))
+    files[f"{top}/benign/benign (2)_mask_1.png"] = png(np.zeros((48, 64), np.uint8))
+    files[f"{top}/malignant/malignant (1).png"] = b"not an image"
+    files[f"{top}/malignant/malignant (2).png"] = files[f"{top}/malignant/malignant (2).png"][:60]
+    files[f"{top}/copy/malignant (3).png"] = png(picture(0))
+    write_zip(tmp_path / "Dataset_BUSI_with_GT.zip", files)
+    assert main(busi) == 2
+    error = capsys.readouterr().err
+    for expected in (
+        "busi is not prepared, 7 problem(s)",
+        "benign_1: not in the source",
+        "benign_4: no mask for the image",
+        "(3)_mask.png has 40 x 24 px, the image 32 x 24",
+        "benign (2)_mask_1.png differs in size from the case's other masks",
+        "malignant (1).png: not a PNG, JPEG, BMP or TIFF image",
+        "malignant (2).png: cannot be decoded: damaged or cut short",
+        "malignant_3: two images",
+    ):
+        assert expected in error
+    assert not (tmp_path / "data" / "busi").exists()
+    # mended, the same command goes through
+    write_zip(tmp_path / "Dataset_BUSI_with_GT.zip", busi_files())
+    assert main(busi) == 0
+
+
+def test_an_interrupted_run_is_resumed_and_never_looks_complete(
+    busi: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = writing.write_case
+    written: list[str] = []
+
+    def interrupted(spec: object, case: SourceCase, staging: Staging, limits: object) -> None:
+        if len(written) == 3:
+            raise KeyboardInterrupt
+        write(spec, case, staging, limits)  # type: ignore[arg-type]
+        written.append(case.name)
+
+    monkeypatch.setattr(writing, "available_cores", lambda: 1)
+    monkeypatch.setattr(writing, "write_case", interrupted)
+    assert main(busi) == 130
+    partial = tmp_path / "data" / ".busi.partial"
+    assert not (tmp_path / "data" / "busi").exists()
+    kept = {p: p.stat().st_mtime_ns for p in (partial / "images").iterdir()}
+    assert len(kept) == 3
+    # as after a power failure: a mask without its end
+    torn = partial / "masks" / f"{written[0]}.png"
+    torn.write_bytes(torn.read_bytes()[:-8])
+
+    monkeypatch.setattr(writing, "write_case", write)
+    assert main(busi) == 0
+    folder = tmp_path / "data" / "busi"
+    assert not partial.exists()
+    unchanged = {
+        p.name for p, t in kept.items() if (folder / "images" / p.name).stat().st_mtime_ns == t
+    }
+    assert unchanged == {f"{name}.png" for name in written[1:3]}
+    main([*busi[:-1], str(tmp_path / "whole")])
+    assert contents(folder) == contents(tmp_path / "whole" / "busi")
+
+
+def test_a_partial_run_of_another_plan_is_not_mixed_in(busi: list[str], tmp_path: Path) -> None:
+    partial = tmp_path / "data" / ".busi.partial"
+    for part in ("images", "masks"):
+        write_folder(partial / part, {"benign_1.png": png(picture(9)), "stray.png": b""})
+    assert main(busi) == 0
+    folder = tmp_path / "data" / "busi"
+    original = busi_files()["Dataset_BUSI_with_GT/benign/benign (1).png"]
+    assert (folder / "images" / "benign_1.png").read_bytes() == original
+    assert not (folder / "images" / "stray.png").exists()
+
+
+def test_two_runs_do_not_work_on_one_data_set(
+    busi: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with staged(tmp_path / "data", "busi"):
+        assert main(busi) == 2
+    assert "another process is preparing" in capsys.readouterr().err
+    assert main(busi) == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("", "which data set"),
+        ("busi", "nothing to prepare busi from: give --source"),
+        ("busi --source nowhere.zip", "nowhere.zip: no such file or folder"),
+        ("my-set", "'my-set' is not in the catalogue"),
+        ("a/b --images x --masks y", "is no name for a data set"),
+        ("busi --source x --limit members=0", "expected NAME=N"),
+        ("busi --source x --limit cats=1", "NAME one of members"),
+        ("busi --source x --splits absent.pkl", "absent.pkl: cannot read the split file"),
+        ("phantom --domain c", "expected one of a, b"),
+        ("phantom --cases 1", "expected at least 2"),
+    ],
+)
+def test_wrong_arguments_are_one_line_and_exit_code_2(
+    arguments: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*arguments.split(), "--root", str(tmp_path / "data")]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+
+
+def test_a_full_disk_is_one_line_and_the_run_is_resumed(
+    busi: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    write_bytes = Path.write_bytes
+
+    def full(path: Path, content: bytes) -> int:
+        if path.name.startswith(".malignant"):
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        return write_bytes(path, content)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_bytes", full)
+        assert main(busi) == 2
+    error = capsys.readouterr().err
+    assert "No space left on device" in error
+    assert "Traceback" not in error
+    assert not (tmp_path / "data" / "busi").exists()
+    assert main(busi) == 0
+    assert "resuming in" in capsys.readouterr().err
+
+
+def test_a_folder_that_is_no_prepared_set_is_left_alone(
+    busi: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_folder(tmp_path / "data" / "busi", {"mine.txt": b"mine"})
+    assert main(busi) == 2
+    assert "is no data set that was prepared here" in capsys.readouterr().err
+    assert contents(tmp_path / "data" / "busi") == {"mine.txt": b"mine"}
+
+
+@pytest.mark.parametrize(
+    ("values", "foreground", "odd"),
+    [
+        ([0, 1], [False, True], False),
+        ([0, 255], [False, True], False),
+        ([0, 0], [False, False], False),
+        ([255, 255], [True, True], False),
+        ([0, 10, 126, 128, 255], [False, False, False, True, True], True),
+        ([0, 128], [False, True], True),
+        ([7, 7], [False, False], True),
+    ],
+)
+def test_mask_values(values: list[int], foreground: list[bool], odd: bool) -> None:
+    mask, note = binary_mask(np.array([values], np.uint8))
+    assert mask.tolist() == [foreground]
+    assert (note is not None) == odd
+
+
+def test_list_names_source_licence_archives_and_counts(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--list"]) == 0
+    printed = capsys.readouterr().out
+    for spec in CATALOGUE.values():
+        for text in (spec.name, spec.source, spec.licence, *spec.archives):
+            assert text in printed
+    assert "517 train, 130 test" in printed
+
+
+def test_help_starts_without_torch() -> None:
+    code = "import sys; from datasets.prepare import main; main(['--list']); print('torch' in sys.modules)"
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert result.stdout.endswith("False\n")
+
+
+def test_real_busi(shared: Path, tmp_path: Path) -> None:
+    data, splits = shared / "data", shared / "splits"
+    arguments = f"busi --source {data}/Dataset_BUSI_with_GT.zip --root {tmp_path}"
+    assert main([*arguments.split(), "--splits", f"{splits}/busi_train_test_names.pkl"]) == 0
+    folder = tmp_path / "busi"
+    split = read_split(folder / "busi_train_test_names.json")
+    assert (len(split.train), len(split.test)) == (517, 130)
+    assert len(list((folder / "images").iterdir())) == 647
+    assert len(list((folder / "masks").iterdir())) == 647

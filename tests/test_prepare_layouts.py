@@ -1,0 +1,408 @@
+"""Each data set from a small archive in its published layout, own data, and the phantom."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from datasets.cases import open_data_set, read_case
+from datasets.headers import ImageError, read_pixels
+from datasets.integrity import check_data_set
+from datasets.phantom import phantom_case
+from datasets.prepare import main
+from datasets.splits import Split, read_split, write_split
+from tests.dataset_archives import bmp, jpg, picture, png, square, write_folder, write_zip
+
+
+def read(path: Path) -> np.ndarray:
+    pixels = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+    assert pixels is not None
+    return pixels
+
+
+def run(name: str, root: Path, *arguments: object) -> Path:
+    assert main([name, "--root", str(root / "data"), *map(str, arguments)]) == 0
+    return root / "data" / name
+
+
+@pytest.fixture
+def ham10000(tmp_path: Path) -> Path:
+    """Folder with the four HAM10000 files; part 2 and the masks keep theirs in folders."""
+    names = [f"ISIC_{24306 + i:07}" for i in range(10)]
+    images = {f"{name}.jpg": jpg(picture(i)) for i, name in enumerate(names)}
+    masks = {f"{name}_segmentation.png": png(square(i, i)) for i, name in enumerate(names)}
+    first = {name: images[name] for name in list(images)[:5]}
+    second = {f"HAM10000_images_part_2/{name}": images[name] for name in list(images)[5:]}
+    folder = "HAM10000_segmentations_lesion_tschandl"
+    write_zip(tmp_path / "HAM10000_images_part_1.zip", first)
+    write_zip(tmp_path / "HAM10000_images_part_2.zip", second)
+    write_zip(tmp_path / f"{folder}.zip", {f"{folder}/{n}": m for n, m in masks.items()})
+    # lesions of three images: 0 1 2, 3 4 5, 6 7 8, 9
+    rows = [f"HAM_{i // 3},{name},nv,histo" for i, name in enumerate(names)]
+    table = "\n".join(["lesion_id,image_id,dx,dx_type", *rows])
+    (tmp_path / "HAM10000_metadata.csv").write_text(table)
+    return tmp_path
+
+
+def test_ham10000_from_a_folder_of_archives(ham10000: Path) -> None:
+    split = Split(train=("ISIC_0024306", "ISIC_0024313"), test=("ISIC_0024309",))
+    write_split(ham10000 / "split.json", split)
+    folder = run("ham10000", ham10000, "--source", ham10000, "--splits", ham10000 / "split.json")
+    assert (folder / "images" / "ISIC_0024313.jpg").read_bytes() == jpg(picture(7))
+    assert np.array_equal(read(folder / "masks" / "ISIC_0024309_segmentation.png"), square(3, 3))
+    assert len(list((folder / "images").iterdir())) == 3
+    assert json.loads((folder / "groups.json").read_bytes()) == {
+        "ISIC_0024306": "HAM_0",
+        "ISIC_0024309": "HAM_1",
+        "ISIC_0024313": "HAM_2",
+    }
+
+
+def test_ham10000_from_several_paths_splits_by_lesion(ham10000: Path) -> None:
+    archives = sorted(ham10000.glob("HAM*"))
+    folder = run("ham10000", ham10000, "--source", *archives)
+    split = read_split(folder / "ham10000_train_test_names.json")
+    groups = json.loads((folder / "groups.json").read_bytes())
+    assert len(split.train) + len(split.test) == 10
+    assert not {groups[n] for n in split.train} & {groups[n] for n in split.test}
+
+
+def test_the_split_by_groups_opens_like_any_other(ham10000: Path) -> None:
+    folder = run("ham10000", ham10000, "--source", ham10000)
+    assert main(["ham10000", "--group-split", "--root", str(folder.parent)]) == 0
+    opened = open_data_set(folder / "ham10000_grouped_train_test_names.json")
+    assert len(opened.train) + len(opened.test) == 10
+
+
+def test_ham10000_with_an_archive_missing_lists_its_cases(
+    ham10000: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (ham10000 / "HAM10000_images_part_2.zip").unlink()
+    split = Split(train=("ISIC_0024306", "ISIC_0024313"), test=("ISIC_0024309", "ISIC_0024315"))
+    write_split(ham10000 / "split.json", split)
+    arguments = (
+        f"ham10000 --source {ham10000} --splits {ham10000}/split.json --root {ham10000}/data"
+    )
+    assert main(arguments.split()) == 2
+    error = capsys.readouterr().err
+    assert "2 problem(s)" in error
+    assert "ISIC_0024313: not in the source" in error
+    assert "ISIC_0024315: not in the source" in error
+
+
+def test_metadata_without_the_columns_is_an_error(
+    ham10000: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (ham10000 / "HAM10000_metadata.csv").write_text("image,lesion\na,b\n")
+    assert main(["ham10000", "--source", str(ham10000), "--root", f"{ham10000}/data"]) == 2
+    assert "expected a CSV with the columns image_id and lesion_id" in capsys.readouterr().err
+
+
+def test_bus(tmp_path: Path) -> None:
+    files = {}
+    for number in range(1, 11):
+        files[f"BUS/original/{number:06}.png"] = png(picture(number))
+        files[f"BUS/GT/{number:06}.png"] = png(square(number, number))
+    files["BUS/DatasetB.xlsx"] = b"a table"
+    folder = run("bus", tmp_path, "--source", write_zip(tmp_path / "BUS.zip", files))
+    split = read_split(folder / "bus_train_test_names.json")
+    assert (len(split.train), len(split.test)) == (8, 2)
+    assert (folder / "images" / "000003.png").read_bytes() == png(picture(3))
+    assert np.array_equal(read(folder / "masks" / "000003.png"), square(3, 3))
+
+
+def test_kvasir_instrument_unpacked(tmp_path: Path) -> None:
+    files = {"kvasir-instrument/bboxes.json": b"{}"}
+    for name in ("ckcu8ty6z00003b5yzfaezbs5", "ckd0afl7u000a3b5y3crqjxla"):
+        files[f"kvasir-instrument/images/{name}.jpg"] = jpg(picture(1))
+        files[f"kvasir-instrument/masks/{name}.png"] = png(np.dstack([square(1, 2)] * 3))
+    folder = run(
+        "kvasir-instrument", tmp_path, "--source", write_folder(tmp_path / "kvasir", files)
+    )
+    assert np.array_equal(read(folder / "masks" / "ckcu8ty6z00003b5yzfaezbs5.png"), square(1, 2))
+    assert (folder / "images" / "ckd0afl7u000a3b5y3crqjxla.jpg").read_bytes() == jpg(picture(1))
+
+
+def test_kvasir_instrument_with_its_tars_inside_says_what_to_do(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = {f"kvasir-instrument/{part}.tar.gz": b"\x1f\x8b" for part in ("images", "masks")}
+    archive = write_zip(tmp_path / "kvasir-instrument.zip", files)
+    arguments = ["kvasir-instrument", "--root", f"{tmp_path}/data", "--source", str(archive)]
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert "'kvasir-instrument/images.tar.gz'" in error
+    assert "Unpack them, then give --source the folder" in error
+
+
+def test_glas_takes_every_label_as_gland(tmp_path: Path) -> None:
+    top = "Warwick QU Dataset (Released 2016_07_08)"
+    labels = np.zeros((24, 32), np.uint8)
+    labels[2:5, 2:5], labels[10:15, 10:20], labels[20:22, 1:4] = 1, 2, 37
+    files = {f"{top}/Grade.csv": b"name,grade"}
+    for name in ("train_1", "train_2", "testA_1", "testB_1"):
+        files[f"{top}/{name}.bmp"] = bmp(picture(1))
+        files[f"{top}/{name}_anno.bmp"] = bmp(labels)
+    archive = write_zip(tmp_path / "warwick_qu_dataset_released_2016_07_08.zip", files)
+    folder = run("glas", tmp_path, "--source", archive)
+    assert (folder / "images" / "testA_1.bmp").read_bytes() == bmp(picture(1))
+    assert np.array_equal(read(folder / "masks" / "testA_1.png"), (labels > 0) * np.uint8(255))
+
+
+@pytest.mark.parametrize("one_folder", [True, False])
+def test_own_data_matched_by_stem(tmp_path: Path, one_folder: bool) -> None:
+    images = {f"scans/case {i}.jpg": jpg(picture(i)) for i in range(5)}
+    masks = {f"case {i}_mask.png": png(square(i, i)) for i in range(5)}
+    write_folder(tmp_path / "images", images)
+    write_folder(tmp_path / ("images" if one_folder else "masks"), masks | {"notes.txt": b"x"})
+    where = tmp_path / ("images" if one_folder else "masks")
+    folder = run(
+        "my-set",
+        tmp_path,
+        "--images",
+        tmp_path / "images",
+        "--masks",
+        where,
+        "--mask-suffix",
+        "_mask",
+    )
+    assert (folder / "images" / "case 3.jpg").read_bytes() == jpg(picture(3))
+    assert np.array_equal(read(folder / "masks" / "case 3.png"), square(3, 3))
+    split = read_split(folder / "my-set_train_test_names.json")
+    assert (len(split.train), len(split.test)) == (4, 1)
+
+
+def test_own_data_problems_are_listed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    images = {f"{i}.png": png(picture(i)) for i in range(4)} | {"sub/1.png": png(picture(9))}
+    masks = {f"{i}.png": png(square(i, i)) for i in range(3)} | {"2.bmp": bmp(square(1, 1))}
+    write_folder(tmp_path / "images", images)
+    write_folder(tmp_path / "masks", masks)
+    arguments = f"own --images {tmp_path}/images --masks {tmp_path}/masks --root {tmp_path}/data"
+    assert main(arguments.split()) == 2
+    error = capsys.readouterr().err
+    for expected in ("3 problem(s)", "1: two images", "2: two masks", "3: no mask for the image"):
+        assert expected in error
+    write_folder(tmp_path / "empty", {"a.txt": b""})
+    assert main(arguments.replace("/images ", "/empty ").split()) == 2
+    assert "no images named * in" in capsys.readouterr().err
+
+
+def test_own_data_with_patients_is_split_by_patient(tmp_path: Path) -> None:
+    write_folder(tmp_path / "images", {f"{i}.png": png(picture(i)) for i in range(10)})
+    write_folder(tmp_path / "masks", {f"{i}.png": png(square(i, i)) for i in range(10)})
+    (tmp_path / "patients.csv").write_text(
+        "case,patient\n" + "".join(f"{i},{i % 5}\n" for i in range(10))
+    )
+    folder = run(
+        *("own", tmp_path, "--images", tmp_path / "images", "--masks", tmp_path / "masks"),
+        *("--groups", tmp_path / "patients.csv"),
+    )
+    split = read_split(folder / "own_train_test_names.json")
+    assert len(split.test) == 2
+    assert int(split.test[0]) % 5 == int(split.test[1]) % 5
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> list[str]:
+    """Arguments that prepare ten own cases, `0` to `9`, into tmp_path/data."""
+    write_folder(tmp_path / "images", {f"{i}.png": png(picture(i)) for i in range(10)})
+    write_folder(tmp_path / "masks", {f"{i}.png": png(square(i, i)) for i in range(10)})
+    places = f"--images {tmp_path}/images --masks {tmp_path}/masks --root {tmp_path}/data"
+    return ["own", *places.split()]
+
+
+def test_names_of_groups_may_carry_spaces_and_extensions(
+    own: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = tmp_path / "patients.csv"
+    table.write_text("case,patient\n" + "".join(f" {i}.PNG , p{i % 5} \n" for i in range(9)))
+    assert main([*own, "--groups", str(table)]) == 0
+    groups = json.loads((tmp_path / "data" / "own" / "groups.json").read_bytes())
+    assert groups == {str(i): f"p{i % 5}" for i in range(9)}
+    error = capsys.readouterr().err
+    assert "patients.csv has no group for 1 of 10 cases" in error and "'9'" in error
+
+
+def test_groups_of_other_cases_are_refused(
+    own: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = tmp_path / "patients.csv"
+    table.write_text("case,patient\nscan_1,A\nscan_2,B\n")
+    assert main([*own, "--groups", str(table)]) == 2
+    error = capsys.readouterr().err
+    assert "names none of the cases: it holds 'scan_1', 'scan_2', the cases are '0', '1'" in error
+    assert not (tmp_path / "data" / "own").exists()
+
+
+def test_ham10000_without_metadata_warns_that_lesions_may_leak(
+    ham10000: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (ham10000 / "HAM10000_metadata.csv").unlink()
+    run("ham10000", ham10000, "--source", ham10000)
+    error = capsys.readouterr().err
+    assert "images of one lesion_id may lie in both train and test" in error
+    assert "HAM10000_metadata.csv" in error
+
+
+@pytest.mark.parametrize("other", ["groups", "images", "masks", "root of images"])
+def test_a_complete_own_set_is_not_passed_off_as_another(
+    own: list[str], tmp_path: Path, other: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = tmp_path / "patients.csv"
+    table.write_text("case,patient\n" + "".join(f"{i},{i % 5}\n" for i in range(10)))
+    own += ["--groups", str(table)]
+    assert main(own) == 0
+    assert main(own) == 0
+    assert "is complete" in capsys.readouterr().out
+    if other == "groups":
+        table.write_text("case,patient\n" + "".join(f"{i},{i % 2}\n" for i in range(10)))
+    elif other == "root of images":
+        own[own.index("--images") + 1] = str(tmp_path)
+    else:
+        own[own.index(f"--{other}") + 1] = str(tmp_path / "elsewhere")
+    assert main(own) == 2
+    error = capsys.readouterr().err
+    assert "was prepared otherwise" in error
+    assert ("with other groups" if other == "groups" else "sources images, masks") in error
+
+
+def test_a_set_of_an_earlier_version_is_complete(
+    own: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = tmp_path / "patients.csv"
+    table.write_text("case,patient\n0,A\n1,A\n")
+    assert main([*own, "--groups", str(table)]) == 0
+    path = tmp_path / "data" / "own" / "dataset.json"
+    manifest = json.loads(path.read_bytes())
+    del manifest["groups_sha256"]
+    path.write_text(json.dumps(manifest))
+    assert main([*own, "--groups", str(table)]) == 0
+    manifest["groups_sha256"] = None
+    path.write_text(json.dumps(manifest))
+    assert main([*own, "--groups", str(table)]) == 2
+    assert "with no groups" in capsys.readouterr().err
+
+
+def test_ham10000_knows_its_sources_again(
+    ham10000: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = run("ham10000", ham10000, "--source", ham10000)
+    archives = sorted(ham10000.glob("HAM*"), reverse=True)
+    run("ham10000", ham10000, "--source", *archives)
+    for path in archives:
+        path.unlink()
+    run("ham10000", ham10000, "--source", *archives)
+    command = f"ham10000 --root {folder.parent} --source {ham10000}/other.zip"
+    assert main(command.split()) == 2
+    assert "asked for other.zip" in capsys.readouterr().err
+
+
+def test_masks_without_an_image_are_counted(
+    own: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("3", "7"):
+        (tmp_path / "images" / f"{name}.png").unlink()
+    assert main(own) == 0
+    error = capsys.readouterr().err
+    assert "2 masks have no image and were left out: '3.png', '7.png'" in error
+
+
+def test_floating_point_masks_and_images_are_refused_by_kind(
+    own: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, content = cv2.imencode(".tiff", np.zeros((24, 32), np.float32))
+    (tmp_path / "images" / "3.png").write_bytes(content.tobytes())
+    (tmp_path / "masks" / "4.png").write_bytes(content.tobytes())
+    assert main(own) == 2
+    error = capsys.readouterr().err
+    assert "3.png: holds float32 pixels; save it" in error
+    assert "4.png: the mask holds float32 values, expected whole numbers; save it as PNG" in error
+
+
+def test_a_limit_of_preparation_holds_for_training_and_check(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("datasets.headers.MAX_MEGAPIXELS", 1)
+    monkeypatch.setattr("datasets.prepare.MAX_MEGAPIXELS", 1)
+    files = {f"{i}.png": png(square(i, i, 200, 1050, 1000)) for i in range(3)}
+    write_folder(tmp_path / "images", files)
+    write_folder(tmp_path / "masks", files)
+    places = ["--images", tmp_path / "images", "--masks", tmp_path / "masks"]
+    folder = run("own", tmp_path, *places, "--limit", "megapixels=2")
+    assert json.loads((folder / "dataset.json").read_bytes())["max_megapixels"] == 2
+    opened = open_data_set(folder / "own_train_test_names.json")
+    assert read_case(opened.train[0])[0].shape == (1050, 1000, 3)
+    assert check_data_set(folder)["readable"] == 3
+    other = write_folder(tmp_path / "plain", {"images/0.png": files["0.png"]})
+    with pytest.raises(ImageError, match="over the limit of 1 megapixels"):
+        read_pixels(other / "images" / "0.png", cv2.IMREAD_COLOR)
+
+
+def test_advice_on_problems_names_a_split_file_only_where_there_is_one(
+    own: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "images" / "3.png").write_bytes(b"junk")
+    assert main(own) == 2
+    error = capsys.readouterr().err
+    assert "remove them there" in error and "split file" not in error
+    write_split(tmp_path / "split.json", Split(("1", "2"), ("3",)))
+    assert main([*own, "--splits", str(tmp_path / "split.json")]) == 2
+    assert "take them out of the split file" in capsys.readouterr().err
+
+
+def test_masks_with_other_values_are_cut_at_half_and_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    soft = cv2.GaussianBlur(square(5, 5, side=12), (5, 5), 0)
+    deep = np.where(square(2, 2) > 0, 65535, 0).astype(np.uint16)
+    write_folder(tmp_path / "images", {f"{i}.png": png(picture(i)) for i in range(3)})
+    masks = {"0.png": png(soft), "1.png": png(deep), "2.png": png(square(1, 1) // 255)}
+    write_folder(tmp_path / "masks", masks)
+    folder = run("own", tmp_path, "--images", tmp_path / "images", "--masks", tmp_path / "masks")
+    warnings = [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
+    assert len(warnings) == 1
+    assert "0.png: values from 0 to 255, expected 0/1 or 0/255; cut at half" in warnings[0]
+    assert np.array_equal(read(folder / "masks" / "0.png"), (soft >= 128) * np.uint8(255))
+    assert np.array_equal(read(folder / "masks" / "1.png"), square(2, 2))
+    assert np.array_equal(read(folder / "masks" / "2.png"), square(1, 1))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "name", "domain"),
+    [
+        ("phantom", "phantom", "a"),
+        ("phantom --domain b", "phantom-b", "b"),
+        ("phantom-b", "phantom-b", "b"),
+    ],
+)
+def test_phantom(
+    tmp_path: Path, arguments: str, name: str, domain: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = [*arguments.split(), *f"--cases 5 --seed 7 --root {tmp_path}".split()]
+    assert main(command) == 0
+    case = phantom_case(3, seed=7, domain=domain)
+    folder = tmp_path / name
+    assert np.array_equal(read(folder / "images" / f"{case.name}.png"), case.image)
+    assert np.array_equal(read(folder / "masks" / f"{case.name}.png"), case.mask)
+    split = read_split(folder / f"{name}_train_test_names.json")
+    assert (len(split.train), len(split.test)) == (4, 1)
+    assert main(command) == 0
+    assert main([*arguments.split(), "--cases", "6", "--root", str(tmp_path)]) == 2
+    assert "cases 5, asked for 6" in capsys.readouterr().err
+
+
+def test_real_ham10000_masks_and_lesions(shared: Path, tmp_path: Path) -> None:
+    """A hundred cases of the real archives, across both image parts."""
+    published = read_split(shared / "splits" / "ham10000_train_test_names.pkl")
+    split = Split(train=published.train[:80], test=published.test[:20])
+    write_split(tmp_path / "split.json", split)
+    data = shared / "data"
+    folder = run("ham10000", tmp_path, "--source", data, "--splits", tmp_path / "split.json")
+    assert len(list((folder / "images").glob("*.jpg"))) == 100
+    mask = read(folder / "masks" / f"{split.test[0]}_segmentation.png")
+    assert set(np.unique(mask)) == {0, 255}
+    assert len(json.loads((folder / "groups.json").read_bytes())) == 100

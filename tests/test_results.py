@@ -1,0 +1,168 @@
+"""results.csv and summary.json: what is written, read back, and refused."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+
+import numpy as np
+import pytest
+
+from utils.errors import UserError
+from utils.metrics import METRICS, score_cases
+from utils.results import COLUMNS, read_results, summarise, write_results
+
+PROVENANCE = {"model": "litevae", "checkpoint_chosen_by": "validation Dice", "threshold": 0.5}
+
+
+@pytest.fixture
+def rows():
+    """Twelve detected cases, one miss, one false alarm, one rightly empty; 30 x 40 pixels."""
+    rng = np.random.default_rng(0)
+    empty, spot = np.zeros((30, 40), bool), np.zeros((30, 40), bool)
+    spot[10:20, 10:20] = True
+    cases = [(f"case_{i:02}", np.roll(spot, rng.integers(0, 5), 1), spot) for i in range(12)]
+    cases += [("missed, twice", empty, spot), ("alarm", spot, empty), ("normal", empty, empty)]
+    return score_cases(cases, progress=False)
+
+
+def test_csv_has_a_row_a_case_sorted_then_avg_and_std(tmp_path, rows):
+    write_results(tmp_path / "new", rows[::-1], provenance=PROVENANCE)
+    with (tmp_path / "new/results.csv").open(newline="") as file:
+        lines = list(csv.DictReader(file))
+    assert tuple(lines[0]) == COLUMNS
+    assert [line["Name"] for line in lines] == [row["Name"] for row in rows] + ["Avg", "Std"]
+    dice = [float(line["DSC"]) for line in lines]
+    assert dice[:-2] == [row["DSC"] for row in rows]
+    assert dice[-2] == pytest.approx(np.mean(dice[:-2]))
+    assert dice[-1] == pytest.approx(np.std(dice[:-2], ddof=1))
+    assert lines[-1]["Height"] == ""
+
+
+def test_summary_counts_misses_and_gives_hd95_by_each_rule(tmp_path, rows):
+    summary = write_results(tmp_path, rows, provenance=PROVENANCE)
+    assert summary == json.loads((tmp_path / "summary.json").read_text())
+    assert summary["count"] == 15
+    assert (summary["misses"], summary["missed_cases"]) == (1, ["missed, twice"])
+    assert (summary["false_alarms"], summary["false_alarm_cases"]) == (1, ["alarm"])
+    detected = [row["HD95"] for row in rows if str(row["Name"]).startswith("case_")]
+    hd95 = summary["hd95"]
+    assert hd95["rule"] == "diagonal"
+    assert hd95["detected"]["count"] == 12
+    assert hd95["detected"]["mean"] == pytest.approx(np.mean(detected))
+    assert hd95["diagonal"]["mean"] == pytest.approx((sum(detected) + 100) / 15)
+    assert hd95["zero"]["mean"] == pytest.approx(sum(detected) / 15)
+    assert summary["metrics"]["HD95"] == hd95["diagonal"]
+    low, high = summary["metrics"]["DSC"]["ci95"]
+    assert low < summary["metrics"]["DSC"]["mean"] < high
+    assert summary["provenance"] == PROVENANCE
+
+
+def test_both_rules_are_told_whichever_was_scored(rows):
+    zero = [row | ({"HD95": 0.0} if row["HD95"] == 50 else {}) for row in rows]
+    published = summarise(zero, "zero")
+    assert published["metrics"]["HD95"] == published["hd95"]["zero"]
+    assert published["hd95"] | {"rule": "diagonal"} == summarise(rows)["hd95"]
+
+
+def test_leaked_cases_are_told_apart(tmp_path, rows):
+    leaked = ["case_03", "alarm", "not in this test set"]
+    summary = write_results(tmp_path, rows, provenance={}, leaked=leaked)
+    without = summary["without_leaked"]
+    assert without["dropped"] == ["alarm", "case_03"]
+    assert (without["count"], without["false_alarms"], summary["false_alarms"]) == (13, 0, 1)
+    kept = [row["DSC"] for row in rows if row["Name"] not in leaked]
+    assert without["metrics"]["DSC"]["mean"] == pytest.approx(np.mean(kept))
+
+
+def test_summary_stands_without_a_leak_and_when_all_leaked(tmp_path, rows):
+    assert write_results(tmp_path, rows, provenance={})["without_leaked"] is None
+    names = [str(row["Name"]) for row in rows]
+    without = write_results(tmp_path, rows, provenance={}, leaked=names)["without_leaked"]
+    assert without["count"] == 0
+    assert without["metrics"]["DSC"]["mean"] is None
+
+
+def test_one_case_has_no_deviation_and_no_interval(tmp_path, rows):
+    found = write_results(tmp_path, rows[:1], provenance={})["metrics"]["DSC"]
+    assert found["std"] is None and found["ci95"] == [None, None]
+    assert read_results(tmp_path).rows == rows[:1]
+
+
+def test_what_is_read_is_what_was_written(tmp_path, rows):
+    names = ['say "hi"', "a,b", "Avg", "ünï", "=1+1"]
+    renamed = [row | {"Name": name} for row, name in zip(rows, names, strict=False)]
+    summary = write_results(tmp_path, renamed, provenance=PROVENANCE)
+    results = read_results(tmp_path)
+    assert results.rows == sorted(renamed, key=lambda row: row["Name"])
+    assert results.summary == summary
+    assert results.names == sorted(names)
+    assert results.values("DSC").tolist() == [row["DSC"] for row in results.rows]
+
+
+def test_nothing_is_written_without_cases_or_with_provenance_that_is_not_json(tmp_path, rows):
+    with pytest.raises(UserError, match="no case"):
+        write_results(tmp_path, [], provenance={})
+    with pytest.raises((TypeError, ValueError)):
+        write_results(tmp_path, rows, provenance={"loss": math.nan})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_leaves_the_old_results_whole(tmp_path, rows, monkeypatch):
+    write_results(tmp_path, rows, provenance=PROVENANCE)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("utils.files.os.fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        write_results(tmp_path, rows[:3], provenance=PROVENANCE)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def first_case(text: str, old: str, new: str) -> str:
+    head, line, rest = text.split("\n", 2)
+    return "\n".join((head, line.replace(old, new, 1), rest))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda text: "", "expected the columns Name, DSC.*got nothing"),
+        (lambda text: text.replace("DSC", "Dice", 1), "expected the columns.*got Name, Dice"),
+        (lambda text: text[: text.index("Avg")], "does not end in the rows Avg and Std"),
+        (lambda text: text[: text.index("\n") + 1] + text[text.index("Avg") :], "has no case"),
+        (lambda text: first_case(text, ",", ",x"), "row 2: could not convert"),
+        (lambda text: first_case(text, ",0.0", ",nan"), "row 2: DSC is nan"),
+        (lambda text: first_case(text, ",", ",1,"), "row 2: 14 columns, expected 13"),
+        (lambda text: text.replace("case_01", "case_02"), "'case_02' more than once"),
+        (lambda text: first_case(text, "alarm", '"alarm'), "not a CSV file"),
+    ],
+)
+def test_spoilt_results_are_refused_with_the_reason(tmp_path, rows, spoil, message):
+    write_results(tmp_path, rows, provenance=PROVENANCE)
+    path = tmp_path / "results.csv"
+    path.write_text(spoil(path.read_text()))
+    with pytest.raises(UserError, match=message):
+        read_results(tmp_path)
+
+
+def test_missing_or_foreign_files_are_refused_with_the_reason(tmp_path, rows):
+    with pytest.raises(UserError, match=r"holds no results\.csv.*valid\.py"):
+        read_results(tmp_path)
+    write_results(tmp_path, rows, provenance=PROVENANCE)
+    (tmp_path / "summary.json").write_text("{")
+    with pytest.raises(UserError, match="not JSON"):
+        read_results(tmp_path)
+    (tmp_path / "summary.json").write_text('{"count": 3}')
+    with pytest.raises(UserError, match=r"does not belong to results\.csv.*15 cases"):
+        read_results(tmp_path)
+    (tmp_path / "summary.json").unlink()
+    with pytest.raises(UserError, match=r"holds no summary\.json"):
+        read_results(tmp_path)
+
+
+def test_every_metric_is_summarised(rows):
+    assert tuple(summarise(rows)["metrics"]) == METRICS

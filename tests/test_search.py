@@ -1,0 +1,278 @@
+"""Searches with Optuna: proposals, pruning, going on, and sharing a study."""
+
+from __future__ import annotations
+
+import csv
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from quick_training import make_sweeps_quick, starts
+from test_sweep import run, write_sweep
+
+import sweep
+from experiments.records import Record
+from experiments.runner import Outcome, Trial
+from experiments.settings import load_sweep
+from experiments.slots import slot
+from utils.config import load_config
+from utils.errors import UserError
+from utils.interruption import Interrupted
+
+optuna = pytest.importorskip("optuna", reason="searches need Optuna (optional)")
+
+from experiments.search import SearchPlan, importances  # noqa: E402
+
+RATES = {"lr": {"low": 1e-4, "high": 0.1, "log": True}}
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    make_sweeps_quick(monkeypatch)
+    monkeypatch.setattr(SearchPlan, "figure", lambda *_: None)
+
+
+def plan_of(path: Path, owner: str = "me", retry_failed: bool = False) -> SearchPlan:
+    loaded = load_sweep(path)
+    loaded.folder.mkdir(exist_ok=True)
+    return SearchPlan(loaded, owner, retry_failed)
+
+
+def write_curve(trial: Trial, *dice: float) -> None:
+    trial.folder.mkdir(parents=True, exist_ok=True)
+    rows = [f"{epoch},{value}" for epoch, value in enumerate(dice, 1)]
+    (trial.folder / "history.csv").write_text("\n".join(["epoch,val_dice", *rows]) + "\n")
+
+
+def end(plan: SearchPlan, trial: Trial, status: Any) -> None:
+    plan.ended(Outcome(trial, Record(trial.name, {}, status), ran=True))
+
+
+def drawn(folder: Path) -> list[float]:
+    """The learning rates of a finished search, in the order in which they were proposed."""
+    study = optuna.load_study(study_name=folder.name, storage=f"sqlite:///{folder / 'study.db'}")
+    return [trial.params["lr"] for trial in study.trials]
+
+
+def states(plan: SearchPlan) -> list[str]:
+    return [trial.state.name for trial in plan.study.trials]
+
+
+def test_a_search_ends_with_its_best_config(tmp_path: Path, quick: None) -> None:
+    settings = {"search": RATES | {"image_size": {"low": 32, "high": 64, "step": 8}}, "trials": 6}
+    path = write_sweep(tmp_path, settings | {"seeds": [2, 3], "workers": 2})
+    assert run(path) == 0
+    folder = tmp_path / "out"
+    with (folder / "sweep.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 6 and all(row["finished"] == "2" for row in rows)
+    (best,) = (row for row in rows if row["best"] == "1")
+    assert float(best["val_dice_mean"]) == max(float(row["val_dice_mean"]) for row in rows)
+    study = optuna.load_study(study_name="out", storage=f"sqlite:///{folder / 'study.db'}")
+    assert study.best_value == pytest.approx(float(best["val_dice_mean"]))
+    config = load_config(folder / "best.yaml")
+    assert {"lr": config.lr, "image_size": config.image_size} == study.best_params
+    assert (config.seed, config.snapshot_path) == (2, folder / "best")
+
+
+def test_the_drawing_shows_every_setting_and_what_matters(tmp_path: Path) -> None:
+    search = RATES | {"w_dice": {"low": 1, "high": 3}}
+    plan = plan_of(write_sweep(tmp_path, {"search": search, "trials": 12}))
+    for number, trial in enumerate(plan.trials()):
+        write_curve(trial, 0.07 * (number * 5 % 12))
+        end(plan, trial, "pruned" if number == 11 else "finished")
+    history, importance = plan.figure("title").axes
+    points, best, pruned = (np.array(line.get_ydata()) for line in history.lines)
+    assert len(points) == 11 and len(pruned) == 1
+    assert best == pytest.approx(np.maximum.accumulate(points))
+    assert len(importance.patches) == 2
+    assert sum(importances(plan.study).values()) == pytest.approx(1)
+
+
+def test_importance_is_not_told_of_a_few_settings(tmp_path: Path) -> None:
+    plan = plan_of(write_sweep(tmp_path, {"search": RATES, "trials": 5}))
+    for number, trial in enumerate(plan.trials()):
+        write_curve(trial, 0.1 * number)
+        end(plan, trial, "finished")
+    assert importances(plan.study) == {}
+
+
+def test_a_search_that_was_stopped_proposes_what_it_would_have(
+    tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {"search": RATES, "trials": 5, "startup_trials": 2}
+    path = write_sweep(tmp_path, settings)
+    assert run(path) == 0
+
+    parts = [f"snapshot_path={tmp_path / 'parts'}"]
+    ended = []
+
+    def interrupt(outcome: Outcome) -> str:
+        ended.append(outcome)
+        if len(ended) in (1, 3):
+            os.kill(os.getpid(), signal.SIGTERM)
+        return ""
+
+    monkeypatch.setattr(sweep, "describe_outcome", interrupt)
+    for _ in range(2):
+        with pytest.raises(Interrupted):
+            run(path, *parts)
+    assert run(path, *parts) == 0
+    assert len(set(drawn(tmp_path / "out"))) == 5
+    assert drawn(tmp_path / "parts") == drawn(tmp_path / "out")
+
+
+def test_what_was_running_when_the_sweep_was_killed_goes_on(tmp_path: Path) -> None:
+    path = write_sweep(tmp_path, {"search": RATES, "trials": 2, "seeds": [1, 2]})
+    first = next(plan_of(path).trials())  # asked for and never told
+    plan = plan_of(path, owner="after the restart")
+    for number, trial in enumerate(plan.trials()):
+        if number == 0:
+            assert trial == first
+        write_curve(trial, 0.1, 0.5)
+        end(plan, trial, "finished")
+    assert number == 3
+    assert states(plan) == ["COMPLETE", "COMPLETE"]
+
+
+def test_a_stopped_setting_stays_open(tmp_path: Path) -> None:
+    plan = plan_of(write_sweep(tmp_path, {"search": RATES, "trials": 2}))
+    end(plan, next(plan.trials()), "interrupted")
+    assert states(plan) == ["RUNNING"]
+
+
+@pytest.mark.parametrize(("prune", "expected"), [(True, "PRUNED"), (False, "RUNNING")])
+def test_a_setting_below_the_median_is_pruned_with_all_its_runs(
+    tmp_path: Path, prune: bool, expected: str
+) -> None:
+    settings = {"search": RATES, "trials": 3, "seeds": [1, 2], "prune": prune}
+    settings |= {"prune_startup_trials": 2, "prune_warmup_epochs": 1}
+    plan = plan_of(write_sweep(tmp_path, settings, epochs=4))
+    trials = plan.trials()
+    for _ in range(4):
+        good = next(trials)
+        assert not plan.hopeless(good)  # nothing is known of it yet
+        write_curve(good, 0.6, 0.7, 0.8, 0.9)
+        assert not plan.hopeless(good)
+        end(plan, good, "finished")
+    bad, second = next(trials), next(trials)
+    write_curve(second, 0.1, 0.1)
+    assert not plan.hopeless(second)  # the first run decides
+    write_curve(bad, 0.1)
+    assert not plan.hopeless(bad)  # within the warm-up
+    write_curve(bad, 0.1, 0.2)
+    os.utime(bad.folder / "history.csv", ns=(1, 1))
+    assert plan.hopeless(bad) is prune
+    assert plan.hopeless(second) is prune
+    if prune:
+        end(plan, bad, "pruned")
+        assert states(plan)[-1] == "RUNNING"  # until its other run has ended
+        end(plan, second, "pruned")
+    assert states(plan) == ["COMPLETE", "COMPLETE", expected]
+
+
+def test_runs_of_a_pruned_setting_are_not_started(tmp_path: Path) -> None:
+    plan = plan_of(write_sweep(tmp_path, {"search": RATES, "trials": 1, "seeds": [1, 2, 3]}))
+    trials = plan.trials()
+    end(plan, next(trials), "pruned")
+    assert list(trials) == [] and states(plan) == ["PRUNED"]
+
+
+def test_a_failed_setting_is_tried_again_in_its_folder(tmp_path: Path, quick: None) -> None:
+    search = {"save_minutes": [13], "lr": [0.003]}
+    path = write_sweep(tmp_path, {"search": search, "trials": 1})
+    assert run(path) == 1
+    plan = plan_of(path)
+    (setting, _) = plan.scores()[0]
+    (trial,) = setting.trials
+    assert run(path) == 1 and starts(trial) == 1
+    (trial.folder / "mended").touch()
+    assert run(path, "--retry-failed") == 0
+    assert starts(trial) == 2 and states(plan) == ["FAIL", "COMPLETE"]
+    ((setting, row),) = plan.scores()
+    assert setting.trials == (trial,) and row.complete
+
+
+def test_machines_share_a_study(tmp_path: Path) -> None:
+    storage = f"sqlite:///{tmp_path / 'shared.db'}"
+    path = write_sweep(tmp_path, {"search": RATES, "trials": 3, "storage": storage, "study": "s"})
+    one, other = plan_of(path, "one"), plan_of(path, "other")
+    started = [next(one.trials()), next(other.trials())]
+    assert started[0].name.startswith("000_") and started[1].name.startswith("001_")
+    restarted = plan_of(path, "one")  # takes up its own, and leaves the other's alone
+    names = []
+    for trial in restarted.trials():
+        names.append(trial.name[:3])
+        write_curve(trial, 0.5, 0.6)
+        end(restarted, trial, "finished")
+    assert names == ["000", "002"]
+    assert states(restarted) == ["COMPLETE", "RUNNING", "COMPLETE"]
+
+
+def test_a_second_sweep_of_a_shared_study_joins_in(tmp_path: Path, quick: None) -> None:
+    storage = f"sqlite:///{tmp_path / 'shared.db'}"
+    path = write_sweep(tmp_path, {"search": RATES, "trials": 3, "storage": storage})
+    with slot(tmp_path / "out", shared=True) as owner:
+        elsewhere = next(plan_of(path, owner).trials())
+        assert run(path) == 0
+    done = [row.name for _, row in plan_of(path).scores() if row.complete]
+    assert len(done) == 2 and elsewhere.name not in done
+
+
+def test_scores_of_another_machine_come_from_the_study(tmp_path: Path) -> None:
+    import shutil
+
+    storage = f"sqlite:///{tmp_path / 'shared.db'}"
+    settings = {"search": RATES, "trials": 1, "seeds": [1, 2], "storage": storage}
+    plan = plan_of(write_sweep(tmp_path, settings))
+    for trial, dice in zip(plan.trials(), (0.5, 0.7), strict=True):
+        write_curve(trial, dice)
+        end(plan, trial, "finished")
+    shutil.rmtree(tmp_path / "out")
+    ((_, row),) = plan.scores()
+    assert row.val == [0.5, 0.7] and row.complete
+
+
+def test_choices_are_given_back_as_written(tmp_path: Path) -> None:
+    choices = {"ch_mult": [[1, 1, 2, 2], [1, 2, 4, 4]], "guidance_method": [None]}
+    plan = plan_of(write_sweep(tmp_path, {"search": choices, "trials": 1}))
+    trial = next(plan.trials())
+    assert trial.config.ch_mult in [(1, 1, 2, 2), (1, 2, 4, 4)]
+    assert trial.config.guidance_method is None
+
+
+@pytest.mark.parametrize(
+    ("values", "settings", "message"),
+    [
+        ({"epochs": 3}, {"search": RATES}, "epochs: 2 in the study, 3 now"),
+        ({}, {"search": RATES, "seeds": [4]}, "seeds"),
+        ({}, {"search": {"lr": [0.1]}}, "search"),
+    ],
+)
+def test_scores_that_do_not_compare_are_not_mixed(
+    tmp_path: Path, values: dict[str, Any], settings: dict[str, Any], message: str
+) -> None:
+    plan_of(write_sweep(tmp_path, {"search": RATES, "trials": 2}))
+    plan_of(write_sweep(tmp_path, {"search": RATES, "trials": 9, "workers": 2}, num_workers=5))
+    with pytest.raises(UserError, match=message):
+        plan_of(write_sweep(tmp_path, {"trials": 2} | settings, **values))
+
+
+def test_a_storage_that_cannot_be_opened_is_told_without_its_password(tmp_path: Path) -> None:
+    storage = f"sqlite:////{tmp_path}/missing/secret.db"
+    path = write_sweep(tmp_path, {"search": RATES, "trials": 2, "storage": storage})
+    with pytest.raises(UserError, match="cannot open the storage") as caught:
+        plan_of(path)
+    assert "secret" not in str(caught.value)
+
+
+def test_without_optuna_a_search_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    with pytest.raises(UserError, match="pip install 'optuna"):
+        plan_of(write_sweep(tmp_path, {"search": RATES, "trials": 2}))

@@ -1,0 +1,142 @@
+"""train.sh and valid.sh, with a `python` on the PATH that writes down what it is called with."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PYTHON = """#!/bin/sh
+[ "$1" = utils/requirements.py ] && exit 0
+trap 'echo saved >> calls; exit 143' TERM
+echo "$@" >> calls
+case "$*" in
+    *datasets.prepare*) mkdir -p "datasets/$3" && touch "datasets/$3/$3_train_test_names.json" ;;
+    *slow=1*) while :; do sleep 0.05; done ;;
+    *fail=1*) exit 3 ;;
+esac
+"""
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    for name in ("train.sh", "valid.sh", "requirements.txt", "utils", "configs"):
+        source = ROOT / name
+        (shutil.copytree if source.is_dir() else shutil.copy)(source, tmp_path / name)
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "python").write_text(PYTHON)
+    (tmp_path / "bin" / "python").chmod(0o755)
+    return tmp_path
+
+
+def start(checkout: Path, script: str, *arguments: str) -> subprocess.Popen[str]:
+    environment = {
+        **os.environ,
+        "PATH": f"{checkout / 'bin'}:{os.environ['PATH']}",
+        "VIRTUAL_ENV": str(checkout),
+    }
+    return subprocess.Popen(
+        ["sh", str(checkout / script), *arguments],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        # a shell cannot trap what is ignored when it starts, as SIGINT is in background jobs
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+
+
+def calls(checkout: Path, script: str, *arguments: str) -> list[str]:
+    process = start(checkout, script, *arguments)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 0, output
+    return (checkout / "calls").read_text().splitlines()
+
+
+def prepare(checkout: Path, name: str) -> None:
+    (checkout / "datasets" / name).mkdir(parents=True)
+    (checkout / "datasets" / name / f"{name}_train_test_names.json").touch()
+
+
+def test_a_fresh_clone_trains_on_the_phantom(checkout: Path) -> None:
+    assert calls(checkout, "train.sh", "epochs=2") == [
+        "-m datasets.prepare phantom",
+        "train.py --config configs/phantom_train.yaml epochs=2",
+        "valid.py --config configs/phantom_valid.yaml epochs=2",
+    ]
+
+
+def test_every_prepared_set_is_trained_and_no_other(checkout: Path) -> None:
+    prepare(checkout, "busi")
+    prepare(checkout, "my-set")
+    own = (
+        "pickle_file_path=datasets/my-set/my-set_train_test_names.json "
+        "snapshot_path=ckpt/wave_gms_my-set"
+    )
+    assert calls(checkout, "train.sh") == [
+        "train.py --config configs/busi_train.yaml",
+        "valid.py --config configs/busi_valid.yaml",
+        f"train.py --config configs/own_train.yaml {own}",
+        f"valid.py --config configs/own_valid.yaml {own}",
+    ]
+
+
+def test_a_named_phantom_is_drawn_beside_other_sets(checkout: Path) -> None:
+    prepare(checkout, "busi")
+    assert calls(checkout, "train.sh", "lr=1e-3", "phantom")[:2] == [
+        "-m datasets.prepare phantom",
+        "train.py --config configs/phantom_train.yaml lr=1e-3",
+    ]
+
+
+def test_another_named_set_draws_no_phantom(checkout: Path) -> None:
+    assert calls(checkout, "train.sh", "glas")[0] == "train.py --config configs/glas_train.yaml"
+
+
+def test_validation_alone(checkout: Path) -> None:
+    process = start(checkout, "valid.sh")
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 2 and "no data set is prepared" in output
+    assert calls(checkout, "valid.sh", "busi", "epochs=3") == [
+        "valid.py --config configs/busi_valid.yaml epochs=3"
+    ]
+
+
+def test_a_failure_stops_the_script_with_its_code(checkout: Path) -> None:
+    process = start(checkout, "train.sh", "glas", "fail=1")
+    process.communicate(timeout=60)
+    assert process.returncode == 3
+    assert len((checkout / "calls").read_text().splitlines()) == 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_reaches_the_run_which_saves_first(checkout: Path, number: signal.Signals) -> None:
+    process = start(checkout, "train.sh", "glas", "slow=1")
+    deadline = time.monotonic() + 30
+    while not (checkout / "calls").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(number)
+    process.communicate(timeout=60)
+    assert process.returncode == 143
+    assert (checkout / "calls").read_text().splitlines()[1:] == ["saved"]
+
+
+def test_requirements_are_compared_with_what_is_installed(tmp_path: Path) -> None:
+    (tmp_path / "base.txt").write_text("numpy>=1.0  # arrays\n\n")
+    (tmp_path / "more.txt").write_text("-r base.txt\npytest>=5,<900\n")
+    (tmp_path / "unmet.txt").write_text("-r more.txt\nnumpy>=999\nno-such-package-here\n")
+
+    def check(name: str) -> tuple[int, list[str]]:
+        command = [sys.executable, "utils/requirements.py", str(tmp_path / name)]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        return done.returncode, done.stderr.split("\n")[:-1]
+
+    assert check("more.txt")[0] == 0
+    assert check("unmet.txt") == (1, ["numpy>=999", "no-such-package-here"])

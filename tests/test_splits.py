@@ -1,0 +1,268 @@
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import pickletools
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from datasets.splits import (
+    Split,
+    SplitError,
+    checked_split,
+    grouped_split,
+    random_split,
+    read_plain_pickle,
+    read_split,
+    write_split,
+)
+
+FUZZ_EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "300"))
+PUBLISHED = {
+    "bus": (132, 31),
+    "busi": (517, 130),
+    "glas": (85, 80),
+    "ham10000": (8015, 2000),
+    "kvasir": (472, 118),
+}
+
+
+def split_data(train: object, test: object) -> dict[str, object]:
+    return {"train": {"name_list": train}, "test": {"name_list": test}}
+
+
+class RunsOnLoad:
+    """Creates a file when `pickle.load` reads it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.mkdir, (str(self.path),)
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_splits_load_as_pickle_does(shared: Path, name: str) -> None:
+    path = shared / "splits" / f"{name}_train_test_names.pkl"
+    with path.open("rb") as file:
+        expected = pickle.load(file)
+    split = read_split(path)
+    assert (len(split.train), len(split.test)) == PUBLISHED[name]
+    assert list(split.train) == expected["train"]["name_list"]
+    assert list(split.test) == expected["test"]["name_list"]
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_plain_data_of_every_protocol(protocol: int) -> None:
+    plain = {
+        "text": ["a", "é", ""],
+        "tuples": ((), (1,), (1, 2), (1, 2, 3), (1, 2, 3, 4)),
+        "numbers": [0, -1, 300, 70_000, 1 << 80, -(1 << 80), 0.5, True, False, None],
+        3: {"nested": {"deeper": []}},
+    }
+    assert read_plain_pickle(pickle.dumps(plain, protocol)) == plain
+    assert read_plain_pickle(pickletools.optimize(pickle.dumps(plain, protocol))) == plain
+
+
+def test_bytes_and_sets() -> None:
+    plain = [b"x", b"y" * 300, {"a", 1, None}]
+    assert read_plain_pickle(pickle.dumps(plain, 4)) == plain
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_hostile_pickle_is_refused_by_name_and_not_run(tmp_path: Path, protocol: int) -> None:
+    marker = tmp_path / "was_run"
+    hostile = split_data(["a", RunsOnLoad(marker)], ["b"])
+    path = tmp_path / "split.pkl"
+    path.write_bytes(pickle.dumps(hostile, protocol))
+    with pytest.raises(SplitError, match=r"split.pkl: refused 'the global (posix|nt)\.mkdir'"):
+        read_split(path)
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "refused"),
+    [
+        (b"cos\nsystem\n(S'true'\ntR.", "os.system"),
+        (b"(S'true'\nios\nsystem\n.", "os.system"),
+        (b"\x80\x04\x8c\x08builtins\x8c\x04eval\x93.", "builtins.eval"),
+        (b"\x80\x02\x82\x01.", "EXT1"),
+        (b"Psome id\n.", "PERSID"),
+        (b"N\x51.", "BINPERSID"),
+        (b"}}b.", "BUILD"),
+        (b"}}R.", "REDUCE"),
+        (b"}}\x81.", "NEWOBJ"),
+    ],
+)
+def test_every_way_out_of_plain_data_is_refused(content: bytes, refused: str) -> None:
+    with pytest.raises(SplitError, match=refused):
+        read_plain_pickle(content)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b".",
+        b"garbage",
+        b"}",  # no STOP
+        b"(.",  # a mark is no value
+        b"u.",
+        b"\x85.",  # tuple of what is not there
+        b"](a.",  # APPEND of a mark
+        b"}]Ns.",  # a list as key
+        b"](NNu.",  # SETITEMS on a list
+        b"(Nd.",  # odd number of items
+        b"h\x05.",  # memo entry that was never put
+        b"\x8e\xff\xff\xff\xff\xff\xff\xff\x7fx.",  # 2^63 - 1 bytes announced
+        b"\x8a\xff.",
+        b"I12x\n.",
+        b"V\\ud800\\uzz\n.",
+    ],
+)
+def test_damaged_pickles_end_in_a_split_error(content: bytes) -> None:
+    with pytest.raises(SplitError):
+        checked_split(read_plain_pickle(content))
+
+
+def test_pickles_that_ask_for_memory_or_depth_are_harmless() -> None:
+    huge_memo = b"}r\xff\xff\xff\x7f."
+    assert read_plain_pickle(huge_memo) == {}
+    deep_key = b"})" + b"\x85" * 200_000 + b"Ns."
+    with pytest.raises(SplitError, match="tuple as a dict key"):
+        read_plain_pickle(deep_key)
+    # 2^60 leaves if it were hashed or compared, 60 tuples as it stands
+    doubling = b"})\x94" + b"".join(b"h" + bytes([i]) + b"\x86\x94" for i in range(60))
+    started = time.monotonic()
+    with pytest.raises(SplitError, match="tuple as a dict key"):
+        read_plain_pickle(doubling + b"Ns.")
+    assert time.monotonic() - started < 1
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (["a"], "expected a dict with 'train' and 'test', got list"),
+        ({"train": ["a"]}, "expected the keys 'train' and 'test', got 'train'"),
+        ({"train": ["a"], "test": ["b"]}, "'train': expected a dict with 'name_list', got list"),
+        ({"train": {"names": ["a"]}, "test": {}}, "got a dict with 'names'"),
+        (split_data("abc", ["b"]), "'name_list' is str, expected a list"),
+        (split_data([], ["b"]), "'train': the list of names is empty"),
+        (split_data(["a"], []), "'test': the list of names is empty"),
+        (split_data(["a", "b", "c"], ["c", "d", "b"]), "2 names stand in both.*'b', 'c'"),
+        (split_data(["a", "b", "a"], ["c"]), "1 names are repeated: 'a'"),
+        (split_data(["a", 5], ["c"]), "a name is int, not text"),
+        (split_data(["a", ""], ["c"]), "a name '' is empty"),
+        (split_data(["../a"], ["c"]), "'../a' is a path"),
+        (split_data(["a\\b"], ["c"]), "is a path"),
+        (split_data([".."], ["c"]), "is a path"),
+        (split_data(["a\0b"], ["c"]), "holds a control character"),
+        (split_data(["a\nb"], ["c"]), "holds a control character"),
+        (split_data(["\ud800"], ["c"]), "is not valid Unicode"),
+        (split_data(["a" * 201], ["c"]), "is longer than 200 bytes"),
+    ],
+)
+@pytest.mark.parametrize("suffix", [".json", ".pkl"])
+def test_wrong_content_is_named(tmp_path: Path, data: object, message: str, suffix: str) -> None:
+    path = tmp_path / f"split{suffix}"
+    path.write_bytes(pickle.dumps(data) if suffix == ".pkl" else json.dumps(data).encode())
+    with pytest.raises(SplitError, match=message) as error:
+        read_split(path)
+    assert str(path) in str(error.value)
+
+
+def test_files_that_are_no_split(tmp_path: Path) -> None:
+    with pytest.raises(SplitError, match=r"cannot read the split file \(No such file"):
+        read_split(tmp_path / "absent.json")
+    (tmp_path / "folder.json").mkdir()
+    with pytest.raises(SplitError, match="cannot read the split file"):
+        read_split(tmp_path / "folder.json")
+    with pytest.raises(SplitError, match=r"ends in \.json or \.pkl, got '\.txt'"):
+        read_split(tmp_path / "names.txt")
+    for content in (b"{", b"\xff\xfe", b"[" * 100_000, b"9" * 10_000):
+        (tmp_path / "bad.json").write_bytes(content)
+        with pytest.raises(SplitError, match=r"bad\.json"):
+            read_split(tmp_path / "bad.json")
+    (tmp_path / "large.pkl").write_bytes(b"}" * 1001)
+    with pytest.raises(SplitError, match="larger than 1,000 bytes"):
+        read_split(tmp_path / "large.pkl", max_bytes=1000)
+
+
+def test_round_trip_keeps_order(tmp_path: Path) -> None:
+    split = Split(train=("b", "a", "ü"), test=("d", "c"))
+    write_split(tmp_path / "split.json", split)
+    assert read_split(tmp_path / "split.json") == split
+    with pytest.raises(SplitError, match="both"):
+        write_split(tmp_path / "split.json", Split(train=("a",), test=("a",)))
+    assert read_split(tmp_path / "split.json") == split
+
+
+def test_random_split_depends_on_seed_alone() -> None:
+    names = [f"case_{i:03}" for i in range(400)]
+    split = random_split(names)
+    assert (len(split.train), len(split.test)) == (320, 80)
+    assert set(split.train) | set(split.test) == set(names)
+    assert not set(split.train) & set(split.test)
+    assert random_split(names[::-1]) == split
+    assert random_split(names, seed=1) != split
+    assert random_split(["b", "a"], test_fraction=0.0).test
+    with pytest.raises(SplitError, match="at least 2"):
+        random_split(["a"])
+
+
+def test_grouped_split_keeps_groups_whole() -> None:
+    group_of = {f"case_{i:03}": f"patient_{i % 37}" for i in range(200)}
+    split = grouped_split(group_of)
+    assert sorted(split.train + split.test) == sorted(group_of)
+    assert not {group_of[n] for n in split.train} & {group_of[n] for n in split.test}
+    assert 35 <= len(split.test) <= 40
+    assert grouped_split(dict(reversed(group_of.items()))) == split
+    assert grouped_split(group_of, seed=1) != split
+
+
+def test_grouped_split_of_few_or_large_groups() -> None:
+    uneven = grouped_split({"a": "1", "b": "1", "c": "1", "d": "2", "e": "2"})
+    assert uneven == Split(train=("a", "b", "c"), test=("d", "e"))
+    with pytest.raises(SplitError, match="at least 2 groups, got 1"):
+        grouped_split({"a": "1", "b": "1"})
+
+
+SEEDS = [
+    pickle.dumps(split_data(["a", "b"], ("c", "d")), protocol)
+    for protocol in range(pickle.HIGHEST_PROTOCOL + 1)
+]
+
+
+@settings(max_examples=FUZZ_EXAMPLES, deadline=None)
+@given(st.one_of(st.binary(max_size=200), st.sampled_from(SEEDS)), st.data())
+def test_fuzz_split_reader(content: bytes, data: st.DataObject) -> None:
+    """Random bytes, and published-like pickles with bytes replaced, inserted and cut off."""
+    mutated = bytearray(content)
+    for _ in range(data.draw(st.integers(0, 4))):
+        at = data.draw(st.integers(0, len(mutated)))
+        mutated[at : at + data.draw(st.integers(0, 3))] = data.draw(st.binary(max_size=4))
+    try:
+        split = checked_split(read_plain_pickle(bytes(mutated)))
+    except SplitError:
+        return
+    assert split.train
+    assert split.test
+
+
+@settings(max_examples=FUZZ_EXAMPLES, deadline=None)
+@given(
+    st.recursive(
+        st.none() | st.text() | st.integers(),
+        lambda x: st.lists(x) | st.dictionaries(st.sampled_from(["train", "test", "name_list"]), x),
+    )
+)
+def test_fuzz_split_structure(data: object) -> None:
+    try:
+        checked_split(data)
+    except SplitError:
+        return

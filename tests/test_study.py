@@ -1,0 +1,151 @@
+"""The accuracy study: its settings, the scoring of a run, and the report."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+import study
+from experiments import scoring
+from experiments.records import Record, write_record
+from experiments.runner import Outcome, Trial
+from experiments.study import folder_name, load_study, trials_of
+from utils.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def write(path: Path, **changes: object) -> Path:
+    content = {
+        "title": "blobs",
+        "protocol": "two epochs",
+        "config": str(ROOT / "configs" / "busi_train.yaml"),
+        "settings": {"epochs": 2, "image_size": 32, "save_freq": 1},
+        "seeds": [1, 2],
+        "splits": {"published": str(path.parent / "blobs" / "blobs_train_test_names.json")},
+        "systems": {"Wave-GMS": {}, "plain Tiny-VAE": {"vae_model": "tiny_vae"}},
+        "folder": str(path.parent / "study"),
+    } | changes
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs" / "studies").glob("*.yaml")), ids=str)
+def test_every_shipped_study_is_valid(path: Path) -> None:
+    trials = trials_of(load_study(path))
+    assert len({trial.folder for trial in trials}) == len(trials)
+    assert {trial.config.seed for trial in trials} == {1, 2, 3}
+    assert all(trial.config.save_freq for trial in trials)
+
+
+def test_runs_are_systems_by_seeds_by_splits(tmp_path: Path) -> None:
+    trials = trials_of(load_study(write(tmp_path / "s.yaml")))
+    assert [trial.folder.relative_to(tmp_path / "study").as_posix() for trial in trials] == [
+        "wave-gms/published/seed_1/epochs_2",
+        "plain_tiny-vae/published/seed_1/epochs_2",
+        "wave-gms/published/seed_2/epochs_2",
+        "plain_tiny-vae/published/seed_2/epochs_2",
+    ]
+    assert trials[1].config.vae_model == "tiny_vae" and trials[1].config.seed == 1
+    assert trials[0].config.batch_size == 12, "the base config's"
+
+
+def test_runs_score_their_own_weights(tmp_path: Path) -> None:
+    settings = {"epochs": 2, "model_weight": "published.pth", "save_seg_img_path": "masks"}
+    for trial in trials_of(load_study(write(tmp_path / "s.yaml", settings=settings))):
+        assert trial.config.model_weight is None and trial.config.save_seg_img_path is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"systems": {}}, "systems"),
+        ({"seed": [1]}, "unknown key 'seed'; did you mean 'seeds'"),
+        ({"seeds": None}, "seeds: .*got None"),
+        ({"seeds": [1, 1]}, "a seed is given twice: 1, 1"),
+        ({"splits": {"mine": "x.json"}}, "splits are `published`.*got mine"),
+        ({"config": "nowhere.yaml"}, "cannot read the config"),
+        ({"systems": {"odd": {"vae_modle": "tiny_vae"}}}, "odd of the study.*did you mean"),
+        ({"settings": {"epochs": 0}}, "epochs"),
+    ],
+)
+def test_wrong_settings(tmp_path: Path, changes: dict[str, object], message: str) -> None:
+    path = write(tmp_path / "s.yaml", **changes)
+    with pytest.raises(UserError, match=f"(?s){message}"):
+        trials_of(load_study(path))
+
+
+def test_folder_names() -> None:
+    assert folder_name("Wave-GMS, no alignment") == "wave-gms_no_alignment"
+    assert folder_name("U-Net, ResNet-18") == "u-net_resnet-18"
+
+
+def test_a_run_is_scored_in_every_way_and_reported(
+    tmp_path: Path, finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    groups = {"by": "twins", "groups": [["case_0", "case_9"]]}
+    (tmp_path / "blobs" / "check").mkdir()
+    (tmp_path / "blobs" / "check" / "groups.json").write_text(json.dumps(groups))
+    path = write(tmp_path / "s.yaml")
+    with pytest.raises(UserError, match="no run of this study is scored yet"):
+        study.main(["--config", str(path), "--report"])
+
+    settings = yaml.safe_load((finished / "config.yaml").read_text())
+    loaded = load_study(write(path, settings=settings | {"snapshot_path": None}))
+    trial = trials_of(loaded)[0]
+    trial.folder.parent.mkdir(parents=True)
+    finished.rename(trial.folder)
+    trial.config_file.write_text(yaml.safe_dump(trial.config.model_dump(mode="json")))
+    scoring.main(["--config", str(trial.config_file)])
+
+    on_test = json.loads((trial.folder / "chosen_on_test.json").read_text())
+    assert set(on_test["dice"]) == {"1", "2"}
+    best = on_test["dice"][str(on_test["best_epoch"])]
+    assert best == max(on_test["dice"].values())
+    results = "valid_results_blobs/summary.json"
+    chosen = json.loads((trial.folder / "chosen_on_test" / results).read_text())
+    assert chosen["metrics"]["DSC"]["mean"] == pytest.approx(best, abs=1e-6)
+    assert "chosen on the TEST split" in chosen["provenance"]["selection"]
+    honest = json.loads((trial.folder / results).read_text())
+    assert "held-out part of train" in honest["provenance"]["selection"]
+    assert honest["without_leaked"]["dropped"] == ["case_9"]
+    assert json.loads((trial.folder / "tta" / results).read_text())["provenance"]["tta"] is True
+
+    record = Record(trial.name, {}, "finished", ["train", "score"])
+    record.wall_seconds, record.cpu_seconds = {"train": 120.0}, {"train": 180.0}
+    write_record(trial.folder, record)
+    out = tmp_path / "report"
+    study.main(["--config", str(path), "--report", "--out", str(out)])
+    rows = list(csv.DictReader((out / "results.csv").open()))
+    assert [row["checkpoint"] for row in rows] == ["validation", "tta", "chosen_on_test"]
+    assert float(rows[0]["dice"]) == honest["metrics"]["DSC"]["mean"]
+    assert (rows[0]["minutes"], rows[0]["cpu_minutes"]) == ("2.0", "3.0")
+    table = (out / "results.md").read_text()
+    assert f"| Wave-GMS | 2,600,668 | {100 * honest['metrics']['DSC']['mean']:.1f} (1) |" in table
+    assert "| plain Tiny-VAE | - |" in table
+    assert (out / "curves.png").stat().st_size > 0 and (out / "examples.png").stat().st_size > 0
+
+
+def test_a_run_that_is_not_trained_cannot_be_scored(tmp_path: Path) -> None:
+    trial = trials_of(load_study(write(tmp_path / "s.yaml")))[0]
+    path = tmp_path / "trial.yaml"
+    path.write_text(yaml.safe_dump(trial.config.model_dump(mode="json")))
+    with pytest.raises(UserError, match=r"holds no best_model\.pth: train the run first"):
+        scoring.main(["--config", str(path)])
+
+
+def test_failed_runs_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def all_fail(trials: list[Trial], *_: object, **__: object) -> list[Outcome]:
+        return [Outcome(trial, Record(trial.name, {}, "failed", []), True) for trial in trials]
+
+    monkeypatch.setattr("experiments.runner.run_trials", all_fail)
+    with pytest.raises(UserError, match=r"4 of 4 runs failed: Wave-GMS.*seed 1; .*; plain.*retry"):
+        study.main(["--config", str(write(tmp_path / "s.yaml"))])
+    path = write(tmp_path / "s.yaml", seeds=list(range(9)))
+    with pytest.raises(UserError, match=r"18 of 18 runs failed: .*seed 1; \.\.\. Their logs"):
+        study.main(["--config", str(path)])

@@ -1,0 +1,337 @@
+"""Sweeps: what their YAML may say, the trials that follow, going on, and the reports."""
+
+from __future__ import annotations
+
+import csv
+import os
+import signal
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from quick_training import make_sweeps_quick, quick_steps, starts
+from small_run import arguments
+
+import sweep
+from experiments import runner
+from experiments.plan import describe_plan
+from experiments.report import find_best, plot_settings, to_csv, to_markdown
+from experiments.scores import SettingScores
+from experiments.settings import SweepSettings, describe_settings, load_sweep
+from experiments.slots import slot
+from experiments.trials import settings_of
+from utils.config import load_config
+from utils.errors import UserError
+from utils.interruption import Interrupted
+from utils.statistics import describe, t_interval
+
+ROOT = Path(__file__).resolve().parents[1]
+SHIPPED = sorted((ROOT / "configs" / "sweeps").glob("*.yaml"))
+
+
+def write_sweep(tmp_path: Path, settings: object, **values: object) -> Path:
+    """A sweep's YAML in `tmp_path` that writes to `tmp_path/out`."""
+    content: dict[str, Any] = {
+        "pickle_file_path": "x_train_test_names.json",
+        "snapshot_path": str(tmp_path / "out"),
+        "epochs": 2,
+    }
+    content |= values | {"sweep": settings}
+    path = tmp_path / "lr.yaml"
+    path.write_text(yaml.safe_dump(content, sort_keys=False))
+    return path
+
+
+def run(path: Path, *arguments: str) -> int:
+    return sweep.main(["--config", str(path), *arguments])
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    make_sweeps_quick(monkeypatch)
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_shipped_sweeps_are_valid(path: Path) -> None:
+    assert "writes to: ckpt/sweeps/" in describe_plan(load_sweep(path))
+
+
+def test_there_are_shipped_sweeps() -> None:
+    assert {"busi_lr", "phantom_search", "phantom_seeds"} <= {path.stem for path in SHIPPED}
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({}, "nothing to run"),
+        (3, "no mapping under `sweep:`, got 3"),
+        ({"grids": {"lr": [1]}}, "sweep: unknown key 'grids'; did you mean 'grid'"),
+        ({"grid": {"lrr": [1]}}, "unknown key 'lrr'; did you mean 'lr'"),
+        ({"grid": {"lr": []}}, "sweep.grid.lr: .*at least 1"),
+        ({"grid": {"lr": ["fast"]}}, "lr: .*number.*'fast'"),
+        ({"grid": {"lr": [0.1, 0.10]}}, "two settings are lr=0.1"),
+        ({"grid": {"image_size": [64, 100]}}, "image_size is 100"),
+        ({"grid": {"seed": [1, 2]}}, "seed cannot be swept: list the seeds"),
+        ({"grid": {"lr": [1]}, "variants": {"a": {"lr": 2}}}, "lr is set by grid and by a variant"),
+        ({"variants": {"a/b": {}}}, "sweep.variants.*pattern"),
+        ({"variants": {"best": {}}}, "cannot be called best"),
+        ({"variants": {"a": {"guidance_method": "wavelet"}}}, "needs vae_model: tiny_vae"),
+        ({"seeds": [1, 1]}, "a seed twice"),
+        ({"folds": 1}, "sweep.folds: .*2"),
+        ({"grid": {"lr": [1]}, "trials": 3}, "belong together"),
+        ({"search": {"lr": [1]}}, "belong together"),
+        ({"search": {"lr": [1]}, "trials": 3, "grid": {"epochs": [1]}}, "make two sweeps"),
+        ({"search": {"lr": {"lo": 1, "high": 2}}, "trials": 3}, "did you mean 'low'"),
+        ({"search": {"lr": {"low": 2, "high": 1}}, "trials": 3}, "sweep.search.lr: low is 2"),
+        ({"search": {"lr": {"low": 0, "high": 1, "log": True}}, "trials": 3}, "low above 0"),
+        ({"search": {"lr": {"low": -1, "high": 1}}, "trials": 3}, "lr: .*greater than 0"),
+        ({"search": {"lrr": {"low": 1, "high": 2}}, "trials": 3}, "did you mean 'lr'"),
+        ({"search": {"vae_model": ["litevae", "x"]}, "trials": 3}, "vae_model: .*litevae"),
+        ({"seeds": [1], "storage": "sqlite:///x"}, "storage is for search"),
+    ],
+)
+def test_what_does_not_fit_is_told_before_anything_runs(
+    tmp_path: Path, settings: object, message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        run(write_sweep(tmp_path, settings))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"resume": "never"}, "resume: never would lose"),
+        ({"select_on": "test"}, "set select_on: val"),
+    ],
+)
+def test_values_that_no_sweep_can_have(tmp_path: Path, values: dict, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        load_sweep(write_sweep(tmp_path, {"folds": 3}, **values))
+
+
+def test_trials_combine_variants_grid_seeds_and_folds(tmp_path: Path) -> None:
+    path = write_sweep(
+        tmp_path,
+        {
+            "variants": {"wave-gms": {}, "sft": {"vae_model": "tiny_vae", "w_dice": 2}},
+            "grid": {"lr": ["1e-3", 0.01], "ch_mult": [[1, 1, 2, 2]]},
+            "seeds": [5, 6],
+            "folds": 3,
+        },
+    )
+    settings = settings_of(load_sweep(path, ["epochs=7"]))
+    assert [each.name for each in settings] == [
+        f"{variant}_lr={lr}_ch_mult=1-1-2-2"
+        for variant in ("wave-gms", "sft")
+        for lr in ("0.001", "0.01")
+    ]
+    assert [len(each.trials) for each in settings] == [6] * 4
+    trial = settings[2].trials[5]
+    assert trial.name == "sft_lr=0.001_ch_mult=1-1-2-2_seed=6_fold=2"
+    config = trial.config
+    assert (config.vae_model, config.w_dice, config.lr) == ("tiny_vae", 2, 0.001)
+    assert (config.seed, config.folds, config.fold, config.epochs) == (6, 3, 2, 7)
+    assert trial.folder == tmp_path / "out" / trial.name / "epochs_7"
+
+
+def test_names_of_paths_stay_in_the_folder(tmp_path: Path) -> None:
+    path = write_sweep(tmp_path, {"grid": {"vae_weights": ["../a b", "hub/taesd"]}})
+    names = [each.name for each in settings_of(load_sweep(path))]
+    assert names == ["vae_weights=..-a-b", "vae_weights=hub-taesd"]
+
+
+def test_keys_of_the_sweep_can_be_overridden(tmp_path: Path) -> None:
+    path = write_sweep(tmp_path, {"seeds": [1]})
+    loaded = load_sweep(path, ["sweep.workers=3", "sweep.seeds=[4, 5]", "lr=0.5"])
+    assert (loaded.settings.workers, loaded.settings.seeds, loaded.base.lr) == (3, (4, 5), 0.5)
+
+
+def test_a_dry_run_writes_nothing(tmp_path: Path) -> None:
+    assert run(write_sweep(tmp_path, {"seeds": [1, 2]}), "--dry-run") == 0
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_sweep_leaves_tables_and_the_best_config(tmp_path: Path, quick: None) -> None:
+    path = write_sweep(tmp_path, {"grid": {"lr": [0.03, 0.003]}, "seeds": [1, 2, 3], "workers": 2})
+    assert run(path) == 0
+    folder = tmp_path / "out"
+    with (folder / "sweep.csv").open() as file:
+        slow, best = list(csv.DictReader(file))
+    expected = np.array([0.8, 0.81, 0.82])
+    assert (best["setting"], best["lr"], best["finished"]) == ("lr=0.003", "0.003", "3")
+    assert float(best["val_dice_mean"]) == pytest.approx(expected.mean())
+    assert float(best["val_dice_std"]) == pytest.approx(0.01)
+    low_high = [float(best[f"val_dice_runs_{each}"]) for each in ("low", "high")]
+    assert low_high == pytest.approx(t_interval(expected))
+    assert float(slow["val_dice_mean"]) == pytest.approx(expected.mean() - 0.2)
+    assert (slow["best"], best["best"]) == ("0", "1")
+    assert "**lr=0.003** (best)" in (folder / "sweep.md").read_text()
+    assert (folder / "sweep.png").is_file()
+
+    chosen = settings_of(load_sweep(path))[1].trials[0].config
+    config = load_config(folder / "best.yaml")
+    assert config == chosen.model_copy(update={"snapshot_path": folder / "best"})
+
+
+def test_the_same_command_goes_on(
+    tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_sweep(tmp_path, {"grid": {"lr": [0.03, 0.003]}, "seeds": [1, 2]})
+    trials = [trial for each in settings_of(load_sweep(path)) for trial in each.trials]
+    with monkeypatch.context() as patch:
+
+        def interrupt(outcome: runner.Outcome) -> str:
+            os.kill(os.getpid(), signal.SIGINT)
+            return ""
+
+        patch.setattr(sweep, "describe_outcome", interrupt)
+        with pytest.raises(Interrupted) as caught:
+            run(path)
+    assert caught.value.exit_code == 130
+    assert "1 finished, 3 waiting" in (tmp_path / "out" / "sweep.md").read_text()
+    assert not (tmp_path / "out" / "best.yaml").exists()
+    for _ in range(2):
+        assert run(path) == 0
+        assert [starts(trial) for trial in trials] == [1, 1, 1, 1]
+
+
+def test_a_failed_trial_is_told_and_stops_no_other(
+    tmp_path: Path, quick: None, capsys: pytest.CaptureFixture
+) -> None:
+    path = write_sweep(tmp_path, {"grid": {"save_minutes": [13, 14]}})
+    bad, good = (each.trials[0] for each in settings_of(load_sweep(path)))
+    assert run(path) == 1
+    assert "error: thirteen" in capsys.readouterr().out
+    table = (tmp_path / "out" / "sweep.md").read_text()
+    assert "1 finished, 1 failed" in table
+    assert "`save_minutes=13`: train: exit code 1 error: thirteen" in table
+    assert run(path) == 1
+    assert (starts(bad), starts(good)) == (1, 1)
+    (bad.folder / "mended").touch()
+    assert run(path, "--retry-failed") == 0
+    assert (starts(bad), starts(good)) == (2, 1)
+
+
+def test_two_sweeps_in_one_folder_are_refused(tmp_path: Path, quick: None) -> None:
+    path = write_sweep(tmp_path, {"seeds": [1]})
+    with slot(tmp_path / "out", shared=False), pytest.raises(UserError, match="in use by process"):
+        run(path)
+
+
+def test_sweeps_that_share_a_study_hold_slots_that_outlive_them(tmp_path: Path) -> None:
+    with slot(tmp_path, shared=True) as first, slot(tmp_path, shared=True) as second:
+        assert first != second
+    with slot(tmp_path, shared=True) as again:
+        assert again == first
+
+
+def scores(name: str, val: list[float], planned: int = 2, **more: Any) -> SettingScores:
+    statuses = Counter({"finished": len(val), "waiting": planned - len(val)})
+    return SettingScores(name, {"lr": name}, planned, statuses, val, **more)  # type: ignore[arg-type]
+
+
+def test_a_setting_with_runs_left_is_not_yet_the_best() -> None:
+    rows = [scores("a", [0.9]), scores("b", [0.7, 0.8]), scores("c", [0.7, 0.7])]
+    best = find_best(rows)
+    assert best is not None and best.name == "b"
+    assert find_best(rows[:1]) is None
+
+
+def test_intervals_across_runs_and_across_cases_are_kept_apart() -> None:
+    cases = np.random.default_rng(0).beta(8, 2, 50)
+    row = scores("a", [0.8, 0.9], test=[0.7, 0.9], cases=cases)
+    (line,) = csv.DictReader(to_csv([row]).splitlines())
+    found, (low, high) = describe(cases), t_interval([0.7, 0.9])
+    assert line["test_cases"] == "50"
+    assert float(line["test_dice_cases_low"]) == pytest.approx(found.low)
+    assert float(line["test_dice_cases_high"]) == pytest.approx(found.high)
+    assert float(line["test_dice_runs_low"]) == pytest.approx(low)
+    assert float(line["test_dice_runs_high"]) == pytest.approx(high)
+    table = to_markdown("t", [row], "val")
+    assert "95 % across runs" in table and "95 % across cases" in table
+    assert f"{100 * found.low:.2f} to {100 * found.high:.2f}" in table
+    assert "TEST" not in table and "TEST" in to_markdown("t", [row], "test")
+
+
+def test_missing_seconds_are_marked() -> None:
+    row = scores("a", [0.7, 0.8], wall_seconds=12.0, cpu_seconds=7.0, untimed_attempts=1)
+    table = to_markdown("t", [row], "val")
+    assert "| 12+ | 7+ |" in table and "+: without the seconds" in table
+
+
+def test_the_drawing_shows_runs_means_and_intervals() -> None:
+    rows = [scores("a", [0.7, 0.8]), scores("b", [0.9, 0.8]), scores("c", [])]
+    (axes,) = plot_settings("title", rows).axes
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["b", "a"]
+    dots, interval, mean = (list(line.get_xdata()) for line in axes.lines[:3])  # type: ignore[arg-type]
+    assert dots == [90, 80] and mean == pytest.approx([85])
+    assert interval == pytest.approx([100 * each for each in t_interval([0.9, 0.8])])
+
+
+def test_what_one_run_cannot_tell_is_left_empty() -> None:
+    (line,) = csv.DictReader(to_csv([scores("a", [0.8], planned=1)]).splitlines())
+    assert line["val_dice_mean"] == "0.8"
+    assert line["val_dice_std"] == line["val_dice_runs_low"] == line["test_dice_mean"] == ""
+
+
+def test_the_page_lists_the_keys() -> None:
+    assert all(field.description for field in SweepSettings.model_fields.values())
+    assert describe_settings() in (ROOT / "docs" / "sweeps.md").read_text()
+
+
+def test_validated_trials_are_scored_by_case(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from utils.metrics import METRICS, SIZES
+    from utils.results import write_results
+
+    def write_scores(trial: runner.Trial) -> runner.Steps:
+        shift = 0.1 * trial.config.seed
+        dice = {"c1": 0.2 + shift, "c2": 0.6 + shift}
+        rows = [{"Name": k} | dict.fromkeys((*METRICS, *SIZES), v) for k, v in dice.items()]
+        write_results(trial.folder / "valid_results_x", rows, provenance={})
+        return quick_steps(trial)
+
+    monkeypatch.setattr(runner, "training_and_validation_steps", write_scores)
+    run(write_sweep(tmp_path, {"seeds": [1, 2], "validate": True}))
+    with (tmp_path / "out" / "sweep.csv").open() as file:
+        (row,) = csv.DictReader(file)
+    expected = describe([0.35, 0.75])
+    assert float(row["test_dice_mean"]) == pytest.approx(0.55)
+    assert float(row["test_dice_std"]) == pytest.approx(describe([0.5, 0.6]).std)
+    assert float(row["test_dice_cases_low"]) == pytest.approx(expected.low)
+    assert float(row["test_dice_cases_high"]) == pytest.approx(expected.high)
+
+
+def test_validation_follows_training_with_the_same_config(tmp_path: Path) -> None:
+    (trial,) = settings_of(load_sweep(write_sweep(tmp_path, {"seeds": [1]})))[0].trials
+    steps = runner.training_and_validation_steps(trial)
+    assert list(steps) == ["train", "valid"]
+    assert steps["train"] == runner.training_steps(trial)["train"]
+    for step, (_, script, *rest) in steps.items():
+        assert Path(script) == ROOT / f"{step}.py"
+        assert rest == ["--config", str(trial.config_file)]
+
+
+def test_a_sweep_of_real_runs(tmp_path: Path, vae: Path) -> None:
+    """Two folds by train.py itself: the scores are those that the runs left."""
+    values = arguments(tmp_path, vae, "epochs=1")[2:]
+    path = write_sweep(tmp_path, {"folds": 2, "workers": 2})
+    assert run(path, *values) == 0
+    folder = tmp_path / "run"
+    dice = []
+    for fold in range(2):
+        trial = folder / f"fold={fold}" / "epochs_1"
+        with (trial / "history.csv").open() as file:
+            dice.append(float(list(csv.DictReader(file))[-1]["val_dice"]))
+        assert load_config(trial / "config.yaml").fold == fold
+        assert (trial / "best_model.pth").is_file()
+    with (folder / "sweep.csv").open() as file:
+        (row,) = csv.DictReader(file)
+    assert (row["finished"], row["best"]) == ("2", "1")
+    assert float(row["val_dice_mean"]) == pytest.approx(np.mean(dice))
+    assert load_config(folder / "best.yaml").folds == 0

@@ -1,0 +1,232 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import distill
+from datasets.cases import read_image
+from datasets.phantom import phantom_case
+from datasets.procedural import procedural_crops
+from distill import Plan, Pool, Trainer, make_student
+from models.narrowing import shrink
+from models.tiny_vae import load_tiny_vae
+from models.tiny_vae_report import (
+    compare,
+    encode,
+    mask_input,
+    mask_round_trip,
+    multiply_adds,
+    psnr,
+    r_squared,
+    table,
+)
+from tests.cases_on_disk import write_data_set
+
+BUNDLED = Path(__file__).resolve().parents[1] / "ckpt" / "tiny_vae"
+
+
+@pytest.fixture(scope="module")
+def bundled() -> Any:
+    return load_tiny_vae(BUNDLED)
+
+
+@pytest.fixture(scope="module")
+def phantoms() -> tuple[np.ndarray, np.ndarray]:
+    """Three images (N, S, S, 3) and masks (N, S, S) of 0 and 1."""
+    cases = [phantom_case(index, size=224) for index in range(5)]
+    cases = [case for case in cases if case.kind != "normal"][:3]
+    images = np.stack([np.repeat(case.image[..., None], 3, axis=2) for case in cases])
+    return images, np.stack([case.mask // 255 for case in cases])
+
+
+def test_bundled_folder_is_small_licensed_and_of_taesds_layout(bundled: Any) -> None:
+    assert sum(p.numel() for p in bundled.parameters()) == 614_279
+    assert sum(file.stat().st_size for file in BUNDLED.iterdir()) <= 2_500_000
+    assert "Ollin Boer Bohan" in (BUNDLED / "LICENSE").read_text()
+    assert bundled.decode(bundled.encode(torch.zeros(1, 3, 64, 96)).latents).sample.shape == (
+        1,
+        3,
+        64,
+        96,
+    )
+
+
+def test_masks_survive_the_bundled_round_trip(
+    bundled: Any, phantoms: tuple[np.ndarray, np.ndarray]
+) -> None:
+    _, masks = phantoms
+    assert mask_round_trip(bundled, encode(bundled, mask_input(masks)), masks).mean() >= 0.98
+
+
+def test_bundled_latents_are_taesds(
+    bundled: Any, phantoms: tuple[np.ndarray, np.ndarray], shared: Path
+) -> None:
+    teacher = load_tiny_vae(shared / "taesd")
+    images, masks = phantoms
+    as_images = mask_input(masks)
+    theirs = encode(teacher, as_images)
+    assert r_squared(encode(bundled, as_images), theirs) >= 0.95
+    assert r_squared(encode(bundled, images), encode(teacher, images)) >= 0.8
+    assert mask_round_trip(bundled, theirs, masks).mean() >= 0.98
+    assert mask_round_trip(teacher, encode(bundled, as_images), masks).mean() >= 0.98
+
+
+def test_plain_ground_far_from_the_border_is_taesds(bundled: Any, shared: Path) -> None:
+    """Tuning on large crops is for this: small crops leave a bias of 0.2 to 0.4 there."""
+    teacher = load_tiny_vae(shared / "taesd")
+    black = np.zeros((1, 224, 224, 3), np.uint8)
+    middle = (..., slice(10, 18), slice(10, 18))
+    difference = encode(bundled, black)[middle] - encode(teacher, black)[middle]
+    assert np.abs(difference).max() < 0.15
+
+
+def random_vae(width: int) -> Any:
+    torch.manual_seed(3)
+    return make_student(width).eval().requires_grad_(False)
+
+
+def test_shrinking_to_the_same_width_keeps_the_function() -> None:
+    wide, narrow = random_vae(8), make_student(8)
+    x = torch.rand(24, 3, 32, 32)
+    shrink(wide.encoder.layers, narrow.encoder.layers, x)
+    expected, got = wide.encoder.layers(x), narrow.encoder.layers(x)
+    assert r_squared(got.detach().numpy(), expected.numpy()) > 0.95
+
+
+def test_shrinking_starts_closer_to_the_teacher_than_chance(bundled: Any) -> None:
+    crops = procedural_crops(11, 64, 32)
+    x = torch.from_numpy(crops).permute(0, 3, 1, 2).float() / 255
+    narrow = make_student(24)
+    shrink(bundled.encoder.layers, narrow.encoder.layers, x[:48])
+    expected, got = bundled.encoder.layers(x[48:]), narrow.encoder.layers(x[48:])
+    assert r_squared(got.detach().numpy(), expected.numpy()) > 0.7
+
+
+def random_start(pool: Pool, part: str) -> Any:
+    torch.manual_seed(0)
+    return make_student()
+
+
+def small_trainer(part: str, folder: Path, teacher: Any, steps: int) -> Trainer:
+    pool = Pool(folder / "pool", teacher, seed=1, size=32, chunk=48)
+    plan = Plan(minutes=0, steps=steps, window=2)
+    return Trainer(part, pool, plan, folder / f"{part}.pth")
+
+
+@pytest.mark.parametrize("part", ["encoder", "decoder"])
+def test_a_few_steps_of_distillation_reduce_the_loss(
+    part: str, tmp_path: Path, bundled: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(distill, "start_student", random_start)
+    trainer = small_trainer(part, tmp_path, bundled, steps=10)
+    batch = [array[:32] for array in trainer.window()]
+    before = trainer.loss(batch).item()
+    trainer.run()
+    assert trainer.loss(batch).item() < 0.95 * before
+    assert trainer.step == 10
+
+
+def test_tuning_starts_from_the_average_of_the_first_run(
+    tmp_path: Path, bundled: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(distill, "start_student", random_start)
+    first = small_trainer("encoder", tmp_path, bundled, steps=1)
+    first.run()
+    tuned = Trainer(
+        "encoder", first.pool, first.plan, tmp_path / "tuned.pth", initial=first.checkpoint
+    )
+    for name, value in tuned.module.state_dict().items():
+        torch.testing.assert_close(value, first.average[name])
+
+
+def test_an_interrupted_run_resumes_to_the_same_weights(
+    tmp_path: Path, bundled: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(distill, "start_student", random_start)
+    whole = small_trainer("encoder", tmp_path / "whole", bundled, steps=8)
+    whole.run()
+
+    update = Trainer.update
+
+    def interrupted(self: Trainer, batch: list[np.ndarray], rate: float) -> float:
+        if self.step == 5:
+            raise KeyboardInterrupt
+        return update(self, batch, rate)
+
+    monkeypatch.setattr(Trainer, "update", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        small_trainer("encoder", tmp_path / "parts", bundled, steps=8).run()
+    monkeypatch.setattr(Trainer, "update", update)
+    resumed = small_trainer("encoder", tmp_path / "parts", bundled, steps=8)
+    assert 0 < resumed.step < 5
+    resumed.run()
+    assert resumed.step == 8
+    for name, value in whole.average.items():
+        torch.testing.assert_close(resumed.average[name], value, rtol=1e-4, atol=1e-5)
+
+
+def test_export_writes_a_folder_that_loads_without_warnings(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for part, name in (("encoder", "encoder_tuned"), ("decoder", "decoder")):
+        average = getattr(make_student(), part).state_dict()
+        torch.save({"average": average, "step": 1, "seconds": 1.0}, tmp_path / f"{name}.pth")
+    distill.export(tmp_path, tmp_path / "out")
+    loaded = load_tiny_vae(tmp_path / "out")
+    assert "block_out_channels" not in caplog.text
+    weight = loaded.decoder.layers[0].weight
+    torch.testing.assert_close(weight, average["layers.0.weight"], rtol=1e-3, atol=1e-4)
+
+
+def test_export_without_training_says_what_to_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert distill.main(["export", "--work", str(tmp_path)]) == 2
+    assert "python distill.py encoder" in capsys.readouterr().err
+
+
+def test_the_rate_goes_through_one_cycle() -> None:
+    plan = Plan(minutes=2, rate=1e-3)
+    assert plan.progress(step=99, seconds=60) == pytest.approx(0.5)
+    assert Plan(minutes=2, steps=8).progress(step=4, seconds=0) == pytest.approx(0.5)
+    rates = [plan.rate_at(p) for p in (0, 0.1, 0.5, 1, 1.2)]
+    assert rates[1] == pytest.approx(1e-3)
+    assert rates[0] < rates[2] < rates[1]
+    assert rates[3] == rates[4] == pytest.approx(1e-6)
+
+
+def test_scores_of_known_values() -> None:
+    target = np.random.default_rng(0).standard_normal((2, 4, 8, 8))
+    assert r_squared(target, target) == 1
+    mean = np.broadcast_to(target.mean(axis=(0, 2, 3), keepdims=True), target.shape)
+    assert r_squared(mean, target) == pytest.approx(0)
+    black = torch.full((2, 3, 4, 4), -1.0)
+    torch.testing.assert_close(psnr(black + 0.2, black), torch.tensor([20.0, 20.0]))
+    conv = nn.Sequential(nn.Conv2d(3, 5, 3, padding=1, stride=2))
+    assert multiply_adds(conv, torch.zeros(1, 3, 8, 8)) == 5 * 4 * 4 * 3 * 9
+
+
+def test_a_vae_compared_with_itself_agrees_fully(bundled: Any) -> None:
+    case = phantom_case(1, size=64)
+    images = np.repeat(case.image[None, ..., None], 3, axis=3)
+    scores = compare(bundled, bundled, images, case.mask[None] // 255)
+    assert scores["r2_images"] == scores["r2_masks"] == 1
+    assert len(set(scores["psnr"].values())) == len(set(scores["dice"].values())) == 1
+    assert "| R² of latents with TAESD's: masks | 1 | 1.0000 |" in table(scores)
+    assert f"| Tiny-VAE | TAESD | {scores['dice']['st']:.4f} |" in table(scores)
+
+
+def test_report_reads_prepared_test_cases(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    split = write_data_set(tmp_path, train=1, test=2)
+    arguments = ["report", "--data", str(split), "--size", "64"]
+    arguments += ["--teacher", str(BUNDLED), "--output", str(BUNDLED)]
+    assert distill.main([*arguments, "--picture", str(tmp_path / "drawn.png")]) == 0
+    assert "2 test cases at 64 px" in capsys.readouterr().out
+    assert read_image(tmp_path / "drawn.png").shape == (128, 192, 3)

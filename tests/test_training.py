@@ -1,0 +1,364 @@
+from __future__ import annotations
+
+import csv
+import errno
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from small_run import arguments
+
+import train
+from engine.history import Row, draw_curves
+from engine.training import warmup_then_cosine
+from utils.errors import UserError
+from utils.interruption import Interrupted
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def history(folder: Path) -> list[dict[str, str]]:
+    with (folder / "history.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    saved = torch.load(folder / "last.pth", weights_only=True)["weights"]
+    return {f"{part}.{k}": v for part, state in saved.items() for k, v in state.items()}
+
+
+def assert_same_end(one: Path, other: Path) -> None:
+    assert (one / "history.csv").read_text() == (other / "history.csv").read_text()
+    a, b = weights(one), weights(other)
+    assert a.keys() == b.keys()
+    assert all(torch.equal(a[key], b[key]) for key in a)
+
+
+def test_a_run_writes_what_it_promises(a_run: Path) -> None:
+    folder = a_run / "run" / "epochs_2"
+    rows = history(folder)
+    assert [row["epoch"] for row in rows] == ["1", "2"]
+    assert all(float(row[key]) > 0 for row in rows for key in ("loss", "lm", "seg", "align", "lr"))
+    assert 0 <= float(rows[1]["val_dice"]) <= 1
+    for name in ("config.yaml", "curves.png", "best_model.pth", "epoch_1.pth", "logs/train.log"):
+        assert (folder / name).stat().st_size > 0
+    best = torch.load(folder / "best_model.pth", weights_only=True)
+    assert set(best) == {"model", "vae_model"}
+    environment = json.loads((folder / "environment.json").read_text())
+    assert environment["seed"] == 2333 and len(environment["sha256"]["split file"]) == 64
+    assert any(folder.glob("logs/events*"))
+    assert not list(folder.glob("**/*.tmp"))
+
+
+def test_a_seed_fixes_the_run_and_workers_change_nothing(
+    finished: Path, tmp_path: Path, vae: Path
+) -> None:
+    train.main(arguments(tmp_path, vae, "num_workers=2", out="b"))
+    train.main(arguments(tmp_path, vae, "seed=7", out="c"))
+    b, c = (tmp_path / name / "epochs_2" for name in "bc")
+    assert_same_end(finished, b)
+    assert (b / "history.csv").read_text() != (c / "history.csv").read_text()
+
+
+def stop_in_step(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    """Make a SIGTERM arrive during the given training step."""
+    from engine.training import Trainer
+
+    step, left = Trainer._step, [number]
+
+    def stopping_step(self, batch):
+        left[0] -= 1
+        if left[0] == 0:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(self, batch)
+
+    monkeypatch.setattr(Trainer, "_step", stopping_step)
+
+
+@pytest.mark.parametrize("number", [1, 3, 5])
+def test_a_stopped_run_ends_like_one_that_was_not(
+    finished: Path, tmp_path: Path, vae: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    with monkeypatch.context() as patch:
+        stop_in_step(patch, number)
+        with pytest.raises(Interrupted) as caught:
+            train.main(arguments(tmp_path, vae, out="parts"))
+        assert caught.value.exit_code == 143
+    train.main(arguments(tmp_path, vae, out="parts"))
+    assert_same_end(finished, tmp_path / "parts" / "epochs_2")
+
+
+def test_averages_clipping_and_accumulation_resume_too(
+    tmp_path: Path, vae: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = ("ema_decay=0.9", "clip_norm=1", "accumulate=2")
+    train.main(arguments(tmp_path, vae, *settings, out="whole"))
+    with monkeypatch.context() as patch:
+        stop_in_step(patch, 4)
+        with pytest.raises(Interrupted):
+            train.main(arguments(tmp_path, vae, *settings, out="parts"))
+    train.main(arguments(tmp_path, vae, *settings, out="parts"))
+    assert_same_end(tmp_path / "whole" / "epochs_2", tmp_path / "parts" / "epochs_2")
+    best = [tmp_path / out / "epochs_2" / "best_model.pth" for out in ("whole", "parts")]
+    one, other = (torch.load(path, weights_only=True) for path in best)
+    assert all(torch.equal(one[p][k], other[p][k]) for p in one for k in one[p])
+
+
+def test_dropout_of_a_baseline_resumes_too(
+    tmp_path: Path, vae: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from models.system import LatentSystem
+
+    losses = LatentSystem.losses
+
+    def with_dropout(self, image, mask, noise):
+        return losses(self, torch.nn.functional.dropout(image), mask, noise)
+
+    monkeypatch.setattr(LatentSystem, "losses", with_dropout)
+    train.main(arguments(tmp_path, vae, out="whole"))
+    with monkeypatch.context() as patch:
+        stop_in_step(patch, 2)
+        with pytest.raises(Interrupted):
+            train.main(arguments(tmp_path, vae, out="parts"))
+    torch.rand(3)
+    train.main(arguments(tmp_path, vae, out="parts"))
+    assert_same_end(tmp_path / "whole" / "epochs_2", tmp_path / "parts" / "epochs_2")
+
+
+def test_a_finished_run_is_left_as_it_is(finished: Path, tmp_path: Path, vae: Path) -> None:
+    before = (finished / "last.pth").read_bytes()
+    train.main(arguments(tmp_path, vae))
+    assert (finished / "last.pth").read_bytes() == before
+
+
+def test_going_on_with_other_settings_is_refused(finished: Path, tmp_path: Path, vae: Path) -> None:
+    before = (finished / "config.yaml").read_text()
+    with pytest.raises(UserError, match=r"lr: 0\.002 in the saved run, 0\.1 now"):
+        train.main(arguments(tmp_path, vae, "lr=0.1"))
+    assert (finished / "config.yaml").read_text() == before
+    train.main(arguments(tmp_path, vae, "num_workers=1", "log_every=3"))
+    train.main(arguments(tmp_path, vae, "lr=0.1", "resume=never"))
+    assert "lr: 0.1" in (finished / "config.yaml").read_text()
+
+
+def test_going_on_in_another_precision_is_refused(
+    finished: Path, tmp_path: Path, vae: Path
+) -> None:
+    train.main(arguments(tmp_path, vae, "precision=fp32"))  # what auto is here
+    environment = finished / "environment.json"
+    environment.write_text(environment.read_text().replace('"fp32"', '"bf16"'))
+    with pytest.raises(UserError, match="precision: bf16 in the saved run, fp32 here"):
+        train.main(arguments(tmp_path, vae))
+
+
+def test_a_trained_run_without_state_is_not_overwritten(
+    finished: Path, tmp_path: Path, vae: Path
+) -> None:
+    for path in finished.glob("last*"):
+        path.unlink()
+    best = (finished / "best_model.pth").read_bytes()
+    with pytest.raises(UserError, match=r"no last\.pth to go on from.*snapshot_path.*resume=never"):
+        train.main(arguments(tmp_path, vae, "lr=0.1"))
+    assert (finished / "best_model.pth").read_bytes() == best
+    assert "lr: 0.002" in (finished / "config.yaml").read_text()
+
+
+def test_a_new_start_leaves_no_weights_of_the_old_run(
+    finished: Path, tmp_path: Path, vae: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert (finished / "epoch_1.pth").exists()
+    stop_in_step(monkeypatch, 1)
+    with pytest.raises(Interrupted):
+        train.main(arguments(tmp_path, vae, "lr=0.1", "resume=never"))
+    assert not list(finished.glob("best*")) and not list(finished.glob("epoch_*"))
+
+
+def test_going_on_with_another_split_is_refused(finished: Path, tmp_path: Path, vae: Path) -> None:
+    split = tmp_path / "blobs" / "blobs_train_test_names.json"
+    names = json.loads(split.read_text())
+    names["train"]["name_list"].pop()
+    split.write_text(json.dumps(names))
+    with pytest.raises(UserError, match="split file is another"):
+        train.main(arguments(tmp_path, vae))
+
+
+def test_a_damaged_state_falls_back(finished: Path, a_run: Path, tmp_path: Path, vae: Path) -> None:
+    last = (finished / "last.pth").read_bytes()
+    (finished / "last.pth").write_bytes(last[: len(last) // 2])
+    train.main(arguments(tmp_path, vae))
+    assert_same_end(finished, a_run / "run" / "epochs_2")
+    for name in ("last.pth", "last.previous.pth"):
+        (finished / name).write_bytes(b"rubbish")
+    with pytest.raises(UserError, match="resume=never"):
+        train.main(arguments(tmp_path, vae))
+
+
+def test_select_on_test_says_so_everywhere(
+    tmp_path: Path, vae: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train.main(arguments(tmp_path, vae, "select_on=test", "epochs=1"))
+    folder = tmp_path / "run" / "epochs_1"
+    assert "chosen on the TEST split" in capsys.readouterr().out
+    assert "chosen on the TEST split" in (folder / "logs" / "train.log").read_text()
+    assert "test_dice" in history(folder)[0] and "val_dice" not in history(folder)[0]
+
+
+def test_dry_run_plans_and_writes_nothing(
+    tmp_path: Path, vae: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train.main([*arguments(tmp_path, vae), "--dry-run"])
+    plan = capsys.readouterr().out
+    assert "trainable parameters: 2,600,668" in plan
+    assert "7 train, 2 val for choosing, 3 test" in plan
+    assert "steps per epoch: 3" in plan
+    assert str(tmp_path / "run" / "epochs_2") in plan
+    assert not (tmp_path / "run").exists()
+
+
+def test_dry_run_checks_the_test_cases_too(tmp_path: Path, vae: Path) -> None:
+    command = [*arguments(tmp_path, vae), "--dry-run"]
+    (tmp_path / "blobs" / "images" / "case_10.png").write_bytes(b"rubbish")
+    with pytest.raises(UserError, match=r"case_10\.png"):
+        train.main(command)
+
+
+def test_too_few_cases_for_a_batch(tmp_path: Path, vae: Path) -> None:
+    with pytest.raises(UserError, match="7 training cases do not fill one batch of 8"):
+        train.main(arguments(tmp_path, vae, "batch_size=8"))
+
+
+def poison(monkeypatch: pytest.MonkeyPatch, bad_calls: set[int]) -> None:
+    """Make the loss of the given training steps NaN."""
+    from models.system import LatentSystem
+
+    losses, calls = LatentSystem.losses, [0]
+
+    def poisoned(self, *args):
+        calls[0] += 1
+        result = losses(self, *args)
+        if calls[0] in bad_calls:
+            result["loss"] = result["loss"] * float("nan")
+        return result
+
+    monkeypatch.setattr(LatentSystem, "losses", poisoned)
+
+
+def test_a_nan_loss_stops_after_the_last_good_state(
+    tmp_path: Path, vae: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    poison(monkeypatch, {5})
+    with pytest.raises(UserError, match=r"nonfinite\.json"):
+        train.main(arguments(tmp_path, vae))
+    folder = tmp_path / "run" / "epochs_2"
+    report = json.loads((folder / "nonfinite.json").read_text())
+    assert report["epoch"] == 2
+    assert len(report["batches"][0]["cases"]) == 2
+    assert report["batches"][0]["cases"][0].startswith("case_")
+    assert torch.load(folder / "last.pth", weights_only=True)["progress"]["epoch"] == 1
+    assert all(value.isfinite().all() for value in weights(folder).values())
+
+
+@pytest.mark.parametrize("step", [2, 5])
+def test_weights_that_are_no_numbers_replace_no_good_ones(
+    tmp_path: Path, vae: Path, monkeypatch: pytest.MonkeyPatch, step: int
+) -> None:
+    """The loss of the epoch's last step is finite, its gradients are not."""
+    from models.system import LatentSystem
+
+    losses, calls = LatentSystem.losses, [0]
+
+    def steep(self, *args):
+        calls[0] += 1
+        result = losses(self, *args)
+        if calls[0] == step + 1:
+            weight = next(self.mapping.parameters())
+            result["loss"] = result["loss"] + ((weight - weight.detach()).abs().sum() * 1e30) ** 0.5
+        return result
+
+    monkeypatch.setattr(LatentSystem, "losses", steep)
+    with pytest.raises(UserError, match=f"weights became NaN or infinite in epoch {step // 3 + 1}"):
+        train.main(arguments(tmp_path, vae))
+    folder = tmp_path / "run" / "epochs_2"
+    assert (folder / "last.pth").exists() == (step == 5)
+    if step == 5:
+        assert all(value.isfinite().all() for value in weights(folder).values())
+
+
+def test_nan_losses_can_be_skipped(
+    tmp_path: Path, vae: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    poison(monkeypatch, {2})
+    train.main(arguments(tmp_path, vae, "skip_nonfinite=1"))
+    folder = tmp_path / "run" / "epochs_2"
+    assert all(value.isfinite().all() for value in weights(folder).values())
+    assert all(float(row["loss"]) > 0 for row in history(folder))
+
+
+def test_a_second_run_in_the_folder_is_refused(tmp_path: Path, vae: Path) -> None:
+    from utils.runs import locked
+
+    folder = tmp_path / "run" / "epochs_2"
+    folder.mkdir(parents=True)
+    with locked(folder), pytest.raises(UserError, match=f"in use by process {os.getpid()}"):
+        train.main(arguments(tmp_path, vae))
+
+
+def test_a_file_system_without_locks_is_told(
+    tmp_path: Path, vae: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr("utils.runs.fcntl.flock", refuse)
+    with pytest.raises(UserError, match=r"run\.lock cannot be locked.*another disk"):
+        train.main(arguments(tmp_path, vae))
+
+
+def test_problems_are_one_line_and_exit_code_2(tmp_path: Path) -> None:
+    result = subprocess.run(
+        [sys.executable, "train.py", "--config", str(tmp_path / "none.yaml")],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 2
+    assert result.stderr.startswith("error: cannot read the config")
+    assert "Traceback" not in result.stderr
+
+
+def test_schedule_warms_up_and_ends_near_zero() -> None:
+    factor = warmup_then_cosine(10, 100)
+    values = [factor(step) for step in range(100)]
+    assert 0 < values[0] < values[5] < 1
+    assert values[10] == 1.0 == max(values)
+    assert values[99] < 1e-3
+    assert all(a > b for a, b in itertools.pairwise(values[10:]))
+    assert warmup_then_cosine(0, 5)(0) == 1.0
+
+
+def test_curves_are_drawn_now_and_then_and_at_the_end(
+    tmp_path: Path, vae: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[int] = []
+    monkeypatch.setattr(
+        "engine.training.draw_curves", lambda _, history, title: drawn.append(len(history))
+    )
+    monkeypatch.setattr("engine.training.CURVES_SECONDS", 1e6)
+    train.main(arguments(tmp_path, vae, "epochs=4"))
+    assert drawn == [1, 4]
+
+
+def test_curves_are_drawn_with_gaps(tmp_path: Path) -> None:
+    rows: list[Row] = [
+        {"epoch": 1, "loss": 2.0, "lr": 0.1, "val_dice": None},
+        {"epoch": 2, "loss": 1.0, "lr": 0.1, "val_dice": 0.5},
+    ]
+    draw_curves(tmp_path / "curves.png", rows, "title")
+    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")

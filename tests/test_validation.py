@@ -1,0 +1,237 @@
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from cases_on_disk import write_data_set
+from small_run import arguments
+
+import valid
+from engine.evaluation import mean_over_orientations
+from engine.examples import names_by_quantile
+from utils.config import dump_config, load_config
+from utils.errors import UserError
+from utils.metrics import Row
+
+
+def scores(folder: Path) -> list[dict[str, str]]:
+    with (folder / "valid_results_blobs" / "results.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def read(path: Path) -> np.ndarray:
+    pixels = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+    assert pixels is not None, path
+    return pixels
+
+
+def test_validation_writes_what_it_promises(finished: Path, tmp_path: Path, vae: Path) -> None:
+    valid.main(arguments(tmp_path, vae))
+    rows = scores(finished)
+    assert [row["Name"] for row in rows] == ["case_10", "case_11", "case_9", "Avg", "Std"]
+    for row in rows[:3]:
+        mask = read(finished / "predicted_masks_blobs" / "binary" / f"{row['Name']}.png")
+        steps = read(finished / "predicted_masks_blobs" / "logits" / f"{row['Name']}.png")
+        assert mask.shape == steps.shape == (32, 32)
+        assert mask.dtype == np.uint8 and steps.dtype == np.uint16
+        assert set(np.unique(mask)) <= {0, 255}
+        assert ((steps / 65535 >= 0.5) == (mask > 0)).mean() > 0.999
+        truth = read(tmp_path / "blobs" / "masks" / f"{row['Name']}.png") > 0
+        dice = 2 * (truth & (mask > 0)).sum() / (truth.sum() + (mask > 0).sum())
+        assert float(row["DSC"]) == pytest.approx(dice)
+    examples = read(finished / "valid_results_blobs" / "examples.png")
+    assert examples.std() > 10
+    overlay = read(finished / "valid_results_blobs" / "overlays" / "case_10.png")
+    assert (overlay == (0, 200, 255)).all(-1).any(), "no outline of the truth"
+    report = (finished / "valid_results_blobs" / "report.html").read_text()
+    assert all(row["Name"] in report for row in rows[:3])
+    summary = json.loads((finished / "valid_results_blobs" / "summary.json").read_text())
+    assert summary["count"] == 3
+    assert summary["provenance"]["selection"] == "checkpoint chosen on a held-out part of train"
+    assert len(summary["provenance"]["sha256"]["checkpoint"]) == 64
+
+
+def test_batches_and_workers_change_no_score(finished: Path, tmp_path: Path, vae: Path) -> None:
+    valid.main(arguments(tmp_path, vae))
+    first = (finished / "valid_results_blobs" / "results.csv").read_bytes()
+    valid.main(arguments(tmp_path, vae, "batch_size=3", "num_workers=2"))
+    assert (finished / "valid_results_blobs" / "results.csv").read_bytes() == first
+
+
+def test_scores_at_native_size(finished: Path, tmp_path: Path, vae: Path) -> None:
+    for kind in ("images", "masks"):
+        path = tmp_path / "blobs" / kind / "case_9.png"
+        cv2.imwrite(str(path), cv2.resize(read(path), (50, 40), interpolation=cv2.INTER_NEAREST))
+    valid.main(arguments(tmp_path, vae, "evaluation_size=native"))
+    masks = finished / "predicted_masks_blobs" / "binary"
+    assert read(masks / "case_9.png").shape == (40, 50)
+    assert read(masks / "case_10.png").shape == (32, 32)
+    row = next(row for row in scores(finished) if row["Name"] == "case_9")
+    assert (row["Height"], row["Width"]) == ("40", "50")
+
+
+def test_the_threshold_is_inclusive_and_used(finished: Path, tmp_path: Path, vae: Path) -> None:
+    valid.main(arguments(tmp_path, vae, "threshold=0.0001"))
+    low = sum(float(row["PredictedPixels"]) for row in scores(finished)[:3])
+    valid.main(arguments(tmp_path, vae, "threshold=0.9999"))
+    assert sum(float(row["PredictedPixels"]) for row in scores(finished)[:3]) < low
+
+
+def test_scores_without_leaked_cases(
+    finished: Path, tmp_path: Path, vae: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(UserError, match=r"has not been checked for leaks.*--check blobs"):
+        valid.main(arguments(tmp_path, vae, "drop_leaked=true"))
+    run = finished / "config.yaml"
+
+    def trained_on(split_file: Path) -> None:
+        config = load_config(run).model_copy(update={"pickle_file_path": split_file})
+        run.write_text(dump_config(config))
+
+    trained_on(tmp_path / "blobs" / "blobs_train_test_names.json")
+    groups = {"by": "twins", "groups": [["case_0", "case_9"], ["case_10", "case_11"]]}
+    (tmp_path / "blobs" / "check").mkdir()
+    (tmp_path / "blobs" / "check" / "groups.json").write_text(json.dumps(groups))
+    valid.main(arguments(tmp_path, vae, "drop_leaked=true"))
+    summary = json.loads((finished / "valid_results_blobs" / "summary.json").read_text())
+    kept = summary["without_leaked"]
+    assert (summary["count"], kept["count"], kept["dropped"]) == (3, 2, ["case_9"])
+    dice = [float(row["DSC"]) for row in scores(finished) if row["Name"] in ("case_10", "case_11")]
+    assert kept["metrics"]["DSC"]["mean"] == pytest.approx(np.mean(dice))
+    assert "2 cases without a twin in train" in capsys.readouterr().out
+
+    split = json.loads((tmp_path / "blobs" / "blobs_train_test_names.json").read_text())
+    split["train"]["name_list"].remove("case_0")
+    other = tmp_path / "blobs" / "blobs_apart_train_test_names.json"
+    other.write_text(json.dumps(split))
+    valid.main(arguments(tmp_path, vae, "drop_leaked=true", f"pickle_file_path={other}"))
+    apart = finished / "valid_results_blobs_apart" / "summary.json"
+    dropped = json.loads(apart.read_text())["without_leaked"]["dropped"]
+    assert dropped == ["case_9"], "the weights were trained on its twin, whatever this split says"
+
+    trained_on(other)
+    valid.main(arguments(tmp_path, vae, "drop_leaked=true", f"pickle_file_path={other}"))
+    assert json.loads(apart.read_text())["without_leaked"] is None, "no twin was in training"
+    split["train"]["name_list"][0], split["test"]["name_list"][0] = "case_9", "case_1"
+    other.write_text(json.dumps(split))
+    valid.main(arguments(tmp_path, vae, "drop_leaked=true"))
+    blobs = finished / "valid_results_blobs" / "summary.json"
+    assert json.loads(blobs.read_text())["without_leaked"]["dropped"] == ["case_9"], (
+        "it was trained on"
+    )
+
+    trained_on(tmp_path / "elsewhere" / "elsewhere_train_test_names.json")
+    valid.main(arguments(tmp_path, vae, "drop_leaked=true"))
+    assert json.loads(blobs.read_text())["without_leaked"] is None, "it was trained on other data"
+
+
+def test_test_time_augmentation(finished: Path, tmp_path: Path, vae: Path) -> None:
+    images = torch.rand(2, 3, 8, 8)
+    slanted = torch.rand(8, 8)
+
+    def network(images: torch.Tensor) -> torch.Tensor:
+        return images[:, :1] * slanted  # depends on where in the image a pixel lies
+
+    mean = mean_over_orientations(network, images)
+    turned = mean_over_orientations(network, images.rot90(1, (2, 3)))
+    torch.testing.assert_close(turned, mean.rot90(1, (2, 3)))
+    mirrored = mean_over_orientations(network, images.flip(3))
+    torch.testing.assert_close(mirrored, mean.flip(3))
+    torch.testing.assert_close(mean_over_orientations(lambda x: x, images), images)
+
+    def first() -> np.ndarray:
+        return read(finished / "predicted_masks_blobs" / "logits" / "case_9.png")
+
+    valid.main(arguments(tmp_path, vae))
+    plain = first()
+    valid.main(arguments(tmp_path, vae, "tta=true"))
+    assert (first() != plain).any()
+
+
+def test_a_checkpoint_elsewhere(finished: Path, tmp_path: Path, vae: Path) -> None:
+    other = tmp_path / "elsewhere" / "weights.pth"
+    other.parent.mkdir()
+    (finished / "best_model.pth").rename(other)
+    valid.main(arguments(tmp_path, vae, f"model_weight={other}"))
+    summary = json.loads((other.parent / "valid_results_blobs" / "summary.json").read_text())
+    assert "no record" in summary["provenance"]["selection"]
+    with pytest.raises(UserError, match=r"no checkpoint at .*best_model\.pth.*train\.py"):
+        valid.main(arguments(tmp_path, vae))
+
+
+def test_a_checkpoint_of_another_model(finished: Path, tmp_path: Path, vae: Path) -> None:
+    with pytest.raises(UserError, match=r"(?s)vae_model"):
+        valid.main(arguments(tmp_path, vae, "vae_model=litevae-b"))
+    assert not (finished / "valid_results_blobs").exists()
+
+
+def test_other_settings_than_in_training_are_told(
+    finished: Path, tmp_path: Path, vae: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    valid.main(arguments(tmp_path, vae))
+    summary = finished / "valid_results_blobs" / "summary.json"
+    assert json.loads(summary.read_text())["provenance"]["trained_otherwise"] == {}
+    assert "were trained with" not in capsys.readouterr().out
+    other = tmp_path / "other_vae"
+    other.symlink_to(vae)
+    valid.main([*arguments(tmp_path, vae), "image_size=40", f"vae_weights={other}"])
+    assert json.loads(summary.read_text())["provenance"]["trained_otherwise"] == {
+        "vae_weights": str(vae),
+        "image_size": 32,
+    }
+    assert f"were trained with vae_weights={vae} image_size=32:" in capsys.readouterr().out
+
+
+def test_an_output_that_is_not_a_number(finished: Path, tmp_path: Path, vae: Path) -> None:
+    weights = torch.load(finished / "best_model.pth", weights_only=True)
+    weights["model"]["convds0.2.weight"].fill_(float("nan"))
+    torch.save(weights, finished / "best_model.pth")
+    with pytest.raises(UserError, match="output for case_9 is not a number"):
+        valid.main(arguments(tmp_path, vae))
+    assert not list(finished.glob("valid_results_blobs/*"))
+
+
+def test_a_full_disk_leaves_nothing_half_written(
+    finished: Path, tmp_path: Path, vae: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    valid.main(arguments(tmp_path, vae))
+    before = {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()}
+    replace = Path.replace
+
+    def full(path: Path, target: Path) -> Path:
+        if target.suffix == ".json":
+            raise OSError(28, "No space left on device")
+        return replace(path, target)
+
+    monkeypatch.setattr(Path, "replace", full)
+    with pytest.raises(UserError, match=r"cannot write to .*No space left.*by the same command"):
+        valid.main(arguments(tmp_path, vae))
+    after = {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()}
+    assert after == before
+
+
+def test_several_data_sets_become_a_matrix(
+    finished: Path, tmp_path: Path, vae: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("one", "two"):
+        write_data_set(tmp_path / "datasets", train=2, test=2, size=32, name=name)
+    valid.main([*arguments(tmp_path, vae), "--datasets", "one", "two"])
+    assert (finished / "valid_results_one" / "results.csv").exists()
+    rows = list(csv.reader((finished / "cross_domain" / "cross_domain_DSC.csv").open()))
+    assert rows[0] == ["train set", "one", "two"] and rows[1][0] == "blobs"
+    valid.main([*arguments(tmp_path, vae, "save_seg_img_path=masks"), "--datasets", "one", "two"])
+    masks = {path.parent.parent.name for path in (tmp_path / "masks").rglob("binary/*.png")}
+    assert masks == {"one", "two"}, "cases of the same name would replace each other"
+
+
+def test_examples_span_best_to_worst() -> None:
+    rows: list[Row] = [{"Name": f"c{i}", "DSC": i / 10} for i in range(11)]
+    assert list(names_by_quantile(rows).values()) == ["c10", "c8", "c5", "c2", "c0"]
+    assert names_by_quantile(rows[:1]) == {"best": "c0"}
+    assert names_by_quantile(rows[:2]) == {"best": "c1", "worst": "c0"}

@@ -1,0 +1,106 @@
+"""Train a model from a config.
+
+    python train.py --config configs/busi_train.yaml
+    python train.py --config configs/busi_train.yaml epochs=100 lr=1e-3
+    python train.py --config configs/busi_train.yaml --dry-run
+
+The run goes to `<snapshot_path>/epochs_<epochs>`: best_model.pth, history.csv, curves.png, logs/.
+The same command again goes on where the run was stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from collections.abc import Sequence
+from contextlib import nullcontext
+from pathlib import Path
+
+from utils.entry import exit_from
+
+log = logging.getLogger("wavegms")
+
+
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config", type=Path, required=True, help="YAML file, see docs/config.md")
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="check config, data and weights, print the plan, stop",
+    )
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="change keys of the config"
+    )
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    arguments = parse_arguments(argv)
+
+    from utils.config import load_config
+
+    config = load_config(arguments.config, arguments.overrides)
+
+    from engine.device import make_accelerator, resolved_precision, use_gpus
+
+    use_gpus(config.GPUs)
+    accelerator = make_accelerator(config.precision, config.accumulate, config.deterministic)
+
+    from datasets.cases import open_data_set
+    from engine.build import (
+        check_data,
+        input_hashes,
+        options_from,
+        system_from,
+        training_sets,
+    )
+    from engine.plan import describe_run
+    from engine.resume import start_run
+    from engine.training import Trainer
+    from utils.runs import create_run_folder, locked, log_to
+
+    is_main = accelerator.is_main_process
+    log_to(level=logging.INFO if is_main else logging.ERROR)
+    data_set = open_data_set(config.pickle_file_path)
+    system = system_from(config)
+    plan = describe_run(config, data_set, system, accelerator)
+    if arguments.dry_run:
+        from engine.plan import memory_line
+
+        log.info("%s\n%s", plan, memory_line(config, system, accelerator))
+        check_data(config, data_set)
+        log.info("everything is in place; nothing was written")
+        return
+
+    folder = config.run_folder
+    if is_main:
+        create_run_folder(folder)
+    with locked(folder) if is_main else nullcontext():
+        if is_main:
+            log_to(folder / "logs" / "train.log")
+            log.info(plan)
+            hashes = input_hashes(data_set, system)
+            precision = resolved_precision(accelerator)
+            start_run(folder, config, hashes, precision, accelerator.num_processes)
+        accelerator.wait_for_everyone()
+        train_set, val_set = training_sets(config, data_set, system, progress=is_main)
+        trainer = Trainer(
+            system, train_set, val_set, options_from(config), accelerator, folder, data_set.name
+        )
+        trainer.fit()
+        best = trainer.progress
+        log.info(
+            "best %s Dice %.4f in epoch %d: %s",
+            config.select_on,
+            best.best,
+            best.best_epoch,
+            folder / "best_model.pth",
+        )
+    accelerator.end_training()
+
+
+if __name__ == "__main__":
+    exit_from(main)

@@ -1,0 +1,16 @@
+#!/bin/sh
+# Train and then validate:  sh train.sh [dataset ...] [key=value ...]
+#
+# Without a data set: every prepared one; where there is none, the built-in ultrasound phantom.
+# `phantom` is drawn if it is named and not there.
+# The first start makes .venv and installs the requirements. The same command goes on after a stop.
+set -eu
+cd "$(dirname "$0")"
+. utils/shell.sh
+
+environment requirements.txt
+named=$(for argument; do case $argument in *=*) ;; *) echo "$argument" ;; esac; done)
+if [ -z "$named$(prepared)" ] || echo "$named" | grep -qx phantom; then
+    run "$PYTHON" -m datasets.prepare phantom
+fi
+each_data_set "train valid" "$@"

@@ -1,0 +1,1 @@
+"""What is neither data nor model: configuration, metrics, checkpoints, reports."""

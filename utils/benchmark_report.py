@@ -1,0 +1,257 @@
+"""The benchmark's results as Markdown tables, CSV files and plots."""
+
+from __future__ import annotations
+
+import csv
+import io
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from utils.files import atomic_write
+
+GIB = 2**30
+
+
+@dataclass
+class Rates:
+    """One way of doing one task, round by round."""
+
+    task: str
+    way: str
+    rounds: list[float] = field(default_factory=list)  # images a second
+    waited: list[float] = field(default_factory=list)  # share of the time spent waiting for data
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.rounds)
+
+
+@dataclass
+class Step:
+    """A training step of one way, taken apart."""
+
+    way: str
+    seconds: dict[str, float]  # by part, a batch
+    multiply_adds: dict[str, tuple[float, float]]  # by part, a batch, forward and backward
+    peak_memory: int  # bytes
+
+
+@dataclass
+class Results:
+    """All that a benchmark measured."""
+
+    head: str
+    batch: int
+    peak: float  # multiply-adds a second of the best convolution
+    rates: list[Rates] = field(default_factory=list)
+    steps: list[Step] = field(default_factory=list)
+
+    def of(self, task: str) -> list[Rates]:
+        """The ways of a task, the reference first."""
+        return [rates for rates in self.rates if rates.task == task]
+
+    @property
+    def tasks(self) -> list[str]:
+        return list(dict.fromkeys(rates.task for rates in self.rates))
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def format_results(results: Results) -> str:
+    """The page benchmark.md."""
+    sections = [
+        results.head,
+        "## Rates\n\nMedians of the rounds; the reference is the first of each task.",
+        rate_table(results),
+        "## Where a training step spends its time\n\nMilliseconds an image, in a pass of its own.",
+        time_table(results),
+        "## Arithmetic of a training step\n\n10^9 multiply-adds an image, forward + backward. "
+        f"The best convolution reached {results.peak / 1e9:.1f} x 10^9 multiply-adds a second "
+        "here; the last row is the share of that in the measured step.",
+        arithmetic_table(results),
+        "## Peak memory of training\n\nEach way in a process of its own; on the CPU the whole "
+        "process, its libraries included.",
+        table(
+            ["way", "GiB"], [[step.way, f"{step.peak_memory / GIB:.2f}"] for step in results.steps]
+        ),
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
+def rate_table(results: Results) -> str:
+    rows = []
+    for task in results.tasks:
+        ways = results.of(task)
+        for way in ways:
+            waited = f"{100 * statistics.median(way.waited):.0f} %" if any(way.waited) else ""
+            span = f"{min(way.rounds):.2f} to {max(way.rounds):.2f}"
+            ratio = way.median / ways[0].median
+            rows.append([task, way.way, f"{way.median:.2f} ({span})", f"{ratio:.2f}", waited])
+    header = ["task", "way", "images a second (range)", "times the reference", "waiting for data"]
+    return table(header, rows)
+
+
+def _parts(steps: Sequence[Step], what: str) -> list[str]:
+    return list(dict.fromkeys(part for step in steps for part in getattr(step, what)))
+
+
+def time_table(results: Results) -> str:
+    steps, images = results.steps, results.batch
+    rows = [
+        [part, *(f"{1000 * step.seconds.get(part, 0) / images:.1f}" for step in steps)]
+        for part in _parts(steps, "seconds")
+    ]
+    totals = [f"{1000 * sum(step.seconds.values()) / images:.1f}" for step in steps]
+    return table(["part", *(step.way for step in steps)], [*rows, ["sum", *totals]])
+
+
+def arithmetic_table(results: Results) -> str:
+    steps, unit = results.steps, 1e9 * results.batch
+
+    def cell(count: tuple[float, float]) -> str:
+        return f"{count[0] / unit:.2f} + {count[1] / unit:.2f}"
+
+    rows = [
+        [part, *(cell(step.multiply_adds.get(part, (0, 0))) for step in steps)]
+        for part in _parts(steps, "multiply_adds")
+    ]
+    sums = [sum(map(sum, step.multiply_adds.values())) / unit for step in steps]
+    rows.append(["sum", *(f"{total:.2f}" for total in sums)])
+    rates = {rates.way: rates.median for rates in results.of("training step, dummy")}
+    shares = [
+        f"{100 * total * 1e9 * rates[step.way] / results.peak:.0f} %"
+        for step, total in zip(steps, sums, strict=True)
+    ]
+    rows.append(["share of the peak", *shares])
+    return table(["part", *(step.way for step in steps)], rows)
+
+
+def write_results(folder: Path, results: Results) -> None:
+    """benchmark.md, benchmark.csv (every round), step_parts.csv and benchmark.png."""
+    atomic_write(folder / "benchmark.md", format_results(results))
+    _write_csv(
+        folder / "benchmark.csv",
+        ["task", "way", "round", "images_per_second", "waiting_share"],
+        [
+            [rates.task, rates.way, i + 1, rate, waited]
+            for rates in results.rates
+            for i, (rate, waited) in enumerate(zip(rates.rounds, rates.waited, strict=True))
+        ],
+    )
+    _write_csv(
+        folder / "step_parts.csv",
+        ["way", "part", "seconds_per_batch", "multiply_adds_forward", "multiply_adds_backward"],
+        [
+            [step.way, part, step.seconds.get(part, ""), *step.multiply_adds.get(part, ("", ""))]
+            for step in results.steps
+            for part in dict.fromkeys([*step.seconds, *step.multiply_adds])
+        ],
+    )
+    _draw(folder / "benchmark.png", results)
+
+
+def _write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(rows)
+    atomic_write(path, text.getvalue())
+
+
+def _figure(rows: int, columns: int) -> tuple[Any, Any]:
+    """A figure, and its axes row by row as an array (rows, columns)."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(3.4 * columns, 3.4 * rows), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, figure.subplots(rows, columns, squeeze=False)
+
+
+def _save(path: Path, figure: Any) -> None:
+    atomic_write(path, lambda temporary: figure.savefig(temporary, dpi=110, format="png"))
+
+
+def _draw(path: Path, results: Results) -> None:
+    """Bars of the rates of each task in two rows, then the parts of a step on top of each other."""
+    columns = (len(results.tasks) + 2) // 2
+    figure, axes = _figure(2, columns)
+    axes = list(axes.flat)
+    for axis in axes[len(results.tasks) + 1 :]:
+        axis.remove()
+    for axis, task in zip(axes, results.tasks, strict=False):
+        ways = results.of(task)
+        axis.bar([way.way for way in ways], [way.median for way in ways], color="C0")
+        axis.set(title=task, ylabel="images a second")
+        axis.tick_params(axis="x", labelrotation=25)
+    parts = axes[len(results.tasks)]
+    names = [step.way for step in results.steps]
+    below = [0.0] * len(names)
+    for part in _parts(results.steps, "seconds"):
+        heights = [1000 * step.seconds.get(part, 0) / results.batch for step in results.steps]
+        parts.bar(names, heights, bottom=below, label=part)
+        below = [b + h for b, h in zip(below, heights, strict=True)]
+    parts.set(title="a training step", ylabel="ms an image")
+    parts.tick_params(axis="x", labelrotation=25)
+    parts.legend(fontsize="x-small", loc="upper left", bbox_to_anchor=(1, 1), reverse=True)
+    _save(path, figure)
+
+
+def write_growth(folder: Path, head: str, points_by: Mapping[str, Sequence[Any]]) -> str:
+    """growth.md, growth.csv and growth.png; returns the page.
+
+    `points_by` holds `engine.growth.Point`s by what their x is, such as "side in px".
+    """
+    sections = [head]
+    for x_name, points in points_by.items():
+        rows = []
+        for p in points:
+            made = p.seconds is not None
+            shown = [f"{p.seconds:.3f}", f"{p.peak_bytes / GIB:.2f}"] if made else [p.note, ""]
+            rows.append([p.series, str(p.x), *shown])
+        sections.append(table(["what", x_name, "seconds", "peak memory (GiB)"], rows))
+    page = "\n\n".join(sections) + "\n"
+    atomic_write(folder / "growth.md", page)
+    _write_csv(
+        folder / "growth.csv",
+        ["series", "x_is", "x", "seconds", "peak_bytes", "note"],
+        [
+            [p.series, x_name, p.x, p.seconds, p.peak_bytes, p.note]
+            for x_name, points in points_by.items()
+            for p in points
+        ],
+    )
+    _draw_growth(folder / "growth.png", points_by)
+    return page
+
+
+def _draw_growth(path: Path, points_by: Mapping[str, Sequence[Any]]) -> None:
+    """A row for each x: time, and memory, by series."""
+    figure, axes = _figure(len(points_by), 2)
+    for (times, memory), (x_name, points) in zip(axes, points_by.items(), strict=True):
+        for series in dict.fromkeys(p.series for p in points):
+            made = [p for p in points if p.series == series and p.seconds is not None]
+            xs = [p.x for p in made]
+            times.plot(xs, [p.seconds for p in made], marker="o", label=series)
+            memory.plot(xs, [p.peak_bytes / GIB for p in made], marker="o", label=series)
+        seconds = [p.seconds for p in points if p.seconds is not None]
+        far_apart = bool(seconds) and max(seconds) > 20 * min(seconds)
+        times.set(xlabel=x_name, ylabel="seconds")
+        memory.set(xlabel=x_name, ylabel="peak memory (GiB)")
+        ticks = sorted({p.x for p in points})
+        for axis in (times, memory):
+            axis.set_xscale("log" if far_apart else "linear")
+            axis.set_xticks(ticks, [str(x) for x in ticks], rotation=45)
+            axis.minorticks_off()
+            axis.set_ylim(bottom=0, top=1.05 * axis.get_ylim()[1])
+        if far_apart:
+            times.set_ylim(auto=True)
+            times.set_yscale("log")
+        times.legend(fontsize="x-small")
+    _save(path, figure)

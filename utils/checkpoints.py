@@ -1,0 +1,152 @@
+"""Weights in and out: the trainable parts of a system, in the published form.
+
+`.pth` holds {part: state dict} for the parts `model`, `vae_model` and `skff_model`, `.safetensors`
+the same with keys `part.key`. Files of the published Wave-GMS and GMS load, and load nothing but
+tensors (`weights_only=True`).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from utils.errors import UserError
+from utils.files import atomic_write
+from utils.tensor_files import load_tensors, save_tensors
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from models.system import SegmentationSystem
+
+    Weights = dict[str, dict[str, Tensor]]
+
+SHOWN = 8
+
+
+def save_weights(path: Path, system: SegmentationSystem) -> None:
+    """Write the trainable parts of `system` to `path`, a `.pth` or `.safetensors` file.
+
+    Raises:
+        UserError: the name ends in neither.
+    """
+    from safetensors.torch import save_file
+
+    weights = {
+        name: {key: value.detach().cpu().contiguous() for key, value in part.state_dict().items()}
+        for name, part in system.parts().items()
+    }
+    if _is_safetensors(path):
+        flat = {
+            f"{name}.{key}": value for name, part in weights.items() for key, value in part.items()
+        }
+        atomic_write(path, lambda temporary: save_file(flat, temporary))
+    else:
+        save_tensors(path, weights)
+
+
+def load_weights(path: Path, system: SegmentationSystem) -> None:
+    """Copy the weights in `path` into the trainable parts of `system`.
+
+    Raises:
+        UserError: no such file; no readable weights in it; or keys that are missing, unexpected or
+            of another shape, all of which the one error lists by part. The system is then unchanged.
+    """
+    import torch
+
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(
+            f"no weights at {path.absolute()}; train a model (sh train.sh) or set `model_weight:` "
+            "to a checkpoint"
+        )
+    found = _read(path)
+    parts = system.parts()
+    problems = [
+        problem
+        for name in dict.fromkeys([*parts, *found])
+        for problem in _mismatches(
+            name, found.get(name), parts[name].state_dict() if name in parts else None
+        )
+    ]
+    if problems:
+        raise UserError(
+            f"{path} does not fit this model: {'; '.join(problems)}. Check vae_model, "
+            "guidance_method, ch and ch_mult against the run that wrote it"
+        )
+    with torch.no_grad():
+        for name, part in parts.items():
+            part.load_state_dict(found[name])
+
+
+def _is_safetensors(path: Path) -> bool:
+    if path.suffix not in (".pth", ".safetensors"):
+        raise UserError(f"{path}: weights are kept as .pth or .safetensors, not {path.suffix!r}")
+    return path.suffix == ".safetensors"
+
+
+def _read(path: Path) -> Weights:
+    """Tensors of a file by part and key; what is no state dict (an epoch, an optimiser) is left."""
+    from safetensors.torch import load_file
+
+    is_safetensors = _is_safetensors(path)
+    try:
+        if is_safetensors:
+            weights: Weights = {}
+            for name, value in load_file(path).items():
+                part, _, key = name.partition(".")
+                weights.setdefault(part, {})[key] = value
+            return weights
+        content: Any = load_tensors(path)
+    except Exception as error:  # damaged bytes make these readers raise errors of every kind
+        reason = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
+        raise UserError(
+            f"{path} holds no readable weights: {reason}. It is damaged, or it is not a plain file "
+            "of tensors and was refused"
+        ) from error
+
+    if not isinstance(content, dict):
+        raise UserError(
+            f"{path} holds a {type(content).__name__}; expected a dict of state dicts, "
+            "{'model': {...}, ...}"
+        )
+    return {str(name): _strip(part) for name, part in content.items() if _is_state_dict(part)}
+
+
+def _is_state_dict(part: Any) -> bool:
+    import torch
+
+    return isinstance(part, dict) and all(
+        isinstance(key, str) and isinstance(value, torch.Tensor) for key, value in part.items()
+    )
+
+
+def _strip(part: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Keys without the `module.` that DataParallel puts before each."""
+    if part and all(key.startswith("module.") for key in part):
+        return {key.removeprefix("module."): value for key, value in part.items()}
+    return part
+
+
+def _mismatches(
+    name: str, found: dict[str, Tensor] | None, expected: dict[str, Tensor] | None
+) -> list[str]:
+    if found is None:
+        return [f"part {name!r} is missing"]
+    if expected is None:
+        return [f"part {name!r} is unexpected"]
+    lists = {
+        "missing": [key for key in expected if key not in found],
+        "unexpected": [key for key in found if key not in expected],
+        "of another shape": [
+            f"{key} {tuple(found[key].shape)}, expected {tuple(value.shape)}"
+            for key, value in expected.items()
+            if key in found and found[key].shape != value.shape
+        ],
+    }
+    return [
+        f"in {name!r} {len(keys)} {what}: {', '.join(keys[:SHOWN])}"
+        + (f" and {len(keys) - SHOWN} more" if len(keys) > SHOWN else "")
+        for what, keys in lists.items()
+        if keys
+    ]

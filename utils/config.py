@@ -1,0 +1,412 @@
+"""One typed schema for every run: YAML with inheritance, overrides and clear errors.
+
+The keys are flat. Those of the published GMS and Wave-GMS files are accepted as they are; a published
+Wave-GMS file runs unchanged. `base:` names a YAML file, relative to the one that holds it, whose keys are
+taken first; `key=value` on the command line comes last.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
+
+from datasets.catalogue import SPLIT_FILE_ENDING, canonical_name
+from utils.errors import UserError
+
+MAX_CONFIG_BYTES = 1 << 16
+MAX_SHOWN = 200  # characters of a wrong value
+
+
+def _no_bool(value: object) -> object:
+    if isinstance(value, bool):
+        raise PydanticCustomError("int_type", "Input should be a number")
+    return value
+
+
+Number = Annotated[int, BeforeValidator(_no_bool)]
+PositiveInt = Annotated[Number, Field(ge=1, lt=1 << 31)]
+Count = Annotated[Number, Field(ge=0, lt=1 << 31)]
+Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+
+
+class Config(BaseModel):
+    """Everything that decides a run."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+    # Data
+    pickle_file_path: Path = Field(
+        description="Split file, `<name>_train_test_names.json` or `.pkl`, beside images/ and masks/"
+    )
+    image_size: PositiveInt = Field(
+        224, description="Side of the square input, pixels, 8 divides it"
+    )
+    augment: bool = Field(True, description="Augment the training images, see models.md")
+    val_fraction: Fraction = Field(
+        0.1,
+        description="Part of train kept for choosing the checkpoint; fixed by case name and seed",
+    )
+    folds: Count = Field(
+        0,
+        description="Cut train into so many folds and hold one out in place of val_fraction; 0 is off",
+    )
+    fold: Count = Field(0, description="Which of the folds is held out, from 0")
+    num_workers: Count = Field(2, description="Loader processes")
+    cache_mb: Count = Field(
+        4096,
+        description="Memory for decoded images, MiB; the cases beyond it are decoded each time",
+    )
+    drop_leaked: bool = Field(
+        False, description="Score also without test cases that have a twin in train"
+    )
+
+    # Model
+    model: str = Field(
+        "wave-gms", description="`wave-gms`, or a baseline such as `smp/Unet?encoder=resnet18`"
+    )
+    vae_model: Literal["litevae", "litevae-b", "litevae-m", "litevae-l", "tiny_vae", "sd_vae"] = (
+        Field(
+            "litevae",
+            description="Source of the image latent: a trained Haar encoder (`litevae`, `-b`, `-m`, `-l`) or the "
+            "frozen encoder of a `tiny_vae` or `sd_vae`",
+        )
+    )
+    guidance_method: Literal["wavelet"] | None = Field(
+        None,
+        description="`wavelet` guides the latent mapping model by Haar details (tiny_vae only)",
+    )
+    vae_weights: str = Field(
+        "madebyollin/taesd",
+        description="Frozen VAE whose decoder draws the mask: a diffusers folder or a hub id",
+    )
+    in_channel: PositiveInt = Field(4, description="Latent channels of the image")
+    out_channels: PositiveInt = Field(4, description="Latent channels of the mask")
+    num_res_blocks: PositiveInt = Field(2, description="Accepted as published; changes nothing")
+    ch: PositiveInt = Field(32, description="Base channels of the latent mapping model")
+    ch_mult: tuple[PositiveInt, ...] = Field(
+        (1, 2, 4, 4), description="Channel multipliers of its four stages"
+    )
+
+    # Losses
+    w_rec: Weight = Field(1.0, description="Weight of the latent loss")
+    w_dice: Weight = Field(1.0, description="Weight of the Dice loss")
+    align_loss: Weight = Field(
+        1.0,
+        description="Weight of the alignment loss; true is 1, false is 0 (litevae encoders only)",
+    )
+    w_kl: Weight = Field(0.0, description="Accepted as published; changes nothing")
+
+    # Optimisation
+    epochs: PositiveInt = Field(1000, description="Passes over the training cases")
+    batch_size: PositiveInt = Field(12, description="Cases a step and process")
+    accumulate: PositiveInt = Field(
+        1, description="Batches whose gradients make one optimiser step"
+    )
+    lr: Annotated[float, Field(gt=0, allow_inf_nan=False)] = Field(
+        2e-3, description="Peak learning rate of AdamW"
+    )
+    weight_decay: Weight = Field(0.01, description="Weight decay of AdamW")
+    warmup_epochs: Weight = Field(5, description="Epochs of linear warm-up before the cosine to 0")
+    clip_norm: Weight = Field(0.0, description="Largest gradient norm; 0 does not clip")
+    ema_decay: Fraction = Field(
+        0.0, description="Decay of the averaged weights that are evaluated and kept; 0 is off"
+    )
+    seed: Annotated[Number, Field(ge=0, lt=2**63)] = Field(
+        2333, description="Seed of everything random"
+    )
+    skip_nonfinite: Count = Field(
+        0, description="Steps with a NaN or infinite loss that may be skipped before the run stops"
+    )
+
+    # Hardware
+    GPUs: tuple[Count, ...] = Field(
+        (0,), description="GPUs to use, one process each; ignored where there is none"
+    )
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+        "auto", description="auto: bf16 on GPUs that have it, fp16 on others, fp32 on the CPU"
+    )
+    channels_last: bool = Field(
+        True,
+        description="Memory layout of weights and activations; on the CPU the encoder keeps its own",
+    )
+    compile: bool = Field(False, description="torch.compile the networks (GPU)")
+    checkpoint_decoder: bool = Field(
+        False, description="Compute the decoder twice instead of keeping its activations"
+    )
+    deterministic: bool = Field(False, description="Deterministic kernels on the GPU, slower")
+
+    # Validation and what is written
+    phase: Literal["train", "valid", "val", "test"] = Field(
+        "train",
+        description="`train`, `valid`, `val` or `test`, as published; the entry point decides",
+    )
+    snapshot_path: Path = Field(
+        Path("ckpt/wave_gms"), description="Folder of the experiment; runs are `epochs_<N>` in it"
+    )
+    select_on: Literal["val", "test"] = Field(
+        "val",
+        description="Cases that choose the checkpoint: `val`, held out of train, or `test`, the published habit, "
+        "which every output then states",
+    )
+    validate_every: PositiveInt = Field(1, description="Epochs between validations")
+    save_freq: PositiveInt | None = Field(
+        None, description="Also keep the weights every so many epochs"
+    )
+    save_minutes: Annotated[float, Field(gt=0)] = Field(
+        10.0, description="Minutes between saves within a long epoch"
+    )
+    log_every: PositiveInt = Field(10, description="Steps between reads of the losses")
+    resume: Literal["auto", "never"] = Field(
+        "auto", description="`auto` goes on where a run in the same folder stopped"
+    )
+    model_weight: Path | None = Field(
+        None, description="Checkpoint to validate; none is the best of this run"
+    )
+    save_seg_img_path: Path | None = Field(
+        None, description="Folder of predicted masks; none is one beside the checkpoint"
+    )
+    threshold: Annotated[float, Field(gt=0, lt=1)] = Field(
+        0.5, description="Probability from which a pixel is foreground"
+    )
+    tta: bool = Field(
+        False, description="Validate on the mean over eight orientations of each image"
+    )
+    evaluation_size: PositiveInt | Literal["native"] | None = Field(
+        None,
+        description="Side in pixels at which masks are scored, or `native` for each mask's own; null is image_size",
+    )
+    hd95_empty: Literal["diagonal", "zero"] = Field(
+        "diagonal", description="HD95 of a missed case: the image diagonal, or 0 as published"
+    )
+
+    @field_validator("guidance_method", mode="before")
+    @classmethod
+    def _none_by_name(cls, value: object) -> object:
+        return None if value in ("", "none", "None", False) else value
+
+    @field_validator("GPUs", mode="before")
+    @classmethod
+    def _gpus_from_text(cls, value: object) -> object:
+        if isinstance(value, int) and not isinstance(value, bool):
+            return (value,)
+        return value.split(",") if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _agree(self) -> Config:
+        if self.image_size % 8:
+            lower = self.image_size // 8 * 8
+            raise ValueError(
+                f"image_size is {self.image_size}, but 8 must divide it: "
+                f"use {lower or 8} or {lower + 8}"
+            )
+        if self.guidance_method and self.vae_model != "tiny_vae":
+            raise ValueError(
+                f"guidance_method: wavelet needs vae_model: tiny_vae, got vae_model: {self.vae_model}"
+            )
+        if self.folds == 1 or (self.fold and self.fold >= self.folds):
+            raise ValueError(
+                f"fold is {self.fold} of folds: {self.folds}, expected at least 2 folds and a fold "
+                "from 0 to folds - 1; folds: 0 and fold: 0 for none"
+            )
+        if self.folds and self.select_on == "test":
+            raise ValueError("folds choose on the fold held out: set select_on: val")
+        held_out = self.val_fraction or self.folds
+        if self.select_on == "val" and not held_out and self.phase == "train":
+            raise ValueError(
+                "select_on: val needs val_fraction above 0; or choose on test by select_on: test"
+            )
+        return self
+
+    @property
+    def dataset(self) -> str:
+        """Name of the data set: the split file's name without its ending, its usual one of several."""
+        return canonical_name(self.pickle_file_path.stem.removesuffix(SPLIT_FILE_ENDING))
+
+    @property
+    def run_folder(self) -> Path:
+        """Where the run writes: `<snapshot_path>/epochs_<epochs>`."""
+        return self.snapshot_path / f"epochs_{self.epochs}"
+
+
+class _PlainLoader(yaml.SafeLoader):
+    """SafeLoader that refuses what no config needs.
+
+    That is a key given twice, of which PyYAML would keep the last in silence, and aliases (`*name`),
+    by which a few lines can stand for more values than fit into memory.
+    """
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            event = self.peek_event()
+            raise yaml.composer.ComposerError(
+                None, None, f"the alias *{event.anchor}; write the value out", event.start_mark
+            )
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[object] = set()
+        for key_node, _ in node.value:
+            if isinstance(key_node, yaml.ScalarNode):
+                if key_node.value in seen:
+                    raise yaml.constructor.ConstructorError(
+                        None, None, f"key {key_node.value!r} is given twice", key_node.start_mark
+                    )
+                seen.add(key_node.value)
+        return super().construct_mapping(node, deep)
+
+
+def _parse_yaml(text: str, where: str) -> object:
+    try:
+        return yaml.load(text, Loader=_PlainLoader)
+    except Exception as error:  # the constructors of its tags raise whatever Python raises
+        reason = error if isinstance(error, yaml.YAMLError) else f"{type(error).__name__}: {error}"
+        raise UserError(f"{where} is not plain YAML: {reason}") from error
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The `key: value` lines of a short YAML file; UserError where it is no such file."""
+    try:
+        if path.exists() and not path.is_file():
+            raise UserError(f"cannot read the config {path}: it is no regular file")
+        if path.stat().st_size > MAX_CONFIG_BYTES:
+            raise UserError(
+                f"{path} is over {MAX_CONFIG_BYTES} bytes; a config is a short YAML file"
+            )
+        text = path.read_text(encoding="utf-8")
+    except (OSError, ValueError, RuntimeError) as error:  # the last two: names that are no path
+        raise UserError(f"cannot read the config {str(path)!r}: {error}") from error
+    content = _parse_yaml(text, str(path))
+    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
+        raise UserError(f"{path} must hold `key: value` lines, got {type(content).__name__}")
+    return content
+
+
+def read_mapping(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """The file's keys over those of its `base:`, which may have a base itself; not yet validated.
+
+    UserError for what is no short plain YAML mapping.
+    """
+    content = read_yaml(path)
+    resolved = path.resolve()
+    if resolved in seen:
+        chain = " -> ".join(str(p) for p in (*seen, path))
+        raise UserError(f"these configs inherit from each other in a circle: {chain}")
+    base = content.pop("base", None)
+    if base is None:
+        return content
+    if not isinstance(base, str):
+        raise UserError(f"{path}: base must be the path of a YAML file, got {shown(base)}")
+    return read_mapping(path.parent / base, (*seen, resolved)) | content
+
+
+def shown(value: object) -> str:
+    """A wrong value for a message: not longer than it can be read."""
+    try:
+        text = repr(value)
+    except ValueError:  # Python refuses to write out an integer of over 4300 digits
+        return "a number of thousands of digits"
+    return text if len(text) <= MAX_SHOWN else text[:MAX_SHOWN] + "..."
+
+
+def unknown_key(key: str, known: Iterable[str], page: str) -> str:
+    """What to tell about a key that is none of `known`, which `page` describes."""
+    close = difflib.get_close_matches(key, known, n=1)
+    hint = f"did you mean {close[0]!r}?" if close else f"see {page} for all keys"
+    return f"unknown key {key!r}; {hint}"
+
+
+def _explain(error: ValidationError, where: str) -> str:
+    lines = []
+    for problem in error.errors(include_url=False):
+        key = str(problem["loc"][0]) if problem["loc"] else ""
+        if problem["type"] == "extra_forbidden":
+            lines.append(unknown_key(key, Config.model_fields, "docs/config.md"))
+        elif problem["type"] == "missing":
+            lines.append(f"{key} is missing: {Config.model_fields[key].description}")
+        elif problem["type"] == "value_error":
+            lines.append(str(problem["ctx"]["error"]))
+        else:
+            lines.append(f"{key}: {problem['msg']}, got {shown(problem['input'])}")
+    return f"{where}:\n" + "\n".join(f"  {line}" for line in dict.fromkeys(lines))
+
+
+def make_config(values: dict[str, Any], where: str = "config") -> Config:
+    """Validate `values`; raises UserError that lists every problem."""
+    unset = {key for key, value in values.items() if value is None and key in Config.model_fields}
+    try:
+        return Config(**{key: value for key, value in values.items() if key not in unset})
+    except ValidationError as error:
+        raise UserError(_explain(error, where)) from error
+
+
+def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
+    """The values of `key=value` arguments, each value written as in YAML."""
+    values = {}
+    for override in overrides:
+        key, separator, text = override.partition("=")
+        if not separator or not key:
+            raise UserError(f"an override is written key=value, got {override!r}")
+        values[key.strip()] = _parse_yaml(text, f"the override {override!r}")
+    return values
+
+
+def load_config(path: Path | str, overrides: Sequence[str] = ()) -> Config:
+    """Read a YAML config with its bases, apply `key=value` overrides and validate the result.
+
+    Raises UserError for an unreadable file, unknown keys (with a suggestion), wrong types, values
+    out of range and settings that contradict each other.
+    """
+    path = Path(path)
+    return make_config(read_mapping(path) | parse_overrides(overrides), str(path))
+
+
+def dump_config(config: Config) -> str:
+    """The resolved config as YAML that `load_config` reads back to an equal one."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def describe_fields() -> str:
+    """All keys with type, default and meaning, as the Markdown of docs/config.md."""
+    lines = [
+        "# Configuration",
+        "",
+        "A run is described by one flat YAML file. `base:` names a file, relative to the one that",
+        "holds it, whose keys are taken first; `key=value` on the command line comes last. Unknown",
+        "keys, wrong types and settings that contradict each other are refused before anything",
+        "runs. The resolved config is saved with the run.",
+        "",
+        "The keys of the published GMS and Wave-GMS files are among these. A published Wave-GMS file runs",
+        "as it is. Those of GMS name no network; without `vae_model: sd_vae` and `vae_weights` of a Stable",
+        "Diffusion VAE they mean Wave-GMS here.",
+        "",
+        "This page is written by `python -m utils.config > docs/config.md`.",
+        "",
+        "| key | default | meaning |",
+        "|---|---|---|",
+    ]
+    for name, field in Config.model_fields.items():
+        default = (
+            "required" if field.is_required() else f"`{json.dumps(field.default, default=str)}`"
+        )
+        lines.append(f"| `{name}` | {default} | {field.description} |")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    print(describe_fields(), end="")

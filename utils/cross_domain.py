@@ -1,0 +1,191 @@
+"""How models trained on one data set do on others: a matrix of train set by test set.
+
+    python -m utils.cross_domain ckpt/wave_gms_bus/epochs_1000 ckpt/wave_gms_busi/epochs_1000 --out ckpt/cross_domain
+
+collects every valid_results_<dataset> of the run folders. Written: cross_domain_<metric>.csv, the
+means with a row a train set and a column a test set; cross_domain.md, with intervals; and
+cross_domain.png, a heat map a metric.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from utils.errors import UserError
+
+Summary = Mapping[str, Any]
+Cells = Mapping[tuple[str, str], Summary]  # by train set, test set
+
+MATRIX_METRICS = ("DSC", "IoU", "HD95")
+
+
+def write_matrix(folder: Path, cells: Cells, metrics: Sequence[str] = MATRIX_METRICS) -> None:
+    """Write the matrix of `cells`, summaries as `utils.results.write_results` returns them.
+
+    Sets come in the order in which `cells` first names them; combinations that are not in `cells`
+    stay empty.
+    """
+    from utils.files import atomic_write
+
+    if not cells:
+        raise UserError("no validation to put into a cross-domain matrix")
+    for metric in metrics:
+        atomic_write(folder / f"cross_domain_{metric}.csv", to_csv(cells, metric))
+    atomic_write(folder / "cross_domain.md", to_markdown(cells, metrics))
+    atomic_write(folder / "cross_domain.png", heat_maps(cells, metrics))
+
+
+def collect(runs: Sequence[Path]) -> dict[tuple[str, str], Summary]:
+    """The summaries of all validations in the run folders, by train set and test set.
+
+    Both names come from the provenance, its keys `trained_on` and `data_set`.
+    """
+    from utils.results import read_results
+
+    cells: dict[tuple[str, str], Summary] = {}
+    sources: dict[tuple[str, str], Path] = {}
+    for run in runs:
+        folders = sorted(path.parent for path in run.glob("valid_results_*/results.csv"))
+        if not folders:
+            raise UserError(f"{run} holds no valid_results_*: run valid.py on it first")
+        for folder in folders:
+            summary = read_results(folder).summary
+            provenance = summary.get("provenance", {})
+            if not {"trained_on", "data_set"} <= provenance.keys():
+                raise UserError(
+                    f"{folder}/summary.json does not say trained_on and data_set in its "
+                    "provenance; run valid.py again"
+                )
+            key = (str(provenance["trained_on"]), str(provenance["data_set"]))
+            if key in cells:
+                raise UserError(
+                    f"{folder} and {sources[key]} are both trained on {key[0]} and tested on "
+                    f"{key[1]}; give one of the two runs"
+                )
+            cells[key], sources[key] = summary, folder
+    return cells
+
+
+def axes_of(cells: Cells) -> tuple[list[str], list[str]]:
+    """Train sets and test sets, each once, in the order of `cells`."""
+    return list(dict.fromkeys(train for train, _ in cells)), list(
+        dict.fromkeys(test for _, test in cells)
+    )
+
+
+def to_csv(cells: Cells, metric: str) -> str:
+    """Means of one metric, unrounded; a row a train set, a column a test set."""
+    import csv
+    import io
+
+    trained, tested = axes_of(cells)
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["train set", *tested])
+    for train in trained:
+        found = [_description(cells, train, test, metric) for test in tested]
+        writer.writerow([train, *("" if each is None else each["mean"] for each in found)])
+    return text.getvalue()
+
+
+def to_markdown(cells: Cells, metrics: Sequence[str]) -> str:
+    """A table a metric: mean and its 95 % interval; bold where train and test set are one."""
+    from utils.metrics import LOWER_IS_BETTER
+
+    trained, tested = axes_of(cells)
+    lines = ["# Cross-domain results", ""]
+    for metric in metrics:
+        lower = metric in LOWER_IS_BETTER
+        unit = "pixels, lower is better" if lower else "per cent, higher is better"
+        lines += [
+            f"## {metric} ({unit})",
+            "",
+            f"| train set \\ test set | {' | '.join(tested)} |",
+            f"| --- |{' ---: |' * len(tested)}",
+        ]
+        for train in trained:
+            row = []
+            for test in tested:
+                found = _description(cells, train, test, metric)
+                text = "-" if found is None else _with_interval(found, 1 if lower else 100)
+                row.append(f"**{text}**" if train == test and found is not None else text)
+            lines.append(f"| {train} | {' | '.join(row)} |")
+        lines.append("")
+    lines += ["Mean and its 95 % bootstrap interval over the test cases.", ""]
+    return "\n".join(lines)
+
+
+def heat_maps(cells: Cells, metrics: Sequence[str]) -> bytes:
+    """PNG with a panel a metric; brighter is better in each, and the numbers are written in."""
+    import io
+
+    import numpy as np
+    from matplotlib.figure import Figure
+
+    from utils.metrics import LOWER_IS_BETTER
+
+    trained, tested = axes_of(cells)
+    size = (len(metrics) * (1.6 + 0.8 * len(tested)), 1.6 + 0.6 * len(trained))
+    figure = Figure(figsize=size, layout="constrained")
+    panels = figure.subplots(1, len(metrics), sharey=True, squeeze=False)[0]
+    for axes, metric in zip(panels, metrics, strict=True):
+        lower = metric in LOWER_IS_BETTER
+        means = np.full((len(trained), len(tested)), np.nan)
+        for row, train in enumerate(trained):
+            for column, test in enumerate(tested):
+                found = _description(cells, train, test, metric)
+                if found is not None:
+                    means[row, column] = found["mean"] * (1 if lower else 100)
+        image = axes.imshow(means, cmap="cividis_r" if lower else "cividis", aspect="auto")
+        for (row, column), mean in np.ndenumerate(means):
+            bright = np.isfinite(mean) and sum(image.to_rgba(mean)[:3]) > 1.5
+            axes.text(
+                column,
+                row,
+                f"{mean:.1f}" if np.isfinite(mean) else "-",
+                ha="center",
+                va="center",
+                color="black" if bright or not np.isfinite(mean) else "white",
+            )
+        axes.set_xticks(range(len(tested)), tested, rotation=30, ha="right")
+        axes.set_yticks(range(len(trained)), trained)
+        axes.set_xlabel("test set")
+        axes.set_title(f"{metric}, {'pixels ↓' if lower else 'per cent ↑'}", fontsize=10)
+    panels[0].set_ylabel("train set")
+    png = io.BytesIO()
+    figure.savefig(png, format="png", dpi=150)
+    return png.getvalue()
+
+
+def _description(cells: Cells, train: str, test: str, metric: str) -> Mapping[str, Any] | None:
+    summary = cells.get((train, test))
+    return None if summary is None else summary["metrics"][metric]
+
+
+def _with_interval(found: Mapping[str, Any], scale: float) -> str:
+    low, high = found["ci95"]
+    mean = f"{scale * found['mean']:.2f}"
+    return mean if low is None else f"{mean} [{scale * low:.2f}, {scale * high:.2f}]"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN")
+    parser.add_argument(
+        "--out", type=Path, default=Path("ckpt/cross_domain"), help="default: %(default)s"
+    )
+    arguments = parser.parse_args()
+    write_matrix(arguments.out, collect(arguments.runs))
+    print((arguments.out / "cross_domain.md").read_text(encoding="utf-8"))
+    print(f"written to {arguments.out}")
+
+
+if __name__ == "__main__":
+    from utils.entry import exit_from
+
+    exit_from(main)

@@ -1,0 +1,60 @@
+"""Stopping a run on request: finish the step, save, and leave with the signal's exit code."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from types import FrameType
+
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+NOTICE = "stopping after this step; once more stops at once, without saving"
+ECHO_SECONDS = 1.0
+
+
+class Interrupted(Exception):
+    """A run stopped after saving, because a signal asked for it."""
+
+    def __init__(self, signal_number: int) -> None:
+        super().__init__(f"stopped by {signal.Signals(signal_number).name}")
+        self.exit_code = 128 + signal_number
+
+
+class StopRequest:
+    """While entered, the first SIGINT, SIGTERM or SIGUSR1 is only noted; a later one exits at once.
+
+    What comes within ECHO_SECONDS of the first is taken for the same request: Ctrl-C in a terminal
+    reaches a script's child twice, from the terminal and from the script. The first one prints `notice`. SIGTERM and SIGUSR1 are what Slurm sends before it takes a machine
+    back (`--signal=USR1@60`). `second_exits=False` is for the processes of a launcher: it passes on a
+    signal that they may have had already, ends them all when the first one leaves, and kills those
+    that take too long; they print nothing.
+    """
+
+    def __init__(self, notice: str = NOTICE, second_exits: bool = True) -> None:
+        self.notice = notice
+        self.second_exits = second_exits
+        self.signal_number: int | None = None
+        self._noted_at = 0.0
+        self._previous: dict[int, object] = {}
+
+    def __enter__(self) -> StopRequest:
+        for number in STOP_SIGNALS:
+            self._previous[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]
+
+    def _note(self, number: int, _: FrameType | None) -> None:
+        if self.signal_number is None:
+            self.signal_number = number
+            self._noted_at = time.monotonic()
+            if self.second_exits:
+                os.write(2, f"\n{self.notice}\n".encode())
+        elif self.second_exits and time.monotonic() - self._noted_at > ECHO_SECONDS:
+            os._exit(128 + number)
+
+    @property
+    def requested(self) -> bool:
+        return self.signal_number is not None

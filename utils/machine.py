@@ -1,0 +1,41 @@
+"""What this process may use of the machine, and what it has used."""
+
+from __future__ import annotations
+
+import os
+import resource
+import sys
+from pathlib import Path
+
+
+def available_cores() -> int:
+    """Processor cores that this process may run on: fewer than the machine has, where they are shared out.
+
+    That is so under Slurm, taskset and in containers with a set of cores.
+    """
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def peak_bytes() -> int:
+    """Largest resident set of this process so far, in bytes.
+
+    On Linux from /proc: the counter of getrusage takes over that of the process that started this one.
+    """
+    status = Path("/proc/self/status")
+    if status.exists():
+        for line in status.read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return 1024 * int(line.split()[1])
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
+
+
+def available_bytes() -> int | None:
+    """Memory that new processes can have without swapping; None where the system does not tell."""
+    path = Path("/proc/meminfo")
+    if not path.exists():
+        return None
+    fields = dict(line.split(":") for line in path.read_text().splitlines())
+    return 1024 * int(fields["MemAvailable"].split()[0])

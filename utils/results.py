@@ -1,0 +1,200 @@
+"""The scores of a validation on disk: results.csv, one row a case, and summary.json.
+
+    results.csv   Name, the metrics, pixel counts and image size; the last two rows are Avg and
+                  Std (divisor N - 1) of the metrics
+    summary.json  count, misses, false_alarms, metrics, hd95 by each rule, bootstrap,
+                  without_leaked (the same numbers without the leaked cases, or null), provenance
+
+A description is {"count", "mean", "std", "median", "ci95": [low, high]}; a number that cannot be
+told, such as the deviation of one case, is null.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from utils.errors import UserError
+from utils.files import atomic_write
+from utils.metrics import METRICS, SIZES, EmptyRule, Row
+from utils.statistics import CONFIDENCE, RESAMPLES, SEED, describe
+
+COLUMNS = ("Name", *METRICS, *SIZES)
+CSV_NAME = "results.csv"
+SUMMARY_NAME = "summary.json"
+
+
+@dataclass(frozen=True)
+class Results:
+    """A validation read back: its rows sorted by name, and its summary."""
+
+    folder: Path
+    rows: list[Row]
+    summary: dict[str, Any]
+
+    @property
+    def names(self) -> list[str]:
+        return [str(row["Name"]) for row in self.rows]
+
+    def values(self, metric: str) -> np.ndarray:
+        """The scores (N,) of one metric, in the order of `names`."""
+        return column(self.rows, metric)
+
+
+def write_results(
+    folder: Path,
+    rows: Sequence[Row],
+    *,
+    provenance: Mapping[str, Any],
+    leaked: Collection[str] = (),
+    hd95_empty: EmptyRule = "diagonal",
+) -> dict[str, Any]:
+    """Write results.csv and summary.json into `folder`, each at once or not at all.
+
+    `rows` are those of `utils.metrics.score_cases`, scored with the same `hd95_empty`. `leaked`
+    names cases that the network may have seen in training; if some are among the rows, the
+    summary says every number with and without them. `provenance` goes into the summary as it is
+    and must be JSON: how the checkpoint was chosen, model, hashes of weights, versions, data set,
+    split, image size, threshold. Returns the summary.
+    """
+    if not rows:
+        raise UserError(f"no case to summarise for {folder}: score at least one case")
+    ordered = sorted(rows, key=lambda row: str(row["Name"]))
+    summary = summarise(ordered, hd95_empty)
+    dropped = sorted({str(row["Name"]) for row in ordered} & set(leaked))
+    kept = [row for row in ordered if row["Name"] not in set(dropped)]
+    summary |= {
+        "without_leaked": {"dropped": dropped, **summarise(kept, hd95_empty)} if dropped else None,
+        "bootstrap": {"resamples": RESAMPLES, "confidence": CONFIDENCE, "seed": SEED},
+        "provenance": dict(provenance),
+    }
+    text = json.dumps(summary, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+    atomic_write(folder / CSV_NAME, _to_csv(ordered, summary["metrics"]))
+    atomic_write(folder / SUMMARY_NAME, text)
+    return summary
+
+
+def summarise(rows: Sequence[Row], hd95_empty: EmptyRule = "diagonal") -> dict[str, Any]:
+    """Descriptions of every metric, and what empty masks did to HD95.
+
+    A miss is a case with true foreground and an empty prediction, a false alarm the reverse.
+    `hd95` holds HD95 with either counted as the image diagonal, as 0 (the published rule), and
+    left out (`detected`: cases in which neither mask is empty). `rule` names the one that
+    the metrics' HD95 follows.
+    """
+    predicted, true = column(rows, "PredictedPixels"), column(rows, "TruthPixels")
+    distance = column(rows, "HD95")
+    diagonal = np.hypot(column(rows, "Height"), column(rows, "Width"))
+    one_empty = (predicted > 0) != (true > 0)
+    detected = (predicted > 0) & (true > 0)
+    names = np.array([str(row["Name"]) for row in rows], dtype=object)
+    missed, alarmed = one_empty & (true > 0), one_empty & (predicted > 0)
+    return {
+        "count": len(rows),
+        "misses": int(missed.sum()),
+        "missed_cases": names[missed].tolist(),
+        "false_alarms": int(alarmed.sum()),
+        "false_alarm_cases": names[alarmed].tolist(),
+        "metrics": {metric: _description(column(rows, metric)) for metric in METRICS},
+        "hd95": {
+            "rule": hd95_empty,
+            "diagonal": _description(np.where(one_empty, diagonal, distance)),
+            "zero": _description(np.where(one_empty, 0.0, distance)),
+            "detected": _description(distance[detected]),
+        },
+    }
+
+
+def read_results(folder: Path) -> Results:
+    """Read what `write_results` wrote; `UserError` if something is missing or does not fit."""
+    for name in (CSV_NAME, SUMMARY_NAME):
+        if not (folder / name).is_file():
+            raise UserError(
+                f"{folder} holds no {name}; expected a folder of validation results such as "
+                "ckpt/<experiment>/epochs_<N>/valid_results_<dataset>, which valid.py writes"
+            )
+    rows = _from_csv(folder / CSV_NAME)
+    path = folder / SUMMARY_NAME
+    try:
+        summary = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON ({error}); run valid.py again") from error
+    if not isinstance(summary, dict) or summary.get("count") != len(rows):
+        raise UserError(
+            f"{path} does not belong to {CSV_NAME} beside it, which has {len(rows)} cases; "
+            "run valid.py again"
+        )
+    return Results(folder, rows, summary)
+
+
+def column(rows: Sequence[Row], name: str) -> np.ndarray:
+    """One column of numbers (N,) of `rows`."""
+    return np.array([row[name] for row in rows], dtype=np.float64)
+
+
+def _description(values: np.ndarray) -> dict[str, Any]:
+    found = describe(values)
+    numbers = {"mean": found.mean, "std": found.std, "median": found.median}
+    return {
+        "count": found.count,
+        **{name: _or_none(number) for name, number in numbers.items()},
+        "ci95": [_or_none(found.low), _or_none(found.high)],
+    }
+
+
+def _or_none(number: float) -> float | None:
+    return None if math.isnan(number) else number
+
+
+def _to_csv(rows: Sequence[Row], metrics: Mapping[str, Mapping[str, Any]]) -> str:
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, COLUMNS, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    for name, key in (("Avg", "mean"), ("Std", "std")):
+        writer.writerow({"Name": name} | {metric: each[key] for metric, each in metrics.items()})
+    return text.getvalue()
+
+
+def _from_csv(path: Path) -> list[Row]:
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            lines = list(csv.reader(file, strict=True))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path} is not a CSV file ({error}); run valid.py again") from error
+    if not lines or tuple(lines[0]) != COLUMNS:
+        got = ", ".join(lines[0]) if lines else "nothing"
+        raise UserError(f"{path}: expected the columns {', '.join(COLUMNS)}; got {got}")
+    if [line[0] for line in lines[-2:] if line] != ["Avg", "Std"]:
+        raise UserError(f"{path} does not end in the rows Avg and Std; it is cut off or edited")
+    rows = [_parse(path, number, line) for number, line in enumerate(lines[1:-2], 2)]
+    names = [str(row["Name"]) for row in rows]
+    if not rows:
+        raise UserError(f"{path} has no case")
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise UserError(f"{path} has the case {twice!r} more than once")
+    return sorted(rows, key=lambda row: str(row["Name"]))
+
+
+def _parse(path: Path, number: int, line: list[str]) -> Row:
+    """A row of the CSV file; every number in it is finite."""
+    if len(line) != len(COLUMNS):
+        raise UserError(f"{path}, row {number}: {len(line)} columns, expected {len(COLUMNS)}")
+    row: Row = {"Name": line[0]}
+    try:
+        row |= zip(COLUMNS[1:], map(float, line[1:]), strict=True)
+    except ValueError as error:
+        raise UserError(f"{path}, row {number}: {error}") from error
+    for key in COLUMNS[1:]:
+        if not math.isfinite(float(row[key])):
+            raise UserError(f"{path}, row {number}: {key} is {row[key]}, expected a finite number")
+    return row

@@ -1,0 +1,154 @@
+"""The folder of a run: created, checked, locked, and described by what it was made with."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import logging
+import os
+import platform
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from utils.errors import UserError
+from utils.files import atomic_write
+
+log = logging.getLogger("wavegms")
+
+RECORDED_PACKAGES = (
+    "torch",
+    "torchvision",
+    "diffusers",
+    "accelerate",
+    "safetensors",
+    "segmentation-models-pytorch",
+    "timm",
+    "numpy",
+    "opencv-python-headless",
+    "scipy",
+)
+
+
+def create_run_folder(folder: Path) -> None:
+    """Make `folder` and make sure that it can be written to; UserError otherwise."""
+    probe = folder / f".write_test.{os.getpid()}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.write_bytes(b"x")
+        probe.unlink()
+    except OSError as error:
+        raise UserError(
+            f"cannot write to the run folder {folder}: {error.strerror}. "
+            "Free the space, change its permissions, or set snapshot_path to another folder"
+        ) from error
+
+
+@contextmanager
+def writing_to(folder: Path) -> Iterator[None]:
+    """Turn a write that fails (disk full, quota, gone read-only) into a UserError."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"cannot write to {folder}: {error.strerror or error}. What was saved before is kept: "
+            "free space or mend the permissions there, then go on by the same command"
+        ) from error
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Delete the temporary files of writes that a kill cut short; call it under the lock."""
+    for path in folder.glob(".*.tmp"):
+        path.unlink()
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold the folder's lock; a second run in the same folder gets a UserError naming the first.
+
+    The operating system frees the lock with the process, however that ends.
+    """
+    path = folder / "run.lock"
+    with path.open("a+") as file:
+        # loader processes outlive a killed run by seconds and must not hold its lock for so long
+        os.register_at_fork(after_in_child=file.close)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.seek(0)
+            holder = file.read().strip() or "another process"
+            raise UserError(
+                f"{folder} is in use by {holder}: wait for that run, stop it, "
+                "or set another snapshot_path"
+            ) from error
+        except OSError as error:
+            raise UserError(
+                f"{path} cannot be locked ({error.strerror}): the file system has no flock; "
+                "set snapshot_path to another disk"
+            ) from error
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        file.flush()
+        yield
+
+
+def log_to(file: Path | None = None, level: int = logging.INFO) -> None:
+    """Send the project's log lines to the terminal and, if given, append them to a file."""
+    handlers: list[logging.Handler] = [logging.StreamHandler(sys.stdout)]
+    handlers[0].setFormatter(logging.Formatter("%(message)s"))
+    if file is not None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        handlers.append(logging.FileHandler(file))
+        handlers[1].setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    logging.raiseExceptions = False  # a full disk is told where the state is saved, not here too
+    logging.basicConfig(level=level, handlers=handlers, force=True)
+    for noisy in ("matplotlib", "PIL", "httpx", "huggingface_hub"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _commit() -> str | None:
+    """The checkout's commit, with `+changes` where tracked files differ; None outside of git."""
+    root = Path(__file__).resolve().parents[1]
+    try:
+        described = subprocess.run(
+            ["git", "-C", str(root), "describe", "--always", "--abbrev=40", "--dirty=+changes"],
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return described.stdout.strip()
+
+
+def describe_environment() -> dict[str, Any]:
+    """Versions, commit and hardware: what else a result depends on."""
+    import torch
+
+    return {
+        "python": platform.python_version(),
+        "system": platform.platform(),
+        "packages": {name: _version(name) for name in RECORDED_PACKAGES},
+        "cuda": torch.version.cuda if torch.cuda.is_available() else None,
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU",
+        "threads": torch.get_num_threads(),
+        "commit": _commit(),
+    }
+
+
+def write_environment(path: Path, extra: dict[str, Any]) -> None:
+    """Write `describe_environment()` and `extra` (seed, hashes) as JSON."""
+    atomic_write(path, json.dumps(describe_environment() | extra, indent=2) + "\n")

@@ -1,0 +1,96 @@
+# Functions of train.sh, valid.sh and test.sh, which source this file in the repository's root.
+
+# environment FILE...: set PYTHON to an interpreter that satisfies these requirements files.
+# An active virtual or conda environment is used if it does; else .venv is made here. A stamp is
+# written after a complete installation only, so that an interrupted one is taken up again.
+environment() {
+    if [ -n "${VIRTUAL_ENV:-}${CONDA_PREFIX:-}" ] && python utils/requirements.py "$@" 2>/dev/null
+    then
+        PYTHON=python
+        return
+    fi
+    PYTHON=.venv/bin/python
+    stamp=.venv/complete_$(cat "$@" | cksum | tr ' ' '_')
+    [ -f "$stamp" ] && return
+
+    if ! "$PYTHON" -m pip --version >/dev/null 2>&1; then
+        base=
+        for candidate in python3 python3.13 python3.12 python3.11 python3.10 python; do
+            if "$candidate" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 14))' 2>/dev/null
+            then base=$candidate; break; fi
+        done
+        if [ -z "$base" ]; then
+            echo "error: no Python 3.10 to 3.13 found; install one and start again" >&2
+            exit 2
+        fi
+        echo "making .venv with $("$base" --version)"
+        "$base" -m venv --clear .venv || {
+            echo "error: cannot make a virtual environment (Debian, Ubuntu: apt install python3-venv)" >&2
+            exit 2
+        }
+    fi
+    echo "installing $* into .venv (PyTorch is several GB; once only)"
+    for file in "$@"; do
+        "$PYTHON" -m pip install --disable-pip-version-check --progress-bar on --quiet -r "$file" || {
+            echo "error: the installation failed; start again to go on with it" >&2
+            exit 2
+        }
+    done
+    touch "$stamp"
+}
+
+# run COMMAND...: run it and pass signals on, so that stopping the script stops (and saves) the run.
+run() {
+    child= stopped=
+    trap 'stopped=1; [ -z "$child" ] || kill -TERM "$child" 2>/dev/null' INT TERM HUP
+    "$@" &
+    child=$!
+    [ -z "$stopped" ] || kill -TERM "$child" 2>/dev/null
+    status=0
+    wait "$child" || status=$?
+    while kill -0 "$child" 2>/dev/null; do
+        status=0
+        wait "$child" || status=$?
+    done
+    trap - INT TERM HUP
+    [ "$status" -eq 0 ] || exit "$status"
+}
+
+# Names of the prepared data sets, a word each.
+prepared() {
+    for file in datasets/*/*_train_test_names.*; do
+        [ -f "$file" ] && basename "$(dirname "$file")"
+    done | sort -u
+}
+
+# each_data_set "STEP..." [dataset ...] [key=value ...]: run STEP.py for each data set in turn.
+# Without a data set: every prepared one. One without configs of its own gets configs/own_*.yaml.
+each_data_set() {
+    steps=$1
+    shift
+    names=
+    for argument; do
+        shift
+        case $argument in
+            *=*) set -- "$@" "$argument" ;;
+            *) names="$names $argument" ;;
+        esac
+    done
+    [ -n "$names" ] || names=$(prepared)
+    if [ -z "$names" ]; then
+        echo "error: no data set is prepared; see: $PYTHON -m datasets.prepare --list" >&2
+        exit 2
+    fi
+    for name in $names; do
+        for step in $steps; do
+            echo "== $name: $step"
+            if [ -f "configs/${name}_$step.yaml" ]; then
+                run "$PYTHON" "$step.py" --config "configs/${name}_$step.yaml" "$@"
+            else
+                run "$PYTHON" "$step.py" --config "configs/own_$step.yaml" \
+                    "pickle_file_path=datasets/$name/${name}_train_test_names.json" \
+                    "snapshot_path=ckpt/wave_gms_$name" "$@"
+            fi
+        done
+    done
+}

@@ -1,0 +1,163 @@
+"""What a sample of scores says: description, bootstrap interval, paired comparison.
+
+Everything random is drawn from a generator seeded here, so that the same scores in the same order
+give the same numbers. docs/metrics.md says how to read them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+Values = npt.NDArray[np.float64]
+
+RESAMPLES = 10_000
+CONFIDENCE = 0.95
+SEED = 2333
+CHUNK = 1 << 20  # random numbers held at a time
+
+
+@dataclass(frozen=True)
+class Description:
+    """A sample in numbers; NaN where it is too small to tell.
+
+    `std` divides by N - 1. `low` and `high` bound the 95 % bootstrap interval of the mean.
+    """
+
+    count: int
+    mean: float
+    std: float
+    median: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class PairedDifference:
+    """Scores of one run less those of another on the same cases.
+
+    `low` and `high` bound the 95 % bootstrap interval of the mean difference; `p_value` is the
+    two-sided sign-flip test's.
+    """
+
+    count: int
+    mean: float
+    median: float
+    low: float
+    high: float
+    p_value: float
+
+
+def describe(values: Sequence[float] | Values, seed: int = SEED) -> Description:
+    """Mean, standard deviation, median and interval of the mean of `values` (N,)."""
+    sample = np.asarray(values, np.float64)
+    count = len(sample)
+    low, high = bootstrap_interval(sample, seed=seed)
+    return Description(
+        count=count,
+        mean=float(sample.mean()) if count else math.nan,
+        std=float(sample.std(ddof=1)) if count > 1 else math.nan,
+        median=float(np.median(sample)) if count else math.nan,
+        low=low,
+        high=high,
+    )
+
+
+def bootstrap_interval(
+    values: Values,
+    confidence: float = CONFIDENCE,
+    resamples: int = RESAMPLES,
+    seed: int = SEED,
+) -> tuple[float, float]:
+    """Percentile bootstrap interval of the mean of `values` (N,); NaN for fewer than two values.
+
+    Efron and Tibshirani, An Introduction to the Bootstrap (1993), chapter 13.
+    """
+    count = len(values)
+    if count < 2:
+        return math.nan, math.nan
+    rng = np.random.default_rng(seed)
+    means = np.concatenate(
+        [
+            values[rng.integers(0, count, size=(draws, count), dtype=np.int32)].mean(axis=1)
+            for draws in _chunks(resamples, count)
+        ]
+    )
+    low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return float(low), float(high)
+
+
+def t_interval(
+    values: Sequence[float] | Values, confidence: float = CONFIDENCE
+) -> tuple[float, float]:
+    """Student's t interval of the mean of `values` (N,); NaN for fewer than two values.
+
+    For a few runs of one setting, where a bootstrap of so few values would be too narrow.
+    """
+    from scipy import stats
+
+    sample = np.asarray(values, np.float64)
+    count = len(sample)
+    if count < 2:
+        return math.nan, math.nan
+    half = stats.t.ppf((1 + confidence) / 2, count - 1) * sample.std(ddof=1) / math.sqrt(count)
+    return float(sample.mean() - half), float(sample.mean() + half)
+
+
+def paired_difference(
+    run: Sequence[float] | Values, reference: Sequence[float] | Values, seed: int = SEED
+) -> PairedDifference:
+    """`run` less `reference`, scores (N,) of the same cases in the same order, N at least 1."""
+    differences = np.asarray(run, np.float64) - np.asarray(reference, np.float64)
+    low, high = bootstrap_interval(differences, seed=seed)
+    return PairedDifference(
+        count=len(differences),
+        mean=float(differences.mean()),
+        median=float(np.median(differences)),
+        low=low,
+        high=high,
+        p_value=sign_flip_test(differences, seed=seed),
+    )
+
+
+def sign_flip_test(differences: Values, permutations: int = RESAMPLES, seed: int = SEED) -> float:
+    """Two-sided p-value of the paired permutation test on the mean of `differences` (N,).
+
+    Under the null hypothesis the two runs are exchangeable within each case, so each difference
+    could as well have had the other sign. All 2^N sign patterns are counted where they are no
+    more than `permutations`; else that many are drawn and the observed one is counted among them,
+    so that p is never 0 (Phipson and Smyth, 2010).
+    """
+    count = len(differences)
+    # Sums of the same numbers in another order differ by rounding; those are ties.
+    threshold = abs(differences.sum()) - 1e-12 * np.abs(differences).sum()
+    if 2**count <= permutations:
+        flips = np.arange(2**count)[:, None] >> np.arange(count) & 1
+        return float(np.mean(np.abs((1 - 2 * flips) @ differences) >= threshold))
+    rng = np.random.default_rng(seed)
+    extreme = 0
+    for draws in _chunks(permutations, count):
+        flips = rng.integers(0, 2, size=(draws, count), dtype=np.int8)
+        extreme += np.count_nonzero(np.abs((1 - 2 * flips) @ differences) >= threshold)
+    return (extreme + 1) / (permutations + 1)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's step-down adjustment of `p_values` for the number of tests, in the given order."""
+    adjusted = [1.0] * len(p_values)
+    largest = 0.0
+    for rank, index in enumerate(np.argsort(p_values, kind="stable")):
+        largest = max(largest, min(1.0, p_values[index] * (len(p_values) - rank)))
+        adjusted[index] = largest
+    return adjusted
+
+
+def _chunks(draws: int, count: int) -> Iterator[int]:
+    """Split `draws` samples of `count` numbers so that about `CHUNK` numbers are held at a time."""
+    size = max(1, CHUNK // count)
+    for start in range(0, draws, size):
+        yield min(size, draws - start)
