@@ -353,7 +353,7 @@ class Ours(Candidate):
             {key: batch[key].to(self.device) for key in ("image", "mask")}
             for batch in self.test_loader
         )
-        validate(self.system, batches, self.accelerator, THRESHOLD)  # type: ignore[arg-type]
+        validate(self.system, batches, self.accelerator, THRESHOLD)
         return len(self.workload.test)
 
     def predict_files(self) -> int:

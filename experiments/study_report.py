@@ -187,6 +187,7 @@ def draw_curves(path: Path, study: Study, histories: Mapping[tuple[str, str, int
     import numpy as np
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=(7.5, 4.4), layout="constrained")
     FigureCanvasAgg(figure)
@@ -205,7 +206,7 @@ def draw_curves(path: Path, study: Study, histories: Mapping[tuple[str, str, int
                 epochs, dice.min(0), dice.max(0), color=line.get_color(), alpha=0.15, linewidth=0
             )
     axis.set(xlabel="epoch", ylabel="Dice on the held-out part of train", title=study.title)
-    axis.xaxis.get_major_locator().set_params(integer=True)
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axis.grid(alpha=0.3)
     axis.spines[["top", "right"]].set_visible(False)
     axis.legend(frameon=False)

@@ -40,7 +40,7 @@ class UpsamplingConvolution(nn.Module):
     def __init__(self, upsample: nn.Upsample, convolution: nn.Conv2d) -> None:
         super().__init__()
         assert upsample.mode == "nearest" and convolution.padding == (1, 1)
-        self.factor = int(upsample.scale_factor)  # type: ignore[arg-type]
+        self.factor = int(upsample.scale_factor)
         shifts = range(self.factor)
         last = self.factor - 1
         flipped = convolution.weight.detach().flip(2, 3).transpose(0, 1)

@@ -161,7 +161,7 @@ def test_check_of_a_data_set(data: Path, capsys: pytest.CaptureFixture[str]) -> 
         ["case_05", "case_11"],
     ]
     for sheet in ("contact_sheet.png", "twins.png"):
-        assert cv2.imread(str(data / "check" / sheet)).std() > 10  # type: ignore[union-attr]
+        assert cv2.imread(str(data / "check" / sheet)).std() > 10
     assert leaked_names(data) == {"case_00", "case_01"}
 
 

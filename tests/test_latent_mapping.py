@@ -72,7 +72,7 @@ def test_sft_scales_and_shifts() -> None:
     with torch.no_grad():
         for convolution, value in ((layer.gamma, 3.0), (layer.beta, -1.0)):
             convolution.weight.zero_()
-            convolution.bias.fill_(value)  # type: ignore[union-attr]
+            convolution.bias.fill_(value)
     torch.testing.assert_close(layer(x, torch.randn(1, 3, 4, 4)), 3 * x - 1)
 
 

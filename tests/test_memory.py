@@ -238,7 +238,7 @@ def step_on_gpu(shared: Path, precision: str, checkpointed: bool) -> tuple[Segme
     before = torch.cuda.memory_allocated()
     system = build(
         shared / "taesd", vae_model="litevae", ch=32, checkpoint_decoder=checkpointed
-    ).to("cuda", memory_format=torch.channels_last)  # type: ignore[call-overload]
+    ).to("cuda", memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(
         [p for p in system.parameters() if p.requires_grad], lr=1e-4, fused=True
     )

@@ -267,7 +267,7 @@ def test_the_drawing_shows_runs_means_and_intervals() -> None:
     rows = [scores("a", [0.7, 0.8]), scores("b", [0.9, 0.8]), scores("c", [])]
     (axes,) = plot_settings("title", rows).axes
     assert [label.get_text() for label in axes.get_yticklabels()] == ["b", "a"]
-    dots, interval, mean = (list(line.get_xdata()) for line in axes.lines[:3])  # type: ignore[arg-type]
+    dots, interval, mean = (list(line.get_xdata()) for line in axes.lines[:3])
     assert dots == [90, 80] and mean == pytest.approx([85])
     assert interval == pytest.approx([100 * each for each in t_interval([0.9, 0.8])])
 
