@@ -5,7 +5,8 @@
     python study.py --config configs/studies/busi.yaml --report
 
 Each run is an ordinary run folder under ckpt/studies/<name>/. The same command again goes on;
-finished runs are skipped. The report is written anew after each run.
+finished runs are skipped, and so are those whose scores stand in results.csv of --out, from another
+machine say. The report is written anew after each run.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import argparse
 import logging
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -43,15 +45,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parse_arguments(argv)
 
     from experiments.runner import run_trials
-    from experiments.study import load_study, trials_of
-    from experiments.study_report import write_study
+    from experiments.study import by_run, load_study, trials_of
+    from experiments.study_report import TABLE, scores_in, write_study
     from utils.errors import UserError
     from utils.runs import log_to
 
     log_to()
     study = load_study(arguments.config)
-    trials = trials_of(study)
     out = arguments.out or study.folder
+    runs = by_run(study, trials_of(study))
+    scored = scores_in(out, runs)
+    trials = [trial for run, trial in runs.items() if run not in scored]
 
     def tell(outcome: Outcome) -> None:
         log.info("%s: %s", outcome.trial.name, outcome.record.status)
@@ -61,11 +65,14 @@ def main(argv: Sequence[str] | None = None) -> None:
             write_study(study, out)
 
     if not arguments.report:
-        log.info("%s: %d runs in %s", study.title, len(trials), study.folder)
+        log.info(
+            "%s: %d runs in %s; %d more have their scores in %s",
+            *(study.title, len(trials), study.folder, len(scored), out / TABLE),
+        )
         outcomes = run_trials(
             trials,
             arguments.workers,
-            steps=training_and_scoring_steps,
+            steps=partial(training_and_scoring_steps, tta=study.tta),
             retry_failed=arguments.retry_failed,
             on_end=tell,
         )
@@ -79,13 +86,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     log.info("%s\nwritten to %s", write_study(study, out), out)
 
 
-def training_and_scoring_steps(trial: Trial) -> Steps:
+def training_and_scoring_steps(trial: Trial, tta: bool) -> Steps:
     """Train the run, then score it in all ways."""
     root = Path(__file__).resolve().parent
     config = ["--config", str(trial.config_file)]
+    without = [] if tta else ["--no-tta"]
     return {
         "train": [sys.executable, str(root / "train.py"), *config],
-        "score": [sys.executable, "-m", "experiments.scoring", *config],
+        "score": [sys.executable, "-m", "experiments.scoring", *config, *without],
     }
 
 

@@ -39,6 +39,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--config", type=Path, required=True, help="config of the run")
+    parser.add_argument("--no-tta", action="store_true", help="leave out test-time augmentation")
     arguments = parser.parse_args(argv)
 
     import valid
@@ -64,9 +65,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
 
     valid.main(["--config", str(arguments.config), leaks])
-    (folder / TTA).mkdir(exist_ok=True)
-    shutil.copyfile(folder / "best_model.pth", folder / TTA / "best_model.pth")
-    score(folder / TTA, {}, "tta=true")
+    if not arguments.no_tta:
+        (folder / TTA).mkdir(exist_ok=True)
+        shutil.copyfile(folder / "best_model.pth", folder / TTA / "best_model.pth")
+        score(folder / TTA, {}, "tta=true")
 
     dice = dice_of_epochs(config)
     if dice:

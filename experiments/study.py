@@ -12,7 +12,8 @@
       Wave-GMS: {}
       SFT: {vae_model: tiny_vae, guidance_method: wavelet}
 
-A run's folder is `<folder>/<system>/<split>/seed_<n>/epochs_<N>`, `folder` being
+`tta: false` leaves out the scoring with test-time augmentation, eight predictions a case. A run's
+folder is `<folder>/<system>/<split>/seed_<n>/epochs_<N>`, `folder` being
 `ckpt/studies/<name of the YAML file>` unless it is given.
 """
 
@@ -46,6 +47,7 @@ class Study(BaseModel):
     seeds: tuple[int, ...] = Field(min_length=1)
     splits: dict[str, Path] = Field(min_length=1)
     systems: dict[str, dict[str, Any]] = Field(min_length=1)
+    tta: bool = True
     folder: Path
 
 

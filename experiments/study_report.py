@@ -1,109 +1,190 @@
 """What a study found: `results.md`, `results.csv`, `curves.png`, `examples.png`.
 
 The table has a row a system; a number is the mean over the seeds, and the standard deviation across
-them where there are several. The CSV has a row for every run and way of choosing its checkpoint.
+them where there are several. The CSV has a row for every run and way of choosing its checkpoint; rows
+that stand in it already stay, so that a study can be gathered from the CSVs of several machines.
 """
 
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
 import shutil
 import statistics
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
 
 from experiments.records import read_record
 from experiments.runner import Trial
 from experiments.scoring import ON_TEST, TTA
 from experiments.study import GROUPED, PUBLISHED, Study, by_run, trials_of
+from utils.config import Config
 from utils.errors import UserError
 from utils.files import atomic_write
 from utils.results import read_results
 
+TABLE = "results.csv"
 ON_VAL = "validation"
 WAYS = {ON_VAL: ".", TTA: TTA, ON_TEST: ON_TEST}
 """Ways of scoring a run, and where in its folder `experiments.scoring` puts them."""
 
+OF_THE_PLACE = {"pickle_file_path", "snapshot_path", "num_workers"}
+"""Keys that say where a run is made, not what it is."""
+
 
 @dataclass(frozen=True)
 class Score:
-    """One run, scored in one way."""
+    """One run, scored in one way: a row of `results.csv`.
+
+    Dice and IoU are in [0, 1], HD95 in pixels; `settings` is a digest of the run's config.
+    """
 
     system: str
     split: str
     seed: int
-    way: str
-    summary: Mapping[str, Any]
+    checkpoint: str
+    dice: float
+    dice_low: float
+    dice_high: float
+    dice_without_leaked: float | None
+    iou: float
+    hd95: float
+    hd95_misses_as_0: float
+    hd95_detected: float | None
+    misses: int
+    cases: int
     parameters: int
     minutes: float
     cpu_minutes: float
+    settings: str
 
-    def mean(self, metric: str) -> float:
-        return self.summary["metrics"][metric]["mean"]
+
+Run = tuple[str, str, int]  # system, split, seed
 
 
 def write_study(study: Study, out: Path) -> str:
     """Write the report of all runs that are scored so far into `out`; returns the Markdown.
 
-    UserError where none is.
+    UserError where none is, and where `out` has a table of other runs.
     """
     runs = by_run(study, trials_of(study))
-    scores = [score for key, trial in runs.items() for score in scores_of(*key, trial)]
+    elsewhere = scores_in(out, runs)
+    here = {run: scores_of(run, trial) for run, trial in runs.items()}
+    scores = [score for run in runs for score in here[run] or elsewhere.get(run, [])]
     if not scores:
         raise UserError(f"no run of this study is scored yet: {study.folder}")
     table = to_markdown(study, scores)
     atomic_write(out / "results.md", table)
-    atomic_write(out / "results.csv", to_csv(scores))
-    curves = {key: trial.folder / "history.csv" for key, trial in runs.items()}
-    draw_curves(out / "curves.png", study, curves)
-    first = scores[0]
-    trial = runs[first.system, first.split, first.seed]
+    atomic_write(out / TABLE, to_csv(scores))
+
+    published = {(s.system, s.split, s.seed) for s in scores if s.split == PUBLISHED}
+    histories = {run: runs[run].folder / "history.csv" for run in published}
+    if histories and all(history.is_file() for history in histories.values()):
+        draw_curves(out / "curves.png", study, histories)
+    trial = runs[scores[0].system, scores[0].split, scores[0].seed]
     examples = trial.folder / f"valid_results_{trial.config.dataset}" / "examples.png"
-    shutil.copyfile(examples, out / "examples.png")
+    if examples.is_file():
+        shutil.copyfile(examples, out / "examples.png")
     return table
 
 
-def scores_of(system: str, split: str, seed: int, trial: Trial) -> list[Score]:
-    """The scores of a run, none while it is not scored."""
+def scores_of(run: Run, trial: Trial) -> list[Score]:
+    """The scores of a run in its folder, none while it is not scored."""
     record = read_record(trial.folder)
     if record is None or "score" not in record.done:
         return []
     parameters = json.loads((trial.folder / "parameters.json").read_text())["trainable"]
-    return [
-        Score(
-            system,
-            split,
-            seed,
-            way,
-            read_results(folder).summary,
-            parameters,
-            record.wall_seconds["train"] / 60,
-            record.cpu_seconds["train"] / 60,
+    scores = []
+    for way, place in WAYS.items():
+        folder = trial.folder / place / f"valid_results_{trial.config.dataset}"
+        if not folder.is_dir():
+            continue
+        summary = read_results(folder).summary
+        low, high = summary["metrics"]["DSC"]["ci95"]
+        kept = summary["without_leaked"]
+        scores.append(
+            Score(
+                *run,
+                checkpoint=way,
+                dice=summary["metrics"]["DSC"]["mean"],
+                dice_low=low,
+                dice_high=high,
+                dice_without_leaked=None if kept is None else kept["metrics"]["DSC"]["mean"],
+                iou=summary["metrics"]["IoU"]["mean"],
+                hd95=summary["hd95"]["diagonal"]["mean"],
+                hd95_misses_as_0=summary["hd95"]["zero"]["mean"],
+                hd95_detected=summary["hd95"]["detected"]["mean"],
+                misses=summary["misses"],
+                cases=summary["count"],
+                parameters=parameters,
+                minutes=round(record.wall_seconds["train"] / 60, 2),
+                cpu_minutes=round(record.cpu_seconds["train"] / 60, 2),
+                settings=digest(trial.config),
+            )
         )
-        for way, place in WAYS.items()
-        if (folder := trial.folder / place / f"valid_results_{trial.config.dataset}").is_dir()
-    ]
+    return scores
+
+
+def scores_in(out: Path, runs: Mapping[Run, Trial]) -> dict[Run, list[Score]]:
+    """The scores by run that stand in the table of `out`, none where there is no table.
+
+    UserError for a file that is no such table, and for runs that the study does not name or that
+    had other settings: they do not belong into one table, and are not overwritten.
+    """
+    path = out / TABLE
+    if not path.exists():
+        return {}
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = [
+                {key: text or None for key, text in row.items()} for row in csv.DictReader(file)
+            ]
+        scores = TypeAdapter(list[Score]).validate_python(rows)
+    except (OSError, UnicodeDecodeError, ValidationError) as error:
+        raise UserError(f"{path} is not the table of a study: move it away ({error})") from error
+    found: dict[Run, list[Score]] = {}
+    for score in scores:
+        run = (score.system, score.split, score.seed)
+        if run not in runs or score.settings != digest(runs[run].config):
+            why = "other settings" if run in runs else "a run that the study does not name"
+            raise UserError(
+                f"{path} has {why}: {score.system}, {score.split} split, seed {score.seed}. Give "
+                "another folder by --out, or move the table away"
+            )
+        found.setdefault(run, []).append(score)
+    return found
+
+
+def digest(config: Config) -> str:
+    """Twelve hexadecimal digits that differ between configs that train or score differently."""
+    content = config.model_dump(mode="json", exclude_defaults=True, exclude=OF_THE_PLACE)
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def to_markdown(study: Study, scores: Sequence[Score]) -> str:
     """The table, and under it what its columns mean."""
     columns: dict[str, tuple[str, str, Callable[[Score], float | None]]] = {
-        "Dice": (PUBLISHED, ON_VAL, lambda s: 100 * s.mean("DSC")),
+        "Dice": (PUBLISHED, ON_VAL, lambda s: 100 * s.dice),
         "no leaked cases": (PUBLISHED, ON_VAL, _dice_without_leaked),
-        "group split": (GROUPED, ON_VAL, lambda s: 100 * s.mean("DSC")),
-        "IoU": (PUBLISHED, ON_VAL, lambda s: 100 * s.mean("IoU")),
-        "HD95": (PUBLISHED, ON_VAL, lambda s: s.summary["hd95"]["diagonal"]["mean"]),
-        "HD95, misses as 0": (PUBLISHED, ON_VAL, lambda s: s.summary["hd95"]["zero"]["mean"]),
-        "missed": (PUBLISHED, ON_VAL, lambda s: s.summary["misses"]),
-        "Dice, TTA": (PUBLISHED, TTA, lambda s: 100 * s.mean("DSC")),
-        "Dice, chosen on test": (PUBLISHED, ON_TEST, lambda s: 100 * s.mean("DSC")),
+        "group split": (GROUPED, ON_VAL, lambda s: 100 * s.dice),
+        "IoU": (PUBLISHED, ON_VAL, lambda s: 100 * s.iou),
+        "HD95": (PUBLISHED, ON_VAL, lambda s: s.hd95),
+        "HD95, misses as 0": (PUBLISHED, ON_VAL, lambda s: s.hd95_misses_as_0),
+        "missed": (PUBLISHED, ON_VAL, lambda s: s.misses),
+        "Dice, TTA": (PUBLISHED, TTA, lambda s: 100 * s.dice),
+        "Dice, chosen on test": (PUBLISHED, ON_TEST, lambda s: 100 * s.dice),
         "minutes": (PUBLISHED, ON_VAL, lambda s: s.minutes),
         "CPU minutes": (PUBLISHED, ON_VAL, lambda s: s.cpu_minutes),
     }
+    if GROUPED not in study.splits:
+        del columns["group split"]
+    if not study.tta:
+        del columns["Dice, TTA"]
     lines = [
         f"**{study.title}.** {study.protocol}",
         "",
@@ -117,7 +198,7 @@ def to_markdown(study: Study, scores: Sequence[Score]) -> str:
             continue
         cells = []
         for split, way, number in columns.values():
-            values = [number(s) for s in of_system if (s.split, s.way) == (split, way)]
+            values = [number(s) for s in of_system if (s.split, s.checkpoint) == (split, way)]
             cells.append(_cell([v for v in values if v is not None], len(study.seeds)))
         lines.append(f"| {system} | {of_system[0].parameters:,} | {' | '.join(cells)} |")
     seeds = ", ".join(map(str, study.seeds))
@@ -126,16 +207,20 @@ def to_markdown(study: Study, scores: Sequence[Score]) -> str:
         f"Mean and standard deviation across runs of the seeds {seeds}; (n) where fewer are done. "
         "Dice and IoU in per cent, HD95 in pixels, misses as the image's diagonal where nothing else "
         "is said. The checkpoint is chosen on a held-out part of train, except in the column that "
-        "says otherwise. *No leaked cases* leaves out the test cases with a twin in train; "
-        "*group split* is training and testing on a split that no twins cross.",
+        "says otherwise. *No leaked cases* leaves out the test cases with a twin in train"
+        + (
+            "; *group split* is training and testing on a split that no twins cross."
+            if GROUPED in study.splits
+            else "."
+        ),
         "",
     ]
     return "\n".join(lines)
 
 
 def _dice_without_leaked(score: Score) -> float | None:
-    kept = score.summary["without_leaked"]
-    return None if kept is None else 100 * kept["metrics"]["DSC"]["mean"]
+    kept = score.dice_without_leaked
+    return None if kept is None else 100 * kept
 
 
 def _cell(values: Sequence[float], expected: int) -> str:
@@ -148,41 +233,16 @@ def _cell(values: Sequence[float], expected: int) -> str:
     return text if len(values) == expected else f"{text} ({len(values)})"
 
 
-def to_csv(scores: Sequence[Score]) -> str:
-    """A row for every run and way of choosing its checkpoint; Dice and IoU in [0, 1]."""
+def to_csv(scores: Iterable[Score]) -> str:
+    """A row for every run and way of choosing its checkpoint."""
     text = io.StringIO(newline="")
-    rows = [
-        {
-            "system": score.system,
-            "split": score.split,
-            "seed": score.seed,
-            "checkpoint": score.way,
-            "dice": score.mean("DSC"),
-            "dice_low": score.summary["metrics"]["DSC"]["ci95"][0],
-            "dice_high": score.summary["metrics"]["DSC"]["ci95"][1],
-            "dice_without_leaked": (score.summary["without_leaked"] or {})
-            .get("metrics", {})
-            .get("DSC", {})
-            .get("mean"),
-            "iou": score.mean("IoU"),
-            "hd95": score.summary["hd95"]["diagonal"]["mean"],
-            "hd95_misses_as_0": score.summary["hd95"]["zero"]["mean"],
-            "hd95_detected": score.summary["hd95"]["detected"]["mean"],
-            "misses": score.summary["misses"],
-            "cases": score.summary["count"],
-            "parameters": score.parameters,
-            "minutes": round(score.minutes, 2),
-            "cpu_minutes": round(score.cpu_minutes, 2),
-        }
-        for score in scores
-    ]
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer = csv.DictWriter(text, [field.name for field in fields(Score)], lineterminator="\n")
     writer.writeheader()
-    writer.writerows(rows)
+    writer.writerows(map(asdict, scores))
     return text.getvalue()
 
 
-def draw_curves(path: Path, study: Study, histories: Mapping[tuple[str, str, int], Path]) -> None:
+def draw_curves(path: Path, study: Study, histories: Mapping[Run, Path]) -> None:
     """Dice on the held-out part of train by epoch; a line a system, its seeds as a band."""
     import numpy as np
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -193,11 +253,7 @@ def draw_curves(path: Path, study: Study, histories: Mapping[tuple[str, str, int
     FigureCanvasAgg(figure)
     axis = figure.subplots()
     for system in study.systems:
-        runs = [
-            _val_dice(history)
-            for (name, split, _), history in histories.items()
-            if name == system and split == PUBLISHED and history.is_file()
-        ]
+        runs = [_val_dice(history) for (name, _, _), history in histories.items() if name == system]
         epochs = sorted(set.intersection(*(set(run) for run in runs))) if runs else []
         if epochs:
             dice = np.array([[run[epoch] for epoch in epochs] for run in runs])

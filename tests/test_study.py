@@ -13,7 +13,8 @@ import study
 from experiments import scoring
 from experiments.records import Record, write_record
 from experiments.runner import Outcome, Trial
-from experiments.study import folder_name, load_study, trials_of
+from experiments.study import by_run, folder_name, load_study, trials_of
+from experiments.study_report import Score, digest, scores_in, to_csv, write_study
 from utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -137,6 +138,94 @@ def test_a_run_that_is_not_trained_cannot_be_scored(tmp_path: Path) -> None:
     path.write_text(yaml.safe_dump(trial.config.model_dump(mode="json")))
     with pytest.raises(UserError, match=r"holds no best_model\.pth: train the run first"):
         scoring.main(["--config", str(path)])
+
+
+def row(
+    path: Path, system: str, seed: int, checkpoint: str = "validation", dice: float = 0.5
+) -> Score:
+    loaded = load_study(path)
+    config = by_run(loaded, trials_of(loaded))[system, "published", seed].config
+    return Score(
+        system=system,
+        split="published",
+        seed=seed,
+        checkpoint=checkpoint,
+        dice=dice,
+        dice_low=0.4,
+        dice_high=0.6,
+        dice_without_leaked=None,
+        iou=0.3,
+        hd95=9.0,
+        hd95_misses_as_0=8.0,
+        hd95_detected=None,
+        misses=2,
+        cases=26,
+        parameters=7,
+        minutes=1.5,
+        cpu_minutes=3.0,
+        settings=digest(config),
+    )
+
+
+def test_scores_of_runs_on_another_machine_are_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(tmp_path / "s.yaml")
+    rows = [
+        row(path, "Wave-GMS", 1, dice=0.625),
+        row(path, "Wave-GMS", 1, "tta", dice=0.75),
+        row(path, "Wave-GMS", 2, dice=0.625),
+        row(path, "plain Tiny-VAE", 2, dice=0.25),
+    ]
+    out = tmp_path / "report"
+    out.mkdir()
+    (out / "results.csv").write_text(to_csv(rows))
+    (out / "curves.png").write_bytes(b"drawn there")
+    table = write_study(load_study(path), out)
+    assert "| Wave-GMS | 7 | 62.5 ± 0.0 | - | 30.0 ± 0.0 | 9.0 ± 0.0 |" in table
+    assert "| 75.0 (1) | - | 1.5 ± 0.0 |" in table
+    assert "| plain Tiny-VAE | 7 | 25.0 (1) |" in table
+    assert (out / "results.csv").read_text() == to_csv(rows), "nothing is lost or changed"
+    assert (out / "curves.png").read_bytes() == b"drawn there"
+
+    elsewhere = write(
+        path, settings={"epochs": 2, "image_size": 32, "save_freq": 1, "num_workers": 3}
+    )
+    assert write_study(load_study(elsewhere), out) == table, "the machine is no setting"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"settings": {"epochs": 3}}, "other settings: Wave-GMS, published split, seed 1"),
+        ({"seeds": [2]}, "a run that the study does not name: Wave-GMS.*seed 1.*--out"),
+    ],
+)
+def test_a_table_of_another_study_is_not_written_over(
+    tmp_path: Path, changes: dict[str, object], message: str
+) -> None:
+    path = write(tmp_path / "s.yaml")
+    before = to_csv([row(path, "Wave-GMS", 1)])
+    (tmp_path / "results.csv").write_text(before)
+    write(path, **changes)
+    with pytest.raises(UserError, match=message):
+        study.main(["--config", str(path), "--out", str(tmp_path)])
+    assert (tmp_path / "results.csv").read_text() == before
+
+
+def test_a_file_that_is_no_table(tmp_path: Path) -> None:
+    (tmp_path / "results.csv").write_text("system,dice\nWave-GMS,high\n")
+    with pytest.raises(UserError, match=r"results\.csv is not the table of a study"):
+        scores_in(tmp_path, {})
+
+
+def test_columns_without_numbers_are_left_out(tmp_path: Path) -> None:
+    path = write(tmp_path / "s.yaml", tta=False)
+    (tmp_path / "results.csv").write_text(to_csv([row(path, "Wave-GMS", 1)]))
+    table = write_study(load_study(path), tmp_path)
+    assert "TTA" not in table and "group split" not in table
+    steps = study.training_and_scoring_steps(trials_of(load_study(path))[0], tta=False)
+    assert steps["score"][-1] == "--no-tta"
 
 
 def test_failed_runs_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
