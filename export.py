@@ -48,13 +48,13 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> None:
     arguments = parse_arguments(argv)
 
-    from engine.backends import find_run, load_system
+    from engine.backends import find_named_run, load_system
     from engine.onnx_export import BATCH_SIZES, check_parity, export_graph
     from utils.files import atomic_write
     from utils.runs import log_to
 
     log_to()
-    config, checkpoint = find_run(arguments)
+    config, checkpoint = find_named_run(arguments)
     system = load_system(config, checkpoint)
     graph = export_graph(system, config.image_size, describe(config, checkpoint, system))
     difference = check_parity(system, graph, config.image_size, tolerance=arguments.tolerance)

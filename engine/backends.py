@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -63,43 +64,66 @@ def add_model_arguments(parser: argparse.ArgumentParser, onnx: bool = True) -> N
 def open_backend(arguments: argparse.Namespace) -> Backend:
     """The model that the arguments of `add_model_arguments` name, its weights loaded."""
     if arguments.onnx is None:
-        return TorchBackend(*find_run(arguments))
+        return TorchBackend(*find_named_run(arguments))
     for name in ("weights", "set"):
         if getattr(arguments, name):
             raise UserError(f"--{name} goes with --run or --config: an ONNX file has its own")
     return OnnxBackend(arguments.onnx)
 
 
-def find_run(arguments: argparse.Namespace) -> tuple[Config, Path]:
-    """Config and checkpoint that the arguments name; UserError where one is missing."""
+def find_named_run(arguments: argparse.Namespace) -> tuple[Config, Path]:
+    """Config and checkpoint that the arguments of `add_model_arguments` name."""
+    return find_run(arguments.run, arguments.config, arguments.weights, arguments.set)
+
+
+def find_run(
+    folder: Path | None = None,
+    config_file: Path | None = None,
+    weights: Path | None = None,
+    overrides: Sequence[str] = (),
+) -> tuple[Config, Path]:
+    """Config and checkpoint of a run: of its folder, or of a config file where there is no folder.
+
+    The checkpoint is `weights`, else what `overrides` (`key=value`) or the config file name as
+    `model_weight`, else the run's `best_model.pth`. UserError where one is missing.
+    """
     from engine.build import find_checkpoint
     from utils.config import load_config
 
-    if arguments.run is None:
-        config = load_config(arguments.config, arguments.set)
-        default = None
-    else:
-        path = arguments.run / "config.yaml"
-        if not path.is_file():
-            raise UserError(
-                f"{arguments.run} is not the folder of a run: it has no config.yaml. Name one as "
-                "train.py wrote it (ckpt/<experiment>/epochs_<N>), or use --config and --weights"
-            )
-        config = load_config(path, arguments.set)
-        default = arguments.run / "best_model.pth"
-    if chosen := arguments.weights or default:
-        config = config.model_copy(update={"model_weight": chosen})
+    path = config_file if folder is None else folder / "config.yaml"
+    if path is None:
+        raise UserError("name the folder of a run, or a config file")
+    if folder is not None and not path.is_file():
+        raise UserError(
+            f"{folder} is not the folder of a run: it has no config.yaml. Name one as "
+            "train.py wrote it (ckpt/<experiment>/epochs_<N>), or use --config"
+        )
+    config = load_config(path, overrides)
+    named = any(override.startswith("model_weight=") for override in overrides)
+    if folder is not None and not named:
+        weights = weights or folder / "best_model.pth"
+    if weights:
+        config = config.model_copy(update={"model_weight": weights})
     return config, find_checkpoint(config)
 
 
 def load_system(config: Config, checkpoint: Path) -> SegmentationSystem:
-    """The trained system in eval mode; UserError if the checkpoint is another architecture's."""
-    from engine.build import system_from
+    """The trained system in eval mode; a warning where it was trained with another config.
+
+    UserError if the checkpoint is another architecture's.
+    """
+    from engine.build import system_from, trained_otherwise, training_config
     from utils.checkpoints import load_weights
 
     # compiling pays over a training, and a graph is exported from plain modules
     system = system_from(config.model_copy(update={"compile": False}))
     load_weights(checkpoint, system)
+    others = trained_otherwise(config, training_config(checkpoint))
+    if others:
+        keys = " ".join(
+            f"{key}={'null' if value is None else value}" for key, value in others.items()
+        )
+        log.warning("these weights were trained with %s: to use them so, set that", keys)
     return system.eval()
 
 

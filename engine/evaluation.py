@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
@@ -138,40 +138,3 @@ def report_cases(cases: Iterable[Case], folder: Path) -> Iterator[ReportCase]:
         image = resize_image(read_image(case.image), *probability.shape)
         truth = resize_mask(read_mask(case.mask), *probability.shape).astype(bool)
         yield ReportCase(case.name, image, truth, probability)
-
-
-def format_summary(data_set: str, summary: Mapping[str, Any]) -> str:
-    """The numbers of a validation for the terminal."""
-    metrics, hd95 = summary["metrics"], summary["hd95"]
-
-    def line(name: str, numbers: Mapping[str, Any], factor: float, unit: str) -> str:
-        if numbers["mean"] is None:
-            return f"  {name:<20} none"
-        low, high = (
-            f"{factor * bound:.2f}" if bound is not None else "?" for bound in numbers["ci95"]
-        )
-        return (
-            f"  {name:<20}{factor * numbers['mean']:7.2f} {unit:<3} (95 % interval {low} to {high})"
-        )
-
-    kept = summary["without_leaked"]
-    return "\n".join(
-        [
-            f"{data_set}: {summary['count']} test cases, "
-            f"{summary['misses']} missed, {summary['false_alarms']} false alarm(s)",
-            line("Dice", metrics["DSC"], 100, "%"),
-            line("IoU", metrics["IoU"], 100, "%"),
-            line("HD95", hd95["diagonal"], 1, "px"),
-            line("HD95, detected", hd95["detected"], 1, "px"),
-            line("HD95, misses as 0", hd95["zero"], 1, "px"),
-            *(
-                [
-                    line("Dice, no leaked", kept["metrics"]["DSC"], 100, "%")
-                    + f", {kept['count']} cases without a twin in train"
-                ]
-                if kept
-                else []
-            ),
-            f"  {summary['provenance']['selection']}",
-        ]
-    )

@@ -187,6 +187,22 @@ def test_other_settings_than_in_training_are_told(
     assert f"were trained with vae_weights={vae} image_size=32:" in capsys.readouterr().out
 
 
+def test_a_run_is_validated_by_its_folder(finished: Path, tmp_path: Path) -> None:
+    valid.main(["--run", str(finished), "evaluation_size=native"])
+    rows = scores(finished)
+    assert [row["Name"] for row in rows] == ["case_10", "case_11", "case_9", "Avg", "Std"]
+    summary = json.loads((finished / "valid_results_blobs" / "summary.json").read_text())
+    assert summary["provenance"]["trained_otherwise"] == {}
+
+    other = tmp_path / "elsewhere" / "best_model.pth"
+    other.parent.mkdir()
+    other.write_bytes((finished / "best_model.pth").read_bytes())
+    valid.main(["--run", str(finished), f"model_weight={other}"])
+    assert (other.parent / "valid_results_blobs" / "results.csv").exists()
+    with pytest.raises(UserError, match="is not the folder of a run: it has no config.yaml"):
+        valid.main(["--run", str(tmp_path)])
+
+
 def test_an_output_that_is_not_a_number(finished: Path, tmp_path: Path, vae: Path) -> None:
     weights = torch.load(finished / "best_model.pth", weights_only=True)
     weights["model"]["convds0.2.weight"].fill_(float("nan"))

@@ -1,0 +1,134 @@
+"""Score a trained model on the test split of a data set, and write down all that comes of it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from datasets.cases import DataSet
+from datasets.integrity import leaked_names
+from datasets.splits import Split
+from engine.build import cases_trained_on, provenance
+from engine.evaluation import predict_cases, report_cases, saving
+from engine.examples import draw_examples, names_by_quantile, write_overlays
+from utils.metrics import score_cases
+from utils.report import write_report
+from utils.results import write_results
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from models.system import SegmentationSystem
+    from utils.config import Config
+
+log = logging.getLogger("wavegms")
+
+
+def score_test_split(
+    config: Config,
+    data_set: DataSet,
+    system: SegmentationSystem,
+    checkpoint: Path,
+    masks: Path,
+    accelerator: Accelerator,
+) -> dict[str, Any]:
+    """Predict and score the test split of one data set; masks go into `masks`, the rest beside the
+    checkpoint.
+
+    Returns the summary that is also written as summary.json.
+    """
+    leaked = leaked_cases(data_set, checkpoint) if config.drop_leaked else set()
+    results = checkpoint.parent / f"valid_results_{data_set.name}"
+    predictions = predict_cases(
+        system,
+        data_set.test,
+        image_size=config.image_size,
+        evaluation_size=config.evaluation_size,
+        batch_size=config.batch_size,
+        num_workers=config.num_workers,
+        accelerator=accelerator,
+        tta=config.tta,
+    )
+    rows = score_cases(
+        saving(predictions, masks, config.threshold),
+        hd95_empty=config.hd95_empty,
+        workers=config.num_workers,
+        total=len(data_set.test),
+    )
+    summary = write_results(
+        results,
+        rows,
+        provenance=provenance(config, data_set, checkpoint),
+        leaked=leaked,
+        hd95_empty=config.hd95_empty,
+    )
+    write_report(
+        results / "report.html",
+        report_cases(data_set.test, masks),
+        rows=rows,
+        summary=summary,
+        title=f"{config.model} ({config.vae_model}) on {data_set.name}",
+        threshold=config.threshold,
+    )
+    write_overlays(results / "overlays", report_cases(data_set.test, masks), config.threshold)
+    shown = set(names_by_quantile(rows).values())
+    examples = report_cases([case for case in data_set.test if case.name in shown], masks)
+    draw_examples(
+        results / "examples.png", rows, {case.name: case for case in examples}, config.threshold
+    )
+    log.info(format_summary(data_set.name, summary))
+    log.info("masks and probabilities: %s", masks)
+    log.info("scores, examples.png and report.html: %s", results)
+    return summary
+
+
+def leaked_cases(data_set: DataSet, checkpoint: Path) -> set[str]:
+    """Test cases that the weights were trained on, or on a twin of; needs a checked data set.
+
+    What counts is the split that the checkpoint was trained on; where that is unknown, the data set's.
+    """
+    trained_on = cases_trained_on(checkpoint, data_set)
+    test = tuple(case.name for case in data_set.test)
+    if not trained_on:
+        log.info("no case of %s was in training, so none leaked", data_set.name)
+        return set()
+    return leaked_names(data_set.folder, Split(trained_on, test)) | (set(trained_on) & set(test))
+
+
+def format_summary(data_set: str, summary: Mapping[str, Any]) -> str:
+    """The numbers of a validation for the terminal."""
+    metrics, hd95 = summary["metrics"], summary["hd95"]
+
+    def line(name: str, numbers: Mapping[str, Any], factor: float, unit: str) -> str:
+        if numbers["mean"] is None:
+            return f"  {name:<20} none"
+        low, high = (
+            f"{factor * bound:.2f}" if bound is not None else "?" for bound in numbers["ci95"]
+        )
+        return (
+            f"  {name:<20}{factor * numbers['mean']:7.2f} {unit:<3} (95 % interval {low} to {high})"
+        )
+
+    kept = summary["without_leaked"]
+    return "\n".join(
+        [
+            f"{data_set}: {summary['count']} test cases, "
+            f"{summary['misses']} missed, {summary['false_alarms']} false alarm(s)",
+            line("Dice", metrics["DSC"], 100, "%"),
+            line("IoU", metrics["IoU"], 100, "%"),
+            line("HD95", hd95["diagonal"], 1, "px"),
+            line("HD95, detected", hd95["detected"], 1, "px"),
+            line("HD95, misses as 0", hd95["zero"], 1, "px"),
+            *(
+                [
+                    line("Dice, no leaked", kept["metrics"]["DSC"], 100, "%")
+                    + f", {kept['count']} cases without a twin in train"
+                ]
+                if kept
+                else []
+            ),
+            f"  {summary['provenance']['selection']}",
+        ]
+    )
