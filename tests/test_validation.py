@@ -199,7 +199,7 @@ def test_a_run_is_validated_by_its_folder(finished: Path, tmp_path: Path) -> Non
     other.write_bytes((finished / "best_model.pth").read_bytes())
     valid.main(["--run", str(finished), f"model_weight={other}"])
     assert (other.parent / "valid_results_blobs" / "results.csv").exists()
-    with pytest.raises(UserError, match="is not the folder of a run: it has no config.yaml"):
+    with pytest.raises(UserError, match="is not the folder of a run: it has no config"):
         valid.main(["--run", str(tmp_path)])
 
 
