@@ -146,7 +146,7 @@ def test_a_process_ends_with_the_one_that_started_it() -> None:
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
         check=False,
     )
     assert done.returncode == 9

@@ -204,7 +204,7 @@ class Page:
     def wait_until(self, script: str, *arguments):
         from selenium.webdriver.support.ui import WebDriverWait
 
-        return WebDriverWait(self.browser, 10, 0.05).until(lambda _: self.run(script, *arguments))
+        return WebDriverWait(self.browser, 240, 0.05).until(lambda _: self.run(script, *arguments))
 
     def element(self, selector: str):
         return self.browser.find_element("css selector", selector)

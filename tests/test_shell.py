@@ -55,7 +55,7 @@ def start(checkout: Path, script: str, *arguments: str) -> subprocess.Popen[str]
 
 def calls(checkout: Path, script: str, *arguments: str) -> list[str]:
     process = start(checkout, script, *arguments)
-    output, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=300)
     assert process.returncode == 0, output
     return (checkout / "calls").read_text().splitlines()
 
@@ -102,7 +102,7 @@ def test_another_named_set_draws_no_phantom(checkout: Path) -> None:
 
 def test_validation_alone(checkout: Path) -> None:
     process = start(checkout, "valid.sh")
-    output, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=300)
     assert process.returncode == 2 and "no data set is prepared" in output
     assert calls(checkout, "valid.sh", "busi", "epochs=3") == [
         "valid.py --config configs/busi_valid.yaml epochs=3"
@@ -111,7 +111,7 @@ def test_validation_alone(checkout: Path) -> None:
 
 def test_a_failure_stops_the_script_with_its_code(checkout: Path) -> None:
     process = start(checkout, "train.sh", "glas", "fail=1")
-    process.communicate(timeout=60)
+    process.communicate(timeout=300)
     assert process.returncode == 3
     assert len((checkout / "calls").read_text().splitlines()) == 1
 
@@ -119,11 +119,11 @@ def test_a_failure_stops_the_script_with_its_code(checkout: Path) -> None:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_reaches_the_run_which_saves_first(checkout: Path, number: signal.Signals) -> None:
     process = start(checkout, "train.sh", "glas", "slow=1")
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 300
     while not (checkout / "calls").exists() and time.monotonic() < deadline:
         time.sleep(0.05)
     process.send_signal(number)
-    process.communicate(timeout=60)
+    process.communicate(timeout=300)
     assert process.returncode == 143
     assert (checkout / "calls").read_text().splitlines()[1:] == ["saved"]
 
