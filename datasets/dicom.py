@@ -23,7 +23,8 @@ def read_dicom(content: bytes, max_megapixels: float, window: Window = None) -> 
     """(H, W, 3) uint8 of the one frame.
 
     Grey values are rescaled, then windowed: by `window` in rescaled units, else by the file's first
-    window or table, else from their least to their greatest. MONOCHROME1 is inverted. Colour
+    window or table, else from their least to their greatest; 8 bits that rescaling does not change
+    are taken as they are, but for the file's window. MONOCHROME1 is inverted. Colour
     (RGB, YBR, palette) keeps its upper 8 bits.
 
     Raises ImageError: pydicom absent, several frames, no or unreadable pixels, over the size limit.
@@ -77,6 +78,7 @@ def _windowed(stored: np.ndarray, data: Dataset, window: Window) -> np.ndarray:
     from pydicom.pixels import apply_modality_lut, apply_voi
 
     values = apply_modality_lut(stored, data)
+    as_stored = stored.dtype == np.uint8 and np.array_equal(values, stored)
     if window is not None:
         return scale_to_8_bit(values.astype(np.float32), window)
     if data.get("VOILUTSequence"):
@@ -84,8 +86,8 @@ def _windowed(stored: np.ndarray, data: Dataset, window: Window) -> np.ndarray:
         return scale_to_8_bit(apply_voi(values, data).astype(np.float32), (0, 2**bits - 1))
     if data.get("WindowCenter") is not None and data.get("WindowWidth") is not None:
         return _apply_window(values.astype(np.float64), data)
-    if values.dtype == np.uint8 and data.BitsStored == 8:
-        return values
+    if as_stored and data.BitsStored == 8:
+        return stored
     return scale_to_8_bit(values.astype(np.float32), "auto")
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from datasets.pictures import SUFFIXES, is_dicom
 from utils.errors import UserError
 
+OUTPUT_FOLDERS = ("masks", "probabilities", "uncertainties", "overlays")
 LONGEST_NAME = 200  # bytes; file systems take 255, temporary files and numbers add to it
 
 
@@ -31,23 +32,25 @@ class Job:
 def find_jobs(inputs: Sequence[str], recursive: bool, out: Path) -> list[Job]:
     """The pictures that files, folders and glob patterns name, each once, under unique names.
 
-    Of a folder, files with a known ending and DICOM files without one are taken, in the order of
-    their names; hidden ones and `out` are not. UserError lists inputs that do not exist or hold
-    nothing.
+    Of a folder, files with a known ending and DICOM files under any name are taken, in the order of
+    their names; hidden ones and `out` are not. Nor are, of folders and patterns, predictions that lie
+    in `out`. UserError lists inputs that do not exist or hold nothing.
     """
+    out = out.resolve()
     problems: list[str] = []
     paths: dict[Path, None] = {}
     for text in inputs:
         path = Path(text)
         if path.is_dir():
-            found = list(_pictures_in(path, recursive, out.resolve()))
+            found = list(_pictures_in(path, recursive, out))
             hint = "" if recursive else "; --recursive looks into its folders"
             problem = f"{text}: no pictures ({' '.join(SUFFIXES)}) in this folder{hint}"
         elif path.exists():
             found, problem = [path], ""
         else:
             matches = sorted(glob.glob(text, recursive=True))  # noqa: PTH207 - absolute patterns too
-            found = [Path(match) for match in matches if Path(match).is_file()]
+            files = [Path(match) for match in matches if Path(match).is_file()]
+            found = [file for file in files if not _is_prediction(file.resolve().parent, out)]
             problem = f"{text}: no such file, and as a pattern it matches none"
         if not found:
             problems.append(problem)
@@ -62,14 +65,19 @@ def _pictures_in(folder: Path, recursive: bool, out: Path) -> Iterator[Path]:
         folders[:] = sorted(
             name
             for name in folders
-            if recursive and not name.startswith(".") and (Path(parent) / name).resolve() != out
+            if recursive
+            and not name.startswith(".")
+            and (place := (Path(parent) / name).resolve()) != out
+            and not _is_prediction(place, out)
         )
         for name in sorted(files):
             path = Path(parent) / name
-            if not name.startswith(".") and (
-                path.suffix.lower() in SUFFIXES or (not path.suffix and _holds_dicom(path))
-            ):
+            if not name.startswith(".") and (path.suffix.lower() in SUFFIXES or _holds_dicom(path)):
                 yield path
+
+
+def _is_prediction(folder: Path, out: Path) -> bool:
+    return folder.parent == out and folder.name in OUTPUT_FOLDERS
 
 
 def _holds_dicom(path: Path) -> bool:

@@ -68,6 +68,7 @@ class OutputFolder:
         self._table = folder / "predictions.csv"
         self._partial = folder / "predictions.partial.csv"
         self._rows: dict[str, Row] = {}
+        self._earlier: list[Row] = []  # of pictures that are not among the jobs of this run
         self._journal: IO[str] | None = None
 
     def open(self, jobs: Sequence[Job], resume: bool, overwrite: bool) -> list[Job]:
@@ -75,7 +76,8 @@ class OutputFolder:
 
         Raises:
             UserError: the folder holds predictions and neither `resume` nor `overwrite` is set, those
-                to go on with were made by other settings, or the folder cannot be written to.
+                to go on with were made by other settings or would lose their names to other pictures,
+                or the folder cannot be written to.
         """
         used = self._table.exists() or self._partial.exists()
         if used and not (resume or overwrite):
@@ -86,12 +88,15 @@ class OutputFolder:
         if used and resume:
             self._check_settings()
             done = self._finished()
+            self._check_names(jobs, done.values())
+            files = {job.file for job in jobs}
+            self._earlier = [row for row in done.values() if row["file"] not in files]
             self._rows = {job.name: done[job.name] for job in jobs if self._is_done(job, done)}
         with stops_when_full(self.folder):
             for stale in self.folder.glob("*/.*.tmp"):  # of a run that was killed
                 stale.unlink(missing_ok=True)
             atomic_write(self.folder / "settings.json", json.dumps(self.settings, indent=2) + "\n")
-            atomic_write(self._partial, _to_csv(self._rows.values()))
+            atomic_write(self._partial, _to_csv([*self._earlier, *self._rows.values()]))
             self._table.unlink(missing_ok=True)
             self._journal = self._partial.open("a", encoding="utf-8")
         return [job for job in jobs if job.name not in self._rows]
@@ -164,12 +169,12 @@ class OutputFolder:
         self._journal.flush()
 
     def close(self, jobs: Sequence[Job]) -> list[Row]:
-        """Write the table in the order of the jobs; returns the rows of those that failed."""
+        """Write the table, earlier rows first, then the jobs' in their order; returns the failed."""
         assert self._journal is not None
         rows = [self._rows[job.name] for job in jobs]
         with stops_when_full(self.folder):
             self._journal.close()
-            atomic_write(self._table, _to_csv(rows))
+            atomic_write(self._table, _to_csv([*self._earlier, *rows]))
             self._partial.unlink()
         return [row for row in rows if row["status"] != "ok"]
 
@@ -192,6 +197,19 @@ class OutputFolder:
                 f"{self.folder} was predicted by other settings ({changed}): use the same, "
                 "--overwrite, or another --out"
             )
+
+    def _check_names(self, jobs: Sequence[Job], done: Iterable[Row]) -> None:
+        """UserError where a finished picture has another name now, or its name another picture."""
+        names = {job.file: job.name for job in jobs}
+        files = {job.name.casefold(): job.file for job in jobs}
+        for row in done:
+            name, file = row["name"], row["file"]
+            if names.get(file, name) != name or files.get(name.casefold(), file) != file:
+                raise UserError(
+                    f"{self.folder} holds `{name}` of {file}, and with these inputs that name would "
+                    "go to another picture or the picture to another name: give the inputs with "
+                    "which it was begun, or another --out"
+                )
 
     def _finished(self) -> dict[str, Row]:
         """Rows of an earlier run that are whole and went well."""

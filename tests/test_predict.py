@@ -365,6 +365,14 @@ def test_dicom_grey_values(elements: dict[str, object], expected: list[int]) -> 
     np.testing.assert_allclose(read_picture(content).pixels[0, :, 0], expected, atol=1)
 
 
+@pytest.mark.parametrize("identity", [{}, {"RescaleSlope": 1, "RescaleIntercept": 0}], ids=repr)
+def test_eight_bits_in_dicom_stay_as_they_are(identity: dict[str, int]) -> None:
+    grey = np.array([[50, 60, 73]], np.uint8)
+    assert read_picture(dicom(grey, **identity)).pixels[0, :, 0].tolist() == [50, 60, 73]
+    windowed = read_picture(dicom(grey, **identity), window=(50, 73)).pixels
+    assert windowed[0, :, 0].tolist() == [0, 111, 255]
+
+
 def test_a_window_replaces_that_of_the_dicom_file() -> None:
     content = dicom(RAMP, WindowCenter=150, WindowWidth=1, RescaleSlope=1, RescaleIntercept=-100)
     read = read_picture(content, window=(-100, 200)).pixels
@@ -435,21 +443,34 @@ def test_files_folders_and_patterns_are_found(tmp_path: Path) -> None:
     (folder / "notes.txt").write_text("no picture")
     (folder / ".hidden.png").write_bytes(b"")
     (folder / "IM0001").write_bytes(bytes(128) + b"DICM")
+    (folder / "1.2.840.113619.2.55.1").write_bytes(bytes(128) + b"DICM")
     (folder / "README").write_bytes(b"no DICOM")
 
     def found(*inputs: object, recursive: bool = False) -> list[str]:
         jobs = find_jobs([str(text) for text in inputs], recursive, out)
         return [str(job.path.relative_to(folder)) for job in jobs]
 
-    assert found(folder) == ["IM0001", "scan_0.png", "scan_1.png"]
+    uid = "1.2.840.113619.2.55.1"
+    assert found(folder) == [uid, "IM0001", "scan_0.png", "scan_1.png"]
     assert found(folder, recursive=True) == [
+        uid,
         "IM0001",
         "scan_0.png",
         "scan_1.png",
         "deep/scan_0.png",
     ]
     assert found(folder / "*_1.png", folder / "scan_1.png") == ["scan_1.png"]
-    assert found(folder / "**" / "scan_0.png")[0] == "deep/scan_0.png"
+    assert found(folder / "**" / "scan_0.png") == ["deep/scan_0.png", "scan_0.png"]
+    out = folder  # predictions lie among the pictures
+    picture_folder(folder / "masks", 1)
+    everything = [uid, "IM0001", "scan_0.png", "scan_1.png", "deep/scan_0.png"]
+    assert found(folder, recursive=True) == [
+        *everything,
+        "out/masks/scan_0.png",
+        "out/masks/scan_1.png",
+    ]
+    assert "masks/scan_0.png" not in found(folder / "**" / "*.png")
+    assert found(folder / "masks" / "scan_0.png"), "a file that is named is taken"
     empty = tmp_path / "empty"
     empty.mkdir()
     with pytest.raises(UserError, match=r"no pictures(.|\n)*--recursive(.|\n)*none\.png: no such"):
@@ -615,6 +636,21 @@ def test_resume_tries_failed_ones_again(tmp_path: Path, run: Path) -> None:
     (folder / "scan_1.png").write_bytes(good)
     assert predict.main([*command, "--resume"]) == 0
     assert rows_of(tmp_path / "out")["scan_1"]["status"] == "ok"
+
+
+def test_resume_with_other_inputs_keeps_what_is_there(tmp_path: Path, run: Path) -> None:
+    first, second = picture_folder(tmp_path / "a", 2), picture_folder(tmp_path / "b", 1)
+    out = tmp_path / "out"
+    command = ["--run", str(run), "--out", str(out), "--overlay", "none"]
+    assert predict.main([*command, str(first)]) == 0
+    before = everything_under(out)
+    for inputs in ([second], [first, second]):
+        with pytest.raises(UserError, match=r"holds `scan_0` of .*/a/scan_0\.png, and with these"):
+            predict.main([*command, *map(str, inputs), "--resume"])
+        assert everything_under(out) == before
+    (second / "scan_0.png").rename(second / "other.png")
+    assert predict.main([*command, str(second), "--resume"]) == 0
+    assert list(rows_of(out)) == ["scan_0", "scan_1", "other"]
 
 
 @pytest.mark.parametrize("writes_before", [0, 4, 7])
