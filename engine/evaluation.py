@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from datasets.cases import Case, read_image, read_mask, resize_image, resize_mask
-from datasets.loading import SegmentationDataset, make_loader
+from datasets.loading import SegmentationDataset, batches_of, make_loader
 from models.system import SegmentationSystem
 from utils.errors import UserError
 from utils.files import atomic_write
@@ -58,12 +58,13 @@ def predict_cases(
     """
     dataset = SegmentationDataset(cases, image_size, title="test cases", progress=True)
     system.to(accelerator.device).eval()
-    for batch in make_loader(dataset, batch_size, num_workers=num_workers):
+    for batch in batches_of(make_loader(dataset, batch_size, num_workers=num_workers)):
         with accelerator.autocast():
             images = batch["image"].to(accelerator.device)
             output = mean_over_orientations(system, images) if tta else system(images)
             probabilities = output.float().cpu().numpy()
-        for index, probability in zip(batch["index"].tolist(), probabilities[:, 0], strict=True):
+        indices: Tensor = batch["index"]
+        for index, probability in zip(indices.tolist(), probabilities[:, 0], strict=True):
             case = cases[index]
             if not np.isfinite(probability).all():
                 raise UserError(

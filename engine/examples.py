@@ -12,8 +12,8 @@ from utils.files import atomic_write
 from utils.metrics import Row
 from utils.report import ReportCase
 
-TRUTH_COLOUR = (255, 200, 0)  # RGB; told apart by every kind of colour vision
-PREDICTION_COLOUR = (0, 190, 255)
+TRUTH_COLOUR = (86, 180, 233)  # RGB, blue; those of report.html
+PREDICTION_COLOUR = (230, 159, 0)  # orange; told apart by every kind of colour vision
 OVERLAY_SIDE = 448
 QUANTILES = {
     "best": 1.0,
@@ -37,7 +37,7 @@ def outline_both(image: np.ndarray, truth: np.ndarray, prediction: np.ndarray) -
 
 
 def write_overlays(folder: Path, cases: Iterable[ReportCase], threshold: float) -> None:
-    """`<name>.png` of each case: the truth outlined in yellow, the prediction in blue."""
+    """`<name>.png` of each case: the truth outlined in blue, the prediction in orange."""
     for case in cases:
         picture = outline_both(case.image, case.truth, case.probability >= threshold)
         encoded = cv2.imencode(".png", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))[1]
@@ -45,8 +45,12 @@ def write_overlays(folder: Path, cases: Iterable[ReportCase], threshold: float) 
 
 
 def names_by_quantile(rows: Sequence[Row]) -> dict[str, str]:
-    """The cases at the quantiles of Dice, from best to worst; of few cases only these two."""
-    ordered = [str(row["Name"]) for row in sorted(rows, key=lambda r: (r["DSC"], r["Name"]))]
+    """The cases at the quantiles of Dice, from best to worst; of few cases only these two.
+
+    Of the cases with a lesion, if there are any: a case without one has a Dice of 0 or 1.
+    """
+    lesions = [row for row in rows if row["TruthPixels"]] or rows
+    ordered = [str(row["Name"]) for row in sorted(lesions, key=lambda r: (r["DSC"], r["Name"]))]
     if len(ordered) == 1:
         return {"best": ordered[0]}
     if len(ordered) < len(QUANTILES):

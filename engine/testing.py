@@ -97,18 +97,22 @@ def leaked_cases(data_set: DataSet, checkpoint: Path) -> set[str]:
     return leaked_names(data_set.folder, Split(trained_on, test)) | (set(trained_on) & set(test))
 
 
+MISSES = {"diagonal": "as diagonal", "zero": "as 0"}
+
+
 def format_summary(data_set: str, summary: Mapping[str, Any]) -> str:
     """The numbers of a validation for the terminal."""
     metrics, hd95 = summary["metrics"], summary["hd95"]
+    other = {"diagonal": "zero", "zero": "diagonal"}[hd95["rule"]]
 
     def line(name: str, numbers: Mapping[str, Any], factor: float, unit: str) -> str:
         if numbers["mean"] is None:
-            return f"  {name:<20} none"
+            return f"  {name:<24} none"
         low, high = (
             f"{factor * bound:.2f}" if bound is not None else "?" for bound in numbers["ci95"]
         )
         return (
-            f"  {name:<20}{factor * numbers['mean']:7.2f} {unit:<3} (95 % interval {low} to {high})"
+            f"  {name:<24}{factor * numbers['mean']:7.2f} {unit:<3} (95 % interval {low} to {high})"
         )
 
     kept = summary["without_leaked"]
@@ -118,9 +122,9 @@ def format_summary(data_set: str, summary: Mapping[str, Any]) -> str:
             f"{summary['misses']} missed, {summary['false_alarms']} false alarm(s)",
             line("Dice", metrics["DSC"], 100, "%"),
             line("IoU", metrics["IoU"], 100, "%"),
-            line("HD95", hd95["diagonal"], 1, "px"),
+            line(f"HD95, misses {MISSES[hd95['rule']]}", metrics["HD95"], 1, "px"),
+            line(f"HD95, misses {MISSES[other]}", hd95[other], 1, "px"),
             line("HD95, detected", hd95["detected"], 1, "px"),
-            line("HD95, misses as 0", hd95["zero"], 1, "px"),
             *(
                 [
                     line("Dice, no leaked", kept["metrics"]["DSC"], 100, "%")

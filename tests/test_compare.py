@@ -149,6 +149,30 @@ def test_cross_domain_matrix(tmp_path, domains, monkeypatch, capsys):
     assert (out / "cross_domain_HD95.csv").is_file()
 
 
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ({"hd95_empty": "zero"}, "hd95_empty differs .*: diagonal; .*: zero"),
+        ({"size": 96}, "evaluation_size differs .*: 32; .*: 96"),
+    ],
+)
+def test_matrix_refuses_distances_that_do_not_compare(tmp_path, how, message):
+    for run, each in (("a", {}), ("b", how)):
+        size = 96 if each == {"size": 96} else 32
+        of = {"trained_on": run, "data_set": "phantom", "evaluation_size": size}
+        validated(tmp_path / run / "valid_results_phantom", shift=0, provenance=of, **each)
+    with pytest.raises(UserError, match=message):
+        cross_domain.collect([tmp_path / "a", tmp_path / "b"])
+
+
+def test_a_run_of_unknown_training_goes_by_its_folder(tmp_path):
+    runs = [tmp_path / "mine" / name for name in ("one", "two")]
+    for run in runs:
+        unknown = {"trained_on": None, "data_set": "phantom"}
+        validated(run / "valid_results_phantom", shift=0, provenance=unknown)
+    assert list(cross_domain.collect(runs)) == [("mine/one", "phantom"), ("mine/two", "phantom")]
+
+
 def test_a_combination_without_validation_stays_empty(tmp_path, domains):
     cells = cross_domain.collect(domains)
     del cells["phantom-b", "phantom-a"]

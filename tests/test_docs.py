@@ -16,8 +16,8 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 def commands(page: Path) -> list[list[str]]:
-    """Every `python ...` line of the page's shell blocks, as words."""
-    blocks = re.findall(r"```(?:sh|bash|console)\n(.*?)```", page.read_text(), re.DOTALL)
+    """Every `python ...` line of the page's blocks, as words."""
+    blocks = re.findall(r"^```(?!python)\w*\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)
     lines = re.sub(r"\\\n\s*", " ", "\n".join(blocks)).splitlines()
     found = [line.removeprefix("$ ").strip() for line in lines]
     return [shlex.split(line, comments=True) for line in found if line.startswith("python ")]
@@ -64,6 +64,7 @@ def test_commands_exist(page: Path) -> None:
 def test_commands_are_found() -> None:
     assert any(words[1] == "train.py" for words in commands(ROOT / "README.md"))
     assert any(words[1] == "-m" for words in commands(ROOT / "README.md"))
+    assert len(commands(ROOT / "docs" / "predict.md")) == 4
 
 
 @pytest.mark.parametrize("table", sorted((ROOT / "docs" / "results").glob("*/results.md")), ids=str)

@@ -366,10 +366,10 @@ def test_dicom_grey_values(elements: dict[str, object], expected: list[int]) -> 
 
 
 @pytest.mark.parametrize("identity", [{}, {"RescaleSlope": 1, "RescaleIntercept": 0}], ids=repr)
-def test_eight_bits_in_dicom_stay_as_they_are(identity: dict[str, int]) -> None:
-    grey = np.array([[50, 60, 73]], np.uint8)
-    assert read_picture(dicom(grey, **identity)).pixels[0, :, 0].tolist() == [50, 60, 73]
-    windowed = read_picture(dicom(grey, **identity), window=(50, 73)).pixels
+def test_eight_bits_in_dicom_stay_as_they_are(identity: dict[str, object]) -> None:
+    content = dicom(np.array([[50, 60, 73]], np.uint8), **identity)  # type: ignore[arg-type]
+    assert read_picture(content).pixels[0, :, 0].tolist() == [50, 60, 73]
+    windowed = read_picture(content, window=(50, 73)).pixels
     assert windowed[0, :, 0].tolist() == [0, 111, 255]
 
 

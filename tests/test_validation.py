@@ -13,7 +13,7 @@ from small_run import arguments
 
 import valid
 from engine.evaluation import mean_over_orientations
-from engine.examples import names_by_quantile
+from engine.examples import TRUTH_COLOUR, names_by_quantile
 from utils.config import dump_config, load_config
 from utils.errors import UserError
 from utils.metrics import Row
@@ -47,9 +47,11 @@ def test_validation_writes_what_it_promises(finished: Path, tmp_path: Path, vae:
     examples = read(finished / "valid_results_blobs" / "examples.png")
     assert examples.std() > 10
     overlay = read(finished / "valid_results_blobs" / "overlays" / "case_10.png")
-    assert (overlay == (0, 200, 255)).all(-1).any(), "no outline of the truth"
+    assert (overlay == TRUTH_COLOUR[::-1]).all(-1).any(), "no outline of the truth"
+    colour = "[{}, {}, {}]".format(*TRUTH_COLOUR)
     report = (finished / "valid_results_blobs" / "report.html").read_text()
     assert all(row["Name"] in report for row in rows[:3])
+    assert f"FN = {colour}" in report, "the report and the overlays agree in what is blue"
     summary = json.loads((finished / "valid_results_blobs" / "summary.json").read_text())
     assert summary["count"] == 3
     assert summary["provenance"]["selection"] == "checkpoint chosen on a held-out part of train"
@@ -247,7 +249,10 @@ def test_several_data_sets_become_a_matrix(
 
 
 def test_examples_span_best_to_worst() -> None:
-    rows: list[Row] = [{"Name": f"c{i}", "DSC": i / 10} for i in range(11)]
+    rows: list[Row] = [{"Name": f"c{i}", "DSC": i / 10, "TruthPixels": 9} for i in range(11)]
+    normal: Row = {"Name": "normal", "DSC": 1.0, "TruthPixels": 0}
+    assert names_by_quantile([normal]) == {"best": "normal"}
+    rows.append(normal)
     assert list(names_by_quantile(rows).values()) == ["c10", "c8", "c5", "c2", "c0"]
     assert names_by_quantile(rows[:1]) == {"best": "c0"}
     assert names_by_quantile(rows[:2]) == {"best": "c1", "worst": "c0"}

@@ -10,7 +10,7 @@ cross_domain.png, a heat map a metric.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,10 @@ from utils.errors import UserError
 Summary = Mapping[str, Any]
 Cells = Mapping[tuple[str, str], Summary]  # by train set, test set
 
+SCORED_ALIKE: dict[str, Callable[[Summary], Any]] = {
+    "evaluation_size": lambda summary: summary["provenance"].get("evaluation_size"),
+    "hd95_empty": lambda summary: summary["hd95"]["rule"],
+}
 MATRIX_METRICS = ("DSC", "IoU", "HD95")
 
 
@@ -41,7 +45,9 @@ def write_matrix(folder: Path, cells: Cells, metrics: Sequence[str] = MATRIX_MET
 def collect(runs: Sequence[Path]) -> dict[tuple[str, str], Summary]:
     """The summaries of all validations in the run folders, by train set and test set.
 
-    Both names come from the provenance, its keys `trained_on` and `data_set`.
+    Both names come from the provenance, its keys `trained_on` and `data_set`; where the former is not
+    known, the run's folder stands for it. UserError where HD95 would not compare: scored at different
+    sizes, or by different rules for empty masks.
     """
     from utils.results import read_results
 
@@ -59,13 +65,19 @@ def collect(runs: Sequence[Path]) -> dict[tuple[str, str], Summary]:
                     f"{folder}/summary.json does not say trained_on and data_set in its "
                     "provenance; run valid.py again"
                 )
-            key = (str(provenance["trained_on"]), str(provenance["data_set"]))
+            trained_on = provenance["trained_on"] or f"{run.parent.name}/{run.name}"
+            key = (str(trained_on), str(provenance["data_set"]))
             if key in cells:
                 raise UserError(
                     f"{folder} and {sources[key]} are both trained on {key[0]} and tested on "
                     f"{key[1]}; give one of the two runs"
                 )
             cells[key], sources[key] = summary, folder
+    for what, of in SCORED_ALIKE.items():
+        first, *others = (of(summary) for summary in cells.values())
+        if any(value != first for value in others):
+            found = "; ".join(f"{sources[key]}: {of(cells[key])}" for key in cells)
+            raise UserError(f"{what} differs ({found}): validate again alike")
     return cells
 
 

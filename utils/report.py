@@ -177,9 +177,10 @@ def _interval(metric: str, description: Mapping[str, Any]) -> str:
 
 
 def _tiles(summary: Mapping[str, Any]) -> str:
+    rule = {"diagonal": "misses as diagonal", "zero": "misses as 0"}[summary["hd95"]["rule"]]
     tiles = [
         (
-            f"{metric}, mean{' (px)' if metric in LOWER_IS_BETTER else ''}",
+            f"{metric}, mean{f' (px, {rule})' if metric in LOWER_IS_BETTER else ''}",
             _number(metric, summary["metrics"][metric]["mean"]),
             f"95 % {_interval(metric, summary['metrics'][metric])}",
         )

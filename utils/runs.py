@@ -56,7 +56,7 @@ def writing_to(folder: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise UserError(
-            f"cannot write to {folder}: {error.strerror or error}. What was saved before is kept: "
+            f"cannot write to {error.filename or folder}: {error.strerror or error}. What was saved before is kept: "
             "free space or mend the permissions there, then go on by the same command"
         ) from error
 
