@@ -143,3 +143,9 @@ def test_bad_overrides_are_refused(tmp_path: Path, override: str) -> None:
     path = write(tmp_path / "c.yaml", "pickle_file_path: x")
     with pytest.raises(UserError, match=r"epochs|key=value"):
         load_config(path, [override])
+
+
+def test_no_path_can_be_said_in_words() -> None:
+    values = {"pickle_file_path": "x", "model_weight": "none", "save_seg_img_path": ""}
+    config = make_config(values)
+    assert config.model_weight is None and config.save_seg_img_path is None

@@ -57,7 +57,7 @@ class Config(BaseModel):
     image_size: PositiveInt = Field(
         224, description="Side of the square input, pixels, 8 divides it"
     )
-    augment: bool = Field(True, description="Augment the training images, see models.md")
+    augment: bool = Field(True, description="Augment the training images, see docs/models.md")
     val_fraction: Fraction = Field(
         0.1,
         description="Part of train kept for choosing the checkpoint; fixed by case name and seed",
@@ -97,7 +97,7 @@ class Config(BaseModel):
     )
     in_channel: PositiveInt = Field(4, description="Latent channels of the image")
     out_channels: PositiveInt = Field(4, description="Latent channels of the mask")
-    num_res_blocks: PositiveInt = Field(2, description="Accepted as published; changes nothing")
+    num_res_blocks: PositiveInt = Field(2, description="Accepted for published configs; ignored")
     ch: PositiveInt = Field(32, description="Base channels of the latent mapping model")
     ch_mult: tuple[PositiveInt, ...] = Field(
         (1, 2, 4, 4), description="Channel multipliers of its four stages"
@@ -110,11 +110,11 @@ class Config(BaseModel):
         1.0,
         description="Weight of the alignment loss; true is 1, false is 0 (litevae encoders only)",
     )
-    w_kl: Weight = Field(0.0, description="Accepted as published; changes nothing")
+    w_kl: Weight = Field(0.0, description="Accepted for published configs; ignored")
 
     # Optimisation
     epochs: PositiveInt = Field(1000, description="Passes over the training cases")
-    batch_size: PositiveInt = Field(12, description="Cases a step and process")
+    batch_size: PositiveInt = Field(12, description="Images per step and per process (GPU)")
     accumulate: PositiveInt = Field(
         1, description="Batches whose gradients make one optimiser step"
     )
@@ -173,13 +173,13 @@ class Config(BaseModel):
     )
     log_every: PositiveInt = Field(10, description="Steps between reads of the losses")
     resume: Literal["auto", "never"] = Field(
-        "auto", description="`auto` goes on where a run in the same folder stopped"
+        "auto", description="`auto` resumes a run in the same folder where it stopped"
     )
     model_weight: Path | None = Field(
-        None, description="Checkpoint to validate; none is the best of this run"
+        None, description="Checkpoint to validate; null is the best of this run"
     )
     save_seg_img_path: Path | None = Field(
-        None, description="Folder of predicted masks; none is one beside the checkpoint"
+        None, description="Folder of predicted masks; null is one beside the checkpoint"
     )
     threshold: Annotated[float, Field(gt=0, lt=1)] = Field(
         0.5, description="Probability from which a pixel is foreground"
@@ -195,7 +195,7 @@ class Config(BaseModel):
         "diagonal", description="HD95 of a missed case: the image diagonal, or 0 as published"
     )
 
-    @field_validator("guidance_method", mode="before")
+    @field_validator("guidance_method", "model_weight", "save_seg_img_path", mode="before")
     @classmethod
     def _none_by_name(cls, value: object) -> object:
         return None if value in ("", "none", "None", False) else value
@@ -392,8 +392,8 @@ def describe_fields() -> str:
         "runs. The resolved config is saved with the run.",
         "",
         "The keys of the published GMS and Wave-GMS files are among these. A published Wave-GMS file runs",
-        "as it is. Those of GMS name no network; without `vae_model: sd_vae` and `vae_weights` of a Stable",
-        "Diffusion VAE they mean Wave-GMS here.",
+        "as it is. GMS files do not name a network; without `vae_model: sd_vae` and `vae_weights` of a",
+        "Stable Diffusion VAE they mean Wave-GMS here.",
         "",
         "This page is written by `python -m utils.config > docs/config.md`.",
         "",
