@@ -2,10 +2,10 @@
 
 `check_data_set` looks at every file and writes into `<data set>/check/`:
 
-    report.json        everything that was counted, and what is wrong
-    groups.json        images that show the same source, and how that is known
-    contact_sheet.png  random cases with the contours of their masks
-    twins.png          twins side by side, those across train and test first
+    report.json              everything that was counted, and what is wrong
+    same_source_groups.json  images that show the same source, and how that is known
+    contact_sheet.png        random cases with the contours of their masks
+    twins.png                twins side by side, those across train and test first
 
 A test case leaks when train holds another image of its group. A group is what the metadata that the
 data set was prepared with (lesion, patient) and the twins that were found join, directly or through
@@ -32,7 +32,7 @@ from datasets.headers import ImageError, read_pixels
 from datasets.masks import binary_mask
 from datasets.sheets import contact_sheet, twin_sheet, write_sheet
 from datasets.splits import Split, grouped_split, read_split, write_split
-from datasets.staging import known_groups
+from datasets.staging import read_metadata_groups
 from datasets.twins import Description, Twin, connected, describe, find_twins, working_size
 from utils.errors import UserError
 from utils.files import atomic_write
@@ -74,18 +74,18 @@ def check_data_set(folder: Path) -> dict[str, Any]:
         [case.description for case in inspected],
         lambda index: working_size(read_pixels(inspected[index].image, cv2.IMREAD_GRAYSCALE)),
     )
-    groups = _groups(folder, twins)
+    groups = _same_source_groups(folder, twins)
     report = {
         **_counts(spec, folder, split, inspected),
         **_sizes(inspected),
         **_masks(split, inspected),
         "problems": problems,
-        "twins": _twin_counts(split, twins, known_groups(folder)),
+        "twins": _twin_counts(split, twins, read_metadata_groups(folder)),
         "leaks": _leaks(split, groups),
     }
     check = folder / "check"
     atomic_write(check / "report.json", json.dumps(report, indent=1) + "\n")
-    atomic_write(_groups_file(folder), json.dumps(groups, indent=1) + "\n")
+    atomic_write(same_source_file(folder), json.dumps(groups, indent=1) + "\n")
     files = {case.name: (case.image, case.mask) for case in inspected}
     write_sheet(check / "contact_sheet.png", contact_sheet(files))
     write_sheet(check / "twins.png", twin_sheet(files, twins, set(split.test)))
@@ -200,9 +200,9 @@ def _masks(split: Split, inspected: Sequence[Inspected]) -> dict[str, Any]:
     }
 
 
-def _groups(folder: Path, twins: Sequence[Twin]) -> dict[str, Any]:
-    """Content of groups.json: groups of two or more cases, and the pairs of twins."""
-    of_metadata = known_groups(folder)
+def _same_source_groups(folder: Path, twins: Sequence[Twin]) -> dict[str, Any]:
+    """Content of same_source_groups.json: groups of two or more cases, and the pairs of twins."""
+    of_metadata = read_metadata_groups(folder)
     pairs = [(names[0], name) for names in _gathered(of_metadata) for name in names[1:]]
     pairs += [(twin.first, twin.second) for twin in twins]
     return {
@@ -262,13 +262,14 @@ def _leaked(split: Split, groups: Sequence[Sequence[str]]) -> set[str]:
     return {name for group in groups if train & set(group) for name in test & set(group)}
 
 
-def _groups_file(folder: Path) -> Path:
-    return folder / "check" / "groups.json"
+def same_source_file(folder: Path) -> Path:
+    """Where a check writes which images show the same source; absent before the first check."""
+    return folder / "check" / "same_source_groups.json"
 
 
-def read_groups(folder: Path) -> dict[str, Any]:
+def read_same_source_groups(folder: Path) -> dict[str, Any]:
     """What the last check found; UserError if there was none."""
-    path = _groups_file(folder)
+    path = same_source_file(folder)
     try:
         return json.loads(path.read_bytes())
     except FileNotFoundError:
@@ -285,7 +286,7 @@ def leaked_names(folder: Path, split: Split | None = None) -> set[str]:
 
     Needs a check to have been run; raises UserError that says how otherwise.
     """
-    groups = read_groups(folder)["groups"]
+    groups = read_same_source_groups(folder)["groups"]
     return _leaked(split or read_split(own_split_file(folder)), groups)
 
 
@@ -299,9 +300,9 @@ def write_group_split(folder: Path, seed: int = 2333, test_fraction: float = 0.2
     split = read_split(split_file)
     names = sorted({*split.train, *split.test})
     group_of = {name: f"case {name}" for name in names}
-    groups = _gathered(known_groups(folder))
-    if not groups or _groups_file(folder).is_file():
-        groups = read_groups(folder)["groups"]
+    groups = _gathered(read_metadata_groups(folder))
+    if not groups or same_source_file(folder).is_file():
+        groups = read_same_source_groups(folder)["groups"]
     for group in groups:
         group_of |= {name: f"group {group[0]}" for name in group if name in group_of}
     path = folder / f"{data_set_name(split_file)}_grouped{SPLIT_FILE_ENDING}.json"

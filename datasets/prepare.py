@@ -66,7 +66,7 @@ def prepare_published(
     if not found.cases:
         raise UserError(_nothing_found(spec, sources))
     table = groups or metadata
-    group_of = read_groups(table, spec.group_columns if groups is None else None)
+    group_of = read_group_table(table, spec.group_columns if groups is None else None)
     if spec.group_columns and table is None and splits is None:
         _warn(
             f"no metadata CSV among the sources, so images of one {spec.group_columns[1]} may lie "
@@ -111,7 +111,7 @@ def prepare_own(
             f"no images named *{image_suffix} in {images}; "
             f"expected files ending in {', '.join(IMAGE_EXTENSIONS)}"
         )
-    group_of = read_groups(groups, None)
+    group_of = read_group_table(groups, None)
     split = _choose_split(spec, found, splits, group_of, True, seed)
     _check_groups(groups, group_of, split)
     record = {
@@ -201,7 +201,7 @@ def _nothing_found(spec: DatasetSpec, sources: Sequence[Source]) -> str:
     )
 
 
-def read_groups(path: Path | None, columns: tuple[str, str] | None) -> dict[str, str]:
+def read_group_table(path: Path | None, columns: tuple[str, str] | None) -> dict[str, str]:
     """Group (patient, lesion, ...) of each case name from a CSV with a header line; {} for None.
 
     `columns` are the headers of name and group, by default the first two columns. Names may carry

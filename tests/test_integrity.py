@@ -153,7 +153,7 @@ def test_check_of_a_data_set(data: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert sum(report["area_histogram"]["train"]) == 8
     assert report["width"] == {"min": 236, "median": 256.0, "max": 256}
     assert not report["problems"] and not report["odd_mask_values"] and not report["size_differs"]
-    groups = json.loads((data / "check" / "groups.json").read_bytes())
+    groups = json.loads((data / "check" / "same_source_groups.json").read_bytes())
     assert groups["groups"] == [
         ["case_00", "case_08"],
         ["case_01", "case_09"],
@@ -193,7 +193,7 @@ def test_groups_join_metadata_and_twins(data: Path) -> None:
     assert report["leaks"]["by"] == "metadata and twins"
     assert "share a group with train, by metadata and twins" in summary(report)
     assert report["twins"]["against_metadata"] == 1  # case_00 is the source of case_08
-    groups = json.loads((data / "check" / "groups.json").read_bytes())["groups"]
+    groups = json.loads((data / "check" / "same_source_groups.json").read_bytes())["groups"]
     assert groups == [
         ["case_00", "case_03", "case_08"],  # 00 and 08 are twins, 03 and 08 one patient's
         ["case_01", "case_09"],

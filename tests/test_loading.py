@@ -21,7 +21,7 @@ from datasets.loading import (
     hold_out_fold,
     make_loader,
 )
-from datasets.staging import known_groups
+from datasets.staging import read_metadata_groups
 from engine.build import training_cases
 from utils.config import make_config
 from utils.errors import UserError
@@ -341,7 +341,10 @@ def test_held_out_cases_of_a_group_are_those_of_the_data_set(tmp_path: Path) -> 
     groups = tmp_path / "blobs" / "groups.json"
     groups.write_text(json.dumps({case.name: str(i // 3) for i, case in enumerate(data_set.train)}))
     train, held = training_cases(config, data_set)
-    assert len(held) == 3 and len({known_groups(data_set.folder)[case.name] for case in held}) == 1
+    assert (
+        len(held) == 3
+        and len({read_metadata_groups(data_set.folder)[case.name] for case in held}) == 1
+    )
     assert len(train) == 6
     groups.write_text("[]")
     with pytest.raises(UserError, match=r"groups\.json: expected case names.*prepare"):
