@@ -5,11 +5,11 @@
     report.json              everything that was counted, and what is wrong
     same_source_groups.json  images that show the same source, and how that is known
     contact_sheet.png        random cases with the contours of their masks
-    twins.png                twins side by side, those across train and test first
+    near_duplicates.png      near-duplicates side by side, those across train and test first
 
 A test case leaks when train holds another image of its group. A group is what the metadata that the
-data set was prepared with (lesion, patient) and the twins that were found join, directly or through
-others.
+data set was prepared with (lesion, patient) and the near-duplicates that were found join, directly or
+through others.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +30,17 @@ from datasets.cases import MAX_ASPECT_DIFFERENCE, data_set_name, own_split_file
 from datasets.catalogue import SPLIT_FILE_ENDING, DatasetSpec, find_case, spec_for
 from datasets.headers import ImageError, read_pixels
 from datasets.masks import binary_mask
-from datasets.sheets import contact_sheet, twin_sheet, write_sheet
+from datasets.near_duplicates import (
+    Description,
+    NearDuplicate,
+    connected,
+    describe,
+    find_near_duplicates,
+    working_size,
+)
+from datasets.sheets import contact_sheet, near_duplicate_sheet, write_sheet
 from datasets.splits import Split, grouped_split, read_split, write_split
 from datasets.staging import read_metadata_groups
-from datasets.twins import Description, Twin, connected, describe, find_twins, working_size
 from utils.errors import UserError
 from utils.files import atomic_write
 from utils.machine import available_cores
@@ -69,18 +76,18 @@ def check_data_set(folder: Path) -> dict[str, Any]:
     spec = spec_for(data_set_name(split_file))
     split = read_split(split_file)
     inspected, problems = _inspect_all(spec, folder, split)
-    twins = find_twins(
+    duplicates = find_near_duplicates(
         [case.name for case in inspected],
         [case.description for case in inspected],
         lambda index: working_size(read_pixels(inspected[index].image, cv2.IMREAD_GRAYSCALE)),
     )
-    groups = _same_source_groups(folder, twins)
+    groups = _same_source_groups(folder, duplicates)
     report = {
         **_counts(spec, folder, split, inspected),
         **_sizes(inspected),
         **_masks(split, inspected),
         "problems": problems,
-        "twins": _twin_counts(split, twins, read_metadata_groups(folder)),
+        "near_duplicates": _duplicate_counts(split, duplicates, read_metadata_groups(folder)),
         "leaks": _leaks(split, groups),
     }
     check = folder / "check"
@@ -88,7 +95,9 @@ def check_data_set(folder: Path) -> dict[str, Any]:
     atomic_write(same_source_file(folder), json.dumps(groups, indent=1) + "\n")
     files = {case.name: (case.image, case.mask) for case in inspected}
     write_sheet(check / "contact_sheet.png", contact_sheet(files))
-    write_sheet(check / "twins.png", twin_sheet(files, twins, set(split.test)))
+    write_sheet(
+        check / "near_duplicates.png", near_duplicate_sheet(files, duplicates, set(split.test))
+    )
     return report
 
 
@@ -200,24 +209,15 @@ def _masks(split: Split, inspected: Sequence[Inspected]) -> dict[str, Any]:
     }
 
 
-def _same_source_groups(folder: Path, twins: Sequence[Twin]) -> dict[str, Any]:
-    """Content of same_source_groups.json: groups of two or more cases, and the pairs of twins."""
+def _same_source_groups(folder: Path, duplicates: Sequence[NearDuplicate]) -> dict[str, Any]:
+    """Content of same_source_groups.json: groups of two or more cases, and the near-duplicates."""
     of_metadata = read_metadata_groups(folder)
     pairs = [(names[0], name) for names in _gathered(of_metadata) for name in names[1:]]
-    pairs += [(twin.first, twin.second) for twin in twins]
+    pairs += [(duplicate.first, duplicate.second) for duplicate in duplicates]
     return {
-        "by": "metadata and twins" if of_metadata else "twins",
+        "by": "metadata and near-duplicates" if of_metadata else "near-duplicates",
         "groups": connected(pairs),
-        "twins": [
-            {
-                "first": twin.first,
-                "second": twin.second,
-                "correlation": twin.correlation,
-                "overlap": twin.overlap,
-                "inliers": twin.inliers,
-            }
-            for twin in twins
-        ],
+        "near_duplicates": [asdict(duplicate) for duplicate in duplicates],
     }
 
 
@@ -228,21 +228,24 @@ def _gathered(group_of: Mapping[str, str]) -> list[list[str]]:
     return sorted(names for names in members.values() if len(names) > 1)
 
 
-def _twin_counts(
-    split: Split, twins: Sequence[Twin], of_metadata: Mapping[str, str]
+def _duplicate_counts(
+    split: Split, duplicates: Sequence[NearDuplicate], of_metadata: Mapping[str, str]
 ) -> dict[str, int]:
     """Number of pairs; `against_metadata` are those that it has as different lesions or patients."""
     test = set(split.test)
     where = Counter(
-        ("within_train", "across", "within_test")[(twin.first in test) + (twin.second in test)]
-        for twin in twins
+        ("within_train", "across", "within_test")[
+            (duplicate.first in test) + (duplicate.second in test)
+        ]
+        for duplicate in duplicates
     )
     return {
-        "pairs": len(twins),
-        "identical": sum(twin.inliers == 0 for twin in twins),
+        "pairs": len(duplicates),
+        "identical": sum(duplicate.inliers == 0 for duplicate in duplicates),
         **{key: where[key] for key in ("within_train", "within_test", "across")},
         "against_metadata": sum(
-            of_metadata.get(twin.first) != of_metadata.get(twin.second) for twin in twins
+            of_metadata.get(duplicate.first) != of_metadata.get(duplicate.second)
+            for duplicate in duplicates
         ),
     }
 
@@ -312,7 +315,7 @@ def write_group_split(folder: Path, seed: int = 2333, test_fraction: float = 0.2
 
 def summary(report: Mapping[str, Any]) -> str:
     """The report in a few lines, names cut off after the first ones."""
-    leaks, twins = report["leaks"], report["twins"]
+    leaks, duplicates = report["leaks"], report["near_duplicates"]
     published = report["published"]
     lines = [
         f"{report['name']}: {report['train']} train, {report['test']} test"
@@ -326,9 +329,10 @@ def summary(report: Mapping[str, Any]) -> str:
         *_finding("empty masks", report["empty_masks"]),
         *_finding("full masks", report["full_masks"]),
         f"  lesion area, part of the image: {_histogram(report)}",
-        f"  twins: {twins['pairs']} pairs ({twins['identical']} with identical pixels), "
-        f"{twins['within_train']} within train, {twins['within_test']} within test, "
-        f"{twins['across']} across, {twins['against_metadata']} against the metadata",
+        f"  near-duplicates: {duplicates['pairs']} pairs "
+        f"({duplicates['identical']} with identical pixels), "
+        f"{duplicates['within_train']} within train, {duplicates['within_test']} within test, "
+        f"{duplicates['across']} across, {duplicates['against_metadata']} against the metadata",
         f"  leaks: {leaks['test_cases']} of {report['test']} test cases "
         f"({leaks['part_of_test']:.1%}) share a group with train, by {leaks['by']}",
     ]

@@ -411,7 +411,7 @@ def parser() -> argparse.ArgumentParser:
     add = arguments.add_argument
     add("name", nargs="?", help="a name from --list, or any other for your own data")
     add("--list", action="store_true", help="list the known data sets and exit")
-    add("--check", action="store_true", help="check a prepared data set, find twins and leaks")
+    add("--check", action="store_true", help="check a prepared set for near-duplicates and leaks")
     add("--group-split", action="store_true", help="write a split that no group of cases crosses")
     add("--root", type=Path, default=Path("datasets"), help="where prepared data lies [datasets]")
     add("--source", type=Path, nargs="+", default=[], metavar="PATH", help="zip files or folders")

@@ -94,7 +94,7 @@ def test_scores_without_leaked_cases(
         run.write_text(dump_config(config))
 
     trained_on(tmp_path / "blobs" / "blobs_train_test_names.json")
-    groups = {"by": "twins", "groups": [["case_0", "case_9"], ["case_10", "case_11"]]}
+    groups = {"by": "near-duplicates", "groups": [["case_0", "case_9"], ["case_10", "case_11"]]}
     (tmp_path / "blobs" / "check").mkdir()
     (tmp_path / "blobs" / "check" / "same_source_groups.json").write_text(json.dumps(groups))
     valid.main(arguments(tmp_path, vae, "drop_leaked=true"))
