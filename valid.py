@@ -160,7 +160,7 @@ def validate(
 
 
 def leaked_cases(data_set: DataSet, checkpoint: Path) -> set[str]:
-    """Test cases that the weights were trained on, or on a twin of; needs a checked data set.
+    """Test cases that the weights were trained on, or on a near-duplicate of; needs a checked data set.
 
     What counts is the split that the checkpoint was trained on; where that is unknown, the data set's.
     """

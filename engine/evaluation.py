@@ -167,7 +167,7 @@ def format_summary(data_set: str, summary: Mapping[str, Any]) -> str:
             *(
                 [
                     line("Dice, no leaked", kept["metrics"]["DSC"], 100, "%")
-                    + f", {kept['count']} cases without a twin in train"
+                    + f", {kept['count']} cases without a near-duplicate in train"
                 ]
                 if kept
                 else []
