@@ -39,7 +39,7 @@ from datasets.near_duplicates import (
     working_size,
 )
 from datasets.sheets import contact_sheet, near_duplicate_sheet, write_sheet
-from datasets.splits import Split, grouped_split, read_split, write_split
+from datasets.splits import Split, cases_by_group, grouped_split, read_split, write_split
 from datasets.staging import read_metadata_groups
 from utils.errors import UserError
 from utils.files import atomic_write
@@ -212,20 +212,14 @@ def _masks(split: Split, inspected: Sequence[Inspected]) -> dict[str, Any]:
 def _same_source_groups(folder: Path, duplicates: Sequence[NearDuplicate]) -> dict[str, Any]:
     """Content of same_source_groups.json: groups of two or more cases, and the near-duplicates."""
     of_metadata = read_metadata_groups(folder)
-    pairs = [(names[0], name) for names in _gathered(of_metadata) for name in names[1:]]
+    by_metadata = cases_by_group(of_metadata, of_metadata)
+    pairs = [(names[0], name) for names in by_metadata for name in names[1:]]
     pairs += [(duplicate.first, duplicate.second) for duplicate in duplicates]
     return {
         "by": "metadata and near-duplicates" if of_metadata else "near-duplicates",
         "groups": connected(pairs),
         "near_duplicates": [asdict(duplicate) for duplicate in duplicates],
     }
-
-
-def _gathered(group_of: Mapping[str, str]) -> list[list[str]]:
-    members: dict[str, list[str]] = {}
-    for name in sorted(group_of):
-        members.setdefault(group_of[name], []).append(name)
-    return sorted(names for names in members.values() if len(names) > 1)
 
 
 def _duplicate_counts(
@@ -303,7 +297,8 @@ def write_group_split(folder: Path, seed: int = 2333, test_fraction: float = 0.2
     split = read_split(split_file)
     names = sorted({*split.train, *split.test})
     group_of = {name: f"case {name}" for name in names}
-    groups = _gathered(read_metadata_groups(folder))
+    of_metadata = read_metadata_groups(folder)
+    groups = [group for group in cases_by_group(of_metadata, of_metadata) if len(group) > 1]
     if not groups or same_source_file(folder).is_file():
         groups = read_same_source_groups(folder)["groups"]
     for group in groups:

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from datasets.cases import Case, DataSet, find_split_file
-from datasets.loading import SegmentationDataset, hold_out, hold_out_fold
-from datasets.splits import read_split
+from datasets.loading import SegmentationDataset
+from datasets.splits import hold_out, hold_out_fold, read_split
 from datasets.staging import METADATA_GROUPS, read_metadata_groups
 from engine.device import choose_layout
 from engine.training import TrainingOptions
