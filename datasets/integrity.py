@@ -26,10 +26,11 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from datasets.cases import MAX_ASPECT_DIFFERENCE, data_set_name, own_split_file
+from datasets.cases import data_set_name, own_split_file
 from datasets.catalogue import SPLIT_FILE_ENDING, DatasetSpec, find_case, spec_for
-from datasets.headers import ImageError, read_pixels
-from datasets.masks import binary_mask
+from datasets.contact_sheets import contact_sheet, near_duplicate_sheet, write_sheet
+from datasets.decoding import ImageError, read_pixels
+from datasets.masks import aspect_ratio_differs, read_binary_mask
 from datasets.near_duplicates import (
     Description,
     NearDuplicate,
@@ -38,7 +39,6 @@ from datasets.near_duplicates import (
     find_near_duplicates,
     working_size,
 )
-from datasets.sheets import contact_sheet, near_duplicate_sheet, write_sheet
 from datasets.splits import Split, cases_by_group, grouped_split, read_split, write_split
 from datasets.staging import read_metadata_groups
 from utils.errors import UserError
@@ -128,18 +128,19 @@ def _inspect(spec: DatasetSpec, folder: Path, name: str) -> Inspected:
             part for part, path in (("image", image), ("mask", mask)) if path is None
         )
         raise ImageError(f"no {missing}")
-    grey = read_pixels(image, cv2.IMREAD_GRAYSCALE)
-    labels = read_pixels(mask, cv2.IMREAD_GRAYSCALE | cv2.IMREAD_ANYDEPTH)
+    reading = image
     try:
-        foreground, odd = binary_mask(labels)
+        grey = read_pixels(image, cv2.IMREAD_GRAYSCALE)
+        reading = mask
+        foreground, odd = read_binary_mask(mask)
     except ImageError as error:
-        raise ImageError(f"{mask.name}: {error}") from None
+        raise ImageError(f"{reading.name}: {error}") from None
     return Inspected(
         name=name,
         image=image,
         mask=mask,
         size=(grey.shape[1], grey.shape[0]),
-        mask_size=(labels.shape[1], labels.shape[0]),
+        mask_size=(foreground.shape[1], foreground.shape[0]),
         area=float(foreground.mean()),
         odd_values=odd,
         description=describe(working_size(grey)),
@@ -180,13 +181,10 @@ def _sizes(inspected: Sequence[Inspected]) -> dict[str, Any]:
             for case in inspected
             if case.size != case.mask_size
         ],
-        "aspect_differs": [case.name for case in inspected if _aspect_differs(case)],
+        "aspect_differs": [
+            case.name for case in inspected if aspect_ratio_differs(case.size, case.mask_size)
+        ],
     }
-
-
-def _aspect_differs(case: Inspected) -> bool:
-    ratio = case.size[0] * case.mask_size[1] / (case.size[1] * case.mask_size[0])
-    return max(ratio, 1 / ratio) > 1 + MAX_ASPECT_DIFFERENCE
 
 
 def _spread(values: Sequence[int]) -> dict[str, float]:

@@ -29,7 +29,7 @@ from tqdm import tqdm
 
 from datasets.archives import Limits, Source, members, open_source
 from datasets.catalogue import CATALOGUE, IMAGE_EXTENSIONS, DatasetSpec, canonical_name, spec_for
-from datasets.headers import MAX_MEGAPIXELS
+from datasets.decoding import MAX_MEGAPIXELS
 from datasets.layouts import Found, own_cases, published_cases
 from datasets.splits import Split, grouped_split, random_split, read_split, some_of
 from datasets.staging import Staging, read_manifest, staged

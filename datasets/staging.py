@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from datasets.headers import MANIFEST
+from datasets.decoding import MANIFEST
 from datasets.splits import Split, write_split
 from utils.errors import UserError
 from utils.files import atomic_write

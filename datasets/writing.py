@@ -10,11 +10,10 @@ import numpy as np
 from tqdm import tqdm
 
 from datasets.archives import Limits, Member
-from datasets.cases import MAX_ASPECT_DIFFERENCE
 from datasets.catalogue import DatasetSpec
-from datasets.headers import ImageError, decode
+from datasets.decoding import ImageError, decode
 from datasets.layouts import SourceCase
-from datasets.masks import binary_mask
+from datasets.masks import aspect_ratio_differs, binary_mask
 from datasets.staging import Staging
 from utils.errors import UserError
 from utils.machine import available_cores
@@ -77,8 +76,7 @@ def write_case(spec: DatasetSpec, case: SourceCase, staging: Staging, limits: Li
             except ImageError as error:
                 raise UserError(f"{file}: {error}") from None
             note = f"{file}: {odd}" if odd else note
-        ratio = (width * mask.shape[0]) / (height * mask.shape[1])
-        if max(ratio, 1 / ratio) > 1 + MAX_ASPECT_DIFFERENCE:
+        if aspect_ratio_differs((height, width), (mask.shape[0], mask.shape[1])):
             raise UserError(
                 f"the mask {file} has {mask.shape[1]} x {mask.shape[0]} px, "
                 f"the image {width} x {height}"

@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from datasets.archives import ArchiveError, Limits, Member, members, open_source
-from datasets.headers import ImageError, check_image_size, decode
+from datasets.decoding import ImageError, check_image_size, decode
 from datasets.prepare import main
 from tests.dataset_archives import bmp, busi_files, jpg, picture, png, write_folder, write_zip
 from utils.errors import UserError

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from datasets.cases import open_data_set, read_case
-from datasets.headers import ImageError, read_pixels
+from datasets.decoding import ImageError, read_pixels
 from datasets.integrity import check_data_set
 from datasets.phantom import phantom_case
 from datasets.prepare import main
@@ -326,7 +326,7 @@ def test_floating_point_masks_and_images_are_refused_by_kind(
 def test_a_limit_of_preparation_holds_for_training_and_check(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("datasets.headers.MAX_MEGAPIXELS", 1)
+    monkeypatch.setattr("datasets.decoding.MAX_MEGAPIXELS", 1)
     monkeypatch.setattr("datasets.prepare.MAX_MEGAPIXELS", 1)
     files = {f"{i}.png": png(square(i, i, 200, 1050, 1000)) for i in range(3)}
     write_folder(tmp_path / "images", files)

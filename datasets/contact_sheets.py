@@ -12,8 +12,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from datasets.headers import read_pixels
-from datasets.masks import binary_mask
+from datasets.decoding import read_pixels
+from datasets.masks import read_binary_mask
 from datasets.near_duplicates import NearDuplicate
 from utils.files import atomic_write
 
@@ -56,7 +56,7 @@ def write_sheet(path: Path, sheet: np.ndarray) -> None:
 
 def _with_contour(image_path: Path, mask_path: Path) -> np.ndarray:
     image = _fitted(read_pixels(image_path, cv2.IMREAD_COLOR))
-    mask, _ = binary_mask(read_pixels(mask_path, cv2.IMREAD_GRAYSCALE | cv2.IMREAD_ANYDEPTH))
+    mask, _ = read_binary_mask(mask_path)
     size = (image.shape[1], image.shape[0])
     small = cv2.resize(mask.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST)
     contours, _ = cv2.findContours(small, cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
