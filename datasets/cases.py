@@ -15,7 +15,7 @@ from datasets.catalogue import SPLIT_FILE_ENDING, canonical_name, find_case, nam
 from datasets.decoding import ImageError, read_pixels
 from datasets.masks import aspect_ratio_differs, read_binary_mask
 from datasets.splits import read_split
-from utils.errors import UserError
+from utils.errors import UserError, listed
 
 log = logging.getLogger(__name__)
 
@@ -139,11 +139,10 @@ def raise_problems(problems: Sequence[str], where: str) -> None:
     """Raise one UserError that lists the problems, if there are any."""
     if not problems:
         return
-    listed = "\n  ".join(problems[:MAX_LISTED_PROBLEMS])
-    more = len(problems) - MAX_LISTED_PROBLEMS
-    tail = f"\n  and {more} more" if more > 0 else ""
     raise UserError(
-        f"{len(problems)} problem(s) in {where}:\n  {listed}{tail}\n"
+        f"{len(problems)} problem(s) in {where}:\n  "
+        + listed(problems, MAX_LISTED_PROBLEMS, separator="\n  ")
+        + "\n"
         "Mend or replace these files, or take the names out of the split file"
     )
 

@@ -41,7 +41,7 @@ from datasets.near_duplicates import (
 )
 from datasets.splits import Split, cases_by_group, grouped_split, read_split, write_split
 from datasets.staging import read_metadata_groups
-from utils.errors import UserError
+from utils.errors import UserError, listed
 from utils.files import atomic_write
 from utils.machine import available_cores
 
@@ -339,8 +339,7 @@ def _range(spread: Mapping[str, float]) -> str:
 def _finding(title: str, found: Sequence[str], limit: int = 5) -> list[str]:
     if not found:
         return [f"  {title}: none"]
-    more = f" and {len(found) - limit} more" if len(found) > limit else ""
-    return [f"  {title}: {len(found)} ({'; '.join(found[:limit])}{more})"]
+    return [f"  {title}: {len(found)} ({listed(found, limit, separator='; ')})"]
 
 
 def _histogram(report: Mapping[str, Any]) -> str:

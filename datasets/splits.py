@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from datasets.safe_pickle import PlainPickleError, read_plain_pickle
-from utils.errors import UserError
+from utils.errors import UserError, listed
 from utils.files import atomic_write
 
 MAX_SPLIT_BYTES = 2 << 20  # about 120,000 names; the largest published split has 150 kB
@@ -34,10 +34,8 @@ class Split:
 
 
 def some_of(names: Iterable[str], limit: int = 20) -> str:
-    """Names for an error message: the first `limit`, then how many more."""
-    listed = [repr(name) for name in names]
-    more = f" and {len(listed) - limit} more" if len(listed) > limit else ""
-    return ", ".join(listed[:limit]) + more
+    """Names for an error message, each in quotes: the first `limit`, then how many more."""
+    return listed(map(repr, names), limit)
 
 
 def name_problem(name: object) -> str | None:

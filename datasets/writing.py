@@ -10,15 +10,14 @@ import numpy as np
 from tqdm import tqdm
 
 from datasets.archives import Limits, Member
+from datasets.cases import MAX_LISTED_PROBLEMS
 from datasets.catalogue import DatasetSpec
 from datasets.decoding import ImageError, decode
 from datasets.layouts import SourceCase
 from datasets.masks import aspect_ratio_differs, binary_mask
 from datasets.staging import Staging
-from utils.errors import UserError
+from utils.errors import UserError, listed
 from utils.machine import available_cores
-
-MAX_LISTED_PROBLEMS = 50
 
 
 def write_cases(
@@ -105,10 +104,8 @@ def listed_problems(name: str, problems: Mapping[str, str], drawn: bool) -> str:
     """All problems as one message; `drawn`: the split was not read from a file."""
     other_way = "remove them there" if drawn else "take them out of the split file"
     lines = [f"{case}: {problem}" for case, problem in sorted(problems.items())]
-    more = len(lines) - MAX_LISTED_PROBLEMS
     return (
         f"{name} is not prepared, {len(lines)} problem(s):\n  "
-        + "\n  ".join(lines[:MAX_LISTED_PROBLEMS])
-        + (f"\n  and {more} more" if more > 0 else "")
+        + listed(lines, MAX_LISTED_PROBLEMS, separator="\n  ")
         + f"\nMend these in the source or {other_way}, then run this again"
     )
