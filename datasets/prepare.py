@@ -18,6 +18,7 @@ import csv
 import hashlib
 import json
 import multiprocessing
+import signal
 import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -34,7 +35,9 @@ from datasets.layouts import Found, own_cases, published_cases
 from datasets.splits import Split, grouped_split, random_split, read_split, some_of
 from datasets.staging import Staging, read_manifest, staged
 from datasets.writing import listed_problems, png, write_cases
+from utils.entry import exit_from
 from utils.errors import UserError
+from utils.interruption import Interrupted
 from utils.machine import available_cores
 
 SEED = 2333
@@ -509,19 +512,15 @@ def _check(folder: Path, check: bool, group_split: bool, seed: int) -> None:
         print(f"written {write_group_split(folder, seed)}")
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Exit code: 0, 2 for a problem the user can mend, 130 when interrupted."""
+def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser().parse_args(argv)
     try:
         run(arguments)
-    except (UserError, OSError) as error:  # OSError: a full disk, a folder that is not writable
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    except OSError as error:  # a full disk, a folder that is not writable
+        raise UserError(str(error)) from error
     except KeyboardInterrupt:
-        print("interrupted; run the same command again to go on", file=sys.stderr)
-        return 130
-    return 0
+        raise Interrupted(signal.SIGINT) from None
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_from(main)

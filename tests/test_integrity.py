@@ -20,9 +20,8 @@ from datasets.near_duplicates import (
     working_size,
 )
 from datasets.phantom import phantom_case
-from datasets.prepare import main
 from datasets.splits import Split, read_split, write_split
-from tests.dataset_archives import picture, png, square, write_folder
+from tests.dataset_archives import picture, png, prepare, square, write_folder
 from utils.errors import UserError
 
 
@@ -126,7 +125,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     test = ("case_00", "case_01", "case_02", "case_10")
     write_split(tmp_path / "s.json", Split(tuple(n for n in images if n not in test), test))
     arguments = f"own --images {tmp_path}/i --masks {tmp_path}/m --splits {tmp_path}/s.json"
-    assert main([*arguments.split(), "--root", str(tmp_path / "data")]) == 0
+    assert prepare([*arguments.split(), "--root", str(tmp_path / "data")]) == 0
     return tmp_path / "data" / "own"
 
 
@@ -138,7 +137,7 @@ def data(prepared: Path, tmp_path: Path) -> Path:
 
 def test_check_of_a_data_set(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     capsys.readouterr()
-    assert main(["own", "--check", "--root", str(data.parent)]) == 0
+    assert prepare(["own", "--check", "--root", str(data.parent)]) == 0
     printed = capsys.readouterr().out
     assert (
         "near-duplicates: 4 pairs (1 with identical pixels), 1 within train, 1 within test, 2 across"
@@ -176,7 +175,7 @@ def test_leaks_of_another_split(data: Path) -> None:
 def test_group_split_crosses_no_group(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(UserError, match="has not been checked for leaks"):
         write_group_split(data)
-    assert main(["own", "--check", "--group-split", "--root", str(data.parent)]) == 0
+    assert prepare(["own", "--check", "--group-split", "--root", str(data.parent)]) == 0
     path = data / "own_grouped_train_test_names.json"
     assert str(path) in capsys.readouterr().out
     split = read_split(path)
@@ -247,11 +246,11 @@ def test_a_folder_laid_out_as_published_is_checked(
     path.write_bytes(json.dumps(names).encode() if ending == ".json" else pickle.dumps(names))
     published = data.rename(data.parent / folder)
     command = [folder, "--check", "--group-split", "--root", str(data.parent)]
-    assert main(command) == 0
+    assert prepare(command) == 0
     assert leaked_names(published) == {"case_00", "case_01"}
     (grouped,) = published.glob("*_grouped_train_test_names.json")
     assert leaked_names(published, read_split(grouped)) == set()
-    assert main(command) == 0  # the split by groups is not taken for the data set's own
+    assert prepare(command) == 0  # the split by groups is not taken for the data set's own
 
 
 @pytest.mark.parametrize("name", ["absent", "own"])
@@ -259,7 +258,7 @@ def test_what_cannot_be_checked(
     tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "own").mkdir()
-    assert main([name, "--check", "--root", str(tmp_path)]) == 2
+    assert prepare([name, "--check", "--root", str(tmp_path)]) == 2
     error = capsys.readouterr().err
     assert "there is no data set" in error
     assert f"{name}_train_test_names.json or .pkl" in error
@@ -280,6 +279,6 @@ def test_near_duplicates_of_real_busi(shared: Path, tmp_path: Path) -> None:
     write_split(tmp_path / "split.json", split)
     archive = shared / "data" / "Dataset_BUSI_with_GT.zip"
     arguments = f"busi --source {archive} --splits {tmp_path}/split.json --root {tmp_path}/data"
-    assert main(arguments.split()) == 0
+    assert prepare(arguments.split()) == 0
     check_data_set(tmp_path / "data" / "busi")
     assert leaked_names(tmp_path / "data" / "busi") == set(known)
