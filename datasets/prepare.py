@@ -36,7 +36,7 @@ from datasets.splits import Split, grouped_split, random_split, read_split, some
 from datasets.staging import Staging, read_manifest, staged
 from datasets.writing import listed_problems, png, write_cases
 from utils.entry import exit_from
-from utils.errors import UserError
+from utils.errors import UserError, listed
 from utils.interruption import Interrupted
 from utils.machine import available_cores
 
@@ -209,7 +209,7 @@ def read_group_table(path: Path | None, columns: tuple[str, str] | None) -> dict
 
     `columns` are the headers of name and group, by default the first two columns. Names may carry
     an image extension; rows without a group are left out. Raises UserError where the file cannot be
-    read or has no such columns.
+    read, has no such columns, or names one case in two groups.
     """
     if path is None:
         return {}
@@ -221,7 +221,16 @@ def read_group_table(path: Path | None, columns: tuple[str, str] | None) -> dict
     except (OSError, ValueError, IndexError, csv.Error) as error:
         expected = " and ".join(columns) if columns else "name and group first"
         raise UserError(f"{path}: expected a CSV with the columns {expected} ({error})") from None
-    return {_without_extension(case): group_of for case, group_of in pairs if group_of}
+    group_of: dict[str, str] = {}
+    conflicts: list[str] = []
+    for case, other in ((_without_extension(name), group) for name, group in pairs if group):
+        if group_of.setdefault(case, other) != other:
+            conflicts.append(f"{case!r} in {group_of[case]!r} and in {other!r}")
+    if conflicts:
+        raise UserError(
+            f"{path} names a case in two groups: {listed(conflicts, 5)}. Give each case one group"
+        )
+    return group_of
 
 
 def _without_extension(name: str) -> str:
@@ -354,8 +363,8 @@ def _write(
 def is_prepared(folder: Path, asked: Mapping[str, Any]) -> bool:
     """Whether `folder` is a complete data set; UserError if not the one that is `asked` for.
 
-    `asked` holds entries of the manifest; None means that any will do, and so does an entry that
-    the manifest of an earlier version lacks. The order of lists does not matter.
+    `asked` holds entries of the manifest; None means that any will do. The order of lists does not
+    matter.
     """
     manifest = read_manifest(folder)
     if manifest is None:
@@ -363,9 +372,7 @@ def is_prepared(folder: Path, asked: Mapping[str, Any]) -> bool:
     other = [
         _difference(key, manifest.get(key), value)
         for key, value in asked.items()
-        if value is not None
-        and (key in manifest or key not in _LATER_KEYS)
-        and _comparable(manifest.get(key)) != _comparable(value)
+        if value is not None and _comparable(manifest.get(key)) != _comparable(value)
     ]
     if other:
         raise UserError(
@@ -374,9 +381,6 @@ def is_prepared(folder: Path, asked: Mapping[str, Any]) -> bool:
         )
     print(f"{folder} is complete: {manifest['train']} train and {manifest['test']} test cases")
     return True
-
-
-_LATER_KEYS = ("groups_sha256", "sources")
 
 
 def _comparable(value: Any) -> Any:
@@ -453,6 +457,8 @@ def run(arguments: argparse.Namespace) -> None:
         place = given if given.is_dir() and not folder.is_dir() else folder
         _check(place, arguments.check, arguments.group_split, seed)
         return
+    if is_phantom:
+        _refuse_what_a_phantom_does_not_take(arguments)
     asked = {
         "seed": arguments.seed,
         "cases": arguments.cases,
@@ -491,6 +497,16 @@ def run(arguments: argparse.Namespace) -> None:
             "For your own data give --images DIR and --masks DIR"
         )
     is_prepared(folder, {})
+
+
+def _refuse_what_a_phantom_does_not_take(arguments: argparse.Namespace) -> None:
+    options = ("source", "splits", "include_normal", "images", "masks", "groups")
+    given = [f"--{name.replace('_', '-')}" for name in options if getattr(arguments, name)]
+    if given:
+        raise UserError(
+            f"the phantom is generated, so it has no use for {', '.join(given)}; leave that out "
+            "(it takes --domain, --cases and --seed)"
+        )
 
 
 def _asked_sources(spec: DatasetSpec, arguments: argparse.Namespace) -> list[str] | None:

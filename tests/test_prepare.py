@@ -237,6 +237,8 @@ def test_two_runs_do_not_work_on_one_data_set(
         ("busi --source x --splits absent.pkl", "absent.pkl: cannot read the split file"),
         ("phantom --domain c", "expected one of a, b"),
         ("phantom --cases 1", "expected at least 2"),
+        ("phantom --groups patients.csv", "it has no use for --groups; leave that out"),
+        ("phantom-b --source x --splits y.json", "it has no use for --source, --splits;"),
     ],
 )
 def test_wrong_arguments_are_one_line_and_exit_code_2(

@@ -237,6 +237,22 @@ def test_groups_of_other_cases_are_refused(
     assert not (tmp_path / "data" / "own").exists()
 
 
+def test_a_case_in_two_groups_is_refused(
+    own: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = tmp_path / "patients.csv"
+    rows = "".join(f"{i},p{i}\n" for i in range(10))
+    table.write_text(f"case,patient\n{rows}3.png,p3\n7,p8\n7,p9\n")
+    assert prepare([*own, "--groups", str(table)]) == 2
+    error = capsys.readouterr().err
+    assert (
+        "patients.csv names a case in two groups: '7' in 'p7' and in 'p8', '7' in 'p7' and in 'p9'"
+        in error
+    )
+    assert "Give each case one group" in error
+    assert not (tmp_path / "data" / "own").exists()
+
+
 def test_ham10000_without_metadata_warns_that_lesions_may_leak(
     ham10000: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -269,19 +285,12 @@ def test_a_complete_own_set_is_not_passed_off_as_another(
     assert ("with other groups" if other == "groups" else "sources images, masks") in error
 
 
-def test_a_set_of_an_earlier_version_is_complete(
+def test_a_complete_own_set_without_groups_is_not_one_with(
     own: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    assert prepare(own) == 0
     table = tmp_path / "patients.csv"
     table.write_text("case,patient\n0,A\n1,A\n")
-    assert prepare([*own, "--groups", str(table)]) == 0
-    path = tmp_path / "data" / "own" / "dataset.json"
-    manifest = json.loads(path.read_bytes())
-    del manifest["groups_sha256"]
-    path.write_text(json.dumps(manifest))
-    assert prepare([*own, "--groups", str(table)]) == 0
-    manifest["groups_sha256"] = None
-    path.write_text(json.dumps(manifest))
     assert prepare([*own, "--groups", str(table)]) == 2
     assert "with no groups" in capsys.readouterr().err
 
