@@ -137,7 +137,7 @@ def build_page(backend: Backend, max_megapixels: float) -> gradio.Blocks:
     """The page on top of a model."""
     import gradio
 
-    from datasets.headers import ImageError
+    from datasets.decoding import ImageError
     from datasets.pictures import SUFFIXES, Picture, read_picture
     from engine.prediction import Method, segment
 

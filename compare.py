@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from utils.entry import exit_from
-from utils.errors import UserError
+from utils.errors import UserError, listed
 
 if TYPE_CHECKING:
     from utils.results import Results
@@ -114,7 +114,9 @@ def check_comparable(runs: dict[str, Results]) -> None:
             (label, set(run.names) - set(reference.names)),
         ):
             if names:
-                problems.append(f"{len(names)} only in {owner} ({_shorten(sorted(names))})")
+                problems.append(
+                    f"{len(names)} only in {owner} ({listed(sorted(names), NAMES_SHOWN)})"
+                )
         if problems:
             raise UserError(
                 f"{first} and {label} were scored on different cases: {'; '.join(problems)}. "
@@ -128,8 +130,8 @@ def check_comparable(runs: dict[str, Results]) -> None:
         if differing:
             raise UserError(
                 f"{first} and {label} were scored against different masks or at different sizes "
-                f"in {len(differing)} cases ({_shorten(differing)}). Validate both on the same "
-                "masks at the same evaluation size"
+                f"in {len(differing)} cases ({listed(differing, NAMES_SHOWN)}). Validate both on "
+                "the same masks at the same evaluation size"
             )
         rules = [each.summary.get("hd95", {}).get("rule") for each in (reference, run)]
         if rules[0] != rules[1]:
@@ -279,11 +281,6 @@ def _with_interval(metric: str, found: Description | PairedDifference, sign: str
 
 def _row(cells: list[str]) -> str:
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
-
-
-def _shorten(names: list[str]) -> str:
-    shown = ", ".join(names[:NAMES_SHOWN])
-    return f"{shown}, ..." if len(names) > NAMES_SHOWN else shown
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ SHOWN_FAILURES = 20
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    from datasets.headers import MAX_MEGAPIXELS
+    from datasets.decoding import MAX_MEGAPIXELS
     from engine.backends import add_model_arguments
 
     parser = argparse.ArgumentParser(
@@ -162,7 +162,7 @@ def predict(
     max_megapixels: float,
 ) -> Iterator[Row]:
     """Read, segment and write in a stream; yields the row of each picture, failed or not."""
-    from datasets.headers import ImageError
+    from datasets.decoding import ImageError
     from datasets.pictures import read_content, read_picture
     from engine.prediction import segment
     from utils.errors import UserError

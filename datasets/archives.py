@@ -17,7 +17,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path, PurePosixPath
 from typing import Protocol
 
-from datasets.headers import MAX_MEGAPIXELS
+from datasets.decoding import MAX_MEGAPIXELS
 from utils.errors import UserError
 
 _IGNORED = {"__MACOSX", "Thumbs.db", "desktop.ini"}

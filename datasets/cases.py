@@ -12,15 +12,14 @@ import cv2
 import numpy as np
 
 from datasets.catalogue import SPLIT_FILE_ENDING, canonical_name, find_case, names_of, spec_for
-from datasets.headers import ImageError, decode, megapixels_of
-from datasets.masks import binary_mask
+from datasets.decoding import ImageError, read_pixels
+from datasets.masks import aspect_ratio_differs, read_binary_mask
 from datasets.splits import read_split
-from utils.errors import UserError
+from utils.errors import UserError, listed
 
 log = logging.getLogger(__name__)
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-MAX_ASPECT_DIFFERENCE = 0.01
 MAX_LISTED_PROBLEMS = 50
 _told_odd: set[Path] = set()
 
@@ -140,27 +139,20 @@ def raise_problems(problems: Sequence[str], where: str) -> None:
     """Raise one UserError that lists the problems, if there are any."""
     if not problems:
         return
-    listed = "\n  ".join(problems[:MAX_LISTED_PROBLEMS])
-    more = len(problems) - MAX_LISTED_PROBLEMS
-    tail = f"\n  and {more} more" if more > 0 else ""
     raise UserError(
-        f"{len(problems)} problem(s) in {where}:\n  {listed}{tail}\n"
+        f"{len(problems)} problem(s) in {where}:\n  "
+        + listed(problems, MAX_LISTED_PROBLEMS, separator="\n  ")
+        + "\n"
         "Mend or replace these files, or take the names out of the split file"
     )
 
 
-def _decode(path: Path, flags: int) -> np.ndarray:
-    try:
-        return decode(path.read_bytes(), flags, megapixels_of(path))
-    except OSError as error:
-        raise CaseError(f"{path}: cannot be read ({error.strerror})") from error
-    except ImageError as error:
-        raise CaseError(f"{path}: {error}") from error
-
-
 def read_image(path: Path) -> np.ndarray:
     """RGB image, uint8, (H, W, 3), with EXIF rotation applied; CaseError if it cannot be read."""
-    return cv2.cvtColor(_decode(path, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
+    try:
+        return cv2.cvtColor(read_pixels(path, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
+    except ImageError as error:
+        raise CaseError(f"{path}: {error}") from None
 
 
 def read_mask(path: Path) -> np.ndarray:
@@ -170,9 +162,8 @@ def read_mask(path: Path) -> np.ndarray:
     names the file, once and not from loader processes, as the main one reads every mask too.
     CaseError if it cannot be read.
     """
-    grey = _decode(path, cv2.IMREAD_GRAYSCALE | cv2.IMREAD_ANYDEPTH)
     try:
-        foreground, odd = binary_mask(grey)
+        foreground, odd = read_binary_mask(path)
     except ImageError as error:
         raise CaseError(f"{path}: {error}") from None
     if odd and path not in _told_odd and multiprocessing.parent_process() is None:
@@ -201,13 +192,11 @@ def resize_mask(mask: np.ndarray, height: int, width: int) -> np.ndarray:
 def read_case(case: Case) -> tuple[np.ndarray, np.ndarray]:
     """Image (H, W, 3) and mask (h, w) at their own sizes.
 
-    Raises CaseError when one cannot be read, or when their aspect ratios differ by over 1 %: then
-    the mask is another image's, or was cropped.
+    Raises CaseError when one cannot be read, or when their aspect ratios differ by over 1 %.
     """
     image, mask = read_image(case.image), read_mask(case.mask)
     (height, width), (mask_height, mask_width) = image.shape[:2], mask.shape
-    ratio = (width / height) / (mask_width / mask_height)
-    if max(ratio, 1 / ratio) > 1 + MAX_ASPECT_DIFFERENCE:
+    if aspect_ratio_differs((height, width), (mask_height, mask_width)):
         raise CaseError(
             f"{case.mask}: the mask is {mask_width}x{mask_height} px, "
             f"but the image {case.image.name} is {width}x{height} px"

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from datasets.headers import ImageError, check_megapixels
+from datasets.decoding import ImageError, check_megapixels
 from datasets.windowing import Window, scale_to_8_bit
 
 if TYPE_CHECKING:

@@ -2,14 +2,14 @@
 
 `check_data_set` looks at every file and writes into `<data set>/check/`:
 
-    report.json        everything that was counted, and what is wrong
-    groups.json        images that show the same source, and how that is known
-    contact_sheet.png  random cases with the contours of their masks
-    twins.png          twins side by side, those across train and test first
+    report.json              everything that was counted, and what is wrong
+    same_source_groups.json  images that show the same source, and how that is known
+    contact_sheet.png        random cases with the contours of their masks
+    near_duplicates.png      near-duplicates side by side, those across train and test first
 
 A test case leaks when train holds another image of its group. A group is what the metadata that the
-data set was prepared with (lesion, patient) and the twins that were found join, directly or through
-others.
+data set was prepared with (lesion, patient) and the near-duplicates that were found join, directly or
+through others.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,15 +26,22 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from datasets.cases import MAX_ASPECT_DIFFERENCE, data_set_name, own_split_file
+from datasets.cases import data_set_name, own_split_file
 from datasets.catalogue import SPLIT_FILE_ENDING, DatasetSpec, find_case, spec_for
-from datasets.headers import ImageError, read_pixels
-from datasets.masks import binary_mask
-from datasets.sheets import contact_sheet, twin_sheet, write_sheet
-from datasets.splits import Split, grouped_split, read_split, write_split
-from datasets.staging import known_groups
-from datasets.twins import Description, Twin, connected, describe, find_twins, working_size
-from utils.errors import UserError
+from datasets.contact_sheets import contact_sheet, near_duplicate_sheet, write_sheet
+from datasets.decoding import ImageError, read_pixels
+from datasets.masks import aspect_ratio_differs, read_binary_mask
+from datasets.near_duplicates import (
+    Description,
+    NearDuplicate,
+    connected,
+    describe,
+    find_near_duplicates,
+    working_size,
+)
+from datasets.splits import Split, cases_by_group, grouped_split, read_split, write_split
+from datasets.staging import read_metadata_groups
+from utils.errors import UserError, listed
 from utils.files import atomic_write
 from utils.machine import available_cores
 
@@ -69,26 +76,28 @@ def check_data_set(folder: Path) -> dict[str, Any]:
     spec = spec_for(data_set_name(split_file))
     split = read_split(split_file)
     inspected, problems = _inspect_all(spec, folder, split)
-    twins = find_twins(
+    duplicates = find_near_duplicates(
         [case.name for case in inspected],
         [case.description for case in inspected],
         lambda index: working_size(read_pixels(inspected[index].image, cv2.IMREAD_GRAYSCALE)),
     )
-    groups = _groups(folder, twins)
+    groups = _same_source_groups(folder, duplicates)
     report = {
         **_counts(spec, folder, split, inspected),
         **_sizes(inspected),
         **_masks(split, inspected),
         "problems": problems,
-        "twins": _twin_counts(split, twins, known_groups(folder)),
+        "near_duplicates": _duplicate_counts(split, duplicates, read_metadata_groups(folder)),
         "leaks": _leaks(split, groups),
     }
     check = folder / "check"
     atomic_write(check / "report.json", json.dumps(report, indent=1) + "\n")
-    atomic_write(_groups_file(folder), json.dumps(groups, indent=1) + "\n")
+    atomic_write(same_source_file(folder), json.dumps(groups, indent=1) + "\n")
     files = {case.name: (case.image, case.mask) for case in inspected}
     write_sheet(check / "contact_sheet.png", contact_sheet(files))
-    write_sheet(check / "twins.png", twin_sheet(files, twins, set(split.test)))
+    write_sheet(
+        check / "near_duplicates.png", near_duplicate_sheet(files, duplicates, set(split.test))
+    )
     return report
 
 
@@ -119,18 +128,19 @@ def _inspect(spec: DatasetSpec, folder: Path, name: str) -> Inspected:
             part for part, path in (("image", image), ("mask", mask)) if path is None
         )
         raise ImageError(f"no {missing}")
-    grey = read_pixels(image, cv2.IMREAD_GRAYSCALE)
-    labels = read_pixels(mask, cv2.IMREAD_GRAYSCALE | cv2.IMREAD_ANYDEPTH)
+    reading = image
     try:
-        foreground, odd = binary_mask(labels)
+        grey = read_pixels(image, cv2.IMREAD_GRAYSCALE)
+        reading = mask
+        foreground, odd = read_binary_mask(mask)
     except ImageError as error:
-        raise ImageError(f"{mask.name}: {error}") from None
+        raise ImageError(f"{reading.name}: {error}") from None
     return Inspected(
         name=name,
         image=image,
         mask=mask,
         size=(grey.shape[1], grey.shape[0]),
-        mask_size=(labels.shape[1], labels.shape[0]),
+        mask_size=(foreground.shape[1], foreground.shape[0]),
         area=float(foreground.mean()),
         odd_values=odd,
         description=describe(working_size(grey)),
@@ -171,13 +181,10 @@ def _sizes(inspected: Sequence[Inspected]) -> dict[str, Any]:
             for case in inspected
             if case.size != case.mask_size
         ],
-        "aspect_differs": [case.name for case in inspected if _aspect_differs(case)],
+        "aspect_differs": [
+            case.name for case in inspected if aspect_ratio_differs(case.size, case.mask_size)
+        ],
     }
-
-
-def _aspect_differs(case: Inspected) -> bool:
-    ratio = case.size[0] * case.mask_size[1] / (case.size[1] * case.mask_size[0])
-    return max(ratio, 1 / ratio) > 1 + MAX_ASPECT_DIFFERENCE
 
 
 def _spread(values: Sequence[int]) -> dict[str, float]:
@@ -200,49 +207,37 @@ def _masks(split: Split, inspected: Sequence[Inspected]) -> dict[str, Any]:
     }
 
 
-def _groups(folder: Path, twins: Sequence[Twin]) -> dict[str, Any]:
-    """Content of groups.json: groups of two or more cases, and the pairs of twins."""
-    of_metadata = known_groups(folder)
-    pairs = [(names[0], name) for names in _gathered(of_metadata) for name in names[1:]]
-    pairs += [(twin.first, twin.second) for twin in twins]
+def _same_source_groups(folder: Path, duplicates: Sequence[NearDuplicate]) -> dict[str, Any]:
+    """Content of same_source_groups.json: groups of two or more cases, and the near-duplicates."""
+    of_metadata = read_metadata_groups(folder)
+    by_metadata = cases_by_group(of_metadata, of_metadata)
+    pairs = [(names[0], name) for names in by_metadata for name in names[1:]]
+    pairs += [(duplicate.first, duplicate.second) for duplicate in duplicates]
     return {
-        "by": "metadata and twins" if of_metadata else "twins",
+        "by": "metadata and near-duplicates" if of_metadata else "near-duplicates",
         "groups": connected(pairs),
-        "twins": [
-            {
-                "first": twin.first,
-                "second": twin.second,
-                "correlation": twin.correlation,
-                "overlap": twin.overlap,
-                "inliers": twin.inliers,
-            }
-            for twin in twins
-        ],
+        "near_duplicates": [asdict(duplicate) for duplicate in duplicates],
     }
 
 
-def _gathered(group_of: Mapping[str, str]) -> list[list[str]]:
-    members: dict[str, list[str]] = {}
-    for name in sorted(group_of):
-        members.setdefault(group_of[name], []).append(name)
-    return sorted(names for names in members.values() if len(names) > 1)
-
-
-def _twin_counts(
-    split: Split, twins: Sequence[Twin], of_metadata: Mapping[str, str]
+def _duplicate_counts(
+    split: Split, duplicates: Sequence[NearDuplicate], of_metadata: Mapping[str, str]
 ) -> dict[str, int]:
     """Number of pairs; `against_metadata` are those that it has as different lesions or patients."""
     test = set(split.test)
     where = Counter(
-        ("within_train", "across", "within_test")[(twin.first in test) + (twin.second in test)]
-        for twin in twins
+        ("within_train", "across", "within_test")[
+            (duplicate.first in test) + (duplicate.second in test)
+        ]
+        for duplicate in duplicates
     )
     return {
-        "pairs": len(twins),
-        "identical": sum(twin.inliers == 0 for twin in twins),
+        "pairs": len(duplicates),
+        "identical": sum(duplicate.inliers == 0 for duplicate in duplicates),
         **{key: where[key] for key in ("within_train", "within_test", "across")},
         "against_metadata": sum(
-            of_metadata.get(twin.first) != of_metadata.get(twin.second) for twin in twins
+            of_metadata.get(duplicate.first) != of_metadata.get(duplicate.second)
+            for duplicate in duplicates
         ),
     }
 
@@ -262,13 +257,14 @@ def _leaked(split: Split, groups: Sequence[Sequence[str]]) -> set[str]:
     return {name for group in groups if train & set(group) for name in test & set(group)}
 
 
-def _groups_file(folder: Path) -> Path:
-    return folder / "check" / "groups.json"
+def same_source_file(folder: Path) -> Path:
+    """Where a check writes which images show the same source; absent before the first check."""
+    return folder / "check" / "same_source_groups.json"
 
 
-def read_groups(folder: Path) -> dict[str, Any]:
+def read_same_source_groups(folder: Path) -> dict[str, Any]:
     """What the last check found; UserError if there was none."""
-    path = _groups_file(folder)
+    path = same_source_file(folder)
     try:
         return json.loads(path.read_bytes())
     except FileNotFoundError:
@@ -285,7 +281,7 @@ def leaked_names(folder: Path, split: Split | None = None) -> set[str]:
 
     Needs a check to have been run; raises UserError that says how otherwise.
     """
-    groups = read_groups(folder)["groups"]
+    groups = read_same_source_groups(folder)["groups"]
     return _leaked(split or read_split(own_split_file(folder)), groups)
 
 
@@ -299,9 +295,10 @@ def write_group_split(folder: Path, seed: int = 2333, test_fraction: float = 0.2
     split = read_split(split_file)
     names = sorted({*split.train, *split.test})
     group_of = {name: f"case {name}" for name in names}
-    groups = _gathered(known_groups(folder))
-    if not groups or _groups_file(folder).is_file():
-        groups = read_groups(folder)["groups"]
+    of_metadata = read_metadata_groups(folder)
+    groups = [group for group in cases_by_group(of_metadata, of_metadata) if len(group) > 1]
+    if not groups or same_source_file(folder).is_file():
+        groups = read_same_source_groups(folder)["groups"]
     for group in groups:
         group_of |= {name: f"group {group[0]}" for name in group if name in group_of}
     path = folder / f"{data_set_name(split_file)}_grouped{SPLIT_FILE_ENDING}.json"
@@ -311,7 +308,7 @@ def write_group_split(folder: Path, seed: int = 2333, test_fraction: float = 0.2
 
 def summary(report: Mapping[str, Any]) -> str:
     """The report in a few lines, names cut off after the first ones."""
-    leaks, twins = report["leaks"], report["twins"]
+    leaks, duplicates = report["leaks"], report["near_duplicates"]
     published = report["published"]
     lines = [
         f"{report['name']}: {report['train']} train, {report['test']} test"
@@ -325,9 +322,10 @@ def summary(report: Mapping[str, Any]) -> str:
         *_finding("empty masks", report["empty_masks"]),
         *_finding("full masks", report["full_masks"]),
         f"  lesion area, part of the image: {_histogram(report)}",
-        f"  twins: {twins['pairs']} pairs ({twins['identical']} with identical pixels), "
-        f"{twins['within_train']} within train, {twins['within_test']} within test, "
-        f"{twins['across']} across, {twins['against_metadata']} against the metadata",
+        f"  near-duplicates: {duplicates['pairs']} pairs "
+        f"({duplicates['identical']} with identical pixels), "
+        f"{duplicates['within_train']} within train, {duplicates['within_test']} within test, "
+        f"{duplicates['across']} across, {duplicates['against_metadata']} against the metadata",
         f"  leaks: {leaks['test_cases']} of {report['test']} test cases "
         f"({leaks['part_of_test']:.1%}) share a group with train, by {leaks['by']}",
     ]
@@ -341,8 +339,7 @@ def _range(spread: Mapping[str, float]) -> str:
 def _finding(title: str, found: Sequence[str], limit: int = 5) -> list[str]:
     if not found:
         return [f"  {title}: none"]
-    more = f" and {len(found) - limit} more" if len(found) > limit else ""
-    return [f"  {title}: {len(found)} ({'; '.join(found[:limit])}{more})"]
+    return [f"  {title}: {len(found)} ({listed(found, limit, separator='; ')})"]
 
 
 def _histogram(report: Mapping[str, Any]) -> str:

@@ -7,8 +7,7 @@ nothing.
 
 from __future__ import annotations
 
-import random
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypedDict
 
@@ -44,60 +43,6 @@ class Sample(TypedDict):
     mask: torch.Tensor  # (1, S, S) float32, 0 or 1
     noise: torch.Tensor  # (4, S/8, S/8) float32, standard normal, or zeros
     index: int
-
-
-def hold_out(
-    names: Sequence[str], fraction: float, seed: int, group_of: Mapping[str, str] | None = None
-) -> tuple[list[str], list[str]]:
-    """Split `names` into what is trained on and a held-out part, at least one case if fraction > 0.
-
-    Cases of one group (patient, lesion) in `group_of` stay together: whole groups are drawn while they
-    fit into the fraction. Depends on the set of names, the groups and the seed, not on the order.
-    """
-    room = max(1, round(fraction * len(names))) if fraction > 0 else 0
-    units = _units(names, group_of)
-    random.Random(f"validation {seed}").shuffle(units)
-    held: set[str] = set()
-    for unit in units:
-        if len(unit) <= room - len(held):
-            held.update(unit)
-    if room and not held:
-        smallest = min(units, key=len)
-        held.update(smallest)
-    return [n for n in names if n not in held], [n for n in names if n in held]
-
-
-def hold_out_fold(
-    names: Sequence[str],
-    folds: int,
-    fold: int,
-    seed: int,
-    group_of: Mapping[str, str] | None = None,
-) -> tuple[list[str], list[str]]:
-    """Split `names` into what is trained on and the held-out `fold` of `folds`, counted from 0.
-
-    The folds of a seed are disjoint and cover `names`. Cases of one group in `group_of` stay together;
-    without groups the folds differ by at most one case in size. They depend on the set of names, the
-    groups and the seed, not on the order. UserError if a fold would be empty.
-    """
-    units = _units(names, group_of)
-    if folds > len(units):
-        what = "groups of cases" if group_of else "cases"
-        raise UserError(f"{len(units)} {what} cannot be cut into {folds} folds: lower folds")
-    random.Random(f"folds {seed}").shuffle(units)
-    held: list[set[str]] = [set() for _ in range(folds)]
-    for unit in units:
-        min(held, key=len).update(unit)
-    return [n for n in names if n not in held[fold]], [n for n in names if n in held[fold]]
-
-
-def _units(names: Sequence[str], group_of: Mapping[str, str] | None) -> list[list[str]]:
-    """The groups among `names`, sorted; a name without a group is one of its own."""
-    members: dict[tuple[bool, str], list[str]] = {}
-    for name in sorted(names):
-        group = (group_of or {}).get(name)
-        members.setdefault((group is not None, name if group is None else group), []).append(name)
-    return sorted(members.values())
 
 
 class SegmentationDataset(Dataset[Sample]):

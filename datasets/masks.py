@@ -1,10 +1,20 @@
-"""What is foreground in a mask file."""
+"""What is foreground in a mask file, and whether the mask can belong to an image."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import cv2
 import numpy as np
 
-from datasets.headers import ImageError
+from datasets.decoding import ImageError, read_pixels
+
+MAX_ASPECT_DIFFERENCE = 0.01
+
+
+def read_binary_mask(path: Path) -> tuple[np.ndarray, str | None]:
+    """`binary_mask` of a file in a data set's masks/; ImageError as that and `read_pixels`."""
+    return binary_mask(read_pixels(path, cv2.IMREAD_GRAYSCALE | cv2.IMREAD_ANYDEPTH))
 
 
 def binary_mask(grey: np.ndarray) -> tuple[np.ndarray, str | None]:
@@ -26,3 +36,12 @@ def binary_mask(grey: np.ndarray) -> tuple[np.ndarray, str | None]:
     if low == high:
         return np.zeros(grey.shape, bool), note
     return grey >= (low + high) / 2, note
+
+
+def aspect_ratio_differs(image: tuple[int, int], mask: tuple[int, int]) -> bool:
+    """Whether two sizes differ in width over height by more than 1 %; both (H, W), or both (W, H).
+
+    Then the mask is another image's, or was cropped.
+    """
+    ratio = (image[0] * mask[1]) / (image[1] * mask[0])
+    return max(ratio, 1 / ratio) > 1 + MAX_ASPECT_DIFFERENCE

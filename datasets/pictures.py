@@ -13,8 +13,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from datasets.decoding import MAX_MEGAPIXELS, ImageError, check_image_size, check_megapixels, decode
 from datasets.dicom import read_dicom
-from datasets.headers import MAX_MEGAPIXELS, ImageError, check_image_size, check_megapixels, decode
 from datasets.windowing import Window, scale_to_8_bit
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".dcm", ".dicom")

@@ -18,6 +18,7 @@ import csv
 import hashlib
 import json
 import multiprocessing
+import signal
 import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -29,12 +30,14 @@ from tqdm import tqdm
 
 from datasets.archives import Limits, Source, members, open_source
 from datasets.catalogue import CATALOGUE, IMAGE_EXTENSIONS, DatasetSpec, canonical_name, spec_for
-from datasets.headers import MAX_MEGAPIXELS
+from datasets.decoding import MAX_MEGAPIXELS
 from datasets.layouts import Found, own_cases, published_cases
 from datasets.splits import Split, grouped_split, random_split, read_split, some_of
 from datasets.staging import Staging, read_manifest, staged
 from datasets.writing import listed_problems, png, write_cases
-from utils.errors import UserError
+from utils.entry import exit_from
+from utils.errors import UserError, listed
+from utils.interruption import Interrupted
 from utils.machine import available_cores
 
 SEED = 2333
@@ -66,7 +69,7 @@ def prepare_published(
     if not found.cases:
         raise UserError(_nothing_found(spec, sources))
     table = groups or metadata
-    group_of = read_groups(table, spec.group_columns if groups is None else None)
+    group_of = read_group_table(table, spec.group_columns if groups is None else None)
     if spec.group_columns and table is None and splits is None:
         _warn(
             f"no metadata CSV among the sources, so images of one {spec.group_columns[1]} may lie "
@@ -111,7 +114,7 @@ def prepare_own(
             f"no images named *{image_suffix} in {images}; "
             f"expected files ending in {', '.join(IMAGE_EXTENSIONS)}"
         )
-    group_of = read_groups(groups, None)
+    group_of = read_group_table(groups, None)
     split = _choose_split(spec, found, splits, group_of, True, seed)
     _check_groups(groups, group_of, split)
     record = {
@@ -201,12 +204,12 @@ def _nothing_found(spec: DatasetSpec, sources: Sequence[Source]) -> str:
     )
 
 
-def read_groups(path: Path | None, columns: tuple[str, str] | None) -> dict[str, str]:
+def read_group_table(path: Path | None, columns: tuple[str, str] | None) -> dict[str, str]:
     """Group (patient, lesion, ...) of each case name from a CSV with a header line; {} for None.
 
     `columns` are the headers of name and group, by default the first two columns. Names may carry
     an image extension; rows without a group are left out. Raises UserError where the file cannot be
-    read or has no such columns.
+    read, has no such columns, or names one case in two groups.
     """
     if path is None:
         return {}
@@ -218,7 +221,16 @@ def read_groups(path: Path | None, columns: tuple[str, str] | None) -> dict[str,
     except (OSError, ValueError, IndexError, csv.Error) as error:
         expected = " and ".join(columns) if columns else "name and group first"
         raise UserError(f"{path}: expected a CSV with the columns {expected} ({error})") from None
-    return {_without_extension(case): group_of for case, group_of in pairs if group_of}
+    group_of: dict[str, str] = {}
+    conflicts: list[str] = []
+    for case, other in ((_without_extension(name), group) for name, group in pairs if group):
+        if group_of.setdefault(case, other) != other:
+            conflicts.append(f"{case!r} in {group_of[case]!r} and in {other!r}")
+    if conflicts:
+        raise UserError(
+            f"{path} names a case in two groups: {listed(conflicts, 5)}. Give each case one group"
+        )
+    return group_of
 
 
 def _without_extension(name: str) -> str:
@@ -351,8 +363,8 @@ def _write(
 def is_prepared(folder: Path, asked: Mapping[str, Any]) -> bool:
     """Whether `folder` is a complete data set; UserError if not the one that is `asked` for.
 
-    `asked` holds entries of the manifest; None means that any will do, and so does an entry that
-    the manifest of an earlier version lacks. The order of lists does not matter.
+    `asked` holds entries of the manifest; None means that any will do. The order of lists does not
+    matter.
     """
     manifest = read_manifest(folder)
     if manifest is None:
@@ -360,9 +372,7 @@ def is_prepared(folder: Path, asked: Mapping[str, Any]) -> bool:
     other = [
         _difference(key, manifest.get(key), value)
         for key, value in asked.items()
-        if value is not None
-        and (key in manifest or key not in _LATER_KEYS)
-        and _comparable(manifest.get(key)) != _comparable(value)
+        if value is not None and _comparable(manifest.get(key)) != _comparable(value)
     ]
     if other:
         raise UserError(
@@ -371,9 +381,6 @@ def is_prepared(folder: Path, asked: Mapping[str, Any]) -> bool:
         )
     print(f"{folder} is complete: {manifest['train']} train and {manifest['test']} test cases")
     return True
-
-
-_LATER_KEYS = ("groups_sha256", "sources")
 
 
 def _comparable(value: Any) -> Any:
@@ -411,7 +418,7 @@ def parser() -> argparse.ArgumentParser:
     add = arguments.add_argument
     add("name", nargs="?", help="a name from --list, or any other for your own data")
     add("--list", action="store_true", help="list the known data sets and exit")
-    add("--check", action="store_true", help="check a prepared data set, find twins and leaks")
+    add("--check", action="store_true", help="check a prepared set for near-duplicates and leaks")
     add("--group-split", action="store_true", help="write a split that no group of cases crosses")
     add("--root", type=Path, default=Path("datasets"), help="where prepared data lies [datasets]")
     add("--source", type=Path, nargs="+", default=[], metavar="PATH", help="zip files or folders")
@@ -450,6 +457,8 @@ def run(arguments: argparse.Namespace) -> None:
         place = given if given.is_dir() and not folder.is_dir() else folder
         _check(place, arguments.check, arguments.group_split, seed)
         return
+    if is_phantom:
+        _refuse_what_a_phantom_does_not_take(arguments)
     asked = {
         "seed": arguments.seed,
         "cases": arguments.cases,
@@ -490,6 +499,16 @@ def run(arguments: argparse.Namespace) -> None:
     is_prepared(folder, {})
 
 
+def _refuse_what_a_phantom_does_not_take(arguments: argparse.Namespace) -> None:
+    options = ("source", "splits", "include_normal", "images", "masks", "groups")
+    given = [f"--{name.replace('_', '-')}" for name in options if getattr(arguments, name)]
+    if given:
+        raise UserError(
+            f"the phantom is generated, so it has no use for {', '.join(given)}; leave that out "
+            "(it takes --domain, --cases and --seed)"
+        )
+
+
 def _asked_sources(spec: DatasetSpec, arguments: argparse.Namespace) -> list[str] | None:
     """The manifest's entry for the sources on the command line, None where it names none."""
     if spec.archives and arguments.source:
@@ -509,19 +528,15 @@ def _check(folder: Path, check: bool, group_split: bool, seed: int) -> None:
         print(f"written {write_group_split(folder, seed)}")
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Exit code: 0, 2 for a problem the user can mend, 130 when interrupted."""
+def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser().parse_args(argv)
     try:
         run(arguments)
-    except (UserError, OSError) as error:  # OSError: a full disk, a folder that is not writable
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    except OSError as error:  # a full disk, a folder that is not writable
+        raise UserError(str(error)) from error
     except KeyboardInterrupt:
-        print("interrupted; run the same command again to go on", file=sys.stderr)
-        return 130
-    return 0
+        raise Interrupted(signal.SIGINT) from None
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_from(main)

@@ -1,23 +1,21 @@
 """Which cases are for training and which for testing: reading and writing split files.
 
 A split is `{"train": {"name_list": [...]}, "test": {"name_list": [...]}}`, as a pickle (the form of
-the published splits) or as JSON. Pickles come from anywhere and the pickle format is a program, so
-they are not given to `pickle`: `read_plain_pickle` interprets the opcodes that build plain data
-and has no others.
+the published splits) or as JSON. Drawing one, and holding cases out of train, is here as well; it
+depends on the set of names, their groups and a seed alone.
 """
 
 from __future__ import annotations
 
 import json
-import pickletools
 import random
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from utils.errors import UserError
+from datasets.safe_pickle import PlainPickleError, read_plain_pickle
+from utils.errors import UserError, listed
 from utils.files import atomic_write
 
 MAX_SPLIT_BYTES = 2 << 20  # about 120,000 names; the largest published split has 150 kB
@@ -36,10 +34,8 @@ class Split:
 
 
 def some_of(names: Iterable[str], limit: int = 20) -> str:
-    """Names for an error message: the first `limit`, then how many more."""
-    listed = [repr(name) for name in names]
-    more = f" and {len(listed) - limit} more" if len(listed) > limit else ""
-    return ", ".join(listed[:limit]) + more
+    """Names for an error message, each in quotes: the first `limit`, then how many more."""
+    return listed(map(repr, names), limit)
 
 
 def name_problem(name: object) -> str | None:
@@ -80,7 +76,7 @@ def read_split(path: Path, max_bytes: int = MAX_SPLIT_BYTES) -> Split:
     try:
         data = _read_json(content) if suffix == ".json" else read_plain_pickle(content)
         return checked_split(data)
-    except SplitError as error:
+    except (SplitError, PlainPickleError) as error:
         raise SplitError(f"{path}: {error}") from None
 
 
@@ -112,22 +108,80 @@ def grouped_split(
     Groups are drawn in random order and go to the test part while they fit into it, so that it
     comes as near to `test_fraction` as whole groups allow. Raises SplitError for a single group.
     """
-    members: dict[str, list[str]] = {}
-    for name in sorted(group_of):
-        members.setdefault(group_of[name], []).append(name)
-    if len(members) < 2:
-        raise SplitError(f"a split by group needs at least 2 groups, got {len(members)}")
-    drawn = sorted(members)
-    random.Random(seed).shuffle(drawn)
+    groups = cases_by_group(group_of, group_of)
+    if len(groups) < 2:
+        raise SplitError(f"a split by group needs at least 2 groups, got {len(groups)}")
     room = max(round(len(group_of) * test_fraction), 1)
-    test: list[str] = []
-    for group in drawn:
-        if len(members[group]) <= room - len(test):
-            test += members[group]
-    if not test:
-        test = min(members.values(), key=len)
-    train = set(group_of) - set(test)
-    return Split(train=tuple(sorted(train)), test=tuple(sorted(test)))
+    smallest = min(sorted(groups), key=len)
+    test = _fitting(_shuffled(groups, seed), room) or set(smallest)
+    return Split(train=tuple(sorted(set(group_of) - test)), test=tuple(sorted(test)))
+
+
+def hold_out(
+    names: Sequence[str], fraction: float, seed: int, group_of: Mapping[str, str] | None = None
+) -> tuple[list[str], list[str]]:
+    """Split `names` into what is trained on and a held-out part, at least one case if fraction > 0.
+
+    Cases of one group (patient, lesion) in `group_of` stay together: whole groups are drawn while they
+    fit into the fraction. Depends on the set of names, the groups and the seed, not on the order.
+    """
+    room = max(1, round(fraction * len(names))) if fraction > 0 else 0
+    groups = _shuffled(sorted(cases_by_group(names, group_of or {})), f"validation {seed}")
+    held = _fitting(groups, room)
+    if room and not held:
+        smallest = min(groups, key=len)
+        held.update(smallest)
+    return [n for n in names if n not in held], [n for n in names if n in held]
+
+
+def hold_out_fold(
+    names: Sequence[str],
+    folds: int,
+    fold: int,
+    seed: int,
+    group_of: Mapping[str, str] | None = None,
+) -> tuple[list[str], list[str]]:
+    """Split `names` into what is trained on and the held-out `fold` of `folds`, counted from 0.
+
+    The folds of a seed are disjoint and cover `names`. Cases of one group in `group_of` stay together;
+    without groups the folds differ by at most one case in size. They depend on the set of names, the
+    groups and the seed, not on the order. UserError if a fold would be empty.
+    """
+    groups = sorted(cases_by_group(names, group_of or {}))
+    if folds > len(groups):
+        what = "groups of cases" if group_of else "cases"
+        raise UserError(f"{len(groups)} {what} cannot be cut into {folds} folds: lower folds")
+    held: list[set[str]] = [set() for _ in range(folds)]
+    for group in _shuffled(groups, f"folds {seed}"):
+        min(held, key=len).update(group)
+    return [n for n in names if n not in held[fold]], [n for n in names if n in held[fold]]
+
+
+def cases_by_group(names: Iterable[str], group_of: Mapping[str, str]) -> list[list[str]]:
+    """The cases of each group, sorted, in the order of the groups' names.
+
+    A case without a group is one of its own; these come first.
+    """
+    members: dict[tuple[bool, str], list[str]] = {}
+    for name in sorted(names):
+        key = (True, group_of[name]) if name in group_of else (False, name)
+        members.setdefault(key, []).append(name)
+    return [members[key] for key in sorted(members)]
+
+
+def _shuffled(groups: Sequence[list[str]], seed: int | str) -> list[list[str]]:
+    shuffled = list(groups)
+    random.Random(seed).shuffle(shuffled)
+    return shuffled
+
+
+def _fitting(groups: Iterable[list[str]], room: int) -> set[str]:
+    """The cases of the groups, taken one after the other, that still fit into `room` cases."""
+    taken: set[str] = set()
+    for group in groups:
+        if len(group) <= room - len(taken):
+            taken.update(group)
+    return taken
 
 
 def checked_split(data: object) -> Split:
@@ -174,118 +228,3 @@ def _read_json(content: bytes) -> object:
         return json.loads(content)
     except (ValueError, RecursionError) as error:
         raise SplitError(f"not valid JSON ({error})") from None
-
-
-_MARK = object()
-_SCALAR = (str, bytes, int, float, bool, type(None))
-_PUSH_ARGUMENT = {
-    *("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT"),
-    *("STRING", "BINSTRING", "SHORT_BINSTRING", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8"),
-    *("UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"),
-}
-_PUSH_NEW: dict[str, Callable[[], object]] = {
-    "NONE": lambda: None,
-    "NEWTRUE": lambda: True,
-    "NEWFALSE": lambda: False,
-    "EMPTY_DICT": dict,
-    "EMPTY_LIST": list,
-    "EMPTY_TUPLE": tuple,
-    "EMPTY_SET": set,
-    "MARK": lambda: _MARK,
-}
-_TUPLE_SIZE = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
-
-
-def read_plain_pickle(content: bytes) -> object:
-    """The dict, list, tuple, set, str, bytes, int, float, bool or None that a pickle describes.
-
-    Interprets the data opcodes of all pickle protocols on a stack of its own. There is no opcode
-    here that imports or calls anything, dict keys and set members must be scalars (hashing a
-    deeply nested tuple overflows the C stack), and the memo grows only with what was built, so
-    time and memory stay in proportion to the size of `content`.
-    Raises SplitError on anything else, naming the global or opcode it refused.
-    """
-    try:
-        return _run(content)
-    except (ValueError, IndexError, KeyError, TypeError, OverflowError) as error:
-        raise SplitError(f"not a whole pickle ({error})") from None
-
-
-def _run(content: bytes) -> object:
-    stack: list[Any] = []
-    memo: dict[int, object] = {}
-    argument: Any
-    for opcode, argument, _ in pickletools.genops(content):
-        name = opcode.name
-        if name in _PUSH_ARGUMENT:
-            stack.append(argument)
-        elif name in _PUSH_NEW:
-            stack.append(_PUSH_NEW[name]())
-        elif name == "MEMOIZE":
-            memo[len(memo)] = _top(stack)
-        elif name in ("PUT", "BINPUT", "LONG_BINPUT"):
-            memo[int(argument)] = _top(stack)
-        elif name in ("GET", "BINGET", "LONG_BINGET"):
-            stack.append(memo[int(argument)])
-        elif name in ("APPEND", "APPENDS"):
-            items = [stack.pop()] if name == "APPEND" else _pop_mark(stack)
-            _top(stack, list).extend(items)
-        elif name in ("SETITEM", "SETITEMS"):
-            pairs = [stack.pop(-2), stack.pop()] if name == "SETITEM" else _pop_mark(stack)
-            _top(stack, dict).update(_pairs(pairs))
-        elif name == "ADDITEMS":
-            members = _pop_mark(stack)
-            _top(stack, set).update(_hashable(member) for member in members)
-        elif name in _TUPLE_SIZE:
-            size = _TUPLE_SIZE[name]
-            if len(stack) < size:
-                raise ValueError("stack underflow")
-            stack[-size:] = [tuple(stack[-size:])]
-        elif name == "TUPLE":
-            stack.append(tuple(_pop_mark(stack)))
-        elif name == "LIST":
-            stack.append(_pop_mark(stack))
-        elif name == "DICT":
-            stack.append(_pairs(_pop_mark(stack)))
-        elif name == "STOP":
-            return _top(stack)
-        elif name not in ("PROTO", "FRAME"):
-            raise SplitError(_refusal(name, argument, stack))
-    raise ValueError("no STOP opcode")
-
-
-def _top(stack: list[Any], expected: type = object) -> Any:
-    if stack[-1] is _MARK or not isinstance(stack[-1], expected):
-        raise TypeError(f"expected a {expected.__name__} on the stack")
-    return stack[-1]
-
-
-def _pop_mark(stack: list[Any]) -> list[Any]:
-    """Pop and return what lies above the last mark, and the mark."""
-    items: list[Any] = []
-    while (item := stack.pop()) is not _MARK:
-        items.append(item)
-    return items[::-1]
-
-
-def _pairs(items: list[Any]) -> dict[Any, Any]:
-    return {_hashable(key): value for key, value in zip(items[::2], items[1::2], strict=True)}
-
-
-def _hashable(key: Any) -> Any:
-    if not isinstance(key, _SCALAR):
-        raise TypeError(f"a {type(key).__name__} as a dict key or set member")
-    return key
-
-
-def _refusal(opcode: str, argument: Any, stack: list[Any]) -> str:
-    """What the pickle asked for that a list of names never needs."""
-    wanted = f"the pickle opcode {opcode}"
-    if opcode in ("GLOBAL", "INST"):
-        wanted = "the global " + str(argument).replace(" ", ".")
-    elif opcode == "STACK_GLOBAL" and all(isinstance(part, str) for part in stack[-2:]):
-        wanted = "the global " + ".".join(stack[-2:])
-    return (
-        f"refused {wanted[:200]!r}: a split file holds names only, and nothing of it was run. "
-        "Save the names as plain lists of str, best as JSON"
-    )

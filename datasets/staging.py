@@ -16,22 +16,22 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from datasets.headers import MANIFEST
+from datasets.decoding import MANIFEST
 from datasets.splits import Split, write_split
 from utils.errors import UserError
 from utils.files import atomic_write
 
-GROUPS = "groups.json"
+METADATA_GROUPS = "groups.json"
 _PLAN = "plan"
 _PNG_END = b"IEND\xaeB`\x82"
 
 
-def known_groups(folder: Path) -> dict[str, str]:
+def read_metadata_groups(folder: Path) -> dict[str, str]:
     """Group (patient, lesion) of each case that the data set was prepared with; {} for none.
 
     UserError where the file is damaged.
     """
-    path = folder / GROUPS
+    path = folder / METADATA_GROUPS
     try:
         content = json.loads(path.read_bytes())
     except FileNotFoundError:
@@ -117,7 +117,7 @@ class Staging:
         """Write split, groups and manifest, make all durable, move the folder to its place."""
         write_split(self.folder / split_file(self.final).name, split)
         if groups:
-            atomic_write(self.folder / GROUPS, json.dumps(groups, indent=1) + "\n")
+            atomic_write(self.folder / METADATA_GROUPS, json.dumps(groups, indent=1) + "\n")
         (self.folder / _PLAN).unlink()
         os.sync()
         atomic_write(self.folder / MANIFEST, json.dumps(manifest, indent=1) + "\n")

@@ -10,16 +10,14 @@ import numpy as np
 from tqdm import tqdm
 
 from datasets.archives import Limits, Member
-from datasets.cases import MAX_ASPECT_DIFFERENCE
+from datasets.cases import MAX_LISTED_PROBLEMS
 from datasets.catalogue import DatasetSpec
-from datasets.headers import ImageError, decode
+from datasets.decoding import ImageError, decode
 from datasets.layouts import SourceCase
-from datasets.masks import binary_mask
+from datasets.masks import aspect_ratio_differs, binary_mask
 from datasets.staging import Staging
-from utils.errors import UserError
+from utils.errors import UserError, listed
 from utils.machine import available_cores
-
-MAX_LISTED_PROBLEMS = 50
 
 
 def write_cases(
@@ -77,8 +75,7 @@ def write_case(spec: DatasetSpec, case: SourceCase, staging: Staging, limits: Li
             except ImageError as error:
                 raise UserError(f"{file}: {error}") from None
             note = f"{file}: {odd}" if odd else note
-        ratio = (width * mask.shape[0]) / (height * mask.shape[1])
-        if max(ratio, 1 / ratio) > 1 + MAX_ASPECT_DIFFERENCE:
+        if aspect_ratio_differs((height, width), (mask.shape[0], mask.shape[1])):
             raise UserError(
                 f"the mask {file} has {mask.shape[1]} x {mask.shape[0]} px, "
                 f"the image {width} x {height}"
@@ -107,10 +104,8 @@ def listed_problems(name: str, problems: Mapping[str, str], drawn: bool) -> str:
     """All problems as one message; `drawn`: the split was not read from a file."""
     other_way = "remove them there" if drawn else "take them out of the split file"
     lines = [f"{case}: {problem}" for case, problem in sorted(problems.items())]
-    more = len(lines) - MAX_LISTED_PROBLEMS
     return (
         f"{name} is not prepared, {len(lines)} problem(s):\n  "
-        + "\n  ".join(lines[:MAX_LISTED_PROBLEMS])
-        + (f"\n  and {more} more" if more > 0 else "")
+        + listed(lines, MAX_LISTED_PROBLEMS, separator="\n  ")
         + f"\nMend these in the source or {other_way}, then run this again"
     )

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from datasets.cases import Case, DataSet, find_split_file
-from datasets.loading import SegmentationDataset, hold_out, hold_out_fold
-from datasets.splits import read_split
-from datasets.staging import GROUPS, known_groups
+from datasets.loading import SegmentationDataset
+from datasets.splits import hold_out, hold_out_fold, read_split
+from datasets.staging import METADATA_GROUPS, read_metadata_groups
 from engine.device import choose_layout
 from engine.training import TrainingOptions
 from models.build import build_system
@@ -74,7 +74,7 @@ def training_cases(config: Config, data_set: DataSet) -> tuple[list[Case], list[
     if config.select_on == "test":
         return list(data_set.train), list(data_set.test)
     names = [case.name for case in data_set.train]
-    group_of = known_groups(data_set.folder)
+    group_of = read_metadata_groups(data_set.folder)
     if config.folds:
         held = set(hold_out_fold(names, config.folds, config.fold, config.seed, group_of)[1])
     else:
@@ -134,7 +134,7 @@ def weights_sha256(module: nn.Module) -> str:
 def input_hashes(data_set: DataSet, system: SegmentationSystem) -> dict[str, str]:
     """SHA-256 of what a result rests on besides config and code."""
     hashes = {"split file": sha256(data_set.split_file)}
-    groups = data_set.folder / GROUPS
+    groups = data_set.folder / METADATA_GROUPS
     if groups.is_file():
         hashes["file of groups"] = sha256(groups)
     return hashes | {name: weights_sha256(part) for name, part in system.frozen().items()}

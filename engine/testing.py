@@ -85,7 +85,8 @@ def score_test_split(
 
 
 def leaked_cases(data_set: DataSet, checkpoint: Path) -> set[str]:
-    """Test cases that the weights were trained on, or on a twin of; needs a checked data set.
+    """Test cases that the weights were trained on, or on a near-duplicate of; needs
+    a checked data set.
 
     What counts is the split that the checkpoint was trained on; where that is unknown, the data set's.
     """
@@ -128,7 +129,7 @@ def format_summary(data_set: str, summary: Mapping[str, Any]) -> str:
             *(
                 [
                     line("Dice, no leaked", kept["metrics"]["DSC"], 100, "%")
-                    + f", {kept['count']} cases without a twin in train"
+                    + f", {kept['count']} cases without a near-duplicate in train"
                 ]
                 if kept
                 else []

@@ -82,7 +82,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def checked(config: Config) -> bool:
     """Whether the data set was checked for leaks."""
-    return (config.pickle_file_path.parent / "check" / "groups.json").is_file()
+    from datasets.integrity import same_source_file
+
+    return same_source_file(config.pickle_file_path.parent).is_file()
 
 
 def dice_of_epochs(config: Config) -> dict[int, float]:

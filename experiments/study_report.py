@@ -207,9 +207,9 @@ def to_markdown(study: Study, scores: Sequence[Score]) -> str:
         f"Mean and standard deviation across runs of the seeds {seeds}; (n) where fewer are done. "
         "Dice and IoU in per cent, HD95 in pixels, misses as the image's diagonal where nothing else "
         "is said. The checkpoint is chosen on a held-out part of train, except in the column that "
-        "says otherwise. *No leaked cases* leaves out the test cases with a twin in train"
+        "says otherwise. *No leaked cases* leaves out the test cases with a near-duplicate in train"
         + (
-            "; *group split* is training and testing on a split that no twins cross."
+            "; *group split* is training and testing on a split that no near-duplicates cross."
             if GROUPED in study.splits
             else "."
         ),

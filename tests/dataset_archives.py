@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import cv2
 import numpy as np
+import pytest
+
+from datasets.prepare import main
+from utils.entry import exit_from
+
+
+def prepare(arguments: Sequence[str]) -> object:
+    """Exit code of `python -m datasets.prepare` with these arguments, in this process."""
+    with pytest.raises(SystemExit) as stop:
+        exit_from(lambda: main(arguments))
+    return stop.value.code
 
 
 def png(pixels: np.ndarray) -> bytes:

@@ -19,9 +19,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from datasets.archives import ArchiveError, Limits, Member, members, open_source
-from datasets.headers import ImageError, check_image_size, decode
-from datasets.prepare import main
-from tests.dataset_archives import bmp, busi_files, jpg, picture, png, write_folder, write_zip
+from datasets.decoding import ImageError, check_image_size, decode
+from tests.dataset_archives import (
+    bmp,
+    busi_files,
+    jpg,
+    picture,
+    png,
+    prepare,
+    write_folder,
+    write_zip,
+)
 from utils.errors import UserError
 
 FUZZ_EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "300"))
@@ -310,7 +318,7 @@ def test_prepare_reports_a_hostile_archive_in_one_line(
     write_zip(tmp_path / "pixels.zip", busi_files() | {f"{top}/benign (1).png": huge_png(100_000)})
     base = ["busi", "--root", str(tmp_path / "data"), "--source"]
     for name, message in (("slip", "leads out of it"), ("pixels", "limit of 64 megapixels")):
-        assert main([*base, str(tmp_path / f"{name}.zip")]) == 2
+        assert prepare([*base, str(tmp_path / f"{name}.zip")]) == 2
         error = capsys.readouterr().err
         assert message in error
         assert "Traceback" not in error

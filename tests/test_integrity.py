@@ -11,18 +11,17 @@ import numpy as np
 import pytest
 
 from datasets.integrity import check_data_set, leaked_names, summary, write_group_split
-from datasets.phantom import phantom_case
-from datasets.prepare import main
-from datasets.splits import Split, read_split, write_split
-from datasets.twins import (
-    Twin,
+from datasets.near_duplicates import (
+    NearDuplicate,
     aligned_correlation,
     connected,
     describe,
-    find_twins,
+    find_near_duplicates,
     working_size,
 )
-from tests.dataset_archives import picture, png, square, write_folder
+from datasets.phantom import phantom_case
+from datasets.splits import Split, read_split, write_split
+from tests.dataset_archives import picture, png, prepare, square, write_folder
 from utils.errors import UserError
 
 
@@ -32,14 +31,14 @@ def scan(index: int) -> np.ndarray:
     return phantom_case(index).image
 
 
-def twins_of(images: dict[str, np.ndarray]) -> list[Twin]:
+def duplicates_of(images: dict[str, np.ndarray]) -> list[NearDuplicate]:
     working = [working_size(image) for image in images.values()]
     descriptions = [describe(image) for image in working]
-    return find_twins(list(images), descriptions, working.__getitem__, progress=False)
+    return find_near_duplicates(list(images), descriptions, working.__getitem__, progress=False)
 
 
-def pairs(twins: list[Twin]) -> set[tuple[str, str]]:
-    return {(twin.first, twin.second) for twin in twins}
+def pairs(duplicates: list[NearDuplicate]) -> set[tuple[str, str]]:
+    return {(duplicate.first, duplicate.second) for duplicate in duplicates}
 
 
 def annotated(image: np.ndarray) -> np.ndarray:
@@ -62,34 +61,34 @@ VARIANTS = {
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_a_twin_is_found_among_others(variant: str) -> None:
+def test_a_near_duplicate_is_found_among_others(variant: str) -> None:
     images = {f"scan {i}": scan(i) for i in range(6)}
-    images["twin"] = VARIANTS[variant](scan(2))
-    (twin,) = twins_of(images)
-    assert (twin.first, twin.second) == ("scan 2", "twin")
-    assert twin.correlation > 0.9
-    assert (twin.inliers == 0) == (variant == "copy")
+    images["duplicate"] = VARIANTS[variant](scan(2))
+    (duplicate,) = duplicates_of(images)
+    assert (duplicate.first, duplicate.second) == ("scan 2", "duplicate")
+    assert duplicate.correlation > 0.9
+    assert (duplicate.inliers == 0) == (variant == "copy")
 
 
-def test_a_shared_caption_makes_no_twins() -> None:
+def test_a_shared_caption_makes_no_near_duplicates() -> None:
     images = {}
     for index in range(5):
         images[f"scan {index}"] = annotated(scan(index))
         images[f"scan {index}"][:16, :90] = annotated(scan(0))[:16, :90]
-    assert twins_of(images) == []
+    assert duplicates_of(images) == []
 
 
 def test_images_without_features_do_no_harm() -> None:
     images = {f"flat {value}": np.full((40, 50), value, np.uint8) for value in (0, 9, 255)}
     images |= {"tiny": np.zeros((1, 1), np.uint8), "scan": scan(0), "same": scan(0)}
-    assert pairs(twins_of(images)) == {("scan", "same")}
-    assert twins_of({"alone": scan(0)}) == []
+    assert pairs(duplicates_of(images)) == {("scan", "same")}
+    assert duplicates_of({"alone": scan(0)}) == []
 
 
 def test_large_images_are_compared_at_working_size() -> None:
     large = np.asarray(cv2.resize(scan(1), (1600, 1400)), np.uint8)
     assert max(working_size(large).shape) == 400
-    assert pairs(twins_of({"small": scan(1), "large": large, "other": scan(2)})) == {
+    assert pairs(duplicates_of({"small": scan(1), "large": large, "other": scan(2)})) == {
         ("small", "large")
     }
 
@@ -111,7 +110,7 @@ def test_connected_links_through_others() -> None:
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A prepared set of 12 scans: the test's 0 and 1 have twins in train, 2 in test itself."""
+    """A prepared set of 12 scans: the test's 0 and 1 have near-duplicates in train, 2 in test itself."""
     tmp_path = tmp_path_factory.mktemp("prepared")
     images = {f"case_{i:02}": scan(i) for i in range(8)}
     images["case_08"] = scan(0)[16:240, 10:250]
@@ -126,7 +125,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     test = ("case_00", "case_01", "case_02", "case_10")
     write_split(tmp_path / "s.json", Split(tuple(n for n in images if n not in test), test))
     arguments = f"own --images {tmp_path}/i --masks {tmp_path}/m --splits {tmp_path}/s.json"
-    assert main([*arguments.split(), "--root", str(tmp_path / "data")]) == 0
+    assert prepare([*arguments.split(), "--root", str(tmp_path / "data")]) == 0
     return tmp_path / "data" / "own"
 
 
@@ -138,13 +137,15 @@ def data(prepared: Path, tmp_path: Path) -> Path:
 
 def test_check_of_a_data_set(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     capsys.readouterr()
-    assert main(["own", "--check", "--root", str(data.parent)]) == 0
+    assert prepare(["own", "--check", "--root", str(data.parent)]) == 0
     printed = capsys.readouterr().out
     assert (
-        "twins: 4 pairs (1 with identical pixels), 1 within train, 1 within test, 2 across"
+        "near-duplicates: 4 pairs (1 with identical pixels), 1 within train, 1 within test, 2 across"
         in printed
     )
-    assert "leaks: 2 of 4 test cases (50.0%) share a group with train, by twins" in printed
+    assert (
+        "leaks: 2 of 4 test cases (50.0%) share a group with train, by near-duplicates" in printed
+    )
     report = json.loads((data / "check" / "report.json").read_bytes())
     assert (report["train"], report["test"], report["readable"]) == (8, 4, 12)
     assert report["leaks"]["names"] == ["case_00", "case_01"]
@@ -153,14 +154,14 @@ def test_check_of_a_data_set(data: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert sum(report["area_histogram"]["train"]) == 8
     assert report["width"] == {"min": 236, "median": 256.0, "max": 256}
     assert not report["problems"] and not report["odd_mask_values"] and not report["size_differs"]
-    groups = json.loads((data / "check" / "groups.json").read_bytes())
+    groups = json.loads((data / "check" / "same_source_groups.json").read_bytes())
     assert groups["groups"] == [
         ["case_00", "case_08"],
         ["case_01", "case_09"],
         ["case_02", "case_10"],
         ["case_05", "case_11"],
     ]
-    for sheet in ("contact_sheet.png", "twins.png"):
+    for sheet in ("contact_sheet.png", "near_duplicates.png"):
         assert cv2.imread(str(data / "check" / sheet)).std() > 10
     assert leaked_names(data) == {"case_00", "case_01"}
 
@@ -174,7 +175,7 @@ def test_leaks_of_another_split(data: Path) -> None:
 def test_group_split_crosses_no_group(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(UserError, match="has not been checked for leaks"):
         write_group_split(data)
-    assert main(["own", "--check", "--group-split", "--root", str(data.parent)]) == 0
+    assert prepare(["own", "--check", "--group-split", "--root", str(data.parent)]) == 0
     path = data / "own_grouped_train_test_names.json"
     assert str(path) in capsys.readouterr().out
     split = read_split(path)
@@ -185,17 +186,17 @@ def test_group_split_crosses_no_group(data: Path, capsys: pytest.CaptureFixture[
     assert write_group_split(data, seed=1).read_bytes() != again
 
 
-def test_groups_join_metadata_and_twins(data: Path) -> None:
+def test_groups_join_metadata_and_near_duplicates(data: Path) -> None:
     (data / "groups.json").write_text(json.dumps({"case_03": "A", "case_08": "A", "case_04": "B"}))
     split = read_split(write_group_split(data))  # before a check: the metadata alone
     assert ("case_03" in split.train) == ("case_08" in split.train)
     report = check_data_set(data)
-    assert report["leaks"]["by"] == "metadata and twins"
-    assert "share a group with train, by metadata and twins" in summary(report)
-    assert report["twins"]["against_metadata"] == 1  # case_00 is the source of case_08
-    groups = json.loads((data / "check" / "groups.json").read_bytes())["groups"]
+    assert report["leaks"]["by"] == "metadata and near-duplicates"
+    assert "share a group with train, by metadata and near-duplicates" in summary(report)
+    assert report["near_duplicates"]["against_metadata"] == 1  # case_00 is the source of case_08
+    groups = json.loads((data / "check" / "same_source_groups.json").read_bytes())["groups"]
     assert groups == [
-        ["case_00", "case_03", "case_08"],  # 00 and 08 are twins, 03 and 08 one patient's
+        ["case_00", "case_03", "case_08"],  # 00 and 08 are near-duplicates, 03 and 08 one patient's
         ["case_01", "case_09"],
         ["case_02", "case_10"],
         ["case_05", "case_11"],
@@ -245,11 +246,11 @@ def test_a_folder_laid_out_as_published_is_checked(
     path.write_bytes(json.dumps(names).encode() if ending == ".json" else pickle.dumps(names))
     published = data.rename(data.parent / folder)
     command = [folder, "--check", "--group-split", "--root", str(data.parent)]
-    assert main(command) == 0
+    assert prepare(command) == 0
     assert leaked_names(published) == {"case_00", "case_01"}
     (grouped,) = published.glob("*_grouped_train_test_names.json")
     assert leaked_names(published, read_split(grouped)) == set()
-    assert main(command) == 0  # the split by groups is not taken for the data set's own
+    assert prepare(command) == 0  # the split by groups is not taken for the data set's own
 
 
 @pytest.mark.parametrize("name", ["absent", "own"])
@@ -257,7 +258,7 @@ def test_what_cannot_be_checked(
     tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "own").mkdir()
-    assert main([name, "--check", "--root", str(tmp_path)]) == 2
+    assert prepare([name, "--check", "--root", str(tmp_path)]) == 2
     error = capsys.readouterr().err
     assert "there is no data set" in error
     assert f"{name}_train_test_names.json or .pkl" in error
@@ -265,8 +266,8 @@ def test_what_cannot_be_checked(
         leaked_names(tmp_path / "absent")
 
 
-def test_twins_of_real_busi(shared: Path, tmp_path: Path) -> None:
-    """Known twins of test images, and images that share no more than a caption."""
+def test_near_duplicates_of_real_busi(shared: Path, tmp_path: Path) -> None:
+    """Known near-duplicates of test images, and images that share no more than a caption."""
     known = {
         "benign_52": "benign_134",
         "malignant_98": "malignant_99",
@@ -278,6 +279,6 @@ def test_twins_of_real_busi(shared: Path, tmp_path: Path) -> None:
     write_split(tmp_path / "split.json", split)
     archive = shared / "data" / "Dataset_BUSI_with_GT.zip"
     arguments = f"busi --source {archive} --splits {tmp_path}/split.json --root {tmp_path}/data"
-    assert main(arguments.split()) == 0
+    assert prepare(arguments.split()) == 0
     check_data_set(tmp_path / "data" / "busi")
     assert leaked_names(tmp_path / "data" / "busi") == set(known)

@@ -17,11 +17,9 @@ from datasets.loading import (
     EpochSampler,
     Sample,
     SegmentationDataset,
-    hold_out,
-    hold_out_fold,
     make_loader,
 )
-from datasets.staging import known_groups
+from datasets.staging import read_metadata_groups
 from engine.build import training_cases
 from utils.config import make_config
 from utils.errors import UserError
@@ -136,15 +134,6 @@ def test_quarter_turns_take_all_three_angles() -> None:
     assert seen == expected
 
 
-def test_held_out_cases_do_not_move() -> None:
-    names = [f"n{i}" for i in range(50)]
-    train, held = hold_out(names, 0.1, 3)
-    assert len(held) == 5 and not set(train) & set(held)
-    assert set(hold_out(names[::-1], 0.1, 3)[1]) == set(held)
-    assert set(hold_out(names, 0.1, 4)[1]) != set(held)
-    assert hold_out(names, 0.0, 3) == (names, [])
-
-
 def test_folds_are_disjoint_and_cover_train(tmp_path: Path) -> None:
     data_set = open_data_set(write_data_set(tmp_path, train=11, test=3))
     names = {case.name for case in data_set.train}
@@ -156,15 +145,6 @@ def test_folds_are_disjoint_and_cover_train(tmp_path: Path) -> None:
         assert {case.name for case in train} == names - set(held_parts[-1])
     assert sorted(name for part in held_parts for name in part) == sorted(names)
     assert sorted(map(len, held_parts)) == [2, 3, 3, 3]
-
-
-def test_folds_depend_on_names_and_seed_alone() -> None:
-    names = [f"case_{i}" for i in range(20)]
-    held = set(hold_out_fold(names, 5, 2, seed=3)[1])
-    assert set(hold_out_fold(names[::-1], 5, 2, seed=3)[1]) == held
-    assert set(hold_out_fold(names, 5, 2, seed=4)[1]) != held
-    with pytest.raises(UserError, match="20 cases cannot be cut into 21 folds"):
-        hold_out_fold(names, 21, 0, seed=3)
 
 
 def test_published_path_finds_the_prepared_set(
@@ -306,29 +286,6 @@ def test_other_extensions_are_found(tmp_path: Path) -> None:
     assert len(open_data_set(split).train) == 10
 
 
-GROUP_OF = {f"c{i}": f"patient {i // 4}" for i in range(40)}
-
-
-@pytest.mark.parametrize("fraction", [0.05, 0.1, 0.25])
-def test_held_out_cases_keep_groups_together(fraction: float) -> None:
-    names = [*GROUP_OF, "alone"]
-    train, held = hold_out(names, fraction, 3, GROUP_OF)
-    assert sorted(train + held) == sorted(names)
-    assert not {GROUP_OF.get(n) for n in train} & {GROUP_OF.get(n) for n in held} - {None}
-    assert 0 < len(held) <= max(4, fraction * len(names))
-    assert hold_out(names, fraction, 3, {}) == hold_out(names, fraction, 3)
-
-
-def test_folds_keep_groups_together() -> None:
-    names = list(GROUP_OF)
-    folds = [set(hold_out_fold(names, 5, fold, 3, GROUP_OF)[1]) for fold in range(5)]
-    assert set().union(*folds) == set(names) and sum(map(len, folds)) == 40
-    assert all(len({GROUP_OF[name] for name in fold}) == 2 for fold in folds)
-    assert hold_out_fold(names, 5, 2, 3, {}) == hold_out_fold(names, 5, 2, 3)
-    with pytest.raises(UserError, match="10 groups of cases cannot be cut into 11 folds"):
-        hold_out_fold(names, 11, 0, 3, GROUP_OF)
-
-
 def test_held_out_cases_of_a_group_are_those_of_the_data_set(tmp_path: Path) -> None:
     write_data_set(tmp_path, train=9, test=2, size=32)
     config = make_config(
@@ -341,7 +298,10 @@ def test_held_out_cases_of_a_group_are_those_of_the_data_set(tmp_path: Path) -> 
     groups = tmp_path / "blobs" / "groups.json"
     groups.write_text(json.dumps({case.name: str(i // 3) for i, case in enumerate(data_set.train)}))
     train, held = training_cases(config, data_set)
-    assert len(held) == 3 and len({known_groups(data_set.folder)[case.name] for case in held}) == 1
+    assert (
+        len(held) == 3
+        and len({read_metadata_groups(data_set.folder)[case.name] for case in held}) == 1
+    )
     assert len(train) == 6
     groups.write_text("[]")
     with pytest.raises(UserError, match=r"groups\.json: expected case names.*prepare"):

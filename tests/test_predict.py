@@ -20,7 +20,7 @@ from run_on_disk import ROOT, write_run, write_vae
 
 import predict
 from datasets.cases import read_image
-from datasets.headers import ImageError
+from datasets.decoding import ImageError
 from datasets.pictures import read_content, read_picture
 from datasets.windowing import parse_window
 from engine.inputs import find_jobs, unique_names

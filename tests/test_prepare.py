@@ -14,13 +14,13 @@ from datasets import writing
 from datasets.catalogue import CATALOGUE
 from datasets.layouts import SourceCase
 from datasets.masks import binary_mask
-from datasets.prepare import main
 from datasets.splits import Split, read_split, write_split
 from datasets.staging import Staging, staged
 from tests.dataset_archives import (
     busi_files,
     picture,
     png,
+    prepare,
     square,
     write_folder,
     write_zip,
@@ -52,7 +52,7 @@ def busi(tmp_path: Path) -> list[str]:
 
 
 def test_busi_images_unchanged_and_masks_merged(busi: list[str], tmp_path: Path) -> None:
-    assert main(busi) == 0
+    assert prepare(busi) == 0
     folder = tmp_path / "data" / "busi"
     files = busi_files()
     names = {*BUSI_SPLIT.train, *BUSI_SPLIT.test}
@@ -71,10 +71,10 @@ def test_busi_images_unchanged_and_masks_merged(busi: list[str], tmp_path: Path)
 
 @pytest.mark.parametrize("above", ["", "Dataset_BUSI_with_GT", "Dataset_BUSI_with_GT/benign/.."])
 def test_a_folder_gives_what_the_zip_gives(busi: list[str], tmp_path: Path, above: str) -> None:
-    main(busi)
+    prepare(busi)
     unpacked = write_folder(tmp_path / "unpacked", busi_files())
     other = [*busi[:2], str(unpacked / above), *busi[3:-1], str(tmp_path / "from_folder")]
-    assert main(other) == 0
+    assert prepare(other) == 0
     expected = contents(tmp_path / "data" / "busi")
     got = contents(tmp_path / "from_folder" / "busi")
     assert {k: v for k, v in got.items() if k != "dataset.json"} == {
@@ -83,22 +83,22 @@ def test_a_folder_gives_what_the_zip_gives(busi: list[str], tmp_path: Path, abov
 
 
 def test_a_folder_of_archives_stands_for_them(busi: list[str], tmp_path: Path) -> None:
-    assert main([*busi[:2], str(tmp_path), *busi[3:]]) == 0
+    assert prepare([*busi[:2], str(tmp_path), *busi[3:]]) == 0
     assert (tmp_path / "data" / "busi" / "dataset.json").is_file()
 
 
 def test_without_splits_a_seeded_split_is_drawn(busi: list[str], tmp_path: Path) -> None:
     without = [*busi[:3], *busi[5:]]
-    assert main(without) == 0
+    assert prepare(without) == 0
     drawn = read_split(tmp_path / "data" / "busi" / "busi_train_test_names.json")
     assert (len(drawn.train), len(drawn.test)) == (7, 2)
     assert not any(name.startswith("normal") for name in drawn.train + drawn.test)
-    assert main([*without[:-1], str(tmp_path / "again")]) == 0
+    assert prepare([*without[:-1], str(tmp_path / "again")]) == 0
     assert read_split(tmp_path / "again" / "busi" / "busi_train_test_names.json") == drawn
 
 
 def test_normal_cases_only_when_asked_for(busi: list[str], tmp_path: Path) -> None:
-    assert main([*busi, "--include-normal"]) == 0
+    assert prepare([*busi, "--include-normal"]) == 0
     folder = tmp_path / "data" / "busi"
     split = read_split(folder / "busi_train_test_names.json")
     assert split.train[:5] == BUSI_SPLIT.train
@@ -109,14 +109,14 @@ def test_normal_cases_only_when_asked_for(busi: list[str], tmp_path: Path) -> No
 def test_again_says_complete_and_changes_nothing(
     busi: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    main(busi)
+    prepare(busi)
     folder = tmp_path / "data" / "busi"
     before = contents(folder)
     times = {p: p.stat().st_mtime_ns for p in folder.rglob("*")}
     capsys.readouterr()
-    assert main(busi) == 0
+    assert prepare(busi) == 0
     assert "is complete: 5 train and 2 test cases" in capsys.readouterr().out
-    assert main(["busi", "--root", str(tmp_path / "data")]) == 0
+    assert prepare(["busi", "--root", str(tmp_path / "data")]) == 0
     assert contents(folder) == before
     assert {p: p.stat().st_mtime_ns for p in folder.rglob("*")} == times
 
@@ -125,11 +125,11 @@ def test_again_says_complete_and_changes_nothing(
 def test_a_complete_set_is_not_passed_off_as_another(
     busi: list[str], tmp_path: Path, change: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    main(busi)
+    prepare(busi)
     if change[0] == "--splits":
         write_split(tmp_path / "other.json", Split(("benign_1",), ("benign_2",)))
         change = ["--splits", str(tmp_path / "other.json")]
-    assert main([*busi, *change]) == 2
+    assert prepare([*busi, *change]) == 2
     assert "was prepared otherwise" in capsys.readouterr().err
 
 
@@ -146,7 +146,7 @@ def test_all_problems_are_one_error(
     files[f"{top}/malignant/malignant (2).png"] = files[f"{top}/malignant/malignant (2).png"][:60]
     files[f"{top}/copy/malignant (3).png"] = png(picture(0))
     write_zip(tmp_path / "Dataset_BUSI_with_GT.zip", files)
-    assert main(busi) == 2
+    assert prepare(busi) == 2
     error = capsys.readouterr().err
     for expected in (
         "busi is not prepared, 7 problem(s)",
@@ -162,11 +162,14 @@ def test_all_problems_are_one_error(
     assert not (tmp_path / "data" / "busi").exists()
     # mended, the same command goes through
     write_zip(tmp_path / "Dataset_BUSI_with_GT.zip", busi_files())
-    assert main(busi) == 0
+    assert prepare(busi) == 0
 
 
 def test_an_interrupted_run_is_resumed_and_never_looks_complete(
-    busi: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    busi: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     write = writing.write_case
     written: list[str] = []
@@ -179,7 +182,8 @@ def test_an_interrupted_run_is_resumed_and_never_looks_complete(
 
     monkeypatch.setattr(writing, "available_cores", lambda: 1)
     monkeypatch.setattr(writing, "write_case", interrupted)
-    assert main(busi) == 130
+    assert prepare(busi) == 130
+    assert "the same command goes on from here" in capsys.readouterr().err
     partial = tmp_path / "data" / ".busi.partial"
     assert not (tmp_path / "data" / "busi").exists()
     kept = {p: p.stat().st_mtime_ns for p in (partial / "images").iterdir()}
@@ -189,14 +193,14 @@ def test_an_interrupted_run_is_resumed_and_never_looks_complete(
     torn.write_bytes(torn.read_bytes()[:-8])
 
     monkeypatch.setattr(writing, "write_case", write)
-    assert main(busi) == 0
+    assert prepare(busi) == 0
     folder = tmp_path / "data" / "busi"
     assert not partial.exists()
     unchanged = {
         p.name for p, t in kept.items() if (folder / "images" / p.name).stat().st_mtime_ns == t
     }
     assert unchanged == {f"{name}.png" for name in written[1:3]}
-    main([*busi[:-1], str(tmp_path / "whole")])
+    prepare([*busi[:-1], str(tmp_path / "whole")])
     assert contents(folder) == contents(tmp_path / "whole" / "busi")
 
 
@@ -204,7 +208,7 @@ def test_a_partial_run_of_another_plan_is_not_mixed_in(busi: list[str], tmp_path
     partial = tmp_path / "data" / ".busi.partial"
     for part in ("images", "masks"):
         write_folder(partial / part, {"benign_1.png": png(picture(9)), "stray.png": b""})
-    assert main(busi) == 0
+    assert prepare(busi) == 0
     folder = tmp_path / "data" / "busi"
     original = busi_files()["Dataset_BUSI_with_GT/benign/benign (1).png"]
     assert (folder / "images" / "benign_1.png").read_bytes() == original
@@ -215,9 +219,9 @@ def test_two_runs_do_not_work_on_one_data_set(
     busi: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with staged(tmp_path / "data", "busi"):
-        assert main(busi) == 2
+        assert prepare(busi) == 2
     assert "another process is preparing" in capsys.readouterr().err
-    assert main(busi) == 0
+    assert prepare(busi) == 0
 
 
 @pytest.mark.parametrize(
@@ -233,12 +237,14 @@ def test_two_runs_do_not_work_on_one_data_set(
         ("busi --source x --splits absent.pkl", "absent.pkl: cannot read the split file"),
         ("phantom --domain c", "expected one of a, b"),
         ("phantom --cases 1", "expected at least 2"),
+        ("phantom --groups patients.csv", "it has no use for --groups; leave that out"),
+        ("phantom-b --source x --splits y.json", "it has no use for --source, --splits;"),
     ],
 )
 def test_wrong_arguments_are_one_line_and_exit_code_2(
     arguments: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main([*arguments.split(), "--root", str(tmp_path / "data")]) == 2
+    assert prepare([*arguments.split(), "--root", str(tmp_path / "data")]) == 2
     error = capsys.readouterr().err
     assert message in error
     assert error.startswith("error: ")
@@ -260,12 +266,12 @@ def test_a_full_disk_is_one_line_and_the_run_is_resumed(
 
     with monkeypatch.context() as patch:
         patch.setattr(Path, "write_bytes", full)
-        assert main(busi) == 2
+        assert prepare(busi) == 2
     error = capsys.readouterr().err
     assert "No space left on device" in error
     assert "Traceback" not in error
     assert not (tmp_path / "data" / "busi").exists()
-    assert main(busi) == 0
+    assert prepare(busi) == 0
     assert "resuming in" in capsys.readouterr().err
 
 
@@ -273,7 +279,7 @@ def test_a_folder_that_is_no_prepared_set_is_left_alone(
     busi: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_folder(tmp_path / "data" / "busi", {"mine.txt": b"mine"})
-    assert main(busi) == 2
+    assert prepare(busi) == 2
     assert "is no data set that was prepared here" in capsys.readouterr().err
     assert contents(tmp_path / "data" / "busi") == {"mine.txt": b"mine"}
 
@@ -297,7 +303,7 @@ def test_mask_values(values: list[int], foreground: list[bool], odd: bool) -> No
 
 
 def test_list_names_source_licence_archives_and_counts(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--list"]) == 0
+    assert prepare(["--list"]) == 0
     printed = capsys.readouterr().out
     for spec in CATALOGUE.values():
         for text in (spec.name, spec.source, spec.licence, *spec.archives):
@@ -316,7 +322,7 @@ def test_help_starts_without_torch() -> None:
 def test_real_busi(shared: Path, tmp_path: Path) -> None:
     data, splits = shared / "data", shared / "splits"
     arguments = f"busi --source {data}/Dataset_BUSI_with_GT.zip --root {tmp_path}"
-    assert main([*arguments.split(), "--splits", f"{splits}/busi_train_test_names.pkl"]) == 0
+    assert prepare([*arguments.split(), "--splits", f"{splits}/busi_train_test_names.pkl"]) == 0
     folder = tmp_path / "busi"
     split = read_split(folder / "busi_train_test_names.json")
     assert (len(split.train), len(split.test)) == (517, 130)

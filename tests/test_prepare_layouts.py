@@ -10,12 +10,11 @@ import numpy as np
 import pytest
 
 from datasets.cases import open_data_set, read_case
-from datasets.headers import ImageError, read_pixels
+from datasets.decoding import ImageError, read_pixels
 from datasets.integrity import check_data_set
 from datasets.phantom import phantom_case
-from datasets.prepare import main
 from datasets.splits import Split, read_split, write_split
-from tests.dataset_archives import bmp, jpg, picture, png, square, write_folder, write_zip
+from tests.dataset_archives import bmp, jpg, picture, png, prepare, square, write_folder, write_zip
 
 
 def read(path: Path) -> np.ndarray:
@@ -25,7 +24,7 @@ def read(path: Path) -> np.ndarray:
 
 
 def run(name: str, root: Path, *arguments: object) -> Path:
-    assert main([name, "--root", str(root / "data"), *map(str, arguments)]) == 0
+    assert prepare([name, "--root", str(root / "data"), *map(str, arguments)]) == 0
     return root / "data" / name
 
 
@@ -73,7 +72,7 @@ def test_ham10000_from_several_paths_splits_by_lesion(ham10000: Path) -> None:
 
 def test_the_split_by_groups_opens_like_any_other(ham10000: Path) -> None:
     folder = run("ham10000", ham10000, "--source", ham10000)
-    assert main(["ham10000", "--group-split", "--root", str(folder.parent)]) == 0
+    assert prepare(["ham10000", "--group-split", "--root", str(folder.parent)]) == 0
     opened = open_data_set(folder / "ham10000_grouped_train_test_names.json")
     assert len(opened.train) + len(opened.test) == 10
 
@@ -87,7 +86,7 @@ def test_ham10000_with_an_archive_missing_lists_its_cases(
     arguments = (
         f"ham10000 --source {ham10000} --splits {ham10000}/split.json --root {ham10000}/data"
     )
-    assert main(arguments.split()) == 2
+    assert prepare(arguments.split()) == 2
     error = capsys.readouterr().err
     assert "2 problem(s)" in error
     assert "ISIC_0024313: not in the source" in error
@@ -98,7 +97,7 @@ def test_metadata_without_the_columns_is_an_error(
     ham10000: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (ham10000 / "HAM10000_metadata.csv").write_text("image,lesion\na,b\n")
-    assert main(["ham10000", "--source", str(ham10000), "--root", f"{ham10000}/data"]) == 2
+    assert prepare(["ham10000", "--source", str(ham10000), "--root", f"{ham10000}/data"]) == 2
     assert "expected a CSV with the columns image_id and lesion_id" in capsys.readouterr().err
 
 
@@ -133,7 +132,7 @@ def test_kvasir_instrument_with_its_tars_inside_says_what_to_do(
     files = {f"kvasir-instrument/{part}.tar.gz": b"\x1f\x8b" for part in ("images", "masks")}
     archive = write_zip(tmp_path / "kvasir-instrument.zip", files)
     arguments = ["kvasir-instrument", "--root", f"{tmp_path}/data", "--source", str(archive)]
-    assert main(arguments) == 2
+    assert prepare(arguments) == 2
     error = capsys.readouterr().err
     assert "'kvasir-instrument/images.tar.gz'" in error
     assert "Unpack them, then give --source the folder" in error
@@ -182,12 +181,12 @@ def test_own_data_problems_are_listed(tmp_path: Path, capsys: pytest.CaptureFixt
     write_folder(tmp_path / "images", images)
     write_folder(tmp_path / "masks", masks)
     arguments = f"own --images {tmp_path}/images --masks {tmp_path}/masks --root {tmp_path}/data"
-    assert main(arguments.split()) == 2
+    assert prepare(arguments.split()) == 2
     error = capsys.readouterr().err
     for expected in ("3 problem(s)", "1: two images", "2: two masks", "3: no mask for the image"):
         assert expected in error
     write_folder(tmp_path / "empty", {"a.txt": b""})
-    assert main(arguments.replace("/images ", "/empty ").split()) == 2
+    assert prepare(arguments.replace("/images ", "/empty ").split()) == 2
     assert "no images named * in" in capsys.readouterr().err
 
 
@@ -220,7 +219,7 @@ def test_names_of_groups_may_carry_spaces_and_extensions(
 ) -> None:
     table = tmp_path / "patients.csv"
     table.write_text("case,patient\n" + "".join(f" {i}.PNG , p{i % 5} \n" for i in range(9)))
-    assert main([*own, "--groups", str(table)]) == 0
+    assert prepare([*own, "--groups", str(table)]) == 0
     groups = json.loads((tmp_path / "data" / "own" / "groups.json").read_bytes())
     assert groups == {str(i): f"p{i % 5}" for i in range(9)}
     error = capsys.readouterr().err
@@ -232,9 +231,25 @@ def test_groups_of_other_cases_are_refused(
 ) -> None:
     table = tmp_path / "patients.csv"
     table.write_text("case,patient\nscan_1,A\nscan_2,B\n")
-    assert main([*own, "--groups", str(table)]) == 2
+    assert prepare([*own, "--groups", str(table)]) == 2
     error = capsys.readouterr().err
     assert "names none of the cases: it holds 'scan_1', 'scan_2', the cases are '0', '1'" in error
+    assert not (tmp_path / "data" / "own").exists()
+
+
+def test_a_case_in_two_groups_is_refused(
+    own: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = tmp_path / "patients.csv"
+    rows = "".join(f"{i},p{i}\n" for i in range(10))
+    table.write_text(f"case,patient\n{rows}3.png,p3\n7,p8\n7,p9\n")
+    assert prepare([*own, "--groups", str(table)]) == 2
+    error = capsys.readouterr().err
+    assert (
+        "patients.csv names a case in two groups: '7' in 'p7' and in 'p8', '7' in 'p7' and in 'p9'"
+        in error
+    )
+    assert "Give each case one group" in error
     assert not (tmp_path / "data" / "own").exists()
 
 
@@ -255,8 +270,8 @@ def test_a_complete_own_set_is_not_passed_off_as_another(
     table = tmp_path / "patients.csv"
     table.write_text("case,patient\n" + "".join(f"{i},{i % 5}\n" for i in range(10)))
     own += ["--groups", str(table)]
-    assert main(own) == 0
-    assert main(own) == 0
+    assert prepare(own) == 0
+    assert prepare(own) == 0
     assert "is complete" in capsys.readouterr().out
     if other == "groups":
         table.write_text("case,patient\n" + "".join(f"{i},{i % 2}\n" for i in range(10)))
@@ -264,26 +279,19 @@ def test_a_complete_own_set_is_not_passed_off_as_another(
         own[own.index("--images") + 1] = str(tmp_path)
     else:
         own[own.index(f"--{other}") + 1] = str(tmp_path / "elsewhere")
-    assert main(own) == 2
+    assert prepare(own) == 2
     error = capsys.readouterr().err
     assert "was prepared otherwise" in error
     assert ("with other groups" if other == "groups" else "sources images, masks") in error
 
 
-def test_a_set_of_an_earlier_version_is_complete(
+def test_a_complete_own_set_without_groups_is_not_one_with(
     own: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    assert prepare(own) == 0
     table = tmp_path / "patients.csv"
     table.write_text("case,patient\n0,A\n1,A\n")
-    assert main([*own, "--groups", str(table)]) == 0
-    path = tmp_path / "data" / "own" / "dataset.json"
-    manifest = json.loads(path.read_bytes())
-    del manifest["groups_sha256"]
-    path.write_text(json.dumps(manifest))
-    assert main([*own, "--groups", str(table)]) == 0
-    manifest["groups_sha256"] = None
-    path.write_text(json.dumps(manifest))
-    assert main([*own, "--groups", str(table)]) == 2
+    assert prepare([*own, "--groups", str(table)]) == 2
     assert "with no groups" in capsys.readouterr().err
 
 
@@ -297,7 +305,7 @@ def test_ham10000_knows_its_sources_again(
         path.unlink()
     run("ham10000", ham10000, "--source", *archives)
     command = f"ham10000 --root {folder.parent} --source {ham10000}/other.zip"
-    assert main(command.split()) == 2
+    assert prepare(command.split()) == 2
     assert "asked for other.zip" in capsys.readouterr().err
 
 
@@ -306,7 +314,7 @@ def test_masks_without_an_image_are_counted(
 ) -> None:
     for name in ("3", "7"):
         (tmp_path / "images" / f"{name}.png").unlink()
-    assert main(own) == 0
+    assert prepare(own) == 0
     error = capsys.readouterr().err
     assert "2 masks have no image and were left out: '3.png', '7.png'" in error
 
@@ -317,7 +325,7 @@ def test_floating_point_masks_and_images_are_refused_by_kind(
     _, content = cv2.imencode(".tiff", np.zeros((24, 32), np.float32))
     (tmp_path / "images" / "3.png").write_bytes(content.tobytes())
     (tmp_path / "masks" / "4.png").write_bytes(content.tobytes())
-    assert main(own) == 2
+    assert prepare(own) == 2
     error = capsys.readouterr().err
     assert "3.png: holds float32 pixels; save it" in error
     assert "4.png: the mask holds float32 values, expected whole numbers; save it as PNG" in error
@@ -326,7 +334,7 @@ def test_floating_point_masks_and_images_are_refused_by_kind(
 def test_a_limit_of_preparation_holds_for_training_and_check(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("datasets.headers.MAX_MEGAPIXELS", 1)
+    monkeypatch.setattr("datasets.decoding.MAX_MEGAPIXELS", 1)
     monkeypatch.setattr("datasets.prepare.MAX_MEGAPIXELS", 1)
     files = {f"{i}.png": png(square(i, i, 200, 1050, 1000)) for i in range(3)}
     write_folder(tmp_path / "images", files)
@@ -346,11 +354,11 @@ def test_advice_on_problems_names_a_split_file_only_where_there_is_one(
     own: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "images" / "3.png").write_bytes(b"junk")
-    assert main(own) == 2
+    assert prepare(own) == 2
     error = capsys.readouterr().err
     assert "remove them there" in error and "split file" not in error
     write_split(tmp_path / "split.json", Split(("1", "2"), ("3",)))
-    assert main([*own, "--splits", str(tmp_path / "split.json")]) == 2
+    assert prepare([*own, "--splits", str(tmp_path / "split.json")]) == 2
     assert "take them out of the split file" in capsys.readouterr().err
 
 
@@ -383,15 +391,15 @@ def test_phantom(
     tmp_path: Path, arguments: str, name: str, domain: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     command = [*arguments.split(), *f"--cases 5 --seed 7 --root {tmp_path}".split()]
-    assert main(command) == 0
+    assert prepare(command) == 0
     case = phantom_case(3, seed=7, domain=domain)
     folder = tmp_path / name
     assert np.array_equal(read(folder / "images" / f"{case.name}.png"), case.image)
     assert np.array_equal(read(folder / "masks" / f"{case.name}.png"), case.mask)
     split = read_split(folder / f"{name}_train_test_names.json")
     assert (len(split.train), len(split.test)) == (4, 1)
-    assert main(command) == 0
-    assert main([*arguments.split(), "--cases", "6", "--root", str(tmp_path)]) == 2
+    assert prepare(command) == 0
+    assert prepare([*arguments.split(), "--cases", "6", "--root", str(tmp_path)]) == 2
     assert "cases 5, asked for 6" in capsys.readouterr().err
 
 

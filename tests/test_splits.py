@@ -11,16 +11,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from datasets.safe_pickle import PlainPickleError, read_plain_pickle
 from datasets.splits import (
     Split,
     SplitError,
     checked_split,
     grouped_split,
+    hold_out,
+    hold_out_fold,
     random_split,
-    read_plain_pickle,
     read_split,
     write_split,
 )
+from utils.errors import UserError
 
 FUZZ_EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "300"))
 PUBLISHED = {
@@ -100,7 +103,7 @@ def test_hostile_pickle_is_refused_by_name_and_not_run(tmp_path: Path, protocol:
     ],
 )
 def test_every_way_out_of_plain_data_is_refused(content: bytes, refused: str) -> None:
-    with pytest.raises(SplitError, match=refused):
+    with pytest.raises(PlainPickleError, match=refused):
         read_plain_pickle(content)
 
 
@@ -125,8 +128,8 @@ def test_every_way_out_of_plain_data_is_refused(content: bytes, refused: str) ->
         b"V\\ud800\\uzz\n.",
     ],
 )
-def test_damaged_pickles_end_in_a_split_error(content: bytes) -> None:
-    with pytest.raises(SplitError):
+def test_damaged_pickles_are_refused(content: bytes) -> None:
+    with pytest.raises((PlainPickleError, SplitError)):
         checked_split(read_plain_pickle(content))
 
 
@@ -134,12 +137,12 @@ def test_pickles_that_ask_for_memory_or_depth_are_harmless() -> None:
     huge_memo = b"}r\xff\xff\xff\x7f."
     assert read_plain_pickle(huge_memo) == {}
     deep_key = b"})" + b"\x85" * 200_000 + b"Ns."
-    with pytest.raises(SplitError, match="tuple as a dict key"):
+    with pytest.raises(PlainPickleError, match="tuple as a dict key"):
         read_plain_pickle(deep_key)
     # 2^60 leaves if it were hashed or compared, 60 tuples as it stands
     doubling = b"})\x94" + b"".join(b"h" + bytes([i]) + b"\x86\x94" for i in range(60))
     started = time.monotonic()
-    with pytest.raises(SplitError, match="tuple as a dict key"):
+    with pytest.raises(PlainPickleError, match="tuple as a dict key"):
         read_plain_pickle(doubling + b"Ns.")
     assert time.monotonic() - started < 60, "it was taken apart leaf by leaf"
 
@@ -232,6 +235,47 @@ def test_grouped_split_of_few_or_large_groups() -> None:
         grouped_split({"a": "1", "b": "1"})
 
 
+def test_held_out_cases_do_not_move() -> None:
+    names = [f"n{i}" for i in range(50)]
+    train, held = hold_out(names, 0.1, 3)
+    assert len(held) == 5 and not set(train) & set(held)
+    assert set(hold_out(names[::-1], 0.1, 3)[1]) == set(held)
+    assert set(hold_out(names, 0.1, 4)[1]) != set(held)
+    assert hold_out(names, 0.0, 3) == (names, [])
+
+
+def test_folds_depend_on_names_and_seed_alone() -> None:
+    names = [f"case_{i}" for i in range(20)]
+    held = set(hold_out_fold(names, 5, 2, seed=3)[1])
+    assert set(hold_out_fold(names[::-1], 5, 2, seed=3)[1]) == held
+    assert set(hold_out_fold(names, 5, 2, seed=4)[1]) != held
+    with pytest.raises(UserError, match="20 cases cannot be cut into 21 folds"):
+        hold_out_fold(names, 21, 0, seed=3)
+
+
+GROUP_OF = {f"c{i}": f"patient {i // 4}" for i in range(40)}
+
+
+@pytest.mark.parametrize("fraction", [0.05, 0.1, 0.25])
+def test_held_out_cases_keep_groups_together(fraction: float) -> None:
+    names = [*GROUP_OF, "alone"]
+    train, held = hold_out(names, fraction, 3, GROUP_OF)
+    assert sorted(train + held) == sorted(names)
+    assert not {GROUP_OF.get(n) for n in train} & {GROUP_OF.get(n) for n in held} - {None}
+    assert 0 < len(held) <= max(4, fraction * len(names))
+    assert hold_out(names, fraction, 3, {}) == hold_out(names, fraction, 3)
+
+
+def test_folds_keep_groups_together() -> None:
+    names = list(GROUP_OF)
+    folds = [set(hold_out_fold(names, 5, fold, 3, GROUP_OF)[1]) for fold in range(5)]
+    assert set().union(*folds) == set(names) and sum(map(len, folds)) == 40
+    assert all(len({GROUP_OF[name] for name in fold}) == 2 for fold in folds)
+    assert hold_out_fold(names, 5, 2, 3, {}) == hold_out_fold(names, 5, 2, 3)
+    with pytest.raises(UserError, match="10 groups of cases cannot be cut into 11 folds"):
+        hold_out_fold(names, 11, 0, 3, GROUP_OF)
+
+
 SEEDS = [
     pickle.dumps(split_data(["a", "b"], ("c", "d")), protocol)
     for protocol in range(pickle.HIGHEST_PROTOCOL + 1)
@@ -248,7 +292,7 @@ def test_fuzz_split_reader(content: bytes, data: st.DataObject) -> None:
         mutated[at : at + data.draw(st.integers(0, 3))] = data.draw(st.binary(max_size=4))
     try:
         split = checked_split(read_plain_pickle(bytes(mutated)))
-    except SplitError:
+    except (PlainPickleError, SplitError):
         return
     assert split.train
     assert split.test

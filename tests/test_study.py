@@ -89,9 +89,9 @@ def test_a_run_is_scored_in_every_way_and_reported(
     tmp_path: Path, finished: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    groups = {"by": "twins", "groups": [["case_0", "case_9"]]}
+    groups = {"by": "near-duplicates", "groups": [["case_0", "case_9"]]}
     (tmp_path / "blobs" / "check").mkdir()
-    (tmp_path / "blobs" / "check" / "groups.json").write_text(json.dumps(groups))
+    (tmp_path / "blobs" / "check" / "same_source_groups.json").write_text(json.dumps(groups))
     path = write(tmp_path / "s.yaml")
     with pytest.raises(UserError, match="no run of this study is scored yet"):
         study.main(["--config", str(path), "--report"])

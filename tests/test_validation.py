@@ -96,16 +96,16 @@ def test_scores_without_leaked_cases(
         run.write_text(dump_config(config))
 
     trained_on(tmp_path / "blobs" / "blobs_train_test_names.json")
-    groups = {"by": "twins", "groups": [["case_0", "case_9"], ["case_10", "case_11"]]}
+    groups = {"by": "near-duplicates", "groups": [["case_0", "case_9"], ["case_10", "case_11"]]}
     (tmp_path / "blobs" / "check").mkdir()
-    (tmp_path / "blobs" / "check" / "groups.json").write_text(json.dumps(groups))
+    (tmp_path / "blobs" / "check" / "same_source_groups.json").write_text(json.dumps(groups))
     valid.main(arguments(tmp_path, vae, "drop_leaked=true"))
     summary = json.loads((finished / "valid_results_blobs" / "summary.json").read_text())
     kept = summary["without_leaked"]
     assert (summary["count"], kept["count"], kept["dropped"]) == (3, 2, ["case_9"])
     dice = [float(row["DSC"]) for row in scores(finished) if row["Name"] in ("case_10", "case_11")]
     assert kept["metrics"]["DSC"]["mean"] == pytest.approx(np.mean(dice))
-    assert "2 cases without a twin in train" in capsys.readouterr().out
+    assert "2 cases without a near-duplicate in train" in capsys.readouterr().out
 
     split = json.loads((tmp_path / "blobs" / "blobs_train_test_names.json").read_text())
     split["train"]["name_list"].remove("case_0")
@@ -114,11 +114,11 @@ def test_scores_without_leaked_cases(
     valid.main(arguments(tmp_path, vae, "drop_leaked=true", f"pickle_file_path={other}"))
     apart = finished / "valid_results_blobs_apart" / "summary.json"
     dropped = json.loads(apart.read_text())["without_leaked"]["dropped"]
-    assert dropped == ["case_9"], "the weights were trained on its twin, whatever this split says"
+    assert dropped == ["case_9"], "case_0 was trained on, whatever this split says"
 
     trained_on(other)
     valid.main(arguments(tmp_path, vae, "drop_leaked=true", f"pickle_file_path={other}"))
-    assert json.loads(apart.read_text())["without_leaked"] is None, "no twin was in training"
+    assert json.loads(apart.read_text())["without_leaked"] is None, "case_0 was not trained on"
     split["train"]["name_list"][0], split["test"]["name_list"][0] = "case_9", "case_1"
     other.write_text(json.dumps(split))
     valid.main(arguments(tmp_path, vae, "drop_leaked=true"))

@@ -73,7 +73,7 @@ class Config(BaseModel):
         description="Memory for decoded images, MiB; the cases beyond it are decoded each time",
     )
     drop_leaked: bool = Field(
-        False, description="Score also without test cases that have a twin in train"
+        False, description="Score also without test cases that have a near-duplicate in train"
     )
 
     # Model

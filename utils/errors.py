@@ -2,9 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 
 class UserError(Exception):
     """A problem that the user can mend: what was found, what was expected, what to do.
 
     Entry points print the message without a traceback and exit with code 2.
     """
+
+
+def listed(items: Iterable[str], limit: int, separator: str = ", ") -> str:
+    """Items for a message: the first `limit`, then how many more there are."""
+    every = list(items)
+    shown = separator.join(every[:limit])
+    if len(every) <= limit:
+        return shown
+    between = separator if "\n" in separator else " "
+    return f"{shown}{between}and {len(every) - limit} more"

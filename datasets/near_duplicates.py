@@ -55,7 +55,7 @@ class Description:
 
 
 @dataclass(frozen=True)
-class Twin:
+class NearDuplicate:
     """Two images of one source."""
 
     first: str
@@ -105,7 +105,7 @@ def _features(grey: Grey) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
 
 
 def candidates(descriptions: Sequence[Description]) -> set[tuple[int, int]]:
-    """Pairs (i, j), i < j, that may be twins."""
+    """Pairs (i, j), i < j, that may be near-duplicates."""
     return (
         _equal_pixels(descriptions)
         | _correlated_thumbnails(np.stack([d.thumbnail for d in descriptions]))
@@ -172,29 +172,29 @@ def _agreeing_features(
     )
 
 
-def find_twins(
+def find_near_duplicates(
     names: Sequence[str],
     descriptions: Sequence[Description],
     load: Callable[[int], Grey],
     progress: bool = True,
-) -> list[Twin]:
-    """All twins among images, by name. `load(index)` gives an image (H, W) at working size."""
+) -> list[NearDuplicate]:
+    """All near-duplicates among images, by name. `load(index)` gives an image (H, W) at working size."""
     if len(names) < 2:
         return []
     pairs = sorted(candidates(descriptions))
 
-    def check(pair: tuple[int, int]) -> Twin | None:
+    def check(pair: tuple[int, int]) -> NearDuplicate | None:
         i, j = pair
         return confirm(names[i], names[j], (load(i), load(j)), (descriptions[i], descriptions[j]))
 
     with ThreadPoolExecutor(available_cores()) as pool:
         checked = tqdm(
             pool.map(check, pairs),
-            "confirming twins",
+            "confirming near-duplicates",
             len(pairs),
             disable=None if progress else True,
         )
-        return [twin for twin in checked if twin is not None]
+        return [duplicate for duplicate in checked if duplicate is not None]
 
 
 def connected(pairs: Iterable[tuple[str, str]]) -> list[list[str]]:
@@ -213,11 +213,11 @@ def confirm(
     second: str,
     images: tuple[Grey, Grey],
     descriptions: tuple[Description, Description],
-) -> Twin | None:
-    """The twin that two candidate images are, or None. Images are (H, W) of working size."""
+) -> NearDuplicate | None:
+    """The near-duplicate that two candidate images are, or None. Images are (H, W) of working size."""
     one, two = descriptions
     if one.digest == two.digest:
-        return Twin(first, second, correlation=1.0, overlap=1.0, inliers=0)
+        return NearDuplicate(first, second, correlation=1.0, overlap=1.0, inliers=0)
     if min(len(one.points), len(two.points)) < MIN_INLIERS:
         return None
     matcher = cv2.BFMatcher(cv2.NORM_HAMMING, crossCheck=True)
@@ -236,7 +236,7 @@ def confirm(
     correlation, overlap = aligned_correlation(*images, transform)
     if inliers < MIN_INLIERS or correlation < MIN_CORRELATION or overlap < MIN_OVERLAP:
         return None
-    return Twin(first, second, round(correlation, 4), round(overlap, 3), inliers)
+    return NearDuplicate(first, second, round(correlation, 4), round(overlap, 3), inliers)
 
 
 def aligned_correlation(first: Grey, second: Grey, transform: np.ndarray) -> tuple[float, float]:

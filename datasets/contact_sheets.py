@@ -1,4 +1,4 @@
-"""Pictures to look at: random cases with the contours of their masks, and twins side by side.
+"""Pictures to look at: random cases with the contours of their masks, and near-duplicates side by side.
 
 `files` give each case's image and mask by name; results are (H, W, 3) BGR.
 """
@@ -12,13 +12,13 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from datasets.headers import read_pixels
-from datasets.masks import binary_mask
-from datasets.twins import Twin
+from datasets.decoding import read_pixels
+from datasets.masks import read_binary_mask
+from datasets.near_duplicates import NearDuplicate
 from utils.files import atomic_write
 
 CASES = 30
-TWINS = 60
+NEAR_DUPLICATES = 60
 CELL = 200
 """Side of one image in pixels."""
 CONTOUR = (0, 220, 255)
@@ -32,16 +32,18 @@ def contact_sheet(files: Files, seed: int = 0) -> np.ndarray:
     return _grid([_labelled(_with_contour(*files[name]), name) for name in chosen], columns=6)
 
 
-def twin_sheet(files: Files, twins: Sequence[Twin], test: set[str]) -> np.ndarray:
+def near_duplicate_sheet(
+    files: Files, duplicates: Sequence[NearDuplicate], test: set[str]
+) -> np.ndarray:
     """Pairs side by side: those across train and test first, of these the least certain first."""
 
-    def order(twin: Twin) -> tuple[bool, float]:
-        return (twin.first in test) == (twin.second in test), twin.correlation
+    def order(duplicate: NearDuplicate) -> tuple[bool, float]:
+        return (duplicate.first in test) == (duplicate.second in test), duplicate.correlation
 
     cells = []
-    for twin in sorted(twins, key=order)[:TWINS]:
+    for duplicate in sorted(duplicates, key=order)[:NEAR_DUPLICATES]:
         pair = []
-        for name in (twin.first, twin.second):
+        for name in (duplicate.first, duplicate.second):
             part = "test" if name in test else "train"
             pair.append(_labelled(_with_contour(*files[name]), f"{name} ({part})"))
         cells.append(np.hstack(pair))
@@ -54,7 +56,7 @@ def write_sheet(path: Path, sheet: np.ndarray) -> None:
 
 def _with_contour(image_path: Path, mask_path: Path) -> np.ndarray:
     image = _fitted(read_pixels(image_path, cv2.IMREAD_COLOR))
-    mask, _ = binary_mask(read_pixels(mask_path, cv2.IMREAD_GRAYSCALE | cv2.IMREAD_ANYDEPTH))
+    mask, _ = read_binary_mask(mask_path)
     size = (image.shape[1], image.shape[0])
     small = cv2.resize(mask.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST)
     contours, _ = cv2.findContours(small, cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)

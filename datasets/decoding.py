@@ -1,4 +1,4 @@
-"""The size an image file declares, read from its header before anything is decoded, and decoding.
+"""Decoding images from anywhere, after the size that their header declares was checked.
 
 A few bytes can declare 100,000 x 100,000 pixels, so the one limit on image size is checked here,
 against the header, for every file that came from elsewhere. Formats: PNG, JPEG, BMP, TIFF.
@@ -86,18 +86,15 @@ def decode(content: bytes, flags: int, max_megapixels: float = MAX_MEGAPIXELS) -
 
 
 def read_pixels(path: Path, flags: int) -> np.ndarray:
-    """`decode` a file of a data set; ImageError, which names it, where that cannot be done."""
+    """`decode` a file in images/ or masks/, by the limit that its data set was prepared with.
+
+    Raises ImageError as `decode`, and where the file cannot be read.
+    """
     try:
-        return decode(path.read_bytes(), flags, megapixels_of(path))
+        content = path.read_bytes()
     except OSError as error:
-        raise ImageError(f"{path.name}: cannot be read ({error.strerror})") from None
-    except ImageError as error:
-        raise ImageError(f"{path.name}: {error}") from None
-
-
-def megapixels_of(path: Path) -> float:
-    """The limit for a file in images/ or masks/: that with which its data set was prepared."""
-    return _recorded_megapixels(path.absolute().parent.parent)
+        raise ImageError(f"cannot be read ({error.strerror})") from None
+    return decode(content, flags, _recorded_megapixels(path.absolute().parent.parent))
 
 
 @functools.cache
