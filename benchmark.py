@@ -22,9 +22,9 @@ from typing import TYPE_CHECKING, Any
 from utils.entry import exit_from
 
 if TYPE_CHECKING:
-    from engine.candidates import Workload
-    from engine.separate_process import SeparateProcess
-    from utils.benchmark_report import Rates, Results
+    from benchmarks.candidates import Workload
+    from benchmarks.report import Rates, Results
+    from benchmarks.separate_process import SeparateProcess
 
 log = logging.getLogger("wavegms")
 
@@ -72,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if arguments.growth:
         measure_growth(arguments)
         return
-    from utils.benchmark_report import format_results, write_results
+    from benchmarks.report import format_results, write_results
 
     results = measure(arguments)
     log.info("\n%s", format_results(results))
@@ -82,8 +82,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def workload_from(arguments: argparse.Namespace) -> Workload:
     """What the candidates are given; UserError where `--data` names no prepared data set."""
+    from benchmarks.candidates import Workload
     from datasets.cases import open_data_set
-    from engine.candidates import Workload
     from models.system import check_image_size
     from utils.errors import UserError
 
@@ -106,7 +106,7 @@ def workload_from(arguments: argparse.Namespace) -> Workload:
 
 def measure(arguments: argparse.Namespace) -> Results:
     """Rates, the parts of a step and peak memory of every way."""
-    from utils.benchmark_report import Results, Step
+    from benchmarks.report import Results, Step
 
     workload = workload_from(arguments)
     with ExitStack() as stack:
@@ -148,8 +148,8 @@ def start_ways(
     """The ways by name: the reference, ours with each VAE, and where it is installed a U-Net."""
     from dataclasses import replace
 
-    from engine.candidates import Ours, Reference
-    from engine.separate_process import SeparateProcess
+    from benchmarks.candidates import Ours, Reference
+    from benchmarks.separate_process import SeparateProcess
     from utils.errors import UserError
 
     def start(*build: Any) -> SeparateProcess:
@@ -201,7 +201,7 @@ def take_turns(
     task: str, ways: Mapping[str, Any], method: str, arguments: tuple[int, ...], rounds: int
 ) -> list[Rates]:
     """Each way once to warm up, then `rounds` times in random order."""
-    from utils.benchmark_report import Rates
+    from benchmarks.report import Rates
 
     measured = {name: Rates(task, name) for name in ways}
     order = random.Random(0)
@@ -218,10 +218,10 @@ def take_turns(
 
 
 def measure_growth(arguments: argparse.Namespace) -> None:
+    from benchmarks.growth import Point, case_growth, mapping_growth
+    from benchmarks.report import write_growth
     from engine.device import describe_device, make_accelerator
-    from engine.growth import Point, case_growth, mapping_growth
     from models.system import check_image_size
-    from utils.benchmark_report import write_growth
 
     for side in arguments.sides:
         check_image_size(side, side)

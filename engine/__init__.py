@@ -1,1 +1,1 @@
-"""Training, evaluation and the plan of a run."""
+"""Training, validation, prediction and resuming of a model, and the plan of a run."""

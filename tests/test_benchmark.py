@@ -14,13 +14,13 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import benchmark
+from benchmarks.candidates import Candidate, Ours, Reference, Workload
+from benchmarks.growth import MappingRun, Point, case_growth, mapping_growth
+from benchmarks.report import Rates, Results, Step, format_results, write_growth, write_results
+from benchmarks.separate_process import SeparateProcess
+from benchmarks.step_parts import REST
 from datasets.cases import open_data_set
-from engine.candidates import Candidate, Ours, Reference, Workload
-from engine.growth import MappingRun, Point, case_growth, mapping_growth
-from engine.separate_process import SeparateProcess
-from engine.step_parts import REST
 from tests.cases_on_disk import write_data_set
-from utils.benchmark_report import Rates, Results, Step, format_results, write_growth, write_results
 from utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -135,7 +135,7 @@ def test_an_object_in_a_process_of_its_own() -> None:
 def test_a_process_ends_with_the_one_that_started_it() -> None:
     code = (
         "import os\n"
-        "from engine.separate_process import SeparateProcess\n"
+        "from benchmarks.separate_process import SeparateProcess\n"
         "if __name__ == '__main__':\n"
         "    print(SeparateProcess(os.getppid).call('__int__'), flush=True)\n"
         "    os._exit(9)"
@@ -171,8 +171,8 @@ def test_growth_leaves_out_what_does_not_fit(monkeypatch: pytest.MonkeyPatch) ->
         def close(self) -> None:
             pass
 
-    monkeypatch.setattr("engine.growth.SeparateProcess", Instead)
-    monkeypatch.setattr("engine.growth.available_bytes", lambda: 3 << 30)
+    monkeypatch.setattr("benchmarks.growth.SeparateProcess", Instead)
+    monkeypatch.setattr("benchmarks.growth.available_bytes", lambda: 3 << 30)
     points = list(mapping_growth([128, 1024], "fp32"))
     left_out = [(p.series, p.x) for p in points if p.seconds is None]
     assert left_out == [("forward, math", 1024), ("forward and backward, math", 1024)]
@@ -188,7 +188,7 @@ def test_growth_goes_on_when_memory_runs_out(monkeypatch: pytest.MonkeyPatch) ->
         def call(self, method: str, *_: object) -> Any:
             raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr("engine.growth.SeparateProcess", Full)
+    monkeypatch.setattr("benchmarks.growth.SeparateProcess", Full)
     points = list(mapping_growth([128], "fp32"))
     assert [p.note for p in points] == ["not run: out of memory"] * 4
 
@@ -213,7 +213,7 @@ class SameProcess(SeparateProcess):
 
 
 def test_growth_in_cases(vae: Path, workload: Workload, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("engine.growth.SeparateProcess", SameProcess)
+    monkeypatch.setattr("benchmarks.growth.SeparateProcess", SameProcess)
     points = list(case_growth([2, 5], workload, str(vae)))
     assert [(p.series, p.x) for p in points] == [
         ("validation", 2),
@@ -276,7 +276,7 @@ def test_growth_is_written(tmp_path: Path) -> None:
 
 
 def test_a_small_benchmark(vae: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("engine.separate_process.SeparateProcess", SameProcess)
+    monkeypatch.setattr("benchmarks.separate_process.SeparateProcess", SameProcess)
     monkeypatch.setattr(benchmark, "UNET", "smp/none")  # says so and goes on
     monkeypatch.chdir(tmp_path)
     write_data_set(tmp_path / "datasets", train=4, test=3, size=32)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,22 +14,18 @@ import distill
 from datasets.cases import read_image
 from datasets.phantom import phantom_case
 from datasets.procedural import procedural_crops
-from distill import Plan, Pool, Trainer, make_student
-from models.narrowing import shrink
+from distillation.crops import Pool
+from distillation.narrowing import shrink
+from distillation.report import compare, multiply_adds, table
+from distillation.scores import encode, mask_input, mask_round_trip, psnr, r_squared
+from distillation.student import make_student
+from distillation.training import Plan, Trainer
 from models.tiny_vae import load_tiny_vae
-from models.tiny_vae_report import (
-    compare,
-    encode,
-    mask_input,
-    mask_round_trip,
-    multiply_adds,
-    psnr,
-    r_squared,
-    table,
-)
 from tests.cases_on_disk import write_data_set
+from utils.errors import UserError
 
-BUNDLED = Path(__file__).resolve().parents[1] / "ckpt" / "tiny_vae"
+ROOT = Path(__file__).resolve().parents[1]
+BUNDLED = ROOT / "ckpt" / "tiny_vae"
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +120,7 @@ def small_trainer(part: str, folder: Path, teacher: Any, steps: int) -> Trainer:
 def test_a_few_steps_of_distillation_reduce_the_loss(
     part: str, tmp_path: Path, bundled: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(distill, "start_student", random_start)
+    monkeypatch.setattr("distillation.training.start_student", random_start)
     trainer = small_trainer(part, tmp_path, bundled, steps=10)
     batch = [array[:32] for array in trainer.window()]
     before = trainer.loss(batch).item()
@@ -134,7 +132,7 @@ def test_a_few_steps_of_distillation_reduce_the_loss(
 def test_tuning_starts_from_the_average_of_the_first_run(
     tmp_path: Path, bundled: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(distill, "start_student", random_start)
+    monkeypatch.setattr("distillation.training.start_student", random_start)
     first = small_trainer("encoder", tmp_path, bundled, steps=1)
     first.run()
     tuned = Trainer(
@@ -147,7 +145,7 @@ def test_tuning_starts_from_the_average_of_the_first_run(
 def test_an_interrupted_run_resumes_to_the_same_weights(
     tmp_path: Path, bundled: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(distill, "start_student", random_start)
+    monkeypatch.setattr("distillation.training.start_student", random_start)
     whole = small_trainer("encoder", tmp_path / "whole", bundled, steps=8)
     whole.run()
 
@@ -183,11 +181,39 @@ def test_export_writes_a_folder_that_loads_without_warnings(
     torch.testing.assert_close(weight, average["layers.0.weight"], rtol=1e-3, atol=1e-4)
 
 
-def test_export_without_training_says_what_to_run(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_export_without_training_says_what_to_run(tmp_path: Path) -> None:
+    command = [sys.executable, "distill.py", "export", "--work", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: no ")
+    assert f"python distill.py encoder --work {tmp_path}" in done.stderr
+
+
+def test_a_part_is_distilled_tuned_and_exported(
+    tmp_path: Path, bundled: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert distill.main(["export", "--work", str(tmp_path)]) == 2
-    assert "python distill.py encoder" in capsys.readouterr().err
+    monkeypatch.setattr("distillation.training.start_student", random_start)
+    trained: list[tuple[str, int, str, float]] = []
+
+    def run(self: Trainer) -> None:
+        trained.append((self.part, self.pool.size, self.checkpoint.name, self.plan.rate))
+        self.save()
+
+    def no_chunk(self: Pool, index: int) -> tuple[np.ndarray, np.ndarray]:
+        return np.zeros((0, 8, 8, 3), np.uint8), np.zeros((0, 4, 1, 1), np.float32)
+
+    monkeypatch.setattr(Trainer, "run", run)
+    monkeypatch.setattr(Pool, "latents", no_chunk)
+    out = tmp_path / "out"
+    distill.main(
+        ["--teacher", str(BUNDLED), "--work", str(tmp_path), "--out", str(out), "--lr", "1e-3"]
+    )
+    assert trained == [
+        ("encoder", 64, "encoder.pth", 1e-3),
+        ("encoder", 192, "encoder_tuned.pth", 2e-4),
+        ("decoder", 64, "decoder.pth", 1e-3),
+    ]
+    assert (out / "diffusion_pytorch_model.safetensors").is_file()
 
 
 def test_the_rate_goes_through_one_cycle() -> None:
@@ -222,11 +248,14 @@ def test_a_vae_compared_with_itself_agrees_fully(bundled: Any) -> None:
 
 
 def test_report_reads_prepared_test_cases(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    split = write_data_set(tmp_path, train=1, test=2)
-    arguments = ["report", "--data", str(split), "--size", "64"]
-    arguments += ["--teacher", str(BUNDLED), "--output", str(BUNDLED)]
-    assert distill.main([*arguments, "--picture", str(tmp_path / "drawn.png")]) == 0
+    write_data_set(tmp_path / "datasets", train=1, test=2)
+    monkeypatch.chdir(tmp_path)
+    arguments = ["report", "--dataset", "blobs", "--image-size", "64"]
+    arguments += ["--teacher", str(BUNDLED), "--out", str(BUNDLED)]
+    distill.main([*arguments, "--picture", "drawn.png"])
     assert "2 test cases at 64 px" in capsys.readouterr().out
     assert read_image(tmp_path / "drawn.png").shape == (128, 192, 3)
+    with pytest.raises(UserError, match="image size 60 is not divisible by 8"):
+        distill.main([*arguments, "--image-size", "60"])

@@ -206,7 +206,7 @@ def _draw(path: Path, results: Results) -> None:
 def write_growth(folder: Path, head: str, points_by: Mapping[str, Sequence[Any]]) -> str:
     """growth.md, growth.csv and growth.png; returns the page.
 
-    `points_by` holds `engine.growth.Point`s by what their x is, such as "side in px".
+    `points_by` holds `benchmarks.growth.Point`s by what their x is, such as "side in px".
     """
     sections = [head]
     for x_name, points in points_by.items():

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from engine.separate_process import SeparateProcess
+from benchmarks.separate_process import SeparateProcess
 from utils.machine import available_bytes
 
 STAGES = 8  # each with an attention
@@ -95,7 +95,7 @@ class MappingRun:
         """Seconds of the second run, and peak memory in bytes."""
         import torch
 
-        from engine.step_parts import synchronise
+        from benchmarks.step_parts import synchronise
         from utils.machine import peak_bytes
 
         for _ in range(2):
@@ -144,6 +144,6 @@ def case_growth(counts: Sequence[int], workload: Any, vae: str) -> Iterator[Poin
 
 
 def _candidate(workload: Any, vae: str) -> Any:
-    from engine.candidates import Ours
+    from benchmarks.candidates import Ours
 
     return Ours(replace(workload, train=()), vae)

@@ -1,7 +1,7 @@
 """What the benchmark compares: the reference loop, ours, another network, behind one interface.
 
 Each does the same tasks on a dummy batch and on cases from disk. A task returns the images that it
-handled. Every candidate lives in a process of its own (`engine.separate_process`).
+handled. Every candidate lives in a process of its own (`benchmarks.separate_process`).
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from benchmarks.reference_loop import ReferenceLoop, reference_batches
+from benchmarks.step_parts import Part, convolution_peak, count_parts, synchronise, time_parts
 from datasets.cases import Case, read_image, resize_image
 from datasets.loading import EpochSampler, SegmentationDataset, make_loader
 from engine.device import choose_layout, describe_device, make_accelerator
 from engine.evaluation import predict_cases
 from engine.prediction import Method, segment
-from engine.reference_loop import ReferenceLoop, reference_batches
-from engine.step_parts import Part, convolution_peak, count_parts, synchronise, time_parts
 from engine.validation import overlap, validate
 from models.build import build_system
 from models.losses import LossWeights
@@ -191,7 +191,7 @@ class Candidate(ABC):
 
 
 class Reference(Candidate):
-    """`engine.reference_loop`, with torch's own settings."""
+    """`benchmarks.reference_loop`, with torch's own settings."""
 
     def __init__(self, workload: Workload, vae: str) -> None:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -1,0 +1,181 @@
+"""Fitting one part of the student, encoder or decoder, to the teacher's answers.
+
+Encoder and decoder are independent problems, because the teacher's latent is where they meet:
+
+- encoder: mean squared error between the student's and the teacher's latents;
+- decoder: L1 from the decoded teacher latent to the teacher's output and to the image.
+
+Shapes: crop (N, S, S, 3) uint8, latent (N, 4, S/8, S/8), decoded (N, 3, S, S) in [-1, 1].
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from distillation.crops import Pool
+from distillation.scores import encode, r_squared, round_trip, to_input
+from distillation.student import make_student, start_student
+from utils.files import atomic_write
+
+VALIDATION_SEED = 10_000_019
+SAVE_SECONDS = 120
+COUNTERS = ("step", "epoch", "position", "seconds", "history")
+PROGRESS = "{desc} {percentage:3.0f}% |{bar}| {elapsed} {postfix}"
+
+
+@dataclass
+class Plan:
+    """Budget and rate of one run; the budget is in minutes unless `steps` is given."""
+
+    minutes: float
+    steps: int | None = None
+    rate: float = 1.5e-3
+    batch: int = 16
+    window: int = 6
+    """Chunks an epoch passes over, the newest and those before it: each is seen that often."""
+    warmup: float = 0.1
+    ema: float = 0.998
+
+    def progress(self, step: int, seconds: float) -> float:
+        """Share of the budget that is used up."""
+        return step / self.steps if self.steps else seconds / (60 * self.minutes)
+
+    def rate_at(self, progress: float) -> float:
+        """One cycle: linear up to `rate`, cosine down to a thousandth of it."""
+        if progress < self.warmup:
+            return self.rate * max(progress / self.warmup, 0.02)
+        fall = (min(progress, 1) - self.warmup) / (1 - self.warmup)
+        return self.rate * max(0.5 * (1 + math.cos(math.pi * fall)), 1e-3)
+
+
+class Trainer:
+    """Distils one part, "encoder" or "decoder"; continues from `checkpoint` if that exists.
+
+    `position` counts the crops of the current epoch that were used, `seconds` the time in steps.
+    """
+
+    def __init__(
+        self, part: str, pool: Pool, plan: Plan, checkpoint: Path, initial: Path | None = None
+    ) -> None:
+        """`initial` is another checkpoint, whose averaged weights a new run starts from."""
+        self.part, self.pool, self.plan, self.checkpoint = part, pool, plan, checkpoint
+        self.step = self.epoch = self.position = 0
+        self.seconds = 0.0
+        self.history: list[dict[str, float]] = []
+        saved = torch.load(checkpoint, weights_only=True) if checkpoint.exists() else None
+        student = make_student() if saved or initial else start_student(pool, part)
+        self.module = getattr(student, part).to(memory_format=torch.channels_last)
+        if initial:
+            self.module.load_state_dict(torch.load(initial, weights_only=True)["average"])
+        self.optimiser = torch.optim.AdamW(self.module.parameters(), weight_decay=1e-4)
+        self.average = {k: v.clone() for k, v in self.module.state_dict().items()}
+        if saved:
+            self.module.load_state_dict(saved["module"])
+            self.optimiser.load_state_dict(saved["optimiser"])
+            self.average = saved["average"]
+            for name in COUNTERS:
+                setattr(self, name, saved[name])
+        held_out = Pool(pool.folder, pool.teacher, VALIDATION_SEED, pool.size, pool.chunk // 4)
+        self.validation = held_out.latents(0)
+
+    @property
+    def done(self) -> float:
+        """Share of the budget that is used up."""
+        return self.plan.progress(self.step, self.seconds)
+
+    def save(self) -> None:
+        """Write weights, their average, the optimiser and the counters to `checkpoint`."""
+        state = {name: getattr(self, name) for name in COUNTERS} | {
+            "module": self.module.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "average": self.average,
+        }
+        atomic_write(self.checkpoint, lambda path: torch.save(state, path))
+
+    def run(self) -> None:
+        """Train until the budget is used up; saves every two minutes and after each epoch."""
+        bar = tqdm(total=100, desc=self.part, mininterval=10, bar_format=PROGRESS)
+        while self.done < 1:
+            loss = self.train_epoch(bar)
+            if self.done < 1:
+                self.epoch, self.position = self.epoch + 1, 0
+            row = {"step": self.step, "minutes": self.seconds / 60, "loss": loss}
+            self.history.append(row | self.validate())
+            bar.write(", ".join(f"{k} {v:.4g}" for k, v in self.history[-1].items()))
+            self.save()
+        bar.close()
+
+    def train_epoch(self, bar: tqdm) -> float:
+        """What is left of this epoch or of the budget; returns the last loss, NaN without any."""
+        arrays = self.window()
+        order = np.random.default_rng([self.pool.seed, self.epoch]).permutation(len(arrays[0]))
+        saved_at = clock = time.monotonic()
+        loss = math.nan
+        while self.done < 1 and self.position + self.plan.batch <= len(order):
+            chosen = order[self.position : self.position + self.plan.batch]
+            loss = self.update([a[chosen] for a in arrays], self.plan.rate_at(self.done))
+            self.position += self.plan.batch
+            now = time.monotonic()
+            self.seconds, clock = self.seconds + now - clock, now
+            bar.set_postfix_str(f"step {self.step}, loss {loss:.4f}", refresh=False)
+            bar.update(min(round(100 * self.done, 1), 100) - bar.n)
+            if now - saved_at > SAVE_SECONDS:
+                self.save()
+                saved_at = now
+        return loss
+
+    def window(self) -> list[np.ndarray]:
+        """This epoch's crops and teacher latents; for the decoder the teacher's outputs too."""
+        return self.pool.window(self.epoch, self.plan.window, self.part == "decoder")
+
+    def update(self, batch: list[np.ndarray], rate: float) -> float:
+        """One optimiser step at that rate; returns the loss."""
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate
+        loss = self.loss(batch)
+        self.optimiser.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.module.parameters(), 1.0)
+        self.optimiser.step()
+        self.step += 1
+        decay = min(self.plan.ema, (1 + self.step) / (10 + self.step))
+        for name, value in self.module.state_dict().items():
+            self.average[name].lerp_(value, 1 - decay)
+        return loss.item()
+
+    def loss(self, batch: list[np.ndarray]) -> Tensor:
+        """The part's loss, a scalar; `batch` as `window` gives it."""
+        images, latents = to_input(batch[0]), torch.from_numpy(batch[1])
+        if self.part == "encoder":
+            return (self.module(images) - latents).square().mean()
+        decoded = self.module(latents)
+        outputs = torch.from_numpy(batch[2]).float()
+        return (decoded - outputs).abs().mean() + (decoded - images).abs().mean()
+
+    def validate(self) -> dict[str, float]:
+        """Scores of the averaged weights on held-out crops, masks apart from the rest.
+
+        R² of the encoder's latents; PSNR in dB of what the decoder makes of the teacher's.
+        """
+        student = make_student()
+        getattr(student, self.part).load_state_dict(self.average)
+        crops, latents = self.validation
+        is_mask = np.isin(crops, (0, 255)).all(axis=(1, 2, 3))
+        scores = {}
+        for name, chosen in (("images", ~is_mask), ("masks", is_mask)):
+            if not chosen.any():
+                continue
+            x, z = crops[chosen], latents[chosen]
+            if self.part == "encoder":
+                scores[f"r2_{name}"] = r_squared(encode(student, x, batch=32), z)
+            else:
+                scores[f"psnr_{name}"] = float(round_trip(student, z, x, batch=32).mean())
+        return scores
