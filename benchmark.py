@@ -84,7 +84,7 @@ def workload_from(arguments: argparse.Namespace) -> Workload:
     """What the candidates are given; UserError where `--data` names no prepared data set."""
     from datasets.cases import open_data_set
     from engine.candidates import Workload
-    from models.system import check_image_size
+    from models.base import check_image_size
     from utils.errors import UserError
 
     check_image_size(arguments.image_size, arguments.image_size)
@@ -220,7 +220,7 @@ def take_turns(
 def measure_growth(arguments: argparse.Namespace) -> None:
     from engine.device import describe_device, make_accelerator
     from engine.growth import Point, case_growth, mapping_growth
-    from models.system import check_image_size
+    from models.base import check_image_size
     from utils.benchmark_report import write_growth
 
     for side in arguments.sides:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
     from datasets.cases import DataSet
-    from models.system import SegmentationSystem
+    from models.base import SegmentationModel
     from utils.config import Config
 
 log = logging.getLogger("wavegms")
@@ -97,7 +97,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def validate(
     config: Config,
     data_set: DataSet,
-    system: SegmentationSystem,
+    system: SegmentationModel,
     checkpoint: Path,
     masks: Path,
     accelerator: Accelerator,

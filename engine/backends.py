@@ -16,7 +16,7 @@ from utils.errors import UserError
 from utils.files import sha256
 
 if TYPE_CHECKING:
-    from models.system import SegmentationSystem
+    from models.base import SegmentationModel
     from utils.config import Config
 
 log = logging.getLogger("wavegms")
@@ -92,7 +92,7 @@ def find_run(arguments: argparse.Namespace) -> tuple[Config, Path]:
     return config, find_checkpoint(config)
 
 
-def load_system(config: Config, checkpoint: Path) -> SegmentationSystem:
+def load_system(config: Config, checkpoint: Path) -> SegmentationModel:
     """The trained system in eval mode; UserError if the checkpoint is another architecture's."""
     from engine.build import system_from
     from utils.checkpoints import load_weights

@@ -37,7 +37,7 @@ from datasets.loading import (
 from engine.history import Row, draw_curves, sample_panel, write_history
 from engine.resume import load_state, save_state
 from engine.validation import validate
-from models.system import SegmentationSystem
+from models.base import SegmentationModel
 from utils.checkpoints import save_weights
 from utils.errors import UserError
 from utils.files import atomic_write
@@ -119,7 +119,7 @@ class Trainer:
 
     def __init__(
         self,
-        system: SegmentationSystem,
+        system: SegmentationModel,
         train_set: SegmentationDataset,
         val_set: SegmentationDataset,
         options: TrainingOptions,
@@ -179,11 +179,9 @@ class Trainer:
         self.curves_drawn = -math.inf
 
     @property
-    def evaluated(self) -> SegmentationSystem:
+    def evaluated(self) -> SegmentationModel:
         """The weights that are validated and kept: the average, where there is one."""
-        return (
-            self.system if self.average is None else cast(SegmentationSystem, self.average.module)
-        )
+        return self.system if self.average is None else cast(SegmentationModel, self.average.module)
 
     def fit(self) -> None:
         """Train until the last epoch.
