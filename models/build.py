@@ -7,7 +7,7 @@ from pathlib import Path
 
 from models.base import SegmentationModel, check_image_size
 from models.encoder import ENCODER_SIZES, HaarEncoder
-from models.latent_mapping import GROUPS, ResAttnUNet_DS
+from models.latent_mapping import GROUPS, LatentMapping, ResAttnUNet_DS
 from models.losses import LossWeights
 from models.sft import SKFF, SFT_UNet_DS
 from models.vae import LATENT_CHANNELS, FrozenVAE
@@ -87,7 +87,7 @@ def build_system(
         from models.tiny_vae import TinyVAE, load_tiny_vae
 
         vae = TinyVAE(load_tiny_vae(vae_weights))
-    mapping_class = SFT_UNet_DS if guidance_method else ResAttnUNet_DS
+    mapping_class: type[LatentMapping] = SFT_UNet_DS if guidance_method else ResAttnUNet_DS
     return WaveGMS(
         vae,
         mapping_class(in_channel, out_channels, ch, ch_mult),

@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from models.base import SegmentationModel, check_image_size
 from models.encoder import HaarEncoder
+from models.latent_mapping import LatentMapping
 from models.losses import (
     LossWeights,
     alignment_loss,
@@ -33,7 +34,9 @@ DECODED_AT_ONCE = 4  # latents a piece with `checkpoint_decoder`
 
 
 class WaveGMS(SegmentationModel):
-    """Wave-GMS, GMS and what lies between: image latent -> mapping -> frozen decoder.
+    """Image -> image latent -> latent mapping -> mask latent -> frozen decoder -> probability.
+
+    With a Haar encoder it is Wave-GMS; with a frozen encoder it is GMS, or Wave-GMS guided by wavelets.
 
     Args:
         vae: the frozen autoencoder.
@@ -46,7 +49,7 @@ class WaveGMS(SegmentationModel):
     def __init__(
         self,
         vae: FrozenVAE,
-        mapping: nn.Module,
+        mapping: LatentMapping,
         loss_weights: LossWeights,
         *,
         encoder: HaarEncoder | None = None,
@@ -84,11 +87,23 @@ class WaveGMS(SegmentationModel):
         return self.losses(image, mask, noise)
 
     def probability(self, image: Tensor) -> Tensor:
+        """Probability (B, 1, H, W) in [0, 1], float32, from the mean of the latent of `image`."""
         mean, _ = self.encoder(image) if self.encoder is not None else self.vae.encode(image)
         return self.vae.decode_to_grey(self.mask_latents(image, mean)["out"]).float().clamp(0, 1)
 
     def losses(self, image: Tensor, mask: Tensor, noise: Tensor | None) -> dict[str, Tensor]:
-        """One encode and one decode: image and mask, and the three heads, as one batch each."""
+        """The losses of a batch, float32 scalars, in one encode and one decode.
+
+        Image and mask are encoded as one batch, the three supervised heads decoded as one.
+
+        Args:
+            image, mask: (B, 3, H, W) in [0, 1] and (B, 1, H, W) in {0, 1}.
+            noise: (B, 4, H/8, W/8), standard normal, for the latent of `image`; None for none.
+
+        Returns:
+            "loss": their weighted sum; "lm": latent matching; "seg": Dice loss; "align": alignment,
+            where there is an encoder to align; "dice": Dice of `out` at threshold 0.5, to show.
+        """
         mask_rgb = mask.to(image.dtype).expand(-1, 3, -1, -1)
         if self.encoder is None or self.aligned:
             mean, deviation = self.vae.encode(torch.cat([image, mask_rgb]))
@@ -119,12 +134,13 @@ class WaveGMS(SegmentationModel):
             return result | {"dice": hard_dice(probabilities[-1], mask)}
 
     def mask_latents(self, image: Tensor, latent: Tensor) -> dict[str, Tensor]:
-        """The mapping's heads for an image latent."""
+        """The mapping's heads, each (B, 4, h, w), for `image` and its latent (B, 4, h, w)."""
         if self.guidance is None:
             return self.mapping(latent)
         return self.mapping(latent, self.guidance(haar_details(image)))
 
     def decode(self, latents: Tensor) -> Tensor:
+        """Grey images (N, 1, 8h, 8w) of latents (N, 4, h, w), in [0, 1] up to overshoot."""
         if self.checkpoint_decoder and torch.is_grad_enabled():
             # in pieces: what is computed again for one is released before the next
             pieces = latents.split(DECODED_AT_ONCE)
