@@ -348,9 +348,9 @@ def test_curves_are_drawn_now_and_then_and_at_the_end(
 ) -> None:
     drawn: list[int] = []
     monkeypatch.setattr(
-        "engine.training.draw_curves", lambda _, history, title: drawn.append(len(history))
+        "engine.history.draw_curves", lambda _, history, title: drawn.append(len(history))
     )
-    monkeypatch.setattr("engine.training.CURVES_SECONDS", 1e6)
+    monkeypatch.setattr("engine.history.CURVES_SECONDS", 1e6)
     train.main(arguments(tmp_path, vae, "epochs=4"))
     assert drawn == [1, 4]
 
