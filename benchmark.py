@@ -84,7 +84,7 @@ def workload_from(arguments: argparse.Namespace) -> Workload:
     """What the candidates are given; UserError where `--data` names no prepared data set."""
     from benchmarks.candidates import Workload
     from datasets.cases import open_data_set
-    from models.system import check_image_size
+    from models.base import check_image_size
     from utils.errors import UserError
 
     check_image_size(arguments.image_size, arguments.image_size)
@@ -221,7 +221,7 @@ def measure_growth(arguments: argparse.Namespace) -> None:
     from benchmarks.growth import Point, case_growth, mapping_growth
     from benchmarks.report import write_growth
     from engine.device import describe_device, make_accelerator
-    from models.system import check_image_size
+    from models.base import check_image_size
 
     for side in arguments.sides:
         check_image_size(side, side)

@@ -96,7 +96,7 @@ def report(arguments: argparse.Namespace) -> None:
 
     from datasets.cases import open_data_set, read_resized
     from distillation.report import compare, table, write_picture
-    from models.system import check_image_size
+    from models.base import check_image_size
     from models.tiny_vae import load_tiny_vae
 
     name, size = arguments.dataset, arguments.image_size

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from utils.entry import exit_from
 
 if TYPE_CHECKING:
-    from models.system import SegmentationSystem
+    from models.base import SegmentationModel
     from utils.config import Config
 
 log = logging.getLogger("wavegms")
@@ -69,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
 
 
-def describe(config: Config, checkpoint: Path, system: SegmentationSystem) -> dict[str, str]:
+def describe(config: Config, checkpoint: Path, system: SegmentationModel) -> dict[str, str]:
     """The metadata of the file: how to use it, and what it was made of."""
     from importlib import metadata
 

@@ -26,10 +26,11 @@ from engine.device import choose_layout, describe_device, make_accelerator
 from engine.evaluation import predict_cases
 from engine.prediction import Method, segment
 from engine.validation import overlap, validate
+from models.base import SegmentationModel
 from models.build import build_system
 from models.losses import LossWeights
-from models.system import LatentSystem, SegmentationSystem
 from models.tiny_vae import load_tiny_vae
+from models.wave_gms import WaveGMS
 from utils.machine import peak_bytes
 from utils.streams import bounded_map
 
@@ -58,7 +59,7 @@ class Timing:
     waited: float = 0.0  # of these, for the loader
 
 
-def wave_gms(vae: str, image_size: int) -> LatentSystem:
+def wave_gms(vae: str, image_size: int) -> WaveGMS:
     """A freshly initialised Wave-GMS: the same weights for the same VAE in every process."""
     torch.manual_seed(0)
     system = build_system(
@@ -68,7 +69,7 @@ def wave_gms(vae: str, image_size: int) -> LatentSystem:
         image_size=image_size,
         loss_weights=LossWeights(),
     )
-    assert isinstance(system, LatentSystem)
+    assert isinstance(system, WaveGMS)
     return system
 
 
@@ -254,7 +255,7 @@ class Ours(Candidate):
         self.accelerator = make_accelerator(workload.precision, 1, deterministic=False)
         super().__init__(workload, self.accelerator.device)
         self.device_text = describe_device(self.accelerator)
-        self.system: SegmentationSystem
+        self.system: SegmentationModel
         if model == "wave-gms":
             self.system = wave_gms(vae, workload.image_size)
         else:
@@ -334,7 +335,7 @@ class Ours(Candidate):
         return probability.float().cpu()
 
     def networks(self) -> dict[str, Part]:
-        if not isinstance(self.system, LatentSystem):
+        if not isinstance(self.system, WaveGMS):
             return {"encoder": (self.system.network, "forward")}
         vae = self.system.vae
         return {

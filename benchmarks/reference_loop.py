@@ -2,7 +2,7 @@
 
 fp32, contiguous layout, image and mask encoded apart, three decodes apart, each loss read at each
 step, images decoded from disk at every access and augmented as float32 at their own size. It
-computes the same losses as `models.system`, from the same modules.
+computes the same losses as `models.wave_gms`, from the same modules.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torchvision.transforms import v2
 from datasets.augmentation import training_augmentation
 from datasets.cases import Case, read_case
 from models.losses import LossWeights
-from models.system import LatentSystem
+from models.wave_gms import WaveGMS
 
 SMOOTH = 1e-5
 
@@ -31,7 +31,7 @@ class ReferenceLoop:
 
     def __init__(
         self,
-        system: LatentSystem,
+        system: WaveGMS,
         vae: Any,
         weights: LossWeights,
         lr: float = 2e-3,

@@ -17,7 +17,7 @@ from utils.errors import UserError
 from utils.files import sha256
 
 if TYPE_CHECKING:
-    from models.system import SegmentationSystem
+    from models.base import SegmentationModel
     from utils.config import Config
 
 log = logging.getLogger("wavegms")
@@ -107,7 +107,7 @@ def find_run(
     return config, find_checkpoint(config)
 
 
-def load_system(config: Config, checkpoint: Path) -> SegmentationSystem:
+def load_system(config: Config, checkpoint: Path) -> SegmentationModel:
     """The trained system in eval mode; a warning where it was trained with another config.
 
     UserError if the checkpoint is another architecture's.

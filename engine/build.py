@@ -12,9 +12,9 @@ from datasets.splits import hold_out, hold_out_fold, read_split
 from datasets.staging import METADATA_GROUPS, read_metadata_groups
 from engine.device import choose_layout
 from engine.training import TrainingOptions
+from models.base import SegmentationModel
 from models.build import build_system
 from models.losses import LossWeights
-from models.system import SegmentationSystem
 from utils.config import Config, load_config
 from utils.errors import UserError
 from utils.files import sha256
@@ -38,7 +38,7 @@ NETWORK_KEYS = (
 """Keys of the config by which the same weights give another probability."""
 
 
-def system_from(config: Config) -> SegmentationSystem:
+def system_from(config: Config) -> SegmentationModel:
     """The model with its frozen VAE, initialised from the config's seed."""
     import torch
 
@@ -86,7 +86,7 @@ def training_cases(config: Config, data_set: DataSet) -> tuple[list[Case], list[
 
 
 def training_sets(
-    config: Config, data_set: DataSet, system: SegmentationSystem, progress: bool
+    config: Config, data_set: DataSet, system: SegmentationModel, progress: bool
 ) -> tuple[SegmentationDataset, SegmentationDataset]:
     """Training and validation cases, decoded and checked; validation takes the cache first."""
     train, val = training_cases(config, data_set)
@@ -131,7 +131,7 @@ def weights_sha256(module: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def input_hashes(data_set: DataSet, system: SegmentationSystem) -> dict[str, str]:
+def input_hashes(data_set: DataSet, system: SegmentationModel) -> dict[str, str]:
     """SHA-256 of what a result rests on besides config and code."""
     hashes = {"split file": sha256(data_set.split_file)}
     groups = data_set.folder / METADATA_GROUPS

@@ -15,7 +15,7 @@ from utils.errors import UserError
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-    from models.system import SegmentationSystem
+    from models.base import SegmentationModel
 
 log = logging.getLogger("wavegms")
 
@@ -66,7 +66,7 @@ def keep_freed_memory() -> None:
     mallopt(arena_max, 1)  # other arenas cannot hold large blocks; backward has a thread of its own
 
 
-def choose_layout(system: SegmentationSystem, on_gpu: bool) -> None:
+def choose_layout(system: SegmentationModel, on_gpu: bool) -> None:
     """Put the weights, and thereby the activations, into the faster memory layout.
 
     That is `channels_last`, but for a trained encoder on the CPU: the gradients of its weights, and

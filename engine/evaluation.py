@@ -14,7 +14,7 @@ from torch import Tensor
 
 from datasets.cases import Case, read_image, read_mask, resize_image, resize_mask
 from datasets.loading import SegmentationDataset, batches_of, make_loader
-from models.system import SegmentationSystem
+from models.base import SegmentationModel
 from utils.errors import UserError
 from utils.files import atomic_write
 from utils.report import ReportCase
@@ -39,7 +39,7 @@ class Prediction:
 
 @torch.inference_mode()
 def predict_cases(
-    system: SegmentationSystem,
+    system: SegmentationModel,
     cases: Sequence[Case],
     image_size: int,
     evaluation_size: int | str | None,

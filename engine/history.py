@@ -4,17 +4,60 @@ from __future__ import annotations
 
 import csv
 import io
+import math
+import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from utils.files import atomic_write
+from utils.runs import writing_to
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
 
 Row = dict[str, float | int | None]
+
+CURVES_SECONDS = 30.0  # between two drawings of curves.png
+
+
+class HistoryWriter:
+    """Writes what a run has reached into its folder, after each epoch; use it by `with`."""
+
+    def __init__(self, folder: Path, title: str) -> None:
+        self.folder, self.title = folder, title
+        self._drawn = -math.inf
+
+    def __enter__(self) -> HistoryWriter:
+        from torch.utils.tensorboard import SummaryWriter
+
+        with writing_to(self.folder):
+            self._events = SummaryWriter(self.folder / "logs")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with suppress(OSError):  # a full disk has been told by then
+            self._events.close()
+
+    def write(self, rows: Sequence[Row], samples: np.ndarray | None, last: bool) -> None:
+        """Write all epochs so far; `samples` (H, W, 3) uint8 are shown with the newest of them.
+
+        Drawing takes half a second, which is long beside a short epoch on a GPU, so the curves are
+        drawn every CURVES_SECONDS and after the `last` epoch.
+        """
+        write_history(self.folder / "history.csv", rows)
+        if last or time.monotonic() > self._drawn + CURVES_SECONDS:
+            draw_curves(self.folder / "curves.png", rows, self.title)
+            self._drawn = time.monotonic()
+        epoch = rows[-1]["epoch"]
+        for key, value in rows[-1].items():
+            if value is not None and key != "epoch":
+                self._events.add_scalar(key, value, epoch)
+        if samples is not None:
+            self._events.add_image("samples", samples, epoch, dataformats="HWC")
+        self._events.flush()
 
 
 def write_history(path: Path, rows: Sequence[Row]) -> None:

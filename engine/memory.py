@@ -20,7 +20,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
-from models.system import SegmentationSystem
+from models.base import SegmentationModel
 from utils.errors import UserError
 
 BLOCK = 512  # bytes; the CUDA allocator rounds up to it
@@ -102,7 +102,7 @@ class CudaAutocast(TorchFunctionMode):
 class _Step(nn.Module):
     """Forward and backward in one call, so that both see the same stand-ins for the weights."""
 
-    def __init__(self, system: SegmentationSystem) -> None:
+    def __init__(self, system: SegmentationModel) -> None:
         super().__init__()
         self.system = system
 
@@ -113,7 +113,7 @@ class _Step(nn.Module):
 
 
 def estimate_memory(
-    system: SegmentationSystem,
+    system: SegmentationModel,
     batch_size: int,
     image_size: int,
     precision: str,
@@ -145,7 +145,7 @@ def _bytes(tensor: Tensor) -> int:
 
 
 def _peak_of_step(
-    system: SegmentationSystem, batch_size: int, image_size: int, dtype: torch.dtype | None
+    system: SegmentationModel, batch_size: int, image_size: int, dtype: torch.dtype | None
 ) -> int:
     """Bytes that forward and backward take beside weights and gradients."""
     step = _Step(system)

@@ -17,14 +17,14 @@ import numpy as np
 import torch
 
 from datasets.phantom import phantom_case
-from models.system import SegmentationSystem
+from models.base import SegmentationModel
 from utils.errors import UserError
 
 TOLERANCE = 1e-4
 BATCH_SIZES = (1, 2, 5)
 
 
-def export_graph(system: SegmentationSystem, image_size: int, metadata: Mapping[str, str]) -> bytes:
+def export_graph(system: SegmentationModel, image_size: int, metadata: Mapping[str, str]) -> bytes:
     """The system as an ONNX file with `metadata`; UserError without the package onnx."""
     try:
         import onnx
@@ -57,7 +57,7 @@ def export_graph(system: SegmentationSystem, image_size: int, metadata: Mapping[
 
 
 def check_parity(
-    system: SegmentationSystem, graph: bytes, image_size: int, tolerance: float = TOLERANCE
+    system: SegmentationModel, graph: bytes, image_size: int, tolerance: float = TOLERANCE
 ) -> float:
     """Largest difference between PyTorch and ONNX Runtime over BATCH_SIZES of test images.
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from datasets.cases import DataSet
 from engine.build import selection_note, training_cases
 from engine.device import describe_device
-from models.system import SegmentationSystem
+from models.base import SegmentationModel
 from utils.config import Config
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ def count_parameters(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def parameter_table(system: SegmentationSystem) -> str:
+def parameter_table(system: SegmentationModel) -> str:
     """Parameters by part, and their trainable sum."""
     rows = [
         (PART_TITLES.get(name, name), count_parameters(part), "trained")
@@ -39,7 +39,7 @@ def parameter_table(system: SegmentationSystem) -> str:
 
 
 def describe_run(
-    config: Config, data_set: DataSet, system: SegmentationSystem, accelerator: Accelerator
+    config: Config, data_set: DataSet, system: SegmentationModel, accelerator: Accelerator
 ) -> str:
     """The plan as text."""
     train, val = training_cases(config, data_set)
@@ -63,7 +63,7 @@ def describe_run(
     )
 
 
-def memory_line(config: Config, system: SegmentationSystem, accelerator: Accelerator) -> str:
+def memory_line(config: Config, system: SegmentationModel, accelerator: Accelerator) -> str:
     """The memory that training takes on a GPU; without one here, on a GPU that has bf16."""
     import torch
 

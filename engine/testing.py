@@ -20,7 +20,7 @@ from utils.results import write_results
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-    from models.system import SegmentationSystem
+    from models.base import SegmentationModel
     from utils.config import Config
 
 log = logging.getLogger("wavegms")
@@ -29,7 +29,7 @@ log = logging.getLogger("wavegms")
 def score_test_split(
     config: Config,
     data_set: DataSet,
-    system: SegmentationSystem,
+    system: SegmentationModel,
     checkpoint: Path,
     masks: Path,
     accelerator: Accelerator,

@@ -6,12 +6,11 @@ stopped anywhere and goes on from `last.pth` ends with the same weights as one t
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -21,7 +20,7 @@ import torch
 from accelerate.utils import broadcast_object_list
 from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from torch.utils.tensorboard import SummaryWriter
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from datasets.cases import CaseError
@@ -34,13 +33,13 @@ from datasets.loading import (
     make_loader,
     worker_died,
 )
-from engine.history import Row, draw_curves, sample_panel, write_history
+from engine.epoch_losses import EpochLosses, NonFiniteLoss, write_nonfinite
+from engine.history import HistoryWriter, Row, sample_panel
 from engine.resume import load_state, save_state
 from engine.validation import validate
-from models.system import SegmentationSystem
+from models.base import SegmentationModel
 from utils.checkpoints import save_weights
 from utils.errors import UserError
-from utils.files import atomic_write
 from utils.interruption import Interrupted, StopRequest
 from utils.runs import writing_to
 
@@ -50,7 +49,6 @@ if TYPE_CHECKING:
 log = logging.getLogger("wavegms")
 
 SAMPLES_SHOWN = 4
-CURVES_SECONDS = 30.0  # between two drawings of curves.png
 
 
 @dataclass(frozen=True)
@@ -89,10 +87,6 @@ class Progress:
     history: list[Row] = field(default_factory=list)
 
 
-class NonFiniteLoss(UserError):
-    """The loss became NaN or infinite."""
-
-
 def warmup_then_cosine(warmup_steps: float, total_steps: int) -> Callable[[int], float]:
     """Factor of the learning rate at an optimiser step: linear up, then half a cosine to 0.
 
@@ -119,7 +113,7 @@ class Trainer:
 
     def __init__(
         self,
-        system: SegmentationSystem,
+        system: SegmentationModel,
         train_set: SegmentationDataset,
         val_set: SegmentationDataset,
         options: TrainingOptions,
@@ -127,23 +121,14 @@ class Trainer:
         folder: Path,
         title: str,
     ) -> None:
-        self.options, self.accelerator, self.folder, self.title = (
-            options,
-            accelerator,
-            folder,
-            title,
-        )
+        self.system, self.train_set, self.val_set = system, train_set, val_set
+        self.options, self.accelerator = options, accelerator
+        self.folder, self.title = folder, title
         self.score_name = f"{options.select_on}_dice"
         self.loss_names = (*system.loss_names, "dice")
         self.progress = Progress(sums=[0.0] * len(self.loss_names))
-        self.train_set, self.val_set = train_set, val_set
-        self.sampler = EpochSampler(len(train_set), options.seed)
-        self.batches = len(train_set) // options.batch_size // accelerator.num_processes
-        if not self.batches:
-            raise UserError(
-                f"{len(train_set)} training cases do not fill one batch of {options.batch_size} on "
-                f"each of {accelerator.num_processes} process(es): lower batch_size"
-            )
+
+        self.batches = self._batches_per_epoch()
         optimizer = torch.optim.AdamW(
             [p for p in system.parameters() if p.requires_grad],
             lr=options.lr,
@@ -153,37 +138,21 @@ class Trainer:
         steps = math.ceil(self.batches / options.accumulate)
         self.rate_factor = warmup_then_cosine(options.warmup_epochs * steps, options.epochs * steps)
         self.scheduler = LambdaLR(optimizer, self.rate_factor)
-        on_gpu = accelerator.device.type == "cuda"
+        self.sampler = EpochSampler(len(train_set), options.seed)
         self.model, self.optimizer, self.loader, self.val_loader = accelerator.prepare(
-            system,
-            optimizer,
-            make_loader(
-                train_set,
-                options.batch_size,
-                sampler=self.sampler,
-                num_workers=options.num_workers,
-                pin_memory=on_gpu,
-            ),
-            make_loader(val_set, options.batch_size, pin_memory=on_gpu),
+            system, optimizer, *self._loaders()
         )
-        self.system = system
-        self.average: AveragedModel | None = (
-            AveragedModel(system, multi_avg_fn=get_ema_multi_avg_fn(options.ema_decay))
-            if options.ema_decay
-            else None
-        )
-        # reading a loss waits for the GPU, so it is done every few steps, where a state can be saved;
-        # the CPU has no queue
-        few = options.accumulate * math.ceil(options.log_every / options.accumulate)
-        self.read_every = few if on_gpu and not options.skip_nonfinite else 1
-        self.curves_drawn = -math.inf
+        self.average: AveragedModel | None = None
+        if options.ema_decay:
+            average = get_ema_multi_avg_fn(options.ema_decay)
+            self.average = AveragedModel(system, multi_avg_fn=average)
+        self.read_every = self._batches_between_reads()
+        self.saved_at = time.monotonic()
 
     @property
-    def evaluated(self) -> SegmentationSystem:
+    def evaluated(self) -> SegmentationModel:
         """The weights that are validated and kept: the average, where there is one."""
-        return (
-            self.system if self.average is None else cast(SegmentationSystem, self.average.module)
-        )
+        return self.system if self.average is None else cast(SegmentationModel, self.average.module)
 
     def fit(self) -> None:
         """Train until the last epoch.
@@ -197,17 +166,16 @@ class Trainer:
         if self.progress.epoch >= self.options.epochs:
             log.info("this run has already finished its %d epochs", self.options.epochs)
             return
-        writer = None
+        is_main, launched = self.accelerator.is_main_process, self.accelerator.num_processes > 1
         try:
-            if self.accelerator.is_main_process:
-                with writing_to(self.folder):
-                    writer = SummaryWriter(self.folder / "logs")
-            launched = self.accelerator.num_processes > 1
-            with StopRequest(second_exits=not launched) as stop:
+            with (
+                HistoryWriter(self.folder, self.title) if is_main else nullcontext() as history,
+                StopRequest(second_exits=not launched) as stop,
+            ):
                 while self.progress.epoch < self.options.epochs:
                     started = time.monotonic()
                     self._train_epoch(stop)
-                    self._finish_epoch(writer, time.monotonic() - started)
+                    self._finish_epoch(history, time.monotonic() - started)
                     if signal_number := self._stop_signal(stop):
                         raise Interrupted(signal_number)
         except torch.OutOfMemoryError as error:
@@ -216,97 +184,30 @@ class Trainer:
             if worker_died(error):
                 raise LoaderDied(error) from None
             raise
-        finally:
-            if writer is not None:
-                with suppress(OSError):  # a full disk has been told by then
-                    writer.close()
-
-    def _out_of_memory(self) -> UserError:
-        """What to do about it, by an estimate of what a batch takes."""
-        from engine.memory import available_memory, estimate_memory, out_of_memory
-
-        options, image_size = self.options, self.train_set.image_size
-        return out_of_memory(
-            estimate_memory(
-                self.system,
-                options.batch_size,
-                image_size,
-                self.accelerator.mixed_precision,
-                averaged=self.average is not None,
-                processes=self.accelerator.num_processes,
-            ),
-            image_size=image_size,
-            accumulate=options.accumulate,
-            available=available_memory(self.accelerator.device),
-            checkpointed=getattr(self.system, "checkpoint_decoder", True),
-            has_saved=(self.folder / "last.pth").exists(),
-        )
 
     def _train_epoch(self, stop: StopRequest) -> None:
-        progress, options = self.progress, self.options
-        self.sampler.start_at(
-            progress.epoch, progress.batch * options.batch_size * self.accelerator.num_processes
-        )
-        self.model.train()
-        sums = torch.tensor(progress.sums, dtype=torch.float64, device=self.accelerator.device)
-        unread: list[tuple[int, torch.Tensor]] = []
-        bar = tqdm(
-            total=self.batches,
-            initial=progress.batch,
-            desc=f"epoch {progress.epoch + 1}/{options.epochs}",
-            disable=None if self.accelerator.is_main_process else True,  # None: on terminals
-            leave=False,
-        )
-        last_save = time.monotonic()
-        try:
-            for batch in batches_of(self.loader):
-                self._seed_step()
-                losses = self._step(batch)
-                unread.append((progress.batch, losses))
-                progress.batch += 1
-                finite = torch.isfinite(losses).all()
-                sums += torch.where(finite, losses, 0)
-                bar.update()
-                if progress.batch % self.read_every == 0 or progress.batch == self.batches:
-                    self._check_finite(unread)
-                    unread.clear()
-                    bar.set_postfix(
-                        {
-                            n: f"{v:.3f}"
-                            for n, v in zip(self.loss_names, losses.tolist(), strict=True)
-                            if v
-                        }
-                    )
-                    progress.sums = sums.tolist()
-                    due = time.monotonic() - last_save > 60 * options.save_minutes
-                    signal_number = self._stop_signal(stop)
-                    if (due or signal_number) and self._can_be_saved():
-                        self.save()
-                        last_save = time.monotonic()
-                        if signal_number:
-                            bar.close()
-                            # a launcher ends the others when the first process leaves
-                            self.accelerator.wait_for_everyone()
-                            raise Interrupted(signal_number)
-        except (CaseError, LoaderDied):  # between two steps, so nothing needs to be lost
-            if unread:
-                self._check_finite(unread)
-            progress.sums = sums.tolist()
-            if self._can_be_saved():
-                self.save()
-            raise
-        bar.close()
-
-    def _seed_step(self) -> None:
-        """What a network draws itself, such as the dropout of a baseline, is fixed by the batch."""
         progress = self.progress
-        key = (self.options.seed, progress.epoch, progress.batch, self.accelerator.process_index)
-        torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0]))
-
-    def _can_be_saved(self) -> bool:
-        """Whether the epoch has batches left and no gradient is accumulated at the moment."""
-        done = self.progress.batch
-        return done < self.batches and done % self.options.accumulate == 0
+        done = progress.batch * self.options.batch_size * self.accelerator.num_processes
+        self.sampler.start_at(progress.epoch, done)
+        self.model.train()
+        sums = EpochLosses(progress.sums, self.accelerator.device)
+        with self._progress_bar() as bar:
+            try:
+                for batch in batches_of(self.loader):
+                    self._seed_step()
+                    losses = self._step(batch)
+                    sums.add(progress.batch, losses)
+                    progress.batch += 1
+                    bar.update()
+                    if progress.batch % self.read_every == 0 or progress.batch == self.batches:
+                        self._read(sums)
+                        self._show(bar, losses)
+                        self._save_if_due(stop)
+            except (CaseError, LoaderDied):  # between two steps, so nothing needs to be lost
+                self._read(sums)
+                if self._can_be_saved():
+                    self.save()
+                raise
 
     def _step(self, batch: Sample) -> torch.Tensor:
         """One batch forward and backward, with an optimiser step where one is due.
@@ -334,36 +235,138 @@ class Trainer:
                     self.average.update_parameters(self.system)
         return values
 
-    def _check_finite(self, unread: list[tuple[int, torch.Tensor]]) -> None:
-        """`unread`: numbers of batches of this epoch, and their losses."""
-        values = torch.stack([losses for _, losses in unread]).cpu()
-        bad = [i for i, row in enumerate(values) if not torch.isfinite(row).all()]
+    def _finish_epoch(self, history: HistoryWriter | None, seconds: float) -> None:
+        """Validate where it is due; write what was reached (`history`: in the main process), save."""
+        progress, options = self.progress, self.options
+        self._check_weights()
+        progress.epoch += 1
+        row = self._training_row() | {self.score_name: None, f"{options.select_on}_iou": None}
+        improved = False
+        if progress.epoch % options.validate_every == 0 or progress.epoch == options.epochs:
+            dice, iou = self._validate()
+            row |= {self.score_name: dice, f"{options.select_on}_iou": iou}
+            improved = dice > progress.best
+            if improved:
+                progress.best, progress.best_epoch = dice, progress.epoch
+        progress.history.append(row)
+        progress.batch, progress.sums = 0, [0.0] * len(self.loss_names)
+        if history is not None:
+            with writing_to(self.folder):
+                self._log(row, improved, seconds)
+                self._write_weights(improved)
+                samples = None if row[self.score_name] is None else self._samples()
+                history.write(progress.history, samples, last=progress.epoch == options.epochs)
+        self.save()
+
+    def _batches_per_epoch(self) -> int:
+        """Whole batches that each process has; UserError where there is none."""
+        cases, size = len(self.train_set), self.options.batch_size
+        processes = self.accelerator.num_processes
+        if cases < size * processes:
+            raise UserError(
+                f"{cases} training cases do not fill one batch of {size} on each of {processes} "
+                "process(es): lower batch_size"
+            )
+        return cases // (size * processes)
+
+    def _loaders(self) -> tuple[DataLoader[Sample], DataLoader[Sample]]:
+        """Loaders of the training and of the validation cases."""
+        size, pin_memory = self.options.batch_size, self.accelerator.device.type == "cuda"
+        train_loader = make_loader(
+            self.train_set,
+            size,
+            sampler=self.sampler,
+            num_workers=self.options.num_workers,
+            pin_memory=pin_memory,
+        )
+        return train_loader, make_loader(self.val_set, size, pin_memory=pin_memory)
+
+    def _batches_between_reads(self) -> int:
+        """Reading a loss waits for the GPU, so it is done every few batches, where a state can be saved.
+
+        The CPU has no queue, and a loss that may be skipped has to be known before its step.
+        """
+        options = self.options
+        if self.accelerator.device.type != "cuda" or options.skip_nonfinite:
+            return 1
+        return options.accumulate * math.ceil(options.log_every / options.accumulate)
+
+    def _seed_step(self) -> None:
+        """What a network draws itself, such as the dropout of a baseline, is fixed by the batch."""
+        progress = self.progress
+        key = (self.options.seed, progress.epoch, progress.batch, self.accelerator.process_index)
+        torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0]))
+
+    def _progress_bar(self) -> tqdm:
+        return tqdm(
+            total=self.batches,
+            initial=self.progress.batch,
+            desc=f"epoch {self.progress.epoch + 1}/{self.options.epochs}",
+            disable=None if self.accelerator.is_main_process else True,  # None: on terminals
+            leave=False,
+        )
+
+    def _show(self, bar: tqdm, losses: torch.Tensor) -> None:
+        """Losses of one batch beside the bar, without those that are 0."""
+        named = zip(self.loss_names, losses.tolist(), strict=True)
+        bar.set_postfix({name: f"{value:.3f}" for name, value in named if value})
+
+    def _read(self, sums: EpochLosses) -> None:
+        """Take the sums so far; NonFiniteLoss where more losses than allowed were no numbers."""
+        bad = sums.read()
         self.progress.skipped += len(bad)
-        if self.progress.skipped <= self.options.skip_nonfinite:
-            return
-        report = {
-            "epoch": self.progress.epoch + 1,
-            "batches": [
-                {
-                    "cases": self._cases_of(unread[i][0]),
-                    "losses": dict(zip(self.loss_names, map(str, values[i].tolist()), strict=True)),
-                }
-                for i in bad
-            ],
-            "weight_norms": {
-                name: torch.stack([p.detach().norm() for p in part.parameters()]).norm().item()
-                for name, part in self.system.parts().items()
-            },
-        }
-        path = self.folder / "nonfinite.json"
+        if self.progress.skipped > self.options.skip_nonfinite:
+            raise self._nonfinite(bad)
+        self.progress.sums = sums.tolist()
+
+    def _nonfinite(self, bad: Sequence[tuple[int, list[float]]]) -> NonFiniteLoss:
+        """The error for these batches of the epoch, whose cases and losses go into a file."""
+        epoch, path = self.progress.epoch + 1, self.folder / "nonfinite.json"
+        batches = [
+            {
+                "cases": self._cases_of(number),
+                "losses": dict(zip(self.loss_names, map(str, losses), strict=True)),
+            }
+            for number, losses in bad
+        ]
         if self.accelerator.is_main_process:
             with writing_to(self.folder):
-                atomic_write(path, json.dumps(report, indent=2) + "\n")
-        raise NonFiniteLoss(
-            f"the loss became NaN or infinite in epoch {report['epoch']}; the batches and the norms "
+                write_nonfinite(path, epoch, batches, self.system.parts())
+        return NonFiniteLoss(
+            f"the loss became NaN or infinite in epoch {epoch}; the batches and the norms "
             f"of the weights are in {path}. The last good state is kept: lower lr, set clip_norm=1, "
             "use precision=fp32, or allow some such steps by skip_nonfinite=N, and start again"
         )
+
+    def _cases_of(self, batch: int) -> list[str]:
+        """Names of the cases that all processes together had in a batch of this epoch."""
+        count = self.options.batch_size * self.accelerator.num_processes
+        order = self.sampler.order(self.progress.epoch)
+        return [self.train_set.cases[i].name for i in order[batch * count :][:count]]
+
+    def _save_if_due(self, stop: StopRequest) -> None:
+        """Save after `save_minutes` and after a signal, then raising Interrupted."""
+        due = time.monotonic() - self.saved_at > 60 * self.options.save_minutes
+        signal_number = self._stop_signal(stop)
+        if (due or signal_number) and self._can_be_saved():
+            self.save()
+            if signal_number:
+                # a launcher ends the others when the first process leaves
+                self.accelerator.wait_for_everyone()
+                raise Interrupted(signal_number)
+
+    def _stop_signal(self, stop: StopRequest) -> int:
+        """The signal by which any process was asked to stop, or 0; all processes agree."""
+        number = stop.signal_number or 0
+        if self.accelerator.num_processes == 1:
+            return number
+        numbers = self.accelerator.gather(torch.tensor([number], device=self.accelerator.device))
+        return int(cast(torch.Tensor, numbers).max())
+
+    def _can_be_saved(self) -> bool:
+        """Whether the epoch has batches left and no gradient is accumulated at the moment."""
+        done = self.progress.batch
+        return done < self.batches and done % self.options.accumulate == 0
 
     def _check_weights(self) -> None:
         """A finite loss can have gradients that are not; such weights must not replace good ones."""
@@ -374,75 +377,36 @@ class Trainer:
                 "state is kept: lower lr, set clip_norm=1, or use precision=fp32, and start again"
             )
 
-    def _cases_of(self, batch: int) -> list[str]:
-        """Names of the cases that all processes together had in a batch of this epoch."""
-        count = self.options.batch_size * self.accelerator.num_processes
-        order = self.sampler.order(self.progress.epoch)
-        return [self.train_set.cases[i].name for i in order[batch * count :][:count]]
+    def _training_row(self) -> Row:
+        """Rate of the epoch's last step, and means of the losses over its batches."""
+        means = [total / self.batches for total in self.progress.sums]
+        rate = self.options.lr * self.rate_factor(self.scheduler.last_epoch - 1)
+        row: Row = {"epoch": self.progress.epoch, "lr": rate}
+        return row | dict(zip((*self.loss_names[:-1], "train_dice"), means, strict=True))
 
-    def _finish_epoch(self, writer: SummaryWriter | None, seconds: float) -> None:
-        progress, options = self.progress, self.options
-        self._check_weights()
-        progress.epoch += 1
-        means = [total / self.batches for total in progress.sums]
-        last_step = self.scheduler.last_epoch - 1
-        row: Row = {"epoch": progress.epoch, "lr": options.lr * self.rate_factor(last_step)}
-        row |= zip((*self.loss_names[:-1], "train_dice"), means, strict=True)
-        row |= {self.score_name: None, f"{options.select_on}_iou": None}
-        due = progress.epoch % options.validate_every == 0 or progress.epoch == options.epochs
-        improved = False
-        if due:
-            if self.accelerator.num_processes > 1:
-                for buffer in self.evaluated.buffers():  # running statistics: those that are kept
-                    torch.distributed.broadcast(buffer, 0)
-            dice, iou = validate(
-                self.evaluated, self.val_loader, self.accelerator, options.threshold
-            )
-            row |= {self.score_name: dice, f"{options.select_on}_iou": iou}
-            improved = dice > progress.best
-            if improved:
-                progress.best, progress.best_epoch = dice, progress.epoch
-        progress.history.append(row)
-        progress.batch, progress.sums = 0, [0.0] * len(self.loss_names)
-        if self.accelerator.is_main_process:
-            with writing_to(self.folder):
-                self._report(row, improved, seconds, writer)
-        self.save()
+    def _validate(self) -> tuple[float, float]:
+        """Mean Dice and IoU of the weights that would be kept."""
+        if self.accelerator.num_processes > 1:
+            for buffer in self.evaluated.buffers():  # running statistics: those that are kept
+                torch.distributed.broadcast(buffer, 0)
+        return validate(self.evaluated, self.val_loader, self.accelerator, self.options.threshold)
 
-    def _report(
-        self, row: Row, improved: bool, seconds: float, writer: SummaryWriter | None
-    ) -> None:
-        progress, options = self.progress, self.options
+    def _log(self, row: Row, improved: bool, seconds: float) -> None:
         shown = "  ".join(
             f"{k} {v:.4g}" for k, v in row.items() if isinstance(v, float) and k != "lr" and v
         )
+        best = "  best so far" if improved else ""
         log.info(
-            "epoch %d/%d  %s  %.1f s%s",
-            progress.epoch,
-            options.epochs,
-            shown,
-            seconds,
-            "  best so far" if improved else "",
+            "epoch %d/%d  %s  %.1f s%s", row["epoch"], self.options.epochs, shown, seconds, best
         )
+
+    def _write_weights(self, improved: bool) -> None:
+        """`best_model.pth` where they are the best so far, and those of every `save_freq` epochs."""
+        epoch, every = self.progress.epoch, self.options.save_freq
         if improved:
             save_weights(self.folder / "best_model.pth", self.evaluated)
-        if options.save_freq and progress.epoch % options.save_freq == 0:
-            save_weights(self.folder / f"epoch_{progress.epoch}.pth", self.evaluated)
-        write_history(self.folder / "history.csv", progress.history)
-        # drawing takes half a second, which is long beside a short epoch on a GPU
-        if (
-            progress.epoch == options.epochs
-            or time.monotonic() > self.curves_drawn + CURVES_SECONDS
-        ):
-            draw_curves(self.folder / "curves.png", progress.history, self.title)
-            self.curves_drawn = time.monotonic()
-        if writer is not None:
-            for key, value in row.items():
-                if value is not None and key != "epoch":
-                    writer.add_scalar(key, value, progress.epoch)
-            if row[self.score_name] is not None:
-                writer.add_image("samples", self._samples(), progress.epoch, dataformats="HWC")
-            writer.flush()
+        if every and epoch % every == 0:
+            save_weights(self.folder / f"epoch_{epoch}.pth", self.evaluated)
 
     @torch.inference_mode()
     def _samples(self) -> Any:
@@ -457,17 +421,31 @@ class Trainer:
             images.cpu(), torch.stack([case["mask"] for case in cases]), probabilities.cpu()
         )
 
-    def _stop_signal(self, stop: StopRequest) -> int:
-        """The signal by which any process was asked to stop, or 0; all processes agree."""
-        number = stop.signal_number or 0
-        if self.accelerator.num_processes == 1:
-            return number
-        numbers = self.accelerator.gather(torch.tensor([number], device=self.accelerator.device))
-        return int(cast(torch.Tensor, numbers).max())
+    def _out_of_memory(self) -> UserError:
+        """What to do about it, by an estimate of what a batch takes."""
+        from engine.memory import available_memory, estimate_memory, out_of_memory
+
+        options, image_size = self.options, self.train_set.image_size
+        return out_of_memory(
+            estimate_memory(
+                self.system,
+                options.batch_size,
+                image_size,
+                self.accelerator.mixed_precision,
+                averaged=self.average is not None,
+                processes=self.accelerator.num_processes,
+            ),
+            image_size=image_size,
+            accumulate=options.accumulate,
+            available=available_memory(self.accelerator.device),
+            checkpointed=getattr(self.system, "checkpoint_decoder", True),
+            has_saved=(self.folder / "last.pth").exists(),
+        )
 
     def save(self) -> None:
         """Write `last.pth` (main process); NonFiniteLoss where the weights are no numbers."""
         self._check_weights()
+        self.saved_at = time.monotonic()
         if not self.accelerator.is_main_process:
             return
         scaler = self.accelerator.scaler

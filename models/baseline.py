@@ -1,4 +1,4 @@
-"""Baselines from segmentation-models-pytorch, under the same contract as the latent systems.
+"""Baselines from segmentation-models-pytorch, under the same contract as Wave-GMS.
 
 Source: github.com/qubvel-org/segmentation_models.pytorch. A spec names one of its networks:
 `smp/Unet?encoder=resnet18`, or `smp/Unet?encoder=resnet18&weights=imagenet` to start from weights
@@ -17,14 +17,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.base import SegmentationModel, check_image_size
 from models.losses import dice_loss, hard_dice
-from models.system import SegmentationSystem, check_image_size
 from utils.errors import UserError
 
 EXAMPLE = "smp/Unet?encoder=resnet18"
 
 
-class Baseline(SegmentationSystem):
+class Baseline(SegmentationModel):
     """A network that gives logits (B, 1, H, W), trained with Dice and binary cross-entropy.
 
     Args:

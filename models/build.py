@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from models.base import SegmentationModel, check_image_size
 from models.encoder import ENCODER_SIZES, HaarEncoder
-from models.latent_mapping import GROUPS, ResAttnUNet_DS
+from models.latent_mapping import GROUPS, LatentMapping, ResAttnUNet_DS
 from models.losses import LossWeights
 from models.sft import SKFF, SFT_UNet_DS
-from models.system import LatentSystem, SegmentationSystem, check_image_size
 from models.vae import LATENT_CHANNELS, FrozenVAE
+from models.wave_gms import WaveGMS
 from utils.errors import UserError
 
 VAE_MODELS = (*ENCODER_SIZES, "tiny_vae", "sd_vae")
@@ -29,7 +30,7 @@ def build_system(
     loss_weights: LossWeights,
     model: str = "wave-gms",
     checkpoint_decoder: bool = False,
-) -> SegmentationSystem:
+) -> SegmentationModel:
     """The system that a config describes, its trainable parts freshly initialised.
 
     Activations follow the weights into `channels_last` (`system.to(memory_format=...)`).
@@ -86,8 +87,8 @@ def build_system(
         from models.tiny_vae import TinyVAE, load_tiny_vae
 
         vae = TinyVAE(load_tiny_vae(vae_weights))
-    mapping_class = SFT_UNet_DS if guidance_method else ResAttnUNet_DS
-    return LatentSystem(
+    mapping_class: type[LatentMapping] = SFT_UNet_DS if guidance_method else ResAttnUNet_DS
+    return WaveGMS(
         vae,
         mapping_class(in_channel, out_channels, ch, ch_mult),
         loss_weights,

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.haar import haar_pyramid
+from models.vae import LATENT_CHANNELS
 
 
 class ResidualBlock(nn.Module):
@@ -41,7 +42,7 @@ class ResidualBlock(nn.Module):
 
 
 class MiddleBlock(nn.Module):
-    """Two residual blocks."""
+    """Two residual blocks; (B, C, H, W) -> (B, C, H, W)."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -108,12 +109,12 @@ ENCODER_SIZES = {
 class MultiResolutionEncoder(nn.Module):
     """Three Haar levels to the moments (B, 8, H/8, W/8): 4 channels of mean, 4 of log-variance."""
 
-    def __init__(self, size: EncoderSize, latent_channels: int = 4) -> None:
+    def __init__(self, size: EncoderSize) -> None:
         super().__init__()
         self.feature_extractor_L1 = FlatUNet(12, 12, *size.extractor)
         self.feature_extractor_L2 = FlatUNet(12, 12, *size.extractor)
         self.feature_extractor_L3 = FlatUNet(12, 12, *size.extractor)
-        self.feature_aggregator = FlatUNet(36, 2 * latent_channels, *size.aggregator)
+        self.feature_aggregator = FlatUNet(36, 2 * LATENT_CHANNELS, *size.aggregator)
 
     def forward(self, level1: Tensor, level2: Tensor, level3: Tensor) -> Tensor:
         features = [
@@ -125,17 +126,21 @@ class MultiResolutionEncoder(nn.Module):
 
 
 class HaarEncoder(nn.Module):
-    """`name` is one of ENCODER_SIZES: `litevae`, `litevae-b`, `litevae-m`, `litevae-l`."""
+    """Multi-resolution encoder: image -> mean and standard deviation of its latent.
 
-    def __init__(self, name: str = "litevae", latent_channels: int = 4) -> None:
+    (B, 3, H, W) in [0, 1] -> (B, 4, H/8, W/8) twice, float32; the mean is unbounded, the deviation
+    positive. H and W are multiples of 8.
+
+    Args:
+        name: one of ENCODER_SIZES: `litevae`, `litevae-b`, `litevae-m`, `litevae-l`.
+    """
+
+    def __init__(self, name: str) -> None:
         super().__init__()
-        self.encoder = MultiResolutionEncoder(ENCODER_SIZES[name], latent_channels)
+        self.encoder = MultiResolutionEncoder(ENCODER_SIZES[name])
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation, float32 (B, 4, H/8, W/8), of image (B, 3, H, W) in [0, 1].
-
-        H and W are multiples of 8. The log-variance is clamped to [-30, 20].
-        """
+        """Mean and deviation, the log-variance clamped to [-30, 20]."""
         moments = self.encoder(*haar_pyramid(image)).float()
         mean, log_variance = moments.chunk(2, dim=1)
         return mean, (0.5 * log_variance.clamp(-30, 20)).exp()

@@ -1,4 +1,4 @@
-"""ResAttnUNet_DS: maps the latent of an image to the latent of its mask.
+"""Latent mapping: the latent of an image to the latent of its mask, ResAttnUNet_DS.
 
 Source: GMS (arXiv 2403.18198), section 2.2. A UNet of constant resolution; each stage is a residual
 block and self-attention over all positions; four heads for deep supervision. Module names are those
@@ -19,6 +19,7 @@ GROUPS = 16
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
+    """Over 16 groups, as everywhere in the mapping."""
     return nn.GroupNorm(GROUPS, channels, eps=1e-6)
 
 
@@ -71,7 +72,7 @@ class SelfAttention(nn.Module):
 
 
 class Stage(nn.Module):
-    """Residual block, then self-attention."""
+    """Residual block, then self-attention; (B, in, h, w) -> (B, out, h, w)."""
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
@@ -83,7 +84,7 @@ class Stage(nn.Module):
 
 
 def head(in_channels: int, out_channels: int, bias: bool) -> nn.Sequential:
-    """GroupNorm-SiLU-conv from a stage to a latent."""
+    """GroupNorm-SiLU-conv from a stage to a latent; (B, in, h, w) -> (B, out, h, w)."""
     return nn.Sequential(
         group_norm(in_channels),
         nn.SiLU(),
@@ -100,8 +101,23 @@ def initialise(module: nn.Module) -> None:
                 nn.init.zeros_(layer.bias)
 
 
-class ResAttnUNet_DS(nn.Module):
-    """`ch` times each of the four `ch_mult` is the width of a stage, a multiple of 16."""
+class LatentMapping(nn.Module):
+    """Latent mapping model: image latent (B, 4, h, w) -> mask latents (B, 4, h, w) of four heads.
+
+    What both mappings share: the topology. Latents are unbounded; h and w are any.
+
+    Args:
+        ch, ch_mult: `ch` times each of the four `ch_mult` is the width of a stage, a multiple of 16.
+
+    Attributes:
+        stage: what a stage computes, built with its channels in and out.
+        stem: name of the first convolution in the published checkpoints.
+        head_bias: whether the convolutions of the heads have biases.
+    """
+
+    stage: type[nn.Module]
+    stem: str
+    head_bias: bool
 
     def __init__(
         self,
@@ -112,35 +128,46 @@ class ResAttnUNet_DS(nn.Module):
     ) -> None:
         super().__init__()
         width1, width2, width3, width4 = (ch * multiplier for multiplier in ch_mult)
-        self.input_blocks = nn.Conv2d(in_channels, ch, 3, padding=1)
-        self.conv1_0 = Stage(ch, width1)
-        self.conv2_0 = Stage(width1, width2)
-        self.conv3_0 = Stage(width2, width3)
-        self.conv4_0 = Stage(width3, width4)
-        self.conv3_1 = Stage(width3 + width4, width3)
-        self.conv2_2 = Stage(width2 + width3, width2)
-        self.conv1_3 = Stage(width1 + width2, width1)
-        self.conv0_4 = Stage(ch + width1, ch)
-        self.convds3 = head(width3, out_channels, bias=False)
-        self.convds2 = head(width2, out_channels, bias=False)
-        self.convds1 = head(width1, out_channels, bias=False)
-        self.convds0 = head(ch, out_channels, bias=False)
+        self.add_module(self.stem, nn.Conv2d(in_channels, ch, 3, padding=1))
+        self.conv1_0 = self.stage(ch, width1)
+        self.conv2_0 = self.stage(width1, width2)
+        self.conv3_0 = self.stage(width2, width3)
+        self.conv4_0 = self.stage(width3, width4)
+        self.conv3_1 = self.stage(width3 + width4, width3)
+        self.conv2_2 = self.stage(width2 + width3, width2)
+        self.conv1_3 = self.stage(width1 + width2, width1)
+        self.conv0_4 = self.stage(ch + width1, ch)
+        self.convds3 = head(width3, out_channels, self.head_bias)
+        self.convds2 = head(width2, out_channels, self.head_bias)
+        self.convds1 = head(width1, out_channels, self.head_bias)
+        self.convds0 = head(ch, out_channels, self.head_bias)
         initialise(self)
 
-    def forward(self, latent: Tensor) -> dict[str, Tensor]:
-        """Heads `level3`, `level2`, `level1` and `out`, each of the shape of `latent`."""
-        x0 = self.input_blocks(latent)
-        x1 = self.conv1_0(x0)
-        x2 = self.conv2_0(x1)
-        x3 = self.conv3_0(x2)
-        x4 = self.conv4_0(x3)
-        up3 = self.conv3_1(torch.cat([x3, x4], dim=1))
-        up2 = self.conv2_2(torch.cat([x2, up3], dim=1))
-        up1 = self.conv1_3(torch.cat([x1, up2], dim=1))
-        up0 = self.conv0_4(torch.cat([x0, up1], dim=1))
+    def forward(self, latent: Tensor, *guidance: Tensor) -> dict[str, Tensor]:
+        """Heads `level3`, `level2`, `level1` and `out`, each of the shape of `latent`.
+
+        `guidance` goes to every stage: none, or one map (B, 3, h, w), as the stages take it.
+        """
+        x0 = getattr(self, self.stem)(latent)
+        x1 = self.conv1_0(x0, *guidance)
+        x2 = self.conv2_0(x1, *guidance)
+        x3 = self.conv3_0(x2, *guidance)
+        x4 = self.conv4_0(x3, *guidance)
+        up3 = self.conv3_1(torch.cat([x3, x4], dim=1), *guidance)
+        up2 = self.conv2_2(torch.cat([x2, up3], dim=1), *guidance)
+        up1 = self.conv1_3(torch.cat([x1, up2], dim=1), *guidance)
+        up0 = self.conv0_4(torch.cat([x0, up1], dim=1), *guidance)
         return {
             "level3": self.convds3(up3),
             "level2": self.convds2(up2),
             "level1": self.convds1(up1),
             "out": self.convds0(up0),
         }
+
+
+class ResAttnUNet_DS(LatentMapping):
+    """The latent mapping model of GMS and Wave-GMS; it takes no guidance."""
+
+    stage = Stage
+    stem = "input_blocks"
+    head_bias = False

@@ -19,7 +19,13 @@ SMOOTH = 1e-5
 
 @dataclass(frozen=True)
 class LossWeights:
-    """Factors of latent matching (`w_rec`), segmentation (`w_dice`) and alignment (`w_align`)."""
+    """Factors of the three losses; the config's keys are `w_rec`, `w_dice` and `align_loss`.
+
+    Attributes:
+        rec: of latent matching.
+        dice: of segmentation.
+        align: of the alignment of encoder and frozen VAE; 0 leaves it out.
+    """
 
     rec: float = 1.0
     dice: float = 1.0

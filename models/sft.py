@@ -9,13 +9,13 @@ Shapes: latent (B, 4, h, w); details (B, 9, h, w) -> fused (B, 3, h, w), with h 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor, nn
 
 from models.haar import haar_pyramid
-from models.latent_mapping import ResidualBlock, SelfAttention, head, initialise
+from models.latent_mapping import LatentMapping, ResidualBlock, SelfAttention
+
+HIDDEN = 128  # channels between the guidance and its scale and shift
 
 
 def haar_details(image: Tensor) -> Tensor:
@@ -27,17 +27,21 @@ def haar_details(image: Tensor) -> Tensor:
 
 
 class SKFF(nn.Module):
-    """Fuses three streams of three channels by a softmax over the streams, a channel each."""
+    """Selective kernel feature fusion: details (B, 9, h, w) -> guidance (B, 3, h, w).
 
-    def __init__(self, channels: int = 3) -> None:
+    The mean of the three directions, weighted for each channel and image by a softmax over them, so
+    that it lies within the range of the details.
+    """
+
+    def __init__(self) -> None:
         super().__init__()
-        self.reduce_conv = nn.Sequential(nn.Conv2d(channels, 1, 1, bias=False), nn.PReLU())
-        self.expand_conv1 = nn.Conv2d(1, channels, 1, bias=False)
-        self.expand_conv2 = nn.Conv2d(1, channels, 1, bias=False)
-        self.expand_conv3 = nn.Conv2d(1, channels, 1, bias=False)
+        self.reduce_conv = nn.Sequential(nn.Conv2d(3, 1, 1, bias=False), nn.PReLU())
+        self.expand_conv1 = nn.Conv2d(1, 3, 1, bias=False)
+        self.expand_conv2 = nn.Conv2d(1, 3, 1, bias=False)
+        self.expand_conv3 = nn.Conv2d(1, 3, 1, bias=False)
 
     def forward(self, details: Tensor) -> Tensor:
-        """(B, 9, h, w): horizontal, vertical, diagonal -> (B, 3, h, w)."""
+        """`details` (B, 9, h, w) are horizontal, vertical, diagonal, each with its RGB."""
         streams = torch.stack(details.chunk(3, dim=1))
         pooled = self.reduce_conv(streams.sum(0).mean(dim=(2, 3), keepdim=True))
         scores = [
@@ -47,15 +51,13 @@ class SKFF(nn.Module):
 
 
 class SFT(nn.Module):
-    """Scales and shifts features by the guidance; (B, C, h, w), (B, 3, h, w) -> (B, C, h, w)."""
+    """Spatial feature transform: features (B, C, h, w) scaled and shifted by guidance (B, 3, h, w)."""
 
-    def __init__(self, channels: int, guidance_channels: int = 3, hidden: int = 128) -> None:
+    def __init__(self, channels: int) -> None:
         super().__init__()
-        self.shared = nn.Sequential(
-            nn.Conv2d(guidance_channels, hidden, 3, padding=1), nn.LeakyReLU(0.2)
-        )
-        self.gamma = nn.Conv2d(hidden, channels, 3, padding=1)
-        self.beta = nn.Conv2d(hidden, channels, 3, padding=1)
+        self.shared = nn.Sequential(nn.Conv2d(3, HIDDEN, 3, padding=1), nn.LeakyReLU(0.2))
+        self.gamma = nn.Conv2d(HIDDEN, channels, 3, padding=1)
+        self.beta = nn.Conv2d(HIDDEN, channels, 3, padding=1)
 
     def forward(self, x: Tensor, guidance: Tensor) -> Tensor:
         shared = self.shared(guidance)
@@ -63,7 +65,7 @@ class SFT(nn.Module):
 
 
 class GuidedStage(nn.Module):
-    """Residual block, SFT, then self-attention."""
+    """Residual block, SFT, then self-attention; (B, in, h, w), (B, 3, h, w) -> (B, out, h, w)."""
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
@@ -75,47 +77,9 @@ class GuidedStage(nn.Module):
         return self.attention(self.sft(self.resblock(x), guidance))
 
 
-class SFT_UNet_DS(nn.Module):
-    """The topology of `ResAttnUNet_DS`; `ch` times each of the four `ch_mult` is a stage's width."""
+class SFT_UNet_DS(LatentMapping):
+    """The latent mapping model whose stages take fused details (B, 3, h, w) as their guidance."""
 
-    def __init__(
-        self,
-        in_channels: int = 4,
-        out_channels: int = 4,
-        ch: int = 32,
-        ch_mult: Sequence[int] = (1, 2, 4, 4),
-    ) -> None:
-        super().__init__()
-        width1, width2, width3, width4 = (ch * multiplier for multiplier in ch_mult)
-        self.input_proj = nn.Conv2d(in_channels, ch, 3, padding=1)
-        self.conv1_0 = GuidedStage(ch, width1)
-        self.conv2_0 = GuidedStage(width1, width2)
-        self.conv3_0 = GuidedStage(width2, width3)
-        self.conv4_0 = GuidedStage(width3, width4)
-        self.conv3_1 = GuidedStage(width3 + width4, width3)
-        self.conv2_2 = GuidedStage(width2 + width3, width2)
-        self.conv1_3 = GuidedStage(width1 + width2, width1)
-        self.conv0_4 = GuidedStage(ch + width1, ch)
-        self.convds3 = head(width3, out_channels, bias=True)
-        self.convds2 = head(width2, out_channels, bias=True)
-        self.convds1 = head(width1, out_channels, bias=True)
-        self.convds0 = head(ch, out_channels, bias=True)
-        initialise(self)
-
-    def forward(self, latent: Tensor, guidance: Tensor) -> dict[str, Tensor]:
-        """Heads `level3`, `level2`, `level1` and `out`, each of the shape of `latent`."""
-        x0 = self.input_proj(latent)
-        x1 = self.conv1_0(x0, guidance)
-        x2 = self.conv2_0(x1, guidance)
-        x3 = self.conv3_0(x2, guidance)
-        x4 = self.conv4_0(x3, guidance)
-        up3 = self.conv3_1(torch.cat([x3, x4], dim=1), guidance)
-        up2 = self.conv2_2(torch.cat([x2, up3], dim=1), guidance)
-        up1 = self.conv1_3(torch.cat([x1, up2], dim=1), guidance)
-        up0 = self.conv0_4(torch.cat([x0, up1], dim=1), guidance)
-        return {
-            "level3": self.convds3(up3),
-            "level2": self.convds2(up2),
-            "level1": self.convds1(up1),
-            "out": self.convds0(up0),
-        }
+    stage = GuidedStage
+    stem = "input_proj"
+    head_bias = True

@@ -79,7 +79,7 @@ def die_in_write(number: int, where: str, part: float) -> None:
         return renamed
 
     for name in ("utils.files", "utils.runs", "utils.tensor_files", "engine.resume",
-                 "engine.history", "engine.training"):  # fmt: skip
+                 "engine.history", "engine.epoch_losses"):  # fmt: skip
         vars(sys.modules[name])["atomic_write"] = atomic_write
     os.fsync = sync
     Path.replace = rename  # type: ignore[method-assign, assignment]

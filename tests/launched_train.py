@@ -42,9 +42,9 @@ def forbid_writing(folder: str) -> None:
 
 def spoil_second_loss() -> None:
     """Make the second loss of this process NaN."""
-    from models.system import LatentSystem
+    from models.wave_gms import WaveGMS
 
-    losses, calls = LatentSystem.losses, itertools.count(1)
+    losses, calls = WaveGMS.losses, itertools.count(1)
 
     def spoiled(self, *args):
         result = losses(self, *args)
@@ -52,7 +52,7 @@ def spoil_second_loss() -> None:
             result["loss"] = result["loss"] * float("nan")
         return result
 
-    LatentSystem.losses = spoiled  # type: ignore[method-assign]
+    WaveGMS.losses = spoiled  # type: ignore[method-assign]
 
 
 def stop_the_launcher() -> None:

@@ -9,15 +9,15 @@ import pytest
 import torch
 from torch import Tensor
 
+from models.base import SegmentationModel
 from models.build import build_system
 from models.losses import LossWeights
-from models.system import SegmentationSystem
 from tests.autoencoders import parity, save_tiny_vae
 from utils.checkpoints import load_weights, save_weights
 from utils.errors import UserError
 
 SUFFIXES = pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
-Build = Callable[..., SegmentationSystem]
+Build = Callable[..., SegmentationModel]
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +37,7 @@ def build(tmp_path_factory: pytest.TempPathFactory) -> Build:
     return build
 
 
-def weights_of(system: SegmentationSystem) -> dict[str, dict[str, Tensor]]:
+def weights_of(system: SegmentationModel) -> dict[str, dict[str, Tensor]]:
     return {
         name: {key: value.clone() for key, value in part.state_dict().items()}
         for name, part in system.parts().items()

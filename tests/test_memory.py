@@ -22,23 +22,23 @@ from engine.memory import (
     out_of_memory,
     split_batch,
 )
+from models.base import SegmentationModel
 from models.build import build_system
 from models.losses import LossWeights
-from models.system import SegmentationSystem
 from utils.errors import UserError
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 MB, GB = 1 << 20, 1e9
 
 
-def build(vae: Path, **changes: Any) -> SegmentationSystem:
+def build(vae: Path, **changes: Any) -> SegmentationModel:
     settings: dict[str, Any] = {"vae_model": "tiny_vae", "guidance_method": None, "ch": 16}
     settings |= {"vae_weights": vae, "loss_weights": LossWeights()}
     return build_system(**(settings | changes))
 
 
 @pytest.fixture(scope="module")
-def small(vae: Path) -> SegmentationSystem:
+def small(vae: Path) -> SegmentationModel:
     return build(vae)
 
 
@@ -48,7 +48,7 @@ def batch(size: int, count: int, device: str = "cpu") -> tuple[Tensor, Tensor, T
     return image, mask.round(), noise
 
 
-def saved_bytes(system: SegmentationSystem, size: int, count: int) -> int:
+def saved_bytes(system: SegmentationModel, size: int, count: int) -> int:
     """What autograd keeps between forward and backward of a real step, weights aside."""
     kept = {p.untyped_storage().data_ptr() for p in system.state_dict().values()}
     storages: dict[int, int] = {}
@@ -81,7 +81,7 @@ def test_live_tensors_are_counted() -> None:
     assert 2 * MB <= memory.peak - 512 <= 2 * MB + 1024
 
 
-def test_the_estimate_is_what_a_real_step_takes(small: SegmentationSystem) -> None:
+def test_the_estimate_is_what_a_real_step_takes(small: SegmentationModel) -> None:
     estimate = estimate_memory(small, 3, 64, "fp32")
     assert all(p.grad is None and p.device.type == "cpu" for p in small.parameters())
     inputs = sum(t.nbytes for t in batch(64, 3))
@@ -100,7 +100,7 @@ def test_the_estimate_is_what_a_real_step_takes(small: SegmentationSystem) -> No
     assert (estimate.gradients, estimate.optimizer) == (4 * trained, 8 * trained)
 
 
-def test_what_makes_it_grow_and_shrink(small: SegmentationSystem, vae: Path) -> None:
+def test_what_makes_it_grow_and_shrink(small: SegmentationModel, vae: Path) -> None:
     def step(count: int = 4, size: int = 64, precision: str = "fp32") -> int:
         return estimate_memory(small, count, size, precision).step
 
@@ -186,9 +186,9 @@ def test_what_is_told(
 def test_a_run_out_of_memory_is_told_and_goes_on(
     tmp_path: Path, vae: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from models.system import LatentSystem
+    from models.wave_gms import WaveGMS
 
-    losses, calls = LatentSystem.losses, iter(range(10))
+    losses, calls = WaveGMS.losses, iter(range(10))
 
     def too_large(self, *details):
         # the fourth call is the fifth step's: the first three are an epoch
@@ -198,7 +198,7 @@ def test_a_run_out_of_memory_is_told_and_goes_on(
 
     command = arguments(tmp_path, vae, "ch=16", "vae_model=tiny_vae")
     with monkeypatch.context() as patch:
-        patch.setattr(LatentSystem, "losses", too_large)
+        patch.setattr(WaveGMS, "losses", too_large)
         with pytest.raises(UserError, match="batches of 2 at 32 px") as caught:
             train.main(command)
     assert "batch_size=1 accumulate=2" in str(caught.value)
@@ -231,7 +231,7 @@ def test_the_published_batch_fits_a_small_gpu(
     assert peak < limit * GB
 
 
-def step_on_gpu(shared: Path, precision: str, checkpointed: bool) -> tuple[SegmentationSystem, int]:
+def step_on_gpu(shared: Path, precision: str, checkpointed: bool) -> tuple[SegmentationModel, int]:
     """Three training steps at the published size; the system and the most bytes allocated."""
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()

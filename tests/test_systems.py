@@ -10,11 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from models.base import SegmentationModel
 from models.baseline import Baseline, build_baseline
 from models.build import build_system
 from models.losses import LossWeights, dice_loss
 from models.sft import haar_details
-from models.system import LatentSystem, SegmentationSystem
+from models.wave_gms import WaveGMS
 from tests.autoencoders import save_sd_vae, save_tiny_vae
 from utils.errors import UserError
 
@@ -35,26 +36,24 @@ def vae_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {"litevae": tiny, "tiny_vae": tiny, "sd_vae": save_sd_vae(folder / "sd")}
 
 
-def build(name: str, folders: dict[str, Path], **changes) -> LatentSystem:
+def build(name: str, folders: dict[str, Path], **changes) -> WaveGMS:
     options = (
         SYSTEMS[name] | {"ch": 16, "image_size": SIZE, "loss_weights": LossWeights()} | changes
     )
     torch.manual_seed(0)
     system = build_system(**options, vae_weights=folders[SYSTEMS[name]["vae_model"]])
-    assert isinstance(system, LatentSystem)
+    assert isinstance(system, WaveGMS)
     return system
 
 
-def batch(system: SegmentationSystem, size: int = SIZE) -> tuple[Tensor, Tensor, Tensor]:
+def batch(system: SegmentationModel, size: int = SIZE) -> tuple[Tensor, Tensor, Tensor]:
     generator = torch.Generator().manual_seed(1)
     image = torch.rand(2, 3, size, size, generator=generator)
     mask = (torch.rand(2, 1, size, size, generator=generator) > 0.5).float()
     return image, mask, torch.randn(2, *system.latent_shape(size), generator=generator)
 
 
-def plain_losses(
-    system: LatentSystem, image: Tensor, mask: Tensor, noise: Tensor
-) -> dict[str, Tensor]:
+def plain_losses(system: WaveGMS, image: Tensor, mask: Tensor, noise: Tensor) -> dict[str, Tensor]:
     """The design's losses in the plain way: encodes apart, three decodes, mean over RGB after."""
     vae: Any = system.vae
     mask_latent, _ = vae.encode(mask.repeat(1, 3, 1, 1))
@@ -89,7 +88,7 @@ def plain_losses(
     return losses | {"loss": loss}
 
 
-def gradients(system: SegmentationSystem, loss: Tensor) -> dict[str, Tensor]:
+def gradients(system: SegmentationModel, loss: Tensor) -> dict[str, Tensor]:
     system.zero_grad()
     loss.backward()
     return {n: p.grad.clone() for n, p in system.named_parameters() if p.grad is not None}

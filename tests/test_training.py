@@ -113,14 +113,14 @@ def test_averages_clipping_and_accumulation_resume_too(
 def test_dropout_of_a_baseline_resumes_too(
     tmp_path: Path, vae: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from models.system import LatentSystem
+    from models.wave_gms import WaveGMS
 
-    losses = LatentSystem.losses
+    losses = WaveGMS.losses
 
     def with_dropout(self, image, mask, noise):
         return losses(self, torch.nn.functional.dropout(image), mask, noise)
 
-    monkeypatch.setattr(LatentSystem, "losses", with_dropout)
+    monkeypatch.setattr(WaveGMS, "losses", with_dropout)
     train.main(arguments(tmp_path, vae, out="whole"))
     with monkeypatch.context() as patch:
         stop_in_step(patch, 2)
@@ -235,9 +235,9 @@ def test_too_few_cases_for_a_batch(tmp_path: Path, vae: Path) -> None:
 
 def poison(monkeypatch: pytest.MonkeyPatch, bad_calls: set[int]) -> None:
     """Make the loss of the given training steps NaN."""
-    from models.system import LatentSystem
+    from models.wave_gms import WaveGMS
 
-    losses, calls = LatentSystem.losses, [0]
+    losses, calls = WaveGMS.losses, [0]
 
     def poisoned(self, *args):
         calls[0] += 1
@@ -246,7 +246,7 @@ def poison(monkeypatch: pytest.MonkeyPatch, bad_calls: set[int]) -> None:
             result["loss"] = result["loss"] * float("nan")
         return result
 
-    monkeypatch.setattr(LatentSystem, "losses", poisoned)
+    monkeypatch.setattr(WaveGMS, "losses", poisoned)
 
 
 def test_a_nan_loss_stops_after_the_last_good_state(
@@ -269,9 +269,9 @@ def test_weights_that_are_no_numbers_replace_no_good_ones(
     tmp_path: Path, vae: Path, monkeypatch: pytest.MonkeyPatch, step: int
 ) -> None:
     """The loss of the epoch's last step is finite, its gradients are not."""
-    from models.system import LatentSystem
+    from models.wave_gms import WaveGMS
 
-    losses, calls = LatentSystem.losses, [0]
+    losses, calls = WaveGMS.losses, [0]
 
     def steep(self, *args):
         calls[0] += 1
@@ -281,7 +281,7 @@ def test_weights_that_are_no_numbers_replace_no_good_ones(
             result["loss"] = result["loss"] + ((weight - weight.detach()).abs().sum() * 1e30) ** 0.5
         return result
 
-    monkeypatch.setattr(LatentSystem, "losses", steep)
+    monkeypatch.setattr(WaveGMS, "losses", steep)
     with pytest.raises(UserError, match=f"weights became NaN or infinite in epoch {step // 3 + 1}"):
         train.main(arguments(tmp_path, vae))
     folder = tmp_path / "run" / "epochs_2"
@@ -348,9 +348,9 @@ def test_curves_are_drawn_now_and_then_and_at_the_end(
 ) -> None:
     drawn: list[int] = []
     monkeypatch.setattr(
-        "engine.training.draw_curves", lambda _, history, title: drawn.append(len(history))
+        "engine.history.draw_curves", lambda _, history, title: drawn.append(len(history))
     )
-    monkeypatch.setattr("engine.training.CURVES_SECONDS", 1e6)
+    monkeypatch.setattr("engine.history.CURVES_SECONDS", 1e6)
     train.main(arguments(tmp_path, vae, "epochs=4"))
     assert drawn == [1, 4]
 

@@ -17,14 +17,14 @@ from utils.tensor_files import load_tensors, save_tensors
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from models.system import SegmentationSystem
+    from models.base import SegmentationModel
 
     Weights = dict[str, dict[str, Tensor]]
 
 SHOWN = 8
 
 
-def save_weights(path: Path, system: SegmentationSystem) -> None:
+def save_weights(path: Path, system: SegmentationModel) -> None:
     """Write the trainable parts of `system` to `path`, a `.pth` or `.safetensors` file.
 
     Raises:
@@ -45,7 +45,7 @@ def save_weights(path: Path, system: SegmentationSystem) -> None:
         save_tensors(path, weights)
 
 
-def load_weights(path: Path, system: SegmentationSystem) -> None:
+def load_weights(path: Path, system: SegmentationModel) -> None:
     """Copy the weights in `path` into the trainable parts of `system`.
 
     Raises:

@@ -1,9 +1,10 @@
-"""The assembled systems: from an image, and in training its mask, to a probability or the losses.
+"""The assembled Wave-GMS: from an image, and in training its mask, to a probability or the losses.
 
 Source: Wave-GMS (arXiv 2510.03216), GMS (arXiv 2403.18198).
 
-One path serves all latent systems: image latent -> mapping -> frozen decoder. They differ in where
-the image latent comes from (a trained Haar encoder or the frozen VAE) and in the mapping's guidance.
+image -> image latent -> latent mapping -> mask latent -> frozen decoder -> probability. The variants
+differ in where the image latent comes from (a trained Haar encoder or the frozen VAE) and in the
+mapping's guidance.
 
 Shapes: image (B, 3, H, W) in [0, 1], mask (B, 1, H, W) in {0, 1}, latents (B, 4, H/8, W/8);
 H and W are multiples of 8.
@@ -11,13 +12,13 @@ H and W are multiples of 8.
 
 from __future__ import annotations
 
-from abc import abstractmethod
-
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from models.base import SegmentationModel, check_image_size
 from models.encoder import HaarEncoder
+from models.latent_mapping import LatentMapping
 from models.losses import (
     LossWeights,
     alignment_loss,
@@ -27,61 +28,15 @@ from models.losses import (
 )
 from models.sft import SKFF, haar_details
 from models.vae import DOWNSAMPLING, LATENT_CHANNELS, FrozenVAE
-from utils.errors import UserError
 
 SUPERVISED_HEADS = ("level2", "level1", "out")
 DECODED_AT_ONCE = 4  # latents a piece with `checkpoint_decoder`
 
 
-def check_image_size(height: int, width: int, multiple: int = DOWNSAMPLING) -> None:
-    """Raise UserError unless both sides are positive multiples of `multiple`."""
-    for side in (height, width):
-        if side % multiple or side <= 0:
-            below, above = side // multiple * multiple, (side // multiple + 1) * multiple
-            nearest = f"{below} or {above}" if below > 0 else f"{max(above, multiple)}"
-            raise UserError(
-                f"image size {side} is not divisible by {multiple}; the nearest that are: {nearest}"
-            )
+class WaveGMS(SegmentationModel):
+    """Image -> image latent -> latent mapping -> mask latent -> frozen decoder -> probability.
 
-
-class SegmentationSystem(nn.Module):
-    """What training, validation and checkpoints need of a system.
-
-    Attributes:
-        loss_names: keys of the losses that `forward` returns, the total first.
-        noise_probability: how often a training sample gets noise; else its noise is zero.
-        size_multiple: image sides are multiples of it.
-    """
-
-    loss_names: tuple[str, ...] = ("loss",)
-    noise_probability: float = 0.0
-    size_multiple: int = DOWNSAMPLING
-
-    def latent_shape(self, image_size: int) -> tuple[int, int, int]:
-        """Shape of one sample's noise; (0, 0, 0) for a system that takes none."""
-        return (0, 0, 0)
-
-    @abstractmethod
-    def parts(self) -> dict[str, nn.Module]:
-        """The trainable parts, in order, by their names in published checkpoints."""
-
-    def frozen(self) -> dict[str, nn.Module]:
-        """The parts that are never trained, by a name to print."""
-        return {}
-
-    @abstractmethod
-    def forward(
-        self, image: Tensor, mask: Tensor | None = None, noise: Tensor | None = None
-    ) -> Tensor | dict[str, Tensor]:
-        """Probability (B, 1, H, W), or with a mask the losses and `dice`, all float32.
-
-        The losses are scalars under `loss_names`; "dice", without gradient, is the mean Dice at
-        threshold 0.5. `noise` (B, *latent_shape) is standard normal; None stands for zeros.
-        """
-
-
-class LatentSystem(SegmentationSystem):
-    """Wave-GMS, GMS and what lies between: image latent -> mapping -> frozen decoder.
+    With a Haar encoder it is Wave-GMS; with a frozen encoder it is GMS, or Wave-GMS guided by wavelets.
 
     Args:
         vae: the frozen autoencoder.
@@ -94,7 +49,7 @@ class LatentSystem(SegmentationSystem):
     def __init__(
         self,
         vae: FrozenVAE,
-        mapping: nn.Module,
+        mapping: LatentMapping,
         loss_weights: LossWeights,
         *,
         encoder: HaarEncoder | None = None,
@@ -132,11 +87,23 @@ class LatentSystem(SegmentationSystem):
         return self.losses(image, mask, noise)
 
     def probability(self, image: Tensor) -> Tensor:
+        """Probability (B, 1, H, W) in [0, 1], float32, from the mean of the latent of `image`."""
         mean, _ = self.encoder(image) if self.encoder is not None else self.vae.encode(image)
         return self.vae.decode_to_grey(self.mask_latents(image, mean)["out"]).float().clamp(0, 1)
 
     def losses(self, image: Tensor, mask: Tensor, noise: Tensor | None) -> dict[str, Tensor]:
-        """One encode and one decode: image and mask, and the three heads, as one batch each."""
+        """The losses of a batch, float32 scalars, in one encode and one decode.
+
+        Image and mask are encoded as one batch, the three supervised heads decoded as one.
+
+        Args:
+            image, mask: (B, 3, H, W) in [0, 1] and (B, 1, H, W) in {0, 1}.
+            noise: (B, 4, H/8, W/8), standard normal, for the latent of `image`; None for none.
+
+        Returns:
+            "loss": their weighted sum; "lm": latent matching; "seg": Dice loss; "align": alignment,
+            where there is an encoder to align; "dice": Dice of `out` at threshold 0.5, to show.
+        """
         mask_rgb = mask.to(image.dtype).expand(-1, 3, -1, -1)
         if self.encoder is None or self.aligned:
             mean, deviation = self.vae.encode(torch.cat([image, mask_rgb]))
@@ -167,12 +134,13 @@ class LatentSystem(SegmentationSystem):
             return result | {"dice": hard_dice(probabilities[-1], mask)}
 
     def mask_latents(self, image: Tensor, latent: Tensor) -> dict[str, Tensor]:
-        """The mapping's heads for an image latent."""
+        """The mapping's heads, each (B, 4, h, w), for `image` and its latent (B, 4, h, w)."""
         if self.guidance is None:
             return self.mapping(latent)
         return self.mapping(latent, self.guidance(haar_details(image)))
 
     def decode(self, latents: Tensor) -> Tensor:
+        """Grey images (N, 1, 8h, 8w) of latents (N, 4, h, w), in [0, 1] up to overshoot."""
         if self.checkpoint_decoder and torch.is_grad_enabled():
             # in pieces: what is computed again for one is released before the next
             pieces = latents.split(DECODED_AT_ONCE)

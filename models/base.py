@@ -1,0 +1,60 @@
+"""What training, validation and checkpoints ask of a model, whatever network it holds.
+
+Shapes: image (B, 3, H, W) in [0, 1], mask (B, 1, H, W) in {0, 1}.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+
+from torch import Tensor, nn
+
+from models.vae import DOWNSAMPLING
+from utils.errors import UserError
+
+
+class SegmentationModel(nn.Module):
+    """Network and losses together: an image to a probability, or with its mask to the losses.
+
+    Attributes:
+        loss_names: keys of the losses that `forward` returns, the total first.
+        noise_probability: how often a training sample gets noise; else its noise is zero.
+        size_multiple: image sides are multiples of it.
+    """
+
+    loss_names: tuple[str, ...] = ("loss",)
+    noise_probability: float = 0.0
+    size_multiple: int = DOWNSAMPLING
+
+    def latent_shape(self, image_size: int) -> tuple[int, int, int]:
+        """Shape of one sample's noise; (0, 0, 0) for a model that takes none."""
+        return (0, 0, 0)
+
+    @abstractmethod
+    def parts(self) -> dict[str, nn.Module]:
+        """The trainable parts, in order, by their names in published checkpoints."""
+
+    def frozen(self) -> dict[str, nn.Module]:
+        """The parts that are never trained, by a name to print."""
+        return {}
+
+    @abstractmethod
+    def forward(
+        self, image: Tensor, mask: Tensor | None = None, noise: Tensor | None = None
+    ) -> Tensor | dict[str, Tensor]:
+        """Probability (B, 1, H, W), or with a mask the losses and `dice`, all float32.
+
+        The losses are scalars under `loss_names`; "dice", without gradient, is the mean Dice at
+        threshold 0.5. `noise` (B, *latent_shape) is standard normal; None stands for zeros.
+        """
+
+
+def check_image_size(height: int, width: int, multiple: int = DOWNSAMPLING) -> None:
+    """Raise UserError unless both sides are positive multiples of `multiple`."""
+    for side in (height, width):
+        if side % multiple or side <= 0:
+            below, above = side // multiple * multiple, (side // multiple + 1) * multiple
+            nearest = f"{below} or {above}" if below > 0 else f"{max(above, multiple)}"
+            raise UserError(
+                f"image size {side} is not divisible by {multiple}; the nearest that are: {nearest}"
+            )
