@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import json
 import struct
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ MAX_MEGAPIXELS = 64
 MANIFEST = "dataset.json"  # of a prepared data set; its entry max_megapixels is there if not 64
 
 _JPEG_FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
+_JPEG_END, _JPEG_SCAN = 0xD9, 0xDA
 _JPEG_WITHOUT_LENGTH = {0x00, 0x01, *range(0xD0, 0xD9)}
 _TIFF_WIDTH, _TIFF_HEIGHT = 256, 257
 
@@ -66,7 +68,7 @@ def decode(content: bytes, flags: int, max_megapixels: float = MAX_MEGAPIXELS) -
 
     check_image_size(content, max_megapixels)
     # OpenCV 4 fills the missing part of a JPEG with grey and says nothing
-    if content[:2] == b"\xff\xd8" and content.find(b"\xff\xd9", content.rfind(b"\xff\xda")) < 0:
+    if content[:2] == b"\xff\xd8" and _is_cut_short(content):
         raise ImageError("the JPEG is cut short")
     try:
         pixels = cv2.imdecode(np.frombuffer(content, np.uint8), flags)
@@ -123,20 +125,33 @@ def _declared_size(content: bytes) -> tuple[int, int]:
 
 
 def _jpeg_size(content: bytes) -> tuple[int, int]:
+    for marker, at in _jpeg_segments(content):
+        if marker in _JPEG_FRAMES:
+            height, width = struct.unpack_from(">HH", content, at + 3)
+            return width, height
+    raise ImageError("a JPEG without frame header")
+
+
+def _is_cut_short(jpeg: bytes) -> bool:
+    """Whether no end follows the pixels. A thumbnail before them, or a film behind, has ends of its own."""
+    try:
+        scans = [at for marker, at in _jpeg_segments(jpeg) if marker == _JPEG_SCAN]
+    except (struct.error, IndexError):
+        return True
+    return not scans or jpeg.find(b"\xff\xd9", scans[0]) < 0
+
+
+def _jpeg_segments(content: bytes) -> Iterator[tuple[int, int]]:
+    """Marker and the place behind it of each segment, up to the first scan or the end."""
     at = 2
-    while True:
-        at = content.find(b"\xff", at)  # as libjpeg does, skip what is no marker
-        if at < 0:
-            raise ImageError("a JPEG without frame header")
+    while (at := content.find(b"\xff", at)) >= 0:  # as libjpeg does, skip what is no marker
         while content[at] == 0xFF:
             at += 1
         marker = content[at]
         at += 1
-        if marker in _JPEG_FRAMES:
-            height, width = struct.unpack_from(">HH", content, at + 3)
-            return width, height
-        if marker in (0xD9, 0xDA):  # the end, or the pixels begin
-            raise ImageError("a JPEG without frame header")
+        yield marker, at
+        if marker in (_JPEG_END, _JPEG_SCAN):
+            return
         if marker not in _JPEG_WITHOUT_LENGTH:
             at += struct.unpack_from(">H", content, at)[0]
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+import struct
 from pathlib import Path
 
 import cv2
@@ -13,6 +14,7 @@ from cases_on_disk import write_data_set
 
 from datasets.augmentation import RandomQuarterTurn, training_augmentation
 from datasets.cases import find_split_file, open_data_set, read_image, read_mask
+from datasets.decoding import ImageError, decode
 from datasets.loading import (
     EpochSampler,
     Sample,
@@ -216,6 +218,20 @@ def test_a_jpeg_that_is_cut_short_is_refused(tmp_path: Path) -> None:
     image.write_bytes(whole[: len(whole) * 9 // 10])
     with pytest.raises(UserError, match=r"case_0\.png: the JPEG is cut short"):
         SegmentationDataset(open_data_set(split).train, 32)
+
+
+@pytest.mark.parametrize("progressive", [0, 1])
+def test_what_lies_before_and_behind_the_pixels_of_a_jpeg(progressive: int) -> None:
+    noise = np.random.default_rng(0).integers(0, 255, (40, 40, 3), np.uint8)
+    whole = cv2.imencode(".jpg", noise, [cv2.IMWRITE_JPEG_PROGRESSIVE, progressive])[1].tobytes()
+    thumbnail = b"\xff\xe1" + struct.pack(">H", len(whole) + 2) + whole
+    with_thumbnail = whole[:2] + thumbnail + whole[2:]
+    for content in (whole, with_thumbnail, whole + b"a film \xff\xda and no more"):
+        assert (decode(content, cv2.IMREAD_COLOR) == decode(whole, cv2.IMREAD_COLOR)).all()
+    for content in (whole, with_thumbnail):
+        for end in range(2, len(content) - 2, 7):
+            with pytest.raises(ImageError):
+                decode(content[:end], cv2.IMREAD_COLOR)
 
 
 def test_floating_point_files_are_refused_by_kind(tmp_path: Path) -> None:
