@@ -335,7 +335,7 @@ def test_a_limit_of_preparation_holds_for_training_and_check(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("datasets.decoding.MAX_MEGAPIXELS", 1)
-    monkeypatch.setattr("datasets.prepare.MAX_MEGAPIXELS", 1)
+    monkeypatch.setattr("datasets.preparation.MAX_MEGAPIXELS", 1)
     files = {f"{i}.png": png(square(i, i, 200, 1050, 1000)) for i in range(3)}
     write_folder(tmp_path / "images", files)
     write_folder(tmp_path / "masks", files)

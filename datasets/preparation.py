@@ -1,0 +1,345 @@
+"""The steps of preparing a data set: find the cases of a source, choose a split, write both."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import multiprocessing
+import sys
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import cv2
+from tqdm import tqdm
+
+from datasets.archives import Limits, Source, members, open_source
+from datasets.catalogue import IMAGE_EXTENSIONS, DatasetSpec, spec_for
+from datasets.decoding import MAX_MEGAPIXELS
+from datasets.layouts import Found, own_cases, published_cases
+from datasets.splits import Split, grouped_split, random_split, read_split, some_of
+from datasets.staging import Staging, staged
+from datasets.writing import listed_problems, png, write_cases
+from utils.errors import UserError, listed
+from utils.machine import available_cores
+
+SEED = 2333
+PHANTOM_CASES = 400
+
+
+def prepare_published(
+    spec: DatasetSpec,
+    source_paths: Sequence[Path],
+    *,
+    root: Path,
+    splits: Path | None = None,
+    groups: Path | None = None,
+    include_normal: bool = False,
+    seed: int = SEED,
+    limits: Limits | None = None,
+    follow_links: bool = False,
+) -> Path:
+    """Prepare a catalogued data set from its archives, or folders that hold them or their content.
+
+    `splits` is a split file; without it, 80 % of the cases are drawn for training. Cases that are
+    not in the split are left out. Raises UserError that lists all cases which are missing or
+    unusable; what was done until then stays for the next run. Returns the prepared folder.
+    """
+    limits = limits or Limits()
+    paths, metadata = archives_and_metadata(spec, source_paths)
+    sources = [open_source(path, limits, follow_links) for path in paths]
+    found = published_cases(spec, members(sources))
+    if not found.cases:
+        raise UserError(_nothing_found(spec, sources))
+    table = groups or metadata
+    group_of = read_group_table(table, spec.group_columns if groups is None else None)
+    if spec.group_columns and table is None and splits is None:
+        _warn(
+            f"no metadata CSV among the sources, so images of one {spec.group_columns[1]} may lie "
+            f"in both train and test; give {spec.archives[-1]} to --source as well"
+        )
+    split = _choose_split(spec, found, splits, group_of, include_normal, seed)
+    _check_groups(table, group_of, split)
+    record = {
+        "sources": [path.name for path in paths],
+        "include_normal": include_normal,
+        "groups_sha256": file_digest(table),
+        **_split_record(splits, split, seed),
+    }
+    return _write(spec, found, split, group_of, record, root, limits)
+
+
+def prepare_own(
+    spec: DatasetSpec,
+    images: Path,
+    masks: Path,
+    *,
+    root: Path,
+    image_suffix: str = "",
+    mask_suffix: str = "",
+    splits: Path | None = None,
+    groups: Path | None = None,
+    seed: int = SEED,
+    limits: Limits | None = None,
+    follow_links: bool = False,
+) -> Path:
+    """Prepare any other data set from a folder or zip of images and one of masks.
+
+    An image `<name><image_suffix>.*` belongs to the mask `<name><mask_suffix>.*`. Otherwise as
+    `prepare_published`.
+    """
+    limits = limits or Limits()
+    image_source = open_source(images, limits, follow_links)
+    mask_source = open_source(masks, limits, follow_links)
+    found = own_cases(members([image_source]), members([mask_source]), image_suffix, mask_suffix)
+    if not found.cases and not found.problems:
+        raise UserError(
+            f"no images named *{image_suffix} in {images}; "
+            f"expected files ending in {', '.join(IMAGE_EXTENSIONS)}"
+        )
+    group_of = read_group_table(groups, None)
+    split = _choose_split(spec, found, splits, group_of, True, seed)
+    _check_groups(groups, group_of, split)
+    record = {
+        "sources": [images.name, masks.name],
+        "groups_sha256": file_digest(groups),
+        **_split_record(splits, split, seed),
+    }
+    return _write(spec, found, split, group_of, record, root, limits)
+
+
+def prepare_phantom(
+    *, root: Path, domain: str = "a", cases: int = PHANTOM_CASES, seed: int = SEED
+) -> Path:
+    """Generate the phantom data set, `phantom` for domain "a" and `phantom-<domain>` for others."""
+    from datasets.phantom import SCANNERS
+
+    if domain not in SCANNERS:
+        raise UserError(f"--domain {domain}: expected one of {', '.join(SCANNERS)}")
+    if cases < 2:
+        raise UserError(f"--cases {cases}: expected at least 2")
+    spec = spec_for(phantom_name(domain))
+    with staged(root, spec.name) as staging:
+        staging.begin([f"phantom {domain} {seed} {cases}"])
+        tasks = [(staging, index, seed, domain) for index in range(cases)]
+        # not forked: OpenCV's threads would be missing in the children, but not their locks
+        spawn = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(available_cores(), spawn, cv2.setNumThreads, (1,)) as pool:
+            drawn = pool.map(_write_phantom, tasks, chunksize=4)
+            names = list(tqdm(drawn, f"drawing {spec.name}", cases, unit="case", disable=None))
+        split = random_split(names, seed)
+        record = {"domain": domain, "cases": cases, "seed": seed}
+        return staging.finish(split, _manifest(spec, split, record), None)
+
+
+def phantom_name(domain: str) -> str:
+    return "phantom" if domain == "a" else f"phantom-{domain}"
+
+
+def _write_phantom(task: tuple[Staging, int, int, str]) -> str:
+    from datasets.phantom import phantom_case
+
+    staging, index, seed, domain = task
+    case = phantom_case(index, seed=seed, domain=domain)
+    staging.write("images", f"{case.name}.png", png(case.image))
+    staging.write("masks", f"{case.name}.png", png(case.mask))
+    return case.name
+
+
+def archives_and_metadata(
+    spec: DatasetSpec, paths: Sequence[Path]
+) -> tuple[list[Path], Path | None]:
+    """The zips or folders to read, and the metadata CSV if there is one.
+
+    A folder that holds archives of the data set stands for these, any other for its content.
+    """
+    archives: list[Path] = []
+    metadata = None
+    for path in paths:
+        inside = [path / name for name in spec.archives if (path / name).is_file()]
+        tables = [file for file in [path, *inside] if file.suffix == ".csv"]
+        metadata = tables[0] if tables else metadata
+        zips = [file for file in inside if file.suffix == ".zip"]
+        archives += zips or ([] if path in tables else [path])
+    if not archives:
+        raise UserError(
+            f"nothing to prepare {spec.name} from: give --source with the paths of "
+            f"{', '.join(spec.archives)}, or one folder that holds them (from {spec.source})"
+        )
+    return archives, metadata
+
+
+def _nothing_found(spec: DatasetSpec, sources: Sequence[Source]) -> str:
+    packed = [
+        file.path
+        for file in members(sources)
+        if file.suffix in (".zip", ".tar", ".gz", ".tgz", ".rar", ".7z")
+    ]
+    if packed:
+        return (
+            f"{spec.name}: the source holds further archives ({some_of(packed, 5)}); archives in "
+            "archives and tar are not read. Unpack them, then give --source the folder"
+        )
+    return (
+        f"{spec.name}: no case in {', '.join(source.title for source in sources)}. Expected paths "
+        f"that end like {spec.image_pattern} and {spec.mask_pattern}, as in "
+        f"{', '.join(spec.archives)} from {spec.source}"
+    )
+
+
+def read_group_table(path: Path | None, columns: tuple[str, str] | None) -> dict[str, str]:
+    """Group (patient, lesion, ...) of each case name from a CSV with a header line; {} for None.
+
+    `columns` are the headers of name and group, by default the first two columns. Names may carry
+    an image extension; rows without a group are left out. Raises UserError where the file cannot be
+    read, has no such columns, or names one case in two groups.
+    """
+    if path is None:
+        return {}
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            header, *rows = csv.reader(file)
+        name, group = (header.index(column) for column in columns) if columns else (0, 1)
+        pairs = [(row[name].strip(), row[group].strip()) for row in rows if row]
+    except (OSError, ValueError, IndexError, csv.Error) as error:
+        expected = " and ".join(columns) if columns else "name and group first"
+        raise UserError(f"{path}: expected a CSV with the columns {expected} ({error})") from None
+    group_of: dict[str, str] = {}
+    conflicts: list[str] = []
+    for case, other in ((_without_extension(name), group) for name, group in pairs if group):
+        if group_of.setdefault(case, other) != other:
+            conflicts.append(f"{case!r} in {group_of[case]!r} and in {other!r}")
+    if conflicts:
+        raise UserError(
+            f"{path} names a case in two groups: {listed(conflicts, 5)}. Give each case one group"
+        )
+    return group_of
+
+
+def _without_extension(name: str) -> str:
+    stem, dot, extension = name.rpartition(".")
+    return stem if dot + extension.lower() in IMAGE_EXTENSIONS else name
+
+
+def _check_groups(table: Path | None, group_of: Mapping[str, str], split: Split) -> None:
+    """UserError where the table of groups names no case of the split, a warning where not all."""
+    names = sorted((*split.train, *split.test))
+    missing = [name for name in names if name not in group_of]
+    if table is None or not missing:
+        return
+    if len(missing) == len(names):
+        raise UserError(
+            f"{table} names none of the cases: it holds {some_of(group_of, 3) or 'no groups'}, "
+            f"the cases are {some_of(names, 3)}. Write the case names into its column of names"
+        )
+    _warn(
+        f"{table} has no group for {len(missing)} of {len(names)} cases, each of which is taken as "
+        f"a group of its own: {some_of(missing, 5)}"
+    )
+
+
+def _warn(message: str) -> None:
+    print(f"warning: {message}", file=sys.stderr)
+
+
+def _choose_split(
+    spec: DatasetSpec,
+    found: Found,
+    splits: Path | None,
+    group_of: Mapping[str, str],
+    include_normal: bool,
+    seed: int,
+) -> Split:
+    """The split file's cases or 80/20 of all found; by group where groups are known.
+
+    Normal cases are in no published split. With `include_normal` they are drawn 80/20 as well.
+    """
+    normal = [
+        name for name in found.cases if spec.normal_prefix and name.startswith(spec.normal_prefix)
+    ]
+    if splits is not None:
+        split = read_split(splits)
+        more = set(normal) - set(split.train) - set(split.test)
+        if include_normal and len(more) > 1:
+            drawn = random_split(sorted(more), seed)
+            split = Split(train=split.train + drawn.train, test=split.test + drawn.test)
+        return split
+    left_out = set() if include_normal else set(normal)
+    names = sorted(({*found.cases, *found.problems}) - left_out)
+    if group_of:
+        # a case that the table does not name is a group of its own
+        return grouped_split({name: group_of.get(name, f"case {name}") for name in names}, seed)
+    return random_split(names, seed)
+
+
+def split_digest(split: Split) -> str:
+    """SHA-256 of the names in order, the same for a pickle and its JSON."""
+    return hashlib.sha256(json.dumps([split.train, split.test]).encode()).hexdigest()
+
+
+def file_digest(path: Path | None) -> str | None:
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest() if path else None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+
+
+def _split_record(splits: Path | None, split: Split, seed: int) -> dict[str, Any]:
+    given = read_split(splits) if splits else split
+    origin = splits.name if splits else "drawn"
+    return {"seed": seed, "splits": origin, "splits_sha256": split_digest(given)}
+
+
+def _manifest(spec: DatasetSpec, split: Split, record: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "name": spec.name,
+        "title": spec.title,
+        "source": spec.source,
+        "licence": spec.licence,
+        "train": len(split.train),
+        "test": len(split.test),
+        **record,
+    }
+
+
+def _write(
+    spec: DatasetSpec,
+    found: Found,
+    split: Split,
+    group_of: Mapping[str, str],
+    record: Mapping[str, Any],
+    root: Path,
+    limits: Limits,
+) -> Path:
+    """Write the split's cases, reporting all that are missing or unusable as one error."""
+    if found.lone_masks:
+        _warn(
+            f"{len(found.lone_masks)} masks have no image and were left out: "
+            f"{some_of(found.lone_masks, 5)}"
+        )
+    names = [*split.train, *split.test]
+    wanted = [found.cases[name] for name in names if name in found.cases]
+    problems = {
+        name: found.problems.get(name, "not in the source")
+        for name in names
+        if name not in found.cases
+    }
+    with staged(root, spec.name) as staging:
+        plan = [file.identity() for case in wanted for file in (case.image, *case.masks)]
+        if staging.begin(plan):
+            print(f"resuming in {staging.folder}", file=sys.stderr)
+        notes = write_cases(spec, wanted, staging, limits, problems)
+        if problems:
+            drawn = record["splits"] == "drawn"
+            raise UserError(listed_problems(spec.name, problems, drawn))
+        for note in notes:
+            _warn(note)
+        left_out = len(found.cases) - len(wanted)
+        if left_out:
+            print(f"{left_out} cases of the source are not in the split and were left out")
+        groups = {name: group_of[name] for name in sorted(names) if name in group_of}
+        if limits.megapixels != MAX_MEGAPIXELS:
+            record = {**record, "max_megapixels": limits.megapixels}
+        return staging.finish(split, _manifest(spec, split, record), groups)
