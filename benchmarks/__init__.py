@@ -1,7 +1,8 @@
 """What `benchmark.py` measures: Wave-GMS as this repository runs it against the plain recipe.
 
-Start with `candidates`: the reference, ours and a U-Net behind one interface; each lives in a
-`separate_process`. `reference_loop` is the published recipe done the plain way. `step_parts` says
-where a training step spends time and arithmetic, `growth` how both grow with the image's side and
-the number of cases. `report` writes tables, CSV files and plots.
+Start with `candidate`, the interface of what is compared. `reference` is the published recipe done
+the plain way (its loop: `reference_loop`), `ours` is what train.py, valid.py and predict.py do, or
+a U-Net. `comparison` starts each in a `separate_process` and lets them take turns. `step_parts`
+says where a training step spends time and arithmetic, `growth` how time and memory grow with the
+image's side and the number of cases. `report` writes tables, CSV files and plots.
 """

@@ -124,7 +124,7 @@ class MappingRun:
 def case_growth(counts: Sequence[int], workload: Any, vae: str) -> Iterator[Point]:
     """Time and memory of validation and of prediction from files, by the number of cases.
 
-    `workload` is a `candidates.Workload`; its test cases are taken again from the start where a count
+    `workload` is a `candidate.Workload`; its test cases are taken again from the start where a count
     asks for more. Nothing is decoded ahead.
     """
     for task in ("predict_cases", "predict_files"):
@@ -144,6 +144,6 @@ def case_growth(counts: Sequence[int], workload: Any, vae: str) -> Iterator[Poin
 
 
 def _candidate(workload: Any, vae: str) -> Any:
-    from benchmarks.candidates import Ours
+    from benchmarks.ours import Ours
 
     return Ours(replace(workload, train=()), vae)

@@ -21,7 +21,7 @@ class Rates:
 
     task: str
     way: str
-    rounds: list[float] = field(default_factory=list)  # images a second
+    rounds: list[float] = field(default_factory=list)  # images per second
     waited: list[float] = field(default_factory=list)  # share of the time spent waiting for data
 
     @property
@@ -34,8 +34,8 @@ class Step:
     """A training step of one way, taken apart."""
 
     way: str
-    seconds: dict[str, float]  # by part, a batch
-    multiply_adds: dict[str, tuple[float, float]]  # by part, a batch, forward and backward
+    seconds: dict[str, float]  # by part, per batch
+    multiply_adds: dict[str, tuple[float, float]]  # by part, per batch, forward and backward
     peak_memory: int  # bytes
 
 
@@ -45,7 +45,7 @@ class Results:
 
     head: str
     batch: int
-    peak: float  # multiply-adds a second of the best convolution
+    peak: float  # multiply-adds per second of the best convolution
     rates: list[Rates] = field(default_factory=list)
     steps: list[Step] = field(default_factory=list)
 
@@ -69,11 +69,11 @@ def format_results(results: Results) -> str:
         results.head,
         "## Rates\n\nMedians of the rounds; the reference is the first of each task.",
         rate_table(results),
-        "## Where a training step spends its time\n\nMilliseconds an image, in a pass of its own.",
+        "## Where a training step spends its time\n\nMilliseconds per image, in a pass of its own.",
         time_table(results),
-        "## Arithmetic of a training step\n\n10^9 multiply-adds an image, forward + backward. "
-        f"The best convolution reached {results.peak / 1e9:.1f} x 10^9 multiply-adds a second "
-        "here; the last row is the share of that in the measured step.",
+        "## Arithmetic of a training step\n\nGMACs (10^9 multiply-adds) per image, forward + backward. "
+        f"The best convolution reached {results.peak / 1e9:.1f} GMACs per second here; "
+        "the last row is the share of that in the measured step.",
         arithmetic_table(results),
         "## Peak memory of training\n\nEach way in a process of its own; on the CPU the whole "
         "process, its libraries included.",
@@ -93,7 +93,7 @@ def rate_table(results: Results) -> str:
             span = f"{min(way.rounds):.2f} to {max(way.rounds):.2f}"
             ratio = way.median / ways[0].median
             rows.append([task, way.way, f"{way.median:.2f} ({span})", f"{ratio:.2f}", waited])
-    header = ["task", "way", "images a second (range)", "times the reference", "waiting for data"]
+    header = ["task", "way", "images per second (range)", "times the reference", "waiting for data"]
     return table(header, rows)
 
 
@@ -188,7 +188,7 @@ def _draw(path: Path, results: Results) -> None:
     for axis, task in zip(axes, results.tasks, strict=False):
         ways = results.of(task)
         axis.bar([way.way for way in ways], [way.median for way in ways], color="C0")
-        axis.set(title=task, ylabel="images a second")
+        axis.set(title=task, ylabel="images per second")
         axis.tick_params(axis="x", labelrotation=25)
     parts = axes[len(results.tasks)]
     names = [step.way for step in results.steps]
@@ -197,7 +197,7 @@ def _draw(path: Path, results: Results) -> None:
         heights = [1000 * step.seconds.get(part, 0) / results.batch for step in results.steps]
         parts.bar(names, heights, bottom=below, label=part)
         below = [b + h for b, h in zip(below, heights, strict=True)]
-    parts.set(title="a training step", ylabel="ms an image")
+    parts.set(title="a training step", ylabel="ms per image")
     parts.tick_params(axis="x", labelrotation=25)
     parts.legend(fontsize="x-small", loc="upper left", bbox_to_anchor=(1, 1), reverse=True)
     _save(path, figure)

@@ -42,7 +42,7 @@ def wrapped(part: Part, wrap: Callable[[Callable[..., Any]], Callable[..., Any]]
 def time_parts(
     step: Callable[[], object], parts: Mapping[str, Part], device: torch.device, steps: int
 ) -> dict[str, float]:
-    """Seconds a step by part, and under REST what lies between the parts.
+    """Seconds per step by part, and under REST what lies between the parts.
 
     The device is waited for at the borders of the parts. That undoes the overlap of a GPU with the
     processor, so this is a pass of its own, apart from the one that measures rates.
@@ -79,7 +79,7 @@ def time_parts(
 def count_parts(
     step: Callable[[], object], parts: Mapping[str, Part]
 ) -> dict[str, tuple[float, float]]:
-    """Multiply-adds of a step by part, forward and backward.
+    """Multiply-adds per step by part, forward and backward.
 
     Convolutions and matrix products count (torch.utils.flop_counter). Each call of a part is seen in
     a real step and then repeated alone, forward and backward. Parts that compute none are left out.
@@ -143,7 +143,7 @@ def convolution_peak(
     side: int,
     batch: int,
 ) -> float:
-    """The best rate of some 3x3 convolutions, in multiply-adds a second.
+    """The best rate of some 3x3 convolutions, in multiply-adds per second.
 
     The shapes are those of the largest layers at this side and batch; each runs thrice after a warm-up.
     """

@@ -14,8 +14,11 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import benchmark
-from benchmarks.candidates import Candidate, Ours, Reference, Workload
+from benchmarks import comparison
+from benchmarks.candidate import Candidate, Workload
 from benchmarks.growth import MappingRun, Point, case_growth, mapping_growth
+from benchmarks.ours import Ours
+from benchmarks.reference import Reference
 from benchmarks.report import Rates, Results, Step, format_results, write_growth, write_results
 from benchmarks.separate_process import SeparateProcess
 from benchmarks.step_parts import REST
@@ -53,7 +56,7 @@ def test_the_reference_computes_our_losses_and_gradients(
         candidate.backward(candidate.losses(candidate.image, candidate.mask, candidate.noise))
         weights = trained(candidate).named_parameters()
         gradients.append({name: p.grad for name, p in weights if p.grad is not None})
-    benchmark.agree(*losses)
+    comparison.check_agreement(*losses)
     assert set(losses[0]) == {"loss", "lm", "seg", "align"}
     assert gradients[0].keys() == gradients[1].keys()
     theirs, mine = (torch.cat([g.flatten() for g in each.values()]) for each in gradients)
@@ -63,7 +66,7 @@ def test_the_reference_computes_our_losses_and_gradients(
 @pytest.mark.parametrize("other", [1.001, float("nan")])
 def test_disagreement_is_noticed(other: float) -> None:
     with pytest.raises(UserError, match=r"'loss' is 1\.0 in the reference loop"):
-        benchmark.agree({"loss": 1.0}, {"loss": other})
+        comparison.check_agreement({"loss": 1.0}, {"loss": other})
 
 
 def test_both_predict_the_same(candidates: tuple[Reference, Ours]) -> None:
@@ -276,14 +279,14 @@ def test_growth_is_written(tmp_path: Path) -> None:
 
 
 def test_a_small_benchmark(vae: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("benchmarks.separate_process.SeparateProcess", SameProcess)
-    monkeypatch.setattr(benchmark, "UNET", "smp/none")  # says so and goes on
+    monkeypatch.setattr(comparison, "SeparateProcess", SameProcess)
+    monkeypatch.setattr(comparison, "UNET", "smp/none")  # says so and goes on
     monkeypatch.chdir(tmp_path)
     write_data_set(tmp_path / "datasets", train=4, test=3, size=32)
     other = tmp_path / "other_vae"
     other.symlink_to(vae)
-    settings = ["--image-size", "32", "--batch", "2", "--rounds", "1", "--workers", "0"]
-    data = ["--data", "blobs", "--out", "out"]
+    settings = ["--image-size", "32", "--batch-size", "2", "--rounds", "1", "--workers", "0"]
+    data = ["--dataset", "blobs", "--out", "out"]
     benchmark.main(["--vae", str(vae), "--vae", str(other), *settings, *data])
     page = (tmp_path / "out" / "benchmark.md").read_text()
     for task in (
@@ -302,4 +305,4 @@ def test_too_few_cases_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     write_data_set(tmp_path / "datasets", train=3, test=1, size=32)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match="3 training cases of blobs do not fill a batch of 12"):
-        benchmark.main(["--data", "blobs"])
+        benchmark.main(["--dataset", "blobs"])

@@ -1,0 +1,152 @@
+"""This repository's way, as a candidate of the benchmark: what train.py, valid.py, predict.py do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from benchmarks.candidate import THRESHOLD, Candidate, Workload, fresh_system
+from benchmarks.step_parts import Part, convolution_peak
+from datasets.cases import Case, read_image
+from datasets.loading import EpochSampler, SegmentationDataset, make_loader
+from engine.device import choose_layout, describe_device, make_accelerator
+from engine.evaluation import predict_cases
+from engine.prediction import Method, segment
+from engine.validation import validate
+from models.wave_gms import WaveGMS
+from utils.streams import bounded_map
+
+CACHE_BYTES = 1 << 32  # for the decoded cases of each loader
+
+
+class Ours(Candidate):
+    """Wave-GMS, or a baseline for predictions alone, in the layouts and precision of the engine."""
+
+    # with `image_size` and `__call__`, what `engine.prediction.segment` asks of a backend
+    threshold = THRESHOLD
+    sha256 = ""
+
+    def __init__(self, workload: Workload, vae: str, model: str = "wave-gms") -> None:
+        self.accelerator = make_accelerator(workload.precision, 1, deterministic=False)
+        super().__init__(workload, self.accelerator.device)
+        self.device_text = describe_device(self.accelerator)
+        self.image_size = workload.image_size
+        self.system = fresh_system(vae, workload.image_size, model)
+        on_gpu = self.device.type == "cuda"
+        choose_layout(self.system, on_gpu)
+        self.system.to(self.device)
+        self.optimizer = torch.optim.AdamW(
+            [p for p in self.system.parameters() if p.requires_grad],
+            lr=2e-3,
+            weight_decay=0.01,
+            fused=True,
+        )
+        if workload.train:
+            self.train_loader, self.test_loader = self._loaders(on_gpu)
+
+    def _loaders(self, on_gpu: bool) -> tuple[Any, Any]:
+        """Of the training cases, augmented, and of the test cases."""
+        work = self.workload
+        train_set = SegmentationDataset(
+            work.train,
+            work.image_size,
+            augment=True,
+            noise_shape=self.noise.shape[1:],
+            noise_probability=self.system.noise_probability,
+            cache_bytes=CACHE_BYTES,
+        )
+        test_set = SegmentationDataset(work.test, work.image_size, cache_bytes=CACHE_BYTES)
+        train_loader = make_loader(
+            train_set,
+            work.batch_size,
+            sampler=EpochSampler(len(work.train), 0),
+            num_workers=work.workers,
+            pin_memory=on_gpu,
+        )
+        return train_loader, make_loader(test_set, work.batch_size, pin_memory=on_gpu)
+
+    def losses(self, image: Tensor, mask: Tensor, noise: Tensor) -> dict[str, Tensor]:
+        with self.accelerator.autocast():
+            losses = self.system(image, mask, noise)
+        assert isinstance(losses, dict)
+        return losses
+
+    @torch.no_grad()
+    def first_losses(self) -> dict[str, float]:
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+            losses = self.system(self.image, self.mask, self.noise)
+        return {name: value.item() for name, value in losses.items()}
+
+    def step_arithmetic(self) -> dict[str, tuple[float, float]]:
+        with self.accelerator.autocast():  # the parts are called again with what they got under it
+            return super().step_arithmetic()
+
+    def backward(self, losses: dict[str, Tensor]) -> None:
+        losses["loss"].backward()
+
+    def update(self, losses: dict[str, Tensor]) -> None:
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+    @torch.inference_mode()
+    def predict(self, image: Tensor) -> Tensor:
+        self.system.eval()
+        with self.accelerator.autocast():
+            probability = self.system(image)
+        self.system.train()
+        return probability.float().cpu()
+
+    def networks(self) -> dict[str, Part]:
+        assert isinstance(self.system, WaveGMS), "a baseline takes part in no training"
+        vae = self.system.vae
+        return {
+            "encode, frozen": (vae, "encode"),
+            "encoder": (self.system.encoder, "forward"),
+            "mapping": (self.system.mapping, "forward"),
+            "decode": (vae, "decode_to_grey"),
+        }
+
+    def train_batches(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        for batch in self.train_loader:
+            yield batch["image"], batch["mask"], batch["noise"]
+
+    def validate_cases(self) -> int:
+        batches = (
+            {key: batch[key].to(self.device) for key in ("image", "mask")}
+            for batch in self.test_loader
+        )
+        validate(self.system, batches, self.accelerator, THRESHOLD)
+        return len(self.workload.test)
+
+    def predict_files(self) -> int:
+        def read(case: Case) -> tuple[Path, np.ndarray]:
+            return case.image, read_image(case.image)
+
+        pictures = bounded_map(read, self.workload.test, max(1, self.workload.workers))
+        return sum(1 for _ in segment(self, pictures, Method(), self.workload.batch_size))
+
+    def predict_cases(self) -> int:
+        """What valid.py streams through: every test case's probability at the evaluation size."""
+        work = self.workload
+        predictions = predict_cases(
+            self.system, work.test, work.image_size, None, work.batch_size, 0, self.accelerator
+        )
+        return sum(1 for _ in predictions)
+
+    def __call__(self, images: np.ndarray) -> np.ndarray:
+        """Images (B, 3, S, S) float32 in [0, 1] -> probabilities (B, S, S) float32."""
+        return self.predict(torch.from_numpy(images).to(self.device))[:, 0].numpy()
+
+    def convolution_peak(self) -> float:
+        """Multiply-adds per second of the best convolution, at the precision and in the layouts of the step."""
+        dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(
+            self.accelerator.mixed_precision, torch.float32
+        )
+        layouts = (torch.channels_last, torch.contiguous_format)
+        work = self.workload
+        return convolution_peak(self.device, dtype, layouts, work.image_size, work.batch_size)
