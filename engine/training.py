@@ -82,8 +82,9 @@ class Progress:
     batch: int = 0  # batches of this epoch that are done
     best: float = -math.inf
     best_epoch: int = 0
-    skipped: int = 0
-    sums: list[float] = field(default_factory=list)  # of the losses, over these batches
+    skipped: int = 0  # batches whose losses were no numbers, in all epochs
+    skipped_in_epoch: int = 0
+    sums: list[float] = field(default_factory=list)  # of the losses, over the others of the epoch
     history: list[Row] = field(default_factory=list)
 
 
@@ -249,7 +250,8 @@ class Trainer:
             if improved:
                 progress.best, progress.best_epoch = dice, progress.epoch
         progress.history.append(row)
-        progress.batch, progress.sums = 0, [0.0] * len(self.loss_names)
+        progress.batch, progress.skipped_in_epoch = 0, 0
+        progress.sums = [0.0] * len(self.loss_names)
         if history is not None:
             with writing_to(self.folder):
                 self._log(row, improved, seconds)
@@ -315,7 +317,8 @@ class Trainer:
         """Take the sums so far; NonFiniteLoss where more losses than allowed were no numbers."""
         bad = sums.read()
         self.progress.skipped += len(bad)
-        if self.progress.skipped > self.options.skip_nonfinite:
+        self.progress.skipped_in_epoch += len(bad)
+        if bad and self.progress.skipped > self.options.skip_nonfinite:
             raise self._nonfinite(bad)
         self.progress.sums = sums.tolist()
 
@@ -378,8 +381,9 @@ class Trainer:
             )
 
     def _training_row(self) -> Row:
-        """Rate of the epoch's last step, and means of the losses over its batches."""
-        means = [total / self.batches for total in self.progress.sums]
+        """Rate of the epoch's last step, and means of the losses, None where all were skipped."""
+        counted = self.batches - self.progress.skipped_in_epoch
+        means = [total / counted if counted else None for total in self.progress.sums]
         rate = self.options.lr * self.rate_factor(self.scheduler.last_epoch - 1)
         row: Row = {"epoch": self.progress.epoch, "lr": rate}
         return row | dict(zip((*self.loss_names[:-1], "train_dice"), means, strict=True))

@@ -27,12 +27,14 @@ EXAMPLE = "smp/Unet?encoder=resnet18"
 class Baseline(SegmentationModel):
     """A network that gives logits (B, 1, H, W), trained with Dice and binary cross-entropy.
 
+    For another loss override `loss_names` and `losses`.
+
     Args:
         network: from images, standardised by `mean` and `std` (3 values each), to logits.
         size_multiple: what `network` wants H and W to be multiples of.
     """
 
-    loss_names = ("loss", "seg", "bce")
+    loss_names: tuple[str, ...] = ("loss", "seg", "bce")
     mean: Tensor
     std: Tensor
 
@@ -64,10 +66,13 @@ class Baseline(SegmentationModel):
             if mask is None:
                 return probability
             mask = mask.float()
-            seg = dice_loss(probability, mask)
-            bce = F.binary_cross_entropy_with_logits(logits, mask)
-            dice = hard_dice(probability, mask)
-            return {"loss": seg + bce, "seg": seg, "bce": bce, "dice": dice}
+            return self.losses(logits, mask) | {"dice": hard_dice(probability, mask)}
+
+    def losses(self, logits: Tensor, mask: Tensor) -> dict[str, Tensor]:
+        """Scalars under `loss_names` of logits and mask, float32 (B, 1, H, W) both."""
+        seg = dice_loss(logits.sigmoid(), mask)
+        bce = F.binary_cross_entropy_with_logits(logits, mask)
+        return {"loss": seg + bce, "seg": seg, "bce": bce}
 
 
 def build_baseline(spec: str) -> Baseline:
@@ -111,8 +116,8 @@ def _parse(spec: str) -> tuple[str, str, str | None]:
     encoder, weights = options.pop("encoder", "resnet34"), options.pop("weights", None)
     if family != "smp" or not architecture or not encoder or options:
         raise UserError(
-            f"model {spec!r} is unknown; expected wave-gms, or a baseline written as {EXAMPLE} "
-            "(options: encoder, weights)"
+            f"model {spec!r} is unknown; expected wave-gms, a baseline written as {EXAMPLE} "
+            "(options: encoder, weights), or a function of yours as package.module:function"
         )
     return architecture, encoder, weights
 

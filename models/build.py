@@ -42,13 +42,19 @@ def build_system(
         in_channel, out_channels: channels of the latents, 4 as the VAEs have them.
         ch, ch_mult: width of the mapping, a multiple of 16, and its four multipliers.
         image_size: side in pixels, a multiple of 8.
-        model: `wave-gms`, or a baseline such as `smp/Unet?encoder=resnet18`, for which the
-            arguments on VAE and latents have no meaning.
+        model: `wave-gms`; or a baseline such as `smp/Unet?encoder=resnet18`, or a function of one's
+            own as `package.module:function`, for which the arguments on VAE and latents have no
+            meaning.
         checkpoint_decoder: decode twice in training rather than keep the activations.
 
     Raises:
         UserError: a value that no system has, or VAE weights that cannot be had.
     """
+    if ":" in model and not model.startswith("smp/"):
+        from models.own_network import build_own_network
+
+        return build_own_network(model, image_size)
+
     if model != "wave-gms":
         from models.baseline import build_baseline
 

@@ -1,4 +1,4 @@
-"""Each system trains, goes on after a stop, and validates, through the same entry points."""
+"""Each system trains, goes on after a stop, validates and predicts, through the same entry points."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from small_run import arguments
 
+import predict
 import train
 import valid
 from utils.errors import UserError
@@ -21,6 +22,8 @@ SYSTEMS = {
     "sft": ("vae_model=tiny_vae", "guidance_method=wavelet"),
     "gms": ("vae_model=sd_vae",),
     "unet": ("model=smp/Unet?encoder=resnet18",),
+    "own network": ("model=own_networks:build",),
+    "own loss": ("model=own_networks:with_own_loss",),
 }
 needs_smp = pytest.mark.skipif(
     importlib.util.find_spec("segmentation_models_pytorch") is None,
@@ -61,3 +64,7 @@ def test_trains_goes_on_and_validates(
     valid.main(command)
     summary = json.loads((folder / "valid_results_blobs" / "summary.json").read_text())
     assert summary["count"] == 3
+    predict.main(
+        ["--run", str(folder), str(tmp_path / "blobs" / "images"), "--out", str(tmp_path / "out")]
+    )
+    assert len(list((tmp_path / "out").glob("**/masks/*.png"))) == 12

@@ -233,20 +233,22 @@ def test_too_few_cases_for_a_batch(tmp_path: Path, vae: Path) -> None:
         train.main(arguments(tmp_path, vae, "batch_size=8"))
 
 
-def poison(monkeypatch: pytest.MonkeyPatch, bad_calls: set[int]) -> None:
-    """Make the loss of the given training steps NaN."""
+def poison(monkeypatch: pytest.MonkeyPatch, bad_calls: set[int]) -> list[dict[str, float]]:
+    """Make the loss of the given training steps NaN; returns a list that the losses are added to."""
     from models.wave_gms import WaveGMS
 
-    losses, calls = WaveGMS.losses, [0]
+    losses = WaveGMS.losses
+    seen: list[dict[str, float]] = []
 
     def poisoned(self, *args):
-        calls[0] += 1
         result = losses(self, *args)
-        if calls[0] in bad_calls:
+        if len(seen) + 1 in bad_calls:
             result["loss"] = result["loss"] * float("nan")
+        seen.append({name: value.item() for name, value in result.items()})
         return result
 
     monkeypatch.setattr(WaveGMS, "losses", poisoned)
+    return seen
 
 
 def test_a_nan_loss_stops_after_the_last_good_state(
@@ -293,11 +295,33 @@ def test_weights_that_are_no_numbers_replace_no_good_ones(
 def test_nan_losses_can_be_skipped(
     tmp_path: Path, vae: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    poison(monkeypatch, {2})
-    train.main(arguments(tmp_path, vae, "skip_nonfinite=1"))
+    """Nothing of a skipped batch is learned, and the means of its epoch are over the others."""
+    with monkeypatch.context() as patch:
+        losses = poison(patch, {2, 4, 5, 6})
+        stop_in_step(patch, 3)  # so that the count is resumed, too
+        with pytest.raises(Interrupted):
+            train.main(arguments(tmp_path, vae, "skip_nonfinite=4"))
+        train.main(arguments(tmp_path, vae, "skip_nonfinite=4"))
     folder = tmp_path / "run" / "epochs_2"
     assert all(value.isfinite().all() for value in weights(folder).values())
-    assert all(float(row["loss"]) > 0 for row in history(folder))
+    first, second = history(folder)
+    for name, column in (("loss", "loss"), ("seg", "seg"), ("dice", "train_dice")):
+        assert float(first[column]) == pytest.approx((losses[0][name] + losses[2][name]) / 2)
+        assert second[column] == ""
+    assert second["val_dice"]
+
+
+def test_fewer_skips_may_be_allowed_later(
+    tmp_path: Path, vae: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A batch that was skipped when that was allowed is no reason to stop."""
+    with monkeypatch.context() as patch:
+        poison(patch, {2})
+        stop_in_step(patch, 3)
+        with pytest.raises(Interrupted):
+            train.main(arguments(tmp_path, vae, "skip_nonfinite=1"))
+    train.main(arguments(tmp_path, vae))
+    assert len(history(tmp_path / "run" / "epochs_2")) == 2
 
 
 def test_a_second_run_in_the_folder_is_refused(tmp_path: Path, vae: Path) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -30,6 +31,7 @@ from utils.errors import UserError
 
 MAX_CONFIG_BYTES = 1 << 16
 MAX_SHOWN = 200  # characters of a wrong value
+MODEL_FORM = re.compile(r"wave-gms|smp/.*|[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
 
 
 def _no_bool(value: object) -> object:
@@ -78,7 +80,9 @@ class Config(BaseModel):
 
     # Model
     model: str = Field(
-        "wave-gms", description="`wave-gms`, or a baseline such as `smp/Unet?encoder=resnet18`"
+        "wave-gms",
+        description="`wave-gms`, a baseline such as `smp/Unet?encoder=resnet18`, or a function of yours that "
+        "builds a network, `package.module:function`, see models.md; it is imported and called",
     )
     vae_model: Literal["litevae", "litevae-b", "litevae-m", "litevae-l", "tiny_vae", "sd_vae"] = (
         Field(
@@ -194,6 +198,16 @@ class Config(BaseModel):
     hd95_empty: Literal["diagonal", "zero"] = Field(
         "diagonal", description="HD95 of a missed case: the image diagonal, or 0 as published"
     )
+
+    @field_validator("model")
+    @classmethod
+    def _model_form(cls, value: str) -> str:
+        if not MODEL_FORM.fullmatch(value):
+            raise ValueError(
+                f"model is {shown(value)}, expected wave-gms, a baseline such as "
+                "smp/Unet?encoder=resnet18, or a function of yours as package.module:function"
+            )
+        return value
 
     @field_validator("guidance_method", "model_weight", "save_seg_img_path", mode="before")
     @classmethod

@@ -1,0 +1,64 @@
+"""Networks as a user might write them, for `model: own_networks:...`."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from models.baseline import Baseline
+
+
+def build(in_channels: int, out_channels: int, image_size: int) -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(in_channels, 8, 3, padding=1),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.Dropout(0.1),
+        nn.Conv2d(8, out_channels, 1),
+    )
+
+
+class SquaredError(Baseline):
+    loss_names = ("loss", "squares")
+
+    def losses(self, logits: Tensor, mask: Tensor) -> dict[str, Tensor]:
+        squares = (logits.sigmoid() - mask).square().mean()
+        return {"loss": 2 * squares, "squares": squares}
+
+
+def with_own_loss(**settings: int) -> nn.Module:
+    return SquaredError(build(**settings))
+
+
+def of_two_classes(in_channels: int, out_channels: int, image_size: int) -> nn.Module:
+    return build(in_channels, 2, image_size)
+
+
+class Named(nn.Module):
+    """Returns its output under a name, as networks of torchvision do."""
+
+    def __init__(self, **_: int) -> None:
+        super().__init__()
+        self.layer = nn.Conv2d(3, 1, 1)
+
+    def forward(self, image: Tensor) -> dict[str, Tensor]:
+        return {"out": self.layer(image)}
+
+
+def without_settings() -> nn.Module:
+    return build(3, 1, 32)
+
+
+def of_one_channel(**_: int) -> nn.Module:
+    class Mean(nn.Module):
+        def forward(self, image: Tensor) -> Tensor:
+            return image.mean(1, keepdim=True)
+
+    return Mean()
+
+
+def nothing(**_: int) -> None:
+    return None
+
+
+NUMBER = torch.pi

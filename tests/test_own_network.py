@@ -1,0 +1,94 @@
+"""Networks of the user's own; that they train and predict is in test_every_system.py."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import train
+from models.baseline import Baseline
+from models.build import build_system
+from models.losses import LossWeights
+from tests.small_run import arguments
+from utils.config import load_config, make_config
+from utils.errors import UserError
+
+
+def build(model: str) -> torch.nn.Module:
+    return build_system(
+        model=model,
+        vae_model="litevae",
+        guidance_method=None,
+        vae_weights="not/read",
+        image_size=32,
+        loss_weights=LossWeights(),
+    )
+
+
+def test_it_becomes_a_baseline_with_its_own_weights() -> None:
+    system = build("own_networks:build")
+    assert isinstance(system, Baseline) and system.training
+    assert next(iter(system.parts()["model"].state_dict())) == "0.weight"
+    assert system.eval()(torch.rand(2, 3, 32, 32)).shape == (2, 1, 32, 32)
+
+
+def test_a_model_with_its_own_loss_is_taken_as_it_is() -> None:
+    system = build("own_networks:with_own_loss")
+    result = system(torch.rand(2, 3, 32, 32), torch.ones(2, 1, 32, 32))
+    assert set(result) == {"loss", "squares", "dice"}
+    assert result["loss"] == 2 * result["squares"]
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("no_such_module:build", "no module 'no_such_module'.*beside train.py.*PYTHONPATH"),
+        ("models.no_such:build", r"no module 'models\.no_such'"),
+        ("own_networks:bild", r"a function in .*own_networks\.py, found no such name"),
+        ("own_networks:NUMBER", "found a float"),
+        ("own_networks:without_settings", "image_size=32.*: the function cannot be called so"),
+        ("own_networks:nothing", "returned a NoneType, expected a torch.nn.Module"),
+        (
+            "own_networks:of_two_classes",
+            r"returned a tensor \(1, 2, 32, 32\), expected a tensor \(1, 1, 32, 32\)",
+        ),
+        ("own_networks:Named", "returned a dict, expected a tensor"),
+        ("own_networks:of_one_channel", "no parameter to train"),
+    ],
+)
+def test_what_cannot_be_trained_is_told(spec: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        build(spec)
+
+
+def test_an_error_within_the_module_is_left_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "needs_more.py").write_text("import no_such_package\n")
+    with pytest.raises(ModuleNotFoundError, match="no_such_package"):
+        build("needs_more:build")
+
+
+@pytest.mark.parametrize("model", ["unet", "a b:c", "os.path:", ":build", "a:b:c", "1a:b", "a:b()"])
+def test_other_forms_are_refused_by_the_config(model: str) -> None:
+    with pytest.raises(UserError, match=r"model is .*package\.module:function"):
+        make_config({"pickle_file_path": "x", "model": model})
+
+
+def test_reading_a_config_imports_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "read_only.py").write_text("raise SystemExit('imported')\n")
+    path = tmp_path / "config.yaml"
+    path.write_text("pickle_file_path: x\nmodel: read_only:build\n")
+    assert load_config(path).model == "read_only:build"
+    assert "read_only" not in sys.modules
+
+
+def test_a_dry_run_plans_it(tmp_path: Path, vae: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train.main([*arguments(tmp_path, vae, "model=own_networks:build"), "--dry-run"])
+    plan = capsys.readouterr().out
+    assert "network: build of " in plan and "trainable parameters: 249" in plan
