@@ -228,6 +228,15 @@ def test_columns_without_numbers_are_left_out(tmp_path: Path) -> None:
     assert steps["score"][-1] == "--no-tta"
 
 
+@pytest.mark.parametrize("workers", ["0", "-2", "two"])
+def test_workers_are_counted_from_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], workers: str
+) -> None:
+    with pytest.raises(SystemExit):
+        study.main(["--config", str(write(tmp_path / "s.yaml")), "--workers", workers])
+    assert "argument --workers" in capsys.readouterr().err
+
+
 def test_failed_runs_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def all_fail(trials: list[Trial], *_: object, **__: object) -> list[Outcome]:
         return [Outcome(trial, Record(trial.name, {}, "failed", []), True) for trial in trials]
