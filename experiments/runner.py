@@ -25,8 +25,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO
 
-from experiments.records import Record, Status, read_record, write_record
-from utils.config import Config, dump_config, make_config
+from experiments.records import Record, Status, read_record, recorded_config, write_record
+from utils.config import Config, dump_config
 from utils.errors import UserError
 from utils.files import atomic_write
 from utils.interruption import STOP_SIGNALS, Interrupted, StopRequest
@@ -261,7 +261,7 @@ class _Job:
         """Go on from the record on disk; its status stays as it is if there is nothing to do."""
         found = read_record(self.trial.folder)
         if found is not None:
-            if not _same_config(found, self.trial.config):  # train.py decides if it can go on
+            if recorded_config(found) != self.trial.config:  # train.py decides if it can resume
                 found = replace(found, status="waiting", done=[])
             self.record = replace(found, config=self.record.config)
         record = self.record
@@ -335,11 +335,3 @@ class _Job:
     def _save(self) -> None:
         with writing_to(self.trial.folder):
             write_record(self.trial.folder, self.record)
-
-
-def _same_config(record: Record, config: Config) -> bool:
-    """Whether the record's config means the same; keys that are younger than it had their default."""
-    try:
-        return make_config(record.config) == config
-    except UserError:  # it has keys or values of another version
-        return False

@@ -14,18 +14,21 @@ import json
 import shutil
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from experiments.records import read_record
+from datasets.cases import find_split_file
+from experiments.records import is_record_of, read_record, settings_of
 from experiments.runner import Trial
 from experiments.scoring import ON_TEST, TTA
 from experiments.study import GROUPED, PUBLISHED, Study, by_run, trials_of
 from utils.config import Config
 from utils.errors import UserError
-from utils.files import atomic_write
+from utils.files import atomic_write, sha256
 from utils.results import read_results
 
 TABLE = "results.csv"
@@ -33,15 +36,13 @@ ON_VAL = "validation"
 WAYS = {ON_VAL: ".", TTA: TTA, ON_TEST: ON_TEST}
 """Ways of scoring a run, and where in its folder `experiments.scoring` puts them."""
 
-OF_THE_PLACE = {"pickle_file_path", "snapshot_path", "num_workers"}
-"""Keys that say where a run is made, not what it is."""
-
 
 @dataclass(frozen=True)
 class Score:
     """One run, scored in one way: a row of `results.csv`.
 
-    Dice and IoU are in [0, 1], HD95 in pixels; `settings` is a digest of the run's config.
+    Dice and IoU are in [0, 1], HD95 in pixels; `settings` is a digest of the run's config,
+    `split_sha256` the hash of the split file.
     """
 
     system: str
@@ -62,6 +63,7 @@ class Score:
     minutes: float
     cpu_minutes: float
     settings: str
+    split_sha256: str
 
 
 Run = tuple[str, str, int]  # system, split, seed
@@ -70,12 +72,13 @@ Run = tuple[str, str, int]  # system, split, seed
 def write_study(study: Study, out: Path) -> str:
     """Write the report of all runs that are scored so far into `out`; returns the Markdown.
 
-    UserError where none is, and where `out` has a table of other runs.
+    UserError where none is, and where `out` has a table of other runs or of other splits.
     """
     runs = by_run(study, trials_of(study))
     elsewhere = scores_in(out, runs)
     here = {run: scores_of(run, trial) for run, trial in runs.items()}
     scores = [score for run in runs for score in here[run] or elsewhere.get(run, [])]
+    check_splits(scores)
     if not scores:
         raise UserError(f"no run of this study is scored yet: {study.folder}")
     table = to_markdown(study, scores)
@@ -94,10 +97,11 @@ def write_study(study: Study, out: Path) -> str:
 
 
 def scores_of(run: Run, trial: Trial) -> list[Score]:
-    """The scores of a run in its folder, none while it is not scored."""
+    """The scores of a run in its folder, none while it is not scored with the trial's settings."""
     record = read_record(trial.folder)
-    if record is None or "score" not in record.done:
+    if record is None or "score" not in record.done or not is_record_of(record, trial.config):
         return []
+    processes = _processes(trial.folder)
     parameters = json.loads((trial.folder / "parameters.json").read_text())["trainable"]
     scores = []
     for way, place in WAYS.items():
@@ -124,7 +128,9 @@ def scores_of(run: Run, trial: Trial) -> list[Score]:
                 parameters=parameters,
                 minutes=round(record.wall_seconds["train"] / 60, 2),
                 cpu_minutes=round(record.cpu_seconds["train"] / 60, 2),
-                settings=digest(trial.config),
+                settings=digest(trial.config, processes),
+                split_sha256=_recorded_split(summary)
+                or sha256(find_split_file(trial.config.pickle_file_path)),
             )
         )
     return scores
@@ -134,7 +140,7 @@ def scores_in(out: Path, runs: Mapping[Run, Trial]) -> dict[Run, list[Score]]:
     """The scores by run that stand in the table of `out`, none where there is no table.
 
     UserError for a file that is no such table, and for runs that the study does not name or that
-    had other settings: they do not belong into one table, and are not overwritten.
+    had other settings or another split: they do not belong into one table, and are not overwritten.
     """
     path = out / TABLE
     if not path.exists():
@@ -150,20 +156,69 @@ def scores_in(out: Path, runs: Mapping[Run, Trial]) -> dict[Run, list[Score]]:
     found: dict[Run, list[Score]] = {}
     for score in scores:
         run = (score.system, score.split, score.seed)
-        if run not in runs or score.settings != digest(runs[run].config):
+        if run not in runs or score.settings not in _digests(runs[run].config):
             why = "other settings" if run in runs else "a run that the study does not name"
             raise UserError(
                 f"{path} has {why}: {score.system}, {score.split} split, seed {score.seed}. Give "
                 "another folder by --out, or move the table away"
             )
         found.setdefault(run, []).append(score)
+    check_splits(scores, _splits_here(runs))
     return found
 
 
-def digest(config: Config) -> str:
-    """Twelve hexadecimal digits that differ between configs that train or score differently."""
-    content = config.model_dump(mode="json", exclude_defaults=True, exclude=OF_THE_PLACE)
+def check_splits(scores: Iterable[Score], here: Mapping[str, str] | None = None) -> None:
+    """UserError where scores of one split were reached on several split files.
+
+    `here` is the hash of the split file on this machine, by split.
+    """
+    known = dict(here or {})
+    for score in scores:
+        expected = known.setdefault(score.split, score.split_sha256)
+        if score.split_sha256 != expected:
+            other = "the one on this machine" if score.split in (here or {}) else "that of others"
+            raise UserError(
+                f"{score.system}, {score.split} split, seed {score.seed} was scored on another split "
+                f"file than {other} (SHA-256 {score.split_sha256[:12]}, not {expected[:12]}): "
+                "their scores do not compare. Prepare the data set with the same split, or move the "
+                "runs or the table with the other one away"
+            )
+
+
+def digest(config: Config, processes: int = 1) -> str:
+    """Twelve hexadecimal digits that differ between configs that train or score differently.
+
+    Each of several `processes` trains with batches of its own, so their number counts; which GPUs
+    they have does not.
+    """
+    content = settings_of(config) | ({"processes": processes} if processes > 1 else {})
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _digests(config: Config) -> set[str]:
+    """Those that a run of `config` may have: on all its GPUs together, or on one of them or none."""
+    return {digest(config), digest(config, len(config.GPUs))}
+
+
+def _processes(folder: Path) -> int:
+    """How many processes trained the run."""
+    path = folder / "environment.json"
+    environment = json.loads(path.read_text()) if path.is_file() else {}
+    return int(environment.get("processes", 1))
+
+
+def _recorded_split(summary: Mapping[str, Any]) -> str | None:
+    """Hash of the split file that was scored, as valid.py recorded it."""
+    return (summary["provenance"].get("sha256") or {}).get("split file")
+
+
+def _splits_here(runs: Mapping[Run, Trial]) -> dict[str, str]:
+    """Hash of each split's file, where the data set is prepared on this machine."""
+    hashes = {}
+    for split, config in {split: trial.config for (_, split, _), trial in runs.items()}.items():
+        with suppress(UserError):  # a table can be gathered where there is no data
+            hashes[split] = sha256(find_split_file(config.pickle_file_path))
+    return hashes
 
 
 def to_markdown(study: Study, scores: Sequence[Score]) -> str:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,10 +16,12 @@ from experiments import scoring
 from experiments.records import Record, write_record
 from experiments.runner import Outcome, Trial
 from experiments.study import by_run, folder_name, load_study, trials_of
-from experiments.study_report import Score, digest, scores_in, to_csv, write_study
+from experiments.study_report import Score, digest, scores_in, scores_of, to_csv, write_study
 from utils.errors import UserError
+from utils.files import sha256
 
 ROOT = Path(__file__).resolve().parents[1]
+RUN = ("Wave-GMS", "published", 1)
 
 
 def write(path: Path, **changes: object) -> Path:
@@ -117,7 +121,8 @@ def test_a_run_is_scored_in_every_way_and_reported(
     assert honest["without_leaked"]["dropped"] == ["case_9"]
     assert json.loads((trial.folder / "tta" / results).read_text())["provenance"]["tta"] is True
 
-    record = Record(trial.name, {}, "finished", ["train", "score"])
+    config = trial.config.model_dump(mode="json")
+    record = Record(trial.name, config, "finished", ["train", "score"])
     record.wall_seconds, record.cpu_seconds = {"train": 120.0}, {"train": 180.0}
     write_record(trial.folder, record)
     out = tmp_path / "report"
@@ -126,10 +131,21 @@ def test_a_run_is_scored_in_every_way_and_reported(
     assert [row["checkpoint"] for row in rows] == ["validation", "tta", "chosen_on_test"]
     assert float(rows[0]["dice"]) == honest["metrics"]["DSC"]["mean"]
     assert (rows[0]["minutes"], rows[0]["cpu_minutes"]) == ("2.0", "3.0")
+    (split,) = {row["split_sha256"] for row in rows}
+    assert split == sha256(tmp_path / "blobs" / "blobs_train_test_names.json")
     table = (out / "results.md").read_text()
     assert f"| Wave-GMS | 2,600,668 | {100 * honest['metrics']['DSC']['mean']:.1f} (1) |" in table
     assert "| plain Tiny-VAE | - |" in table
     assert (out / "curves.png").stat().st_size > 0 and (out / "examples.png").stat().st_size > 0
+
+    elsewhere = trial.config.model_copy(update={"num_workers": 7, "GPUs": (3,)})
+    assert len(scores_of(RUN, Trial("a", elsewhere))) == 3
+    otherwise = trial.config.model_copy(update={"threshold": 0.4})
+    assert scores_of(RUN, Trial("a", otherwise)) == [], "they are those of other settings"
+    environment = json.loads((trial.folder / "environment.json").read_text())
+    environment["processes"] = 2
+    (trial.folder / "environment.json").write_text(json.dumps(environment))
+    assert scores_of(RUN, trial)[0].settings == digest(trial.config, 2) != digest(trial.config)
 
 
 def test_a_run_that_is_not_trained_cannot_be_scored(tmp_path: Path) -> None:
@@ -141,7 +157,12 @@ def test_a_run_that_is_not_trained_cannot_be_scored(tmp_path: Path) -> None:
 
 
 def row(
-    path: Path, system: str, seed: int, checkpoint: str = "validation", dice: float = 0.5
+    path: Path,
+    system: str,
+    seed: int,
+    checkpoint: str = "validation",
+    dice: float = 0.5,
+    split_sha256: str = "0" * 64,
 ) -> Score:
     loaded = load_study(path)
     config = by_run(loaded, trials_of(loaded))[system, "published", seed].config
@@ -164,6 +185,7 @@ def row(
         minutes=1.5,
         cpu_minutes=3.0,
         settings=digest(config),
+        split_sha256=split_sha256,
     )
 
 
@@ -188,9 +210,10 @@ def test_scores_of_runs_on_another_machine_are_kept(
     assert (out / "results.csv").read_text() == to_csv(rows), "nothing is lost or changed"
     assert (out / "curves.png").read_bytes() == b"drawn there"
 
-    elsewhere = write(
-        path, settings={"epochs": 2, "image_size": 32, "save_freq": 1, "num_workers": 3}
-    )
+    place = {"num_workers": 3, "cache_mb": 1, "GPUs": [2], "compile": True, "channels_last": False}
+    settings = {"epochs": 2, "image_size": 32, "save_freq": 1} | place
+    splits = {"published": "/elsewhere/blobs_train_test_names.json"}
+    elsewhere = write(path, settings=settings, splits=splits)
     assert write_study(load_study(elsewhere), out) == table, "the machine is no setting"
 
 
@@ -198,6 +221,7 @@ def test_scores_of_runs_on_another_machine_are_kept(
     ("changes", "message"),
     [
         ({"settings": {"epochs": 3}}, "other settings: Wave-GMS, published split, seed 1"),
+        ({"splits": {"published": "bus_train_test_names.json"}}, "other settings: Wave-GMS"),
         ({"seeds": [2]}, "a run that the study does not name: Wave-GMS.*seed 1.*--out"),
     ],
 )
@@ -211,6 +235,45 @@ def test_a_table_of_another_study_is_not_written_over(
     with pytest.raises(UserError, match=message):
         study.main(["--config", str(path), "--out", str(tmp_path)])
     assert (tmp_path / "results.csv").read_text() == before
+
+
+def test_scores_on_different_splits_are_not_mixed(tmp_path: Path) -> None:
+    path = write(tmp_path / "s.yaml")
+    rows = [row(path, "Wave-GMS", 1), row(path, "Wave-GMS", 2, split_sha256="1" * 64)]
+    (tmp_path / "results.csv").write_text(to_csv(rows))
+    with pytest.raises(UserError, match="seed 2 was scored on another split file than that of oth"):
+        write_study(load_study(path), tmp_path)
+
+    (tmp_path / "results.csv").write_text(to_csv(rows[:1]))
+    write_study(load_study(path), tmp_path)
+    (tmp_path / "blobs").mkdir()
+    (tmp_path / "blobs" / "blobs_train_test_names.json").write_text("{}")
+    with pytest.raises(UserError, match="another split file than the one on this machine"):
+        study.main(["--config", str(path), "--out", str(tmp_path)])
+
+
+def test_the_number_of_processes_is_a_setting(tmp_path: Path) -> None:
+    path = write(tmp_path / "s.yaml", settings={"GPUs": [0, 1]})
+    config = trials_of(load_study(path))[0].config
+    one = row(path, "Wave-GMS", 1)
+    two = replace(one, settings=digest(config, 2))
+    runs = by_run(load_study(path), trials_of(load_study(path)))
+    for allowed in (one, two):
+        (tmp_path / "results.csv").write_text(to_csv([allowed]))
+        assert scores_in(tmp_path, runs) == {RUN: [allowed]}
+    write(path, settings={"GPUs": [4]})
+    with pytest.raises(UserError, match="other settings"):
+        scores_in(tmp_path, by_run(load_study(path), trials_of(load_study(path))))
+
+
+@pytest.mark.parametrize("table", sorted((ROOT / "docs").glob("results/*/results.csv")), ids=str)
+def test_shipped_results_are_those_of_the_shipped_study(table: Path, tmp_path: Path) -> None:
+    folder = table.parent
+    shipped = load_study(ROOT / "configs" / "studies" / f"{folder.name}.yaml")
+    here = shipped.model_copy(update={"folder": tmp_path})
+    shutil.copyfile(folder / "results.csv", tmp_path / "results.csv")
+    assert write_study(here, tmp_path) == (folder / "results.md").read_text()
+    assert (tmp_path / "results.csv").read_text() == (folder / "results.csv").read_text()
 
 
 def test_a_file_that_is_no_table(tmp_path: Path) -> None:
