@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     from experiments.runner import run_trials
     from experiments.study import by_run, load_study, trials_of
-    from experiments.study_report import TABLE, scores_in, write_study
+    from experiments.study_report import TABLE, scored_in, write_study
     from utils.errors import UserError
     from utils.runs import log_to
 
@@ -62,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     study = load_study(arguments.config)
     out = arguments.out or study.folder
     runs = by_run(study, trials_of(study))
-    scored = scores_in(out, runs)
+    scored = scored_in(study, out, runs)
     trials = [trial for run, trial in runs.items() if run not in scored]
 
     def tell(outcome: Outcome) -> None:
@@ -95,14 +95,14 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def training_and_scoring_steps(trial: Trial, tta: bool) -> Steps:
-    """Train the run, then score it in all ways."""
+    """Train the run, then score it, with test-time augmentation if `tta`."""
+    from experiments.scoring import TTA
+
     root = Path(__file__).resolve().parent
     config = ["--config", str(trial.config_file)]
-    without = [] if tta else ["--no-tta"]
-    return {
-        "train": [sys.executable, str(root / "train.py"), *config],
-        "score": [sys.executable, "-m", "experiments.scoring", *config, *without],
-    }
+    scoring = [sys.executable, "-m", "experiments.scoring", *config]
+    steps = {"train": [sys.executable, str(root / "train.py"), *config], "score": scoring}
+    return steps | ({TTA: [*scoring, "--tta"]} if tta else {})
 
 
 if __name__ == "__main__":

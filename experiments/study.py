@@ -65,13 +65,14 @@ def load_study(path: Path) -> Study:
         )
     if len(set(study.seeds)) < len(study.seeds):
         raise UserError(f"{path}: a seed is given twice: {', '.join(map(str, study.seeds))}")
+    _check_names(study, path)
     return study.model_copy(update={"config": path.parent / study.config})
 
 
 def trials_of(study: Study) -> list[Trial]:
     """Every run, a split after the other and in it all systems of a seed; UserError for bad keys."""
     base = load_config(study.config).model_dump(mode="json")
-    return [
+    trials = [
         Trial(
             f"{system}, {split} split, seed {seed}",
             make_config(
@@ -91,6 +92,12 @@ def trials_of(study: Study) -> list[Trial]:
         for seed in study.seeds
         for system, changes in study.systems.items()
     ]
+    for trial in trials:
+        if trial.config.resume == "never":
+            raise UserError(
+                f"{trial.name}: resume: never would lose runs that were stopped; leave it out"
+            )
+    return trials
 
 
 def run_parent(study: Study, system: str, split: str, seed: int) -> Path:
@@ -100,7 +107,25 @@ def run_parent(study: Study, system: str, split: str, seed: int) -> Path:
 
 def folder_name(system: str) -> str:
     """`Wave-GMS, no alignment` as `wave-gms_no_alignment`."""
-    return re.sub(r"[^a-z0-9.-]+", "_", system.lower()).strip("_")
+    return re.sub(r"[^a-z0-9.-]+", "_", system.lower()).strip("._")
+
+
+def _check_names(study: Study, path: Path) -> None:
+    """UserError unless each system has a folder of its own."""
+    owners: dict[str, str] = {}
+    for system in study.systems:
+        name = folder_name(system)
+        if not name:
+            raise UserError(
+                f"{path}: the system {system!r} has no letter or digit of ASCII, from which the name "
+                "of its folder is made; give it one"
+            )
+        if name in owners:
+            raise UserError(
+                f"{path}: the systems {owners[name]!r} and {system!r} would share the folder {name}; "
+                "give them names that differ in more than signs and capitals"
+            )
+        owners[name] = system
 
 
 def by_run(study: Study, trials: list[Trial]) -> Mapping[tuple[str, str, int], Trial]:

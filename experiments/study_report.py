@@ -22,7 +22,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from datasets.cases import find_split_file
-from experiments.records import is_record_of, read_record, settings_of
+from experiments.records import Record, is_record_of, read_record, settings_of
 from experiments.runner import Trial
 from experiments.scoring import ON_TEST, TTA
 from experiments.study import GROUPED, PUBLISHED, Study, by_run, trials_of
@@ -41,7 +41,8 @@ WAYS = {ON_VAL: ".", TTA: TTA, ON_TEST: ON_TEST}
 class Score:
     """One run, scored in one way: a row of `results.csv`.
 
-    Dice and IoU are in [0, 1], HD95 in pixels; `settings` is a digest of the run's config,
+    Dice and IoU are in [0, 1], HD95 in pixels; the minutes are those of training, none where an
+    attempt was killed and its time is not known. `settings` is a digest of the run's config,
     `split_sha256` the hash of the split file.
     """
 
@@ -60,8 +61,8 @@ class Score:
     misses: int
     cases: int
     parameters: int
-    minutes: float
-    cpu_minutes: float
+    minutes: float | None
+    cpu_minutes: float | None
     settings: str
     split_sha256: str
 
@@ -77,7 +78,8 @@ def write_study(study: Study, out: Path) -> str:
     runs = by_run(study, trials_of(study))
     elsewhere = scores_in(out, runs)
     here = {run: scores_of(run, trial) for run, trial in runs.items()}
-    scores = [score for run in runs for score in here[run] or elsewhere.get(run, [])]
+    # never a mixture of both: they are of two trainings
+    scores = [score for run in runs for score in max(here[run], elsewhere.get(run, []), key=len)]
     check_splits(scores)
     if not scores:
         raise UserError(f"no run of this study is scored yet: {study.folder}")
@@ -106,7 +108,7 @@ def scores_of(run: Run, trial: Trial) -> list[Score]:
     scores = []
     for way, place in WAYS.items():
         folder = trial.folder / place / f"valid_results_{trial.config.dataset}"
-        if not folder.is_dir():
+        if not folder.is_dir() or (way == TTA and TTA not in record.done):
             continue
         summary = read_results(folder).summary
         low, high = summary["metrics"]["DSC"]["ci95"]
@@ -126,8 +128,8 @@ def scores_of(run: Run, trial: Trial) -> list[Score]:
                 misses=summary["misses"],
                 cases=summary["count"],
                 parameters=parameters,
-                minutes=round(record.wall_seconds["train"] / 60, 2),
-                cpu_minutes=round(record.cpu_seconds["train"] / 60, 2),
+                minutes=_minutes(record, record.wall_seconds),
+                cpu_minutes=_minutes(record, record.cpu_seconds),
                 settings=digest(trial.config, processes),
                 split_sha256=_recorded_split(summary)
                 or sha256(find_split_file(trial.config.pickle_file_path)),
@@ -167,6 +169,23 @@ def scores_in(out: Path, runs: Mapping[Run, Trial]) -> dict[Run, list[Score]]:
     return found
 
 
+def scored_in(study: Study, out: Path, runs: Mapping[Run, Trial]) -> set[Run]:
+    """The runs that have their scores of every way that the study wants in the table of `out`."""
+    found = scores_in(out, runs)
+    return {
+        run
+        for run, trial in runs.items()
+        if ways_of(study, trial.config) <= {score.checkpoint for score in found.get(run, [])}
+    }
+
+
+def ways_of(study: Study, config: Config) -> set[str]:
+    """Ways in which a run of the study is scored."""
+    ways = {ON_VAL, TTA} if study.tta else {ON_VAL}
+    keeps_epochs = config.save_freq is not None and config.save_freq <= config.epochs
+    return ways | ({ON_TEST} if keeps_epochs else set())
+
+
 def check_splits(scores: Iterable[Score], here: Mapping[str, str] | None = None) -> None:
     """UserError where scores of one split were reached on several split files.
 
@@ -198,6 +217,13 @@ def digest(config: Config, processes: int = 1) -> str:
 def _digests(config: Config) -> set[str]:
     """Those that a run of `config` may have: on all its GPUs together, or on one of them or none."""
     return {digest(config), digest(config, len(config.GPUs))}
+
+
+def _minutes(record: Record, seconds: Mapping[str, float]) -> float | None:
+    """Minutes of training over all attempts, None where one of them left no time."""
+    if record.untimed_attempts or "train" not in seconds:
+        return None
+    return round(seconds["train"] / 60, 2)
 
 
 def _processes(folder: Path) -> int:

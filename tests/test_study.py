@@ -16,7 +16,15 @@ from experiments import scoring
 from experiments.records import Record, write_record
 from experiments.runner import Outcome, Trial
 from experiments.study import by_run, folder_name, load_study, trials_of
-from experiments.study_report import Score, digest, scores_in, scores_of, to_csv, write_study
+from experiments.study_report import (
+    Score,
+    digest,
+    scored_in,
+    scores_in,
+    scores_of,
+    to_csv,
+    write_study,
+)
 from utils.errors import UserError
 from utils.files import sha256
 
@@ -76,6 +84,12 @@ def test_runs_score_their_own_weights(tmp_path: Path) -> None:
         ({"config": "nowhere.yaml"}, "cannot read the config"),
         ({"systems": {"odd": {"vae_modle": "tiny_vae"}}}, "odd of the study.*did you mean"),
         ({"settings": {"epochs": 0}}, "epochs"),
+        ({"settings": {"resume": "never"}}, "resume: never would lose"),
+        ({"systems": {"a": {}, "b": {"resume": "never"}}}, "b, published.*resume: never"),
+        ({"systems": {"SFT": {}, "SFT +": {}}}, "'SFT' and 'SFT \\+' would share the folder sft"),
+        ({"systems": {"Wave-GMS": {}, "wave-gms": {}}}, "would share the folder wave-gms"),
+        ({"systems": {"我们": {}}}, "'我们' has no letter or digit of ASCII"),
+        ({"systems": {"..": {}}}, "has no letter or digit"),
     ],
 )
 def test_wrong_settings(tmp_path: Path, changes: dict[str, object], message: str) -> None:
@@ -106,7 +120,8 @@ def test_a_run_is_scored_in_every_way_and_reported(
     trial.folder.parent.mkdir(parents=True)
     finished.rename(trial.folder)
     trial.config_file.write_text(yaml.safe_dump(trial.config.model_dump(mode="json")))
-    scoring.main(["--config", str(trial.config_file)])
+    for step in ("score", "tta"):
+        scoring.main(study.training_and_scoring_steps(trial, tta=True)[step][3:])
 
     on_test = json.loads((trial.folder / "chosen_on_test.json").read_text())
     assert set(on_test["dice"]) == {"1", "2"}
@@ -122,7 +137,7 @@ def test_a_run_is_scored_in_every_way_and_reported(
     assert json.loads((trial.folder / "tta" / results).read_text())["provenance"]["tta"] is True
 
     config = trial.config.model_dump(mode="json")
-    record = Record(trial.name, config, "finished", ["train", "score"])
+    record = Record(trial.name, config, "finished", ["train", "score", "tta"])
     record.wall_seconds, record.cpu_seconds = {"train": 120.0}, {"train": 180.0}
     write_record(trial.folder, record)
     out = tmp_path / "report"
@@ -138,8 +153,14 @@ def test_a_run_is_scored_in_every_way_and_reported(
     assert "| plain Tiny-VAE | - |" in table
     assert (out / "curves.png").stat().st_size > 0 and (out / "examples.png").stat().st_size > 0
 
+    record.untimed_attempts, record.done = 1, ["train", "score"]
+    write_record(trial.folder, record)
+    found = scores_of(RUN, trial)
+    assert [score.checkpoint for score in found] == ["validation", "chosen_on_test"]
+    assert (found[0].minutes, found[0].cpu_minutes) == (None, None), "a part is not known"
+
     elsewhere = trial.config.model_copy(update={"num_workers": 7, "GPUs": (3,)})
-    assert len(scores_of(RUN, Trial("a", elsewhere))) == 3
+    assert len(scores_of(RUN, Trial("a", elsewhere))) == 2
     otherwise = trial.config.model_copy(update={"threshold": 0.4})
     assert scores_of(RUN, Trial("a", otherwise)) == [], "they are those of other settings"
     environment = json.loads((trial.folder / "environment.json").read_text())
@@ -287,8 +308,49 @@ def test_columns_without_numbers_are_left_out(tmp_path: Path) -> None:
     (tmp_path / "results.csv").write_text(to_csv([row(path, "Wave-GMS", 1)]))
     table = write_study(load_study(path), tmp_path)
     assert "TTA" not in table and "group split" not in table
-    steps = study.training_and_scoring_steps(trials_of(load_study(path))[0], tta=False)
-    assert steps["score"][-1] == "--no-tta"
+    assert "tta" not in study.training_and_scoring_steps(trials_of(load_study(path))[0], tta=False)
+
+
+def test_test_time_augmentation_can_be_added(tmp_path: Path) -> None:
+    ways = ["validation", "chosen_on_test"]
+    path = write(tmp_path / "s.yaml", tta=False)
+    (tmp_path / "results.csv").write_text(to_csv([row(path, "Wave-GMS", 1, way) for way in ways]))
+
+    def scored(path: Path) -> set[tuple[str, str, int]]:
+        loaded = load_study(path)
+        return scored_in(loaded, tmp_path, by_run(loaded, trials_of(loaded)))
+
+    assert scored(path) == {RUN}
+    assert scored(write(path, tta=True)) == set()
+    trial = trials_of(load_study(path))[0]
+    without, with_tta = (study.training_and_scoring_steps(trial, tta) for tta in (False, True))
+    assert list(with_tta.items())[:-1] == list(without.items()), "what is done stays done"
+    assert with_tta["tta"] == [*without["score"], "--tta"]
+
+
+def test_scores_here_and_in_the_table_are_not_mixed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that stands in the table was trained there, the one in the folder here."""
+    path = write(tmp_path / "s.yaml")
+    whole = [row(path, "Wave-GMS", 1, way) for way in ("validation", "tta", "chosen_on_test")]
+    part = [row(path, "Wave-GMS", 1, dice=0.75)]
+    for here, there in ((part, whole), (whole, part)):
+        (tmp_path / "results.csv").write_text(to_csv(there))
+        monkeypatch.setattr(
+            "experiments.study_report.scores_of", lambda run, _, h=here: h if run == RUN else []
+        )
+        write_study(load_study(path), tmp_path)
+        assert (tmp_path / "results.csv").read_text() == to_csv(whole)
+
+
+def test_minutes_that_are_not_known_are_left_out_of_the_mean(tmp_path: Path) -> None:
+    path = write(tmp_path / "s.yaml")
+    rows = [row(path, "Wave-GMS", 1), replace(row(path, "Wave-GMS", 2), minutes=None)]
+    (tmp_path / "results.csv").write_text(to_csv(rows))
+    table = write_study(load_study(path), tmp_path)
+    assert "| 1.5 (1) | 3.0 ± 0.0 |" in table
+    assert (tmp_path / "results.csv").read_text() == to_csv(rows)
 
 
 @pytest.mark.parametrize("workers", ["0", "-2", "two"])
