@@ -37,6 +37,10 @@ WAYS = {ON_VAL: ".", TTA: TTA, ON_TEST: ON_TEST}
 """Ways of scoring a run, and where in its folder `experiments.scoring` puts them."""
 
 
+class NothingScored(UserError):
+    """No run of the study has scores yet."""
+
+
 @dataclass(frozen=True)
 class Score:
     """One run, scored in one way: a row of `results.csv`.
@@ -73,7 +77,7 @@ Run = tuple[str, str, int]  # system, split, seed
 def write_study(study: Study, out: Path) -> str:
     """Write the report of all runs that are scored so far into `out`; returns the Markdown.
 
-    UserError where none is, and where `out` has a table of other runs or of other splits.
+    NothingScored where none is, UserError where `out` has a table of other runs or of other splits.
     """
     runs = by_run(study, trials_of(study))
     elsewhere = scores_in(out, runs)
@@ -82,7 +86,7 @@ def write_study(study: Study, out: Path) -> str:
     scores = [score for run in runs for score in max(here[run], elsewhere.get(run, []), key=len)]
     check_splits(scores)
     if not scores:
-        raise UserError(f"no run of this study is scored yet: {study.folder}")
+        raise NothingScored(f"no run of this study is scored yet: {study.folder}")
     table = to_markdown(study, scores)
     atomic_write(out / "results.md", table)
     atomic_write(out / TABLE, to_csv(scores))

@@ -13,7 +13,7 @@ import yaml
 
 import study
 from experiments import scoring
-from experiments.records import Record, write_record
+from experiments.records import Record, Status, write_record
 from experiments.runner import Outcome, Trial
 from experiments.study import by_run, folder_name, load_study, trials_of
 from experiments.study_report import (
@@ -362,13 +362,47 @@ def test_workers_are_counted_from_one(
     assert "argument --workers" in capsys.readouterr().err
 
 
-def test_failed_runs_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def all_fail(trials: list[Trial], *_: object, **__: object) -> list[Outcome]:
-        return [Outcome(trial, Record(trial.name, {}, "failed", []), True) for trial in trials]
+def ending(monkeypatch: pytest.MonkeyPatch, *statuses: Status) -> None:
+    """The runs end with these statuses, the last of which is that of all others."""
 
-    monkeypatch.setattr("experiments.runner.run_trials", all_fail)
-    with pytest.raises(UserError, match=r"4 of 4 runs failed: Wave-GMS.*seed 1; .*; plain.*retry"):
-        study.main(["--config", str(write(tmp_path / "s.yaml"))])
-    path = write(tmp_path / "s.yaml", seeds=list(range(9)))
-    with pytest.raises(UserError, match=r"18 of 18 runs failed: .*seed 1; \.\.\. Their logs"):
-        study.main(["--config", str(path)])
+    def run_trials(trials: list[Trial], *_: object, **__: object) -> list[Outcome]:
+        each = [*statuses, *[statuses[-1]] * len(trials)]
+        return [
+            Outcome(trial, Record(trial.name, {}, status), True)
+            for trial, status in zip(trials, each, strict=False)
+        ]
+
+    monkeypatch.setattr("experiments.runner.run_trials", run_trials)
+
+
+def test_runs_that_did_not_end_well_are_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write(tmp_path / "s.yaml")
+    ending(monkeypatch, "failed")
+    assert study.main(["--config", str(path)]) == 1
+    printed = capsys.readouterr().out
+    assert "4 of 4 runs failed, their trial.log says why, --retry-failed" in printed
+    assert ": Wave-GMS, published split, seed 1; plain" in printed and "stopped" not in printed
+
+    ending(monkeypatch, "failed", "interrupted")
+    assert study.main(["--config", str(path)]) == 1
+    printed = capsys.readouterr().out
+    assert "1 of 4 runs failed" in printed and "3 of 4 runs were stopped from outside" in printed
+
+    ending(monkeypatch, "interrupted")
+    many = write(tmp_path / "s.yaml", seeds=list(range(9)))
+    assert study.main(["--config", str(many)]) == 1
+    printed = capsys.readouterr().out
+    assert "18 of 18 runs were stopped from outside" in printed and "seed 1; ...\n" in printed
+
+
+def test_a_stopped_run_leaves_the_report_of_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(tmp_path / "s.yaml", tta=False)
+    ways = ("validation", "chosen_on_test")
+    (tmp_path / "results.csv").write_text(to_csv([row(path, "Wave-GMS", 1, way) for way in ways]))
+    ending(monkeypatch, "interrupted")
+    assert study.main(["--config", str(path), "--out", str(tmp_path)]) == 1
+    assert "| Wave-GMS | 7 | 50.0 (1) |" in (tmp_path / "results.md").read_text()
