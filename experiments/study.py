@@ -12,9 +12,7 @@
       Wave-GMS: {}
       SFT: {vae_model: tiny_vae, guidance_method: wavelet}
 
-`tta: false` leaves out the scoring with test-time augmentation, eight predictions a case. A run's
-folder is `<folder>/<system>/<split>/seed_<n>/epochs_<N>`, `folder` being
-`ckpt/studies/<name of the YAML file>` unless it is given.
+A run's folder is `<folder>/<system>/<split>/seed_<n>/epochs_<N>`. docs/studies.md has all keys.
 """
 
 from __future__ import annotations
@@ -32,7 +30,7 @@ from utils.errors import UserError
 
 PUBLISHED = "published"
 GROUPED = "grouped"
-PAGE = "docs/results.md"
+PAGE = "docs/studies.md"
 
 
 class Study(BaseModel):
@@ -40,15 +38,32 @@ class Study(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    title: str
-    protocol: str
-    config: Path
-    settings: dict[str, Any] = Field(default_factory=dict)
-    seeds: tuple[int, ...] = Field(min_length=1)
-    splits: dict[str, Path] = Field(min_length=1)
-    systems: dict[str, dict[str, Any]] = Field(min_length=1)
-    tta: bool = True
-    folder: Path
+    title: str = Field(description="Heading of the table and of the drawing")
+    protocol: str = Field(
+        description="What was trained on what and for how long, in a sentence above the table"
+    )
+    config: Path = Field(
+        description="Config that all runs start from; relative to the study's file"
+    )
+    settings: dict[str, Any] = Field(
+        default_factory=dict, description="Keys of the config, for every run"
+    )
+    seeds: tuple[int, ...] = Field(
+        min_length=1, description="Each system is run once per seed and split"
+    )
+    splits: dict[str, Path] = Field(
+        min_length=1,
+        description="Split files: `published`, and where there is one `grouped`, which no twins cross",
+    )
+    systems: dict[str, dict[str, Any]] = Field(
+        min_length=1,
+        description="Name in the table -> keys of the config that make this system; the first one is "
+        "compared with each other",
+    )
+    tta: bool = Field(
+        True, description="Also score with test-time augmentation, eight predictions per case"
+    )
+    folder: Path = Field(description="Where the runs are written, and the report without --out")
 
 
 def load_study(path: Path) -> Study:
@@ -137,6 +152,15 @@ def by_run(study: Study, trials: list[Trial]) -> Mapping[tuple[str, str, int], T
         for system in study.systems
     ]
     return dict(zip(keys, trials, strict=True))
+
+
+def describe_study() -> str:
+    """All keys of a study's file as a Markdown table, for docs/studies.md."""
+    defaults = {"settings": "`{}`", "tta": "`true`", "folder": "`ckpt/studies/<name of the file>`"}
+    lines = ["| key | default | meaning |", "|---|---|---|"]
+    for name, field in Study.model_fields.items():
+        lines.append(f"| `{name}` | {defaults.get(name, 'required')} | {field.description} |")
+    return "\n".join(lines) + "\n"
 
 
 def _problems(error: ValidationError | TypeError) -> str:

@@ -1,8 +1,9 @@
 """What a study found: `results.md`, `results.csv`, `curves.png`, `examples.png`.
 
-The table has a row a system; a number is the mean over the seeds, and the standard deviation across
+The table has one row per system; a number is the mean over the seeds, and the standard deviation across
 them where there are several. The CSV has a row for every run and way of choosing its checkpoint; rows
-that stand in it already stay, so that a study can be gathered from the CSVs of several machines.
+that stand in it already stay, so that a study can be gathered from the CSVs of several machines. A
+second table has the differences between the first system and each other one, seed by seed.
 """
 
 from __future__ import annotations
@@ -30,11 +31,18 @@ from utils.config import Config
 from utils.errors import UserError
 from utils.files import atomic_write, sha256
 from utils.results import read_results
+from utils.statistics import t_interval
 
 TABLE = "results.csv"
 ON_VAL = "validation"
 WAYS = {ON_VAL: ".", TTA: TTA, ON_TEST: ON_TEST}
 """Ways of scoring a run, and where in its folder `experiments.scoring` puts them."""
+
+
+EXPLAINED = {
+    "no leaked cases": " *No leaked cases* leaves out the test cases with a twin in train.",
+    "group split": " *Group split* is training and testing on a split that no twins cross.",
+}
 
 
 class NothingScored(UserError):
@@ -252,7 +260,10 @@ def _splits_here(runs: Mapping[Run, Trial]) -> dict[str, str]:
 
 
 def to_markdown(study: Study, scores: Sequence[Score]) -> str:
-    """The table, and under it what its columns mean."""
+    """The table, what its columns mean, and the differences seed by seed.
+
+    Columns that have no number yet are left out.
+    """
     columns: dict[str, tuple[str, str, Callable[[Score], float | None]]] = {
         "Dice": (PUBLISHED, ON_VAL, lambda s: 100 * s.dice),
         "no leaked cases": (PUBLISHED, ON_VAL, _dice_without_leaked),
@@ -266,10 +277,11 @@ def to_markdown(study: Study, scores: Sequence[Score]) -> str:
         "minutes": (PUBLISHED, ON_VAL, lambda s: s.minutes),
         "CPU minutes": (PUBLISHED, ON_VAL, lambda s: s.cpu_minutes),
     }
-    if GROUPED not in study.splits:
-        del columns["group split"]
-    if not study.tta:
-        del columns["Dice, TTA"]
+    columns = {
+        name: (split, way, number)
+        for name, (split, way, number) in columns.items()
+        if any((s.split, s.checkpoint) == (split, way) and number(s) is not None for s in scores)
+    }
     lines = [
         f"**{study.title}.** {study.protocol}",
         "",
@@ -289,18 +301,60 @@ def to_markdown(study: Study, scores: Sequence[Score]) -> str:
     seeds = ", ".join(map(str, study.seeds))
     lines += [
         "",
-        f"Mean and standard deviation across runs of the seeds {seeds}; (n) where fewer are done. "
+        f"Mean and standard deviation across runs of the seeds {seeds}; (n) where only n have the "
+        "number. "
         "Dice and IoU in per cent, HD95 in pixels, misses as the image's diagonal where nothing else "
         "is said. The checkpoint is chosen on a held-out part of train, except in the column that "
-        "says otherwise. *No leaked cases* leaves out the test cases with a twin in train"
-        + (
-            "; *group split* is training and testing on a split that no twins cross."
-            if GROUPED in study.splits
-            else "."
-        ),
+        "says otherwise." + "".join(text for name, text in EXPLAINED.items() if name in columns),
         "",
     ]
-    return "\n".join(lines)
+    return "\n".join([*lines, *differences(study, scores)])
+
+
+def differences(study: Study, scores: Iterable[Score]) -> list[str]:
+    """Lines of a second table: the first system's Dice minus each other one's, seed by seed.
+
+    Over the seeds that both have on the published split; nothing where no pair has two of them.
+    """
+    dice = {
+        (s.system, s.seed): 100 * s.dice
+        for s in scores
+        if (s.split, s.checkpoint) == (PUBLISHED, ON_VAL)
+    }
+    first, *others = study.systems
+    found: dict[str, dict[int, float]] = {}
+    for other in others:
+        by_seed = {
+            seed: dice[first, seed] - dice[other, seed]
+            for seed in study.seeds
+            if (first, seed) in dice and (other, seed) in dice
+        }
+        if len(by_seed) > 1:
+            found[other] = by_seed
+    if not found:
+        return []
+    seeds = [seed for seed in study.seeds if any(seed in each for each in found.values())]
+    lines = [
+        f"| Dice of {first} minus that of | {' | '.join(f'seed {seed}' for seed in seeds)} | mean |",
+        f"|---|{'---:|' * (len(seeds) + 1)}",
+    ]
+    for other, by_seed in found.items():
+        cells = [_signed(by_seed[seed]) if seed in by_seed else "-" for seed in seeds]
+        low, high = (round(bound, 1) + 0.0 for bound in t_interval(list(by_seed.values())))
+        mean = f"{_signed(statistics.fmean(by_seed.values()))} ({low:.1f} to {high:.1f})"
+        lines.append(f"| {other} | {' | '.join(cells)} | {mean} |")
+    return [
+        *lines,
+        "",
+        "Points of Dice between runs of the same seed; in brackets the 95 % interval of the mean by "
+        "Student's t.",
+        "",
+    ]
+
+
+def _signed(points: float) -> str:
+    """`+8.7`, and `+0.0` for what rounds to 0."""
+    return f"{round(points, 1) + 0.0:+.1f}"
 
 
 def _dice_without_leaked(score: Score) -> float | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,15 @@ import study
 from experiments import scoring
 from experiments.records import Record, Status, write_record
 from experiments.runner import Outcome, Trial
-from experiments.study import by_run, folder_name, load_study, trials_of
+from experiments.study import (
+    PAGE,
+    Study,
+    by_run,
+    describe_study,
+    folder_name,
+    load_study,
+    trials_of,
+)
 from experiments.study_report import (
     Score,
     digest,
@@ -27,6 +36,7 @@ from experiments.study_report import (
 )
 from utils.errors import UserError
 from utils.files import sha256
+from utils.statistics import t_interval
 
 ROOT = Path(__file__).resolve().parents[1]
 RUN = ("Wave-GMS", "published", 1)
@@ -43,7 +53,7 @@ def write(path: Path, **changes: object) -> Path:
         "systems": {"Wave-GMS": {}, "plain Tiny-VAE": {"vae_model": "tiny_vae"}},
         "folder": str(path.parent / "study"),
     } | changes
-    path.write_text(yaml.safe_dump(content))
+    path.write_text(yaml.safe_dump(content, sort_keys=False))
     return path
 
 
@@ -225,8 +235,8 @@ def test_scores_of_runs_on_another_machine_are_kept(
     (out / "results.csv").write_text(to_csv(rows))
     (out / "curves.png").write_bytes(b"drawn there")
     table = write_study(load_study(path), out)
-    assert "| Wave-GMS | 7 | 62.5 ± 0.0 | - | 30.0 ± 0.0 | 9.0 ± 0.0 |" in table
-    assert "| 75.0 (1) | - | 1.5 ± 0.0 |" in table
+    assert "| Wave-GMS | 7 | 62.5 ± 0.0 | 30.0 ± 0.0 | 9.0 ± 0.0 |" in table
+    assert "| 75.0 (1) | 1.5 ± 0.0 |" in table
     assert "| plain Tiny-VAE | 7 | 25.0 (1) |" in table
     assert (out / "results.csv").read_text() == to_csv(rows), "nothing is lost or changed"
     assert (out / "curves.png").read_bytes() == b"drawn there"
@@ -297,6 +307,55 @@ def test_shipped_results_are_those_of_the_shipped_study(table: Path, tmp_path: P
     assert (tmp_path / "results.csv").read_text() == (folder / "results.csv").read_text()
 
 
+def test_systems_are_compared_seed_by_seed(tmp_path: Path) -> None:
+    systems = {
+        "ours": {},
+        "a": {"ema_decay": 0.5},
+        "b": {"ema_decay": 0.6},
+        "c": {"ema_decay": 0.7},
+    }
+    path = write(tmp_path / "s.yaml", seeds=[1, 2, 3, 4], systems=systems)
+    dice = {
+        "ours": {1: 0.6, 2: 0.7, 3: 0.65},
+        "a": {1: 0.5, 2: 0.55, 3: 0.63, 4: 0.9},
+        "b": {2: 0.6999, 3: 0.6502},
+        "c": {3: 0.1, 4: 0.1},
+    }
+    rows = [
+        row(path, name, seed, dice=value)
+        for name, values in dice.items()
+        for seed, value in values.items()
+    ]
+    rows.append(row(path, "c", 1, "tta", dice=0.1))
+    (tmp_path / "results.csv").write_text(to_csv(rows))
+    lines = write_study(load_study(path), tmp_path).splitlines()
+    start = lines.index("| Dice of ours minus that of | seed 1 | seed 2 | seed 3 | mean |")
+    low, high = t_interval([10.0, 15.0, 2.0])
+    assert lines[start + 2] == f"| a | +10.0 | +15.0 | +2.0 | +9.0 ({low:.1f} to {high:.1f}) |"
+    assert lines[start + 3] == "| b | - | +0.0 | +0.0 | +0.0 (-0.2 to 0.2) |"
+    assert lines[start + 4] == "", "c has only one seed that ours has"
+
+
+def test_one_seed_or_one_system_is_compared_with_nothing(tmp_path: Path) -> None:
+    path = write(tmp_path / "s.yaml")
+    (tmp_path / "results.csv").write_text(
+        to_csv([row(path, s, 1) for s in ("Wave-GMS", "plain Tiny-VAE")])
+    )
+    assert "minus" not in write_study(load_study(path), tmp_path)
+    write(path, systems={"Wave-GMS": {}})
+    (tmp_path / "results.csv").write_text(to_csv([row(path, "Wave-GMS", s) for s in (1, 2)]))
+    assert "minus" not in write_study(load_study(path), tmp_path)
+
+
+def test_the_page_lists_the_keys_of_a_study(tmp_path: Path) -> None:
+    page = ROOT / PAGE
+    assert describe_study() in page.read_text()
+    (example,) = re.findall(r"```yaml\n(.*?)```", page.read_text(), re.DOTALL)
+    assert yaml.safe_load(example).keys() < Study.model_fields.keys()
+    with pytest.raises(UserError, match=rf"unknown key 'xyz'; see {PAGE} for all keys"):
+        load_study(write(tmp_path / "s.yaml", xyz=1))
+
+
 def test_a_file_that_is_no_table(tmp_path: Path) -> None:
     (tmp_path / "results.csv").write_text("system,dice\nWave-GMS,high\n")
     with pytest.raises(UserError, match=r"results\.csv is not the table of a study"):
@@ -304,10 +363,18 @@ def test_a_file_that_is_no_table(tmp_path: Path) -> None:
 
 
 def test_columns_without_numbers_are_left_out(tmp_path: Path) -> None:
-    path = write(tmp_path / "s.yaml", tta=False)
+    splits = {name: f"{name}_train_test_names.json" for name in ("published", "grouped")}
+    path = write(tmp_path / "s.yaml", tta=False, splits=splits)
     (tmp_path / "results.csv").write_text(to_csv([row(path, "Wave-GMS", 1)]))
     table = write_study(load_study(path), tmp_path)
-    assert "TTA" not in table and "group split" not in table
+    header = "| system | parameters | Dice | IoU | HD95 | HD95, misses as 0 | missed | minutes |"
+    assert header in table
+    assert "leaked" not in table.lower() and "group split" not in table.lower()
+    (tmp_path / "results.csv").write_text(
+        to_csv([replace(row(path, "Wave-GMS", 1), dice_without_leaked=0.25)])
+    )
+    table = write_study(load_study(path), tmp_path)
+    assert "| Dice | no leaked cases | IoU |" in table and "*No leaked cases* leaves" in table
     assert "tta" not in study.training_and_scoring_steps(trials_of(load_study(path))[0], tta=False)
 
 
