@@ -6,7 +6,8 @@
 
 Each run is an ordinary run folder under ckpt/studies/<name>/. The same command again goes on;
 finished runs are skipped, and so are those whose scores stand in results.csv of --out, from another
-machine say. The report is written anew after each run.
+machine say. The report is written anew after each run. Exit code 1: a run failed or was stopped from
+outside.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("wavegms")
 
-NAMED = 4  # failed runs in the last message; each was told when it failed
+NAMED = 4  # runs in the last messages; each was reported when it ended
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -34,27 +35,34 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--config", type=Path, required=True, help="YAML in configs/studies/")
-    parser.add_argument("--workers", type=int, default=1, help="runs at a time")
+    parser.add_argument("--workers", type=positive, default=1, help="runs at a time")
     parser.add_argument("--out", type=Path, help="folder of the report; default: the study's")
     parser.add_argument("--report", action="store_true", help="write the report of what is done")
     parser.add_argument("--retry-failed", action="store_true", help="start failed runs again")
     return parser.parse_args(argv)
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def positive(text: str) -> int:
+    """An argument that counts something of which there is at least one."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"expected at least 1, got {number}")
+    return number
+
+
+def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse_arguments(argv)
 
     from experiments.runner import run_trials
     from experiments.study import by_run, load_study, trials_of
-    from experiments.study_report import TABLE, scores_in, write_study
-    from utils.errors import UserError
+    from experiments.study_report import TABLE, NothingScored, scored_in, write_study
     from utils.runs import log_to
 
     log_to()
     study = load_study(arguments.config)
     out = arguments.out or study.folder
     runs = by_run(study, trials_of(study))
-    scored = scores_in(out, runs)
+    scored = scored_in(study, out, runs)
     trials = [trial for run, trial in runs.items() if run not in scored]
 
     def tell(outcome: Outcome) -> None:
@@ -64,6 +72,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if outcome.record.status == "finished":
             write_study(study, out)
 
+    outcomes: list[Outcome] = []
     if not arguments.report:
         log.info(
             "%s: %d runs in %s; %d more have their scores in %s",
@@ -76,25 +85,40 @@ def main(argv: Sequence[str] | None = None) -> None:
             retry_failed=arguments.retry_failed,
             on_end=tell,
         )
-        failed = [o.trial.name for o in outcomes if o.record.status == "failed"]
-        if failed:
-            named = "; ".join(failed[:NAMED]) + ("; ..." if len(failed) > NAMED else ".")
-            raise UserError(
-                f"{len(failed)} of {len(trials)} runs failed: {named} Their logs are in trial.log "
-                "of each; start them again with --retry-failed"
-            )
-    log.info("%s\nwritten to %s", write_study(study, out), out)
+    failed = [o.trial.name for o in outcomes if o.record.status == "failed"]
+    stopped = [o.trial.name for o in outcomes if o.record.status == "interrupted"]
+    try:
+        log.info("%s\nwritten to %s", write_study(study, out), out)
+    except NothingScored:
+        if not failed and not stopped:
+            raise
+    if failed:
+        log.info(
+            "%d of %d runs failed, their trial.log says why, --retry-failed tries them again: %s",
+            *(len(failed), len(trials), some_of(failed)),
+        )
+    if stopped:
+        log.info(
+            "%d of %d runs were stopped from outside, the same command resumes them: %s",
+            *(len(stopped), len(trials), some_of(stopped)),
+        )
+    return 1 if failed or stopped else 0
+
+
+def some_of(names: Sequence[str]) -> str:
+    """The first of the names."""
+    return "; ".join(names[:NAMED]) + ("; ..." if len(names) > NAMED else "")
 
 
 def training_and_scoring_steps(trial: Trial, tta: bool) -> Steps:
-    """Train the run, then score it in all ways."""
+    """Train the run, then score it, with test-time augmentation if `tta`."""
+    from experiments.scoring import TTA
+
     root = Path(__file__).resolve().parent
     config = ["--config", str(trial.config_file)]
-    without = [] if tta else ["--no-tta"]
-    return {
-        "train": [sys.executable, str(root / "train.py"), *config],
-        "score": [sys.executable, "-m", "experiments.scoring", *config, *without],
-    }
+    scoring = [sys.executable, "-m", "experiments.scoring", *config]
+    steps = {"train": [sys.executable, str(root / "train.py"), *config], "score": scoring}
+    return steps | ({TTA: [*scoring, "--tta"]} if tta else {})
 
 
 if __name__ == "__main__":

@@ -7,10 +7,20 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from utils.config import Config, make_config
 from utils.errors import UserError
 from utils.files import atomic_write
 
 RECORD = "trial.json"
+
+OF_THE_PLACE = {
+    "GPUs", "cache_mb", "channels_last", "checkpoint_decoder", "compile", "deterministic",
+    "log_every", "num_workers", "phase", "pickle_file_path", "resume", "save_minutes",
+    "snapshot_path",
+}  # fmt: skip
+"""Keys that say where a run is made and how fast, not what it is: its scores compare with those of a
+run that differs in them. Of the path of the split file the data set's name counts. `precision` is
+none of them, nor is anything that chooses a checkpoint or scores it."""
 
 Status = Literal["finished", "running", "interrupted", "failed", "pruned", "waiting"]
 
@@ -48,6 +58,29 @@ def read_record(folder: Path) -> Record | None:
             f"{path} is not a trial's record ({error}). Delete it: the trial then goes on from "
             "what train.py has saved"
         ) from error
+
+
+def recorded_config(record: Record) -> Config | None:
+    """The record's config; keys that are younger than it have their default.
+
+    None where it has keys or values of another version.
+    """
+    try:
+        return make_config(record.config)
+    except UserError:
+        return None
+
+
+def settings_of(config: Config) -> dict[str, Any]:
+    """What decides the scores of a run, as far as it is not the default."""
+    values = config.model_dump(mode="json", exclude_defaults=True, exclude=OF_THE_PLACE)
+    return values | {"data set": config.dataset}
+
+
+def is_record_of(record: Record, config: Config) -> bool:
+    """Whether what the record tells of was made with the settings of `config`."""
+    recorded = recorded_config(record)
+    return recorded is not None and settings_of(recorded) == settings_of(config)
 
 
 def write_record(folder: Path, record: Record) -> None:

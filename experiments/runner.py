@@ -25,13 +25,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO
 
-from experiments.records import Record, Status, read_record, write_record
-from utils.config import Config, dump_config, make_config
+from experiments.records import Record, Status, read_record, recorded_config, write_record
+from utils.config import Config, dump_config
 from utils.errors import UserError
 from utils.files import atomic_write
 from utils.interruption import STOP_SIGNALS, Interrupted, StopRequest
 from utils.machine import available_cores
-from utils.runs import create_run_folder, writing_to
+from utils.runs import cannot_lock, create_run_folder, writing_to
 
 ROOT = Path(__file__).resolve().parents[1]
 POLL_SECONDS = 0.2
@@ -112,6 +112,8 @@ def run_trials(
     On SIGINT, SIGTERM or SIGUSR1 the running commands get a SIGTERM; when they have saved and ended,
     Interrupted is raised. A second signal leaves at once, and they save by themselves.
     """
+    if workers < 1:
+        raise UserError(f"{workers} workers run nothing; expected at least 1")
     waiting = iter(trials)
     exhausted = False
     jobs: dict[int, _Job] = {}  # by worker
@@ -238,12 +240,16 @@ class _Job:
     def _take_lock(self) -> bool:
         """Whether nobody else runs this trial; a command left over by a killed runner may."""
         create_run_folder(self.trial.folder)
-        file = (self.trial.folder / "trial.lock").open("a")
+        path = self.trial.folder / "trial.lock"
+        file = path.open("a")
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.close()
             return False
+        except OSError as error:
+            file.close()
+            raise cannot_lock(path, error) from error
         self._lock = file
         return True
 
@@ -255,7 +261,7 @@ class _Job:
         """Go on from the record on disk; its status stays as it is if there is nothing to do."""
         found = read_record(self.trial.folder)
         if found is not None:
-            if not _same_config(found, self.trial.config):  # train.py decides if it can go on
+            if recorded_config(found) != self.trial.config:  # train.py decides if it can resume
                 found = replace(found, status="waiting", done=[])
             self.record = replace(found, config=self.record.config)
         record = self.record
@@ -329,11 +335,3 @@ class _Job:
     def _save(self) -> None:
         with writing_to(self.trial.folder):
             write_record(self.trial.folder, self.record)
-
-
-def _same_config(record: Record, config: Config) -> bool:
-    """Whether the record's config means the same; keys that are younger than it had their default."""
-    try:
-        return make_config(record.config) == config
-    except UserError:  # it has keys or values of another version
-        return False

@@ -1,14 +1,18 @@
 """Score a finished run of a study on its test split, by each way of choosing the checkpoint.
 
     python -m experiments.scoring --config <run folder>/trial.yaml
+    python -m experiments.scoring --config <run folder>/trial.yaml --tta
 
-writes into the run folder, through valid.py,
+The first writes into the run folder, through valid.py,
 
     valid_results_<data set>/                  checkpoint chosen on the held-out part of train
-    tta/valid_results_<data set>/              the same with test-time augmentation
     chosen_on_test/valid_results_<data set>/   the best of the kept epochs on test: the published habit
     chosen_on_test.json                        Dice on test of every kept epoch
     parameters.json                            trainable parameters
+
+and the second one
+
+    tta/valid_results_<data set>/              with test-time augmentation, eight predictions a case
 """
 
 from __future__ import annotations
@@ -39,7 +43,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--config", type=Path, required=True, help="config of the run")
-    parser.add_argument("--no-tta", action="store_true", help="leave out test-time augmentation")
+    parser.add_argument(
+        "--tta", action="store_true", help="with test-time augmentation, nothing else"
+    )
     arguments = parser.parse_args(argv)
 
     import valid
@@ -64,12 +70,13 @@ def main(argv: Sequence[str] | None = None) -> None:
             ]
         )
 
-    valid.main(["--config", str(arguments.config), leaks])
-    if not arguments.no_tta:
+    if arguments.tta:
         (folder / TTA).mkdir(exist_ok=True)
         shutil.copyfile(folder / "best_model.pth", folder / TTA / "best_model.pth")
         score(folder / TTA, {}, "tta=true")
+        return
 
+    valid.main(["--config", str(arguments.config), leaks])
     dice = dice_of_epochs(config)
     if dice:
         best = max(dice, key=lambda epoch: dice[epoch])

@@ -12,9 +12,8 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from utils.errors import UserError
 from utils.files import atomic_write
-from utils.runs import create_run_folder, locked, writing_to
+from utils.runs import FolderInUse, create_run_folder, locked, writing_to
 
 SLOTS = ".sweeps"
 
@@ -23,7 +22,7 @@ SLOTS = ".sweeps"
 def slot(folder: Path, shared: bool) -> Iterator[str]:
     """Hold a slot of the sweep in `folder`; gives its identity.
 
-    Without a shared study there is one slot; UserError that names its holder if it is taken.
+    Without a shared study there is one slot; FolderInUse that names its holder if it is taken.
     """
     create_run_folder(folder)
     with ExitStack() as stack:
@@ -36,7 +35,7 @@ def slot(folder: Path, shared: bool) -> Iterator[str]:
             create_run_folder(own)
             try:
                 stack.enter_context(locked(own))
-            except UserError:  # taken by another sweep of this study
+            except FolderInUse:  # by another sweep of this study
                 continue
             yield _identity(own)
             return

@@ -12,9 +12,7 @@
       Wave-GMS: {}
       SFT: {vae_model: tiny_vae, guidance_method: wavelet}
 
-`tta: false` leaves out the scoring with test-time augmentation, eight predictions a case. A run's
-folder is `<folder>/<system>/<split>/seed_<n>/epochs_<N>`, `folder` being
-`ckpt/studies/<name of the YAML file>` unless it is given.
+A run's folder is `<folder>/<system>/<split>/seed_<n>/epochs_<N>`. docs/studies.md has all keys.
 """
 
 from __future__ import annotations
@@ -32,7 +30,7 @@ from utils.errors import UserError
 
 PUBLISHED = "published"
 GROUPED = "grouped"
-PAGE = "docs/results.md"
+PAGE = "docs/studies.md"
 
 
 class Study(BaseModel):
@@ -40,15 +38,32 @@ class Study(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    title: str
-    protocol: str
-    config: Path
-    settings: dict[str, Any] = Field(default_factory=dict)
-    seeds: tuple[int, ...] = Field(min_length=1)
-    splits: dict[str, Path] = Field(min_length=1)
-    systems: dict[str, dict[str, Any]] = Field(min_length=1)
-    tta: bool = True
-    folder: Path
+    title: str = Field(description="Heading of the table and of the drawing")
+    protocol: str = Field(
+        description="What was trained on what and for how long, in a sentence above the table"
+    )
+    config: Path = Field(
+        description="Config that all runs start from; relative to the study's file"
+    )
+    settings: dict[str, Any] = Field(
+        default_factory=dict, description="Keys of the config, for every run"
+    )
+    seeds: tuple[int, ...] = Field(
+        min_length=1, description="Each system is run once per seed and split"
+    )
+    splits: dict[str, Path] = Field(
+        min_length=1,
+        description="Split files: `published`, and where there is one `grouped`, which no near-duplicates cross",
+    )
+    systems: dict[str, dict[str, Any]] = Field(
+        min_length=1,
+        description="Name in the table -> keys of the config that make this system; the first one is "
+        "compared with each other",
+    )
+    tta: bool = Field(
+        True, description="Also score with test-time augmentation, eight predictions per case"
+    )
+    folder: Path = Field(description="Where the runs are written, and the report without --out")
 
 
 def load_study(path: Path) -> Study:
@@ -65,13 +80,14 @@ def load_study(path: Path) -> Study:
         )
     if len(set(study.seeds)) < len(study.seeds):
         raise UserError(f"{path}: a seed is given twice: {', '.join(map(str, study.seeds))}")
+    _check_names(study, path)
     return study.model_copy(update={"config": path.parent / study.config})
 
 
 def trials_of(study: Study) -> list[Trial]:
     """Every run, a split after the other and in it all systems of a seed; UserError for bad keys."""
     base = load_config(study.config).model_dump(mode="json")
-    return [
+    trials = [
         Trial(
             f"{system}, {split} split, seed {seed}",
             make_config(
@@ -91,6 +107,12 @@ def trials_of(study: Study) -> list[Trial]:
         for seed in study.seeds
         for system, changes in study.systems.items()
     ]
+    for trial in trials:
+        if trial.config.resume == "never":
+            raise UserError(
+                f"{trial.name}: resume: never would lose runs that were stopped; leave it out"
+            )
+    return trials
 
 
 def run_parent(study: Study, system: str, split: str, seed: int) -> Path:
@@ -100,7 +122,25 @@ def run_parent(study: Study, system: str, split: str, seed: int) -> Path:
 
 def folder_name(system: str) -> str:
     """`Wave-GMS, no alignment` as `wave-gms_no_alignment`."""
-    return re.sub(r"[^a-z0-9.-]+", "_", system.lower()).strip("_")
+    return re.sub(r"[^a-z0-9.-]+", "_", system.lower()).strip("._")
+
+
+def _check_names(study: Study, path: Path) -> None:
+    """UserError unless each system has a folder of its own."""
+    owners: dict[str, str] = {}
+    for system in study.systems:
+        name = folder_name(system)
+        if not name:
+            raise UserError(
+                f"{path}: the system {system!r} has no letter or digit of ASCII, from which the name "
+                "of its folder is made; give it one"
+            )
+        if name in owners:
+            raise UserError(
+                f"{path}: the systems {owners[name]!r} and {system!r} would share the folder {name}; "
+                "give them names that differ in more than signs and capitals"
+            )
+        owners[name] = system
 
 
 def by_run(study: Study, trials: list[Trial]) -> Mapping[tuple[str, str, int], Trial]:
@@ -112,6 +152,15 @@ def by_run(study: Study, trials: list[Trial]) -> Mapping[tuple[str, str, int], T
         for system in study.systems
     ]
     return dict(zip(keys, trials, strict=True))
+
+
+def describe_study() -> str:
+    """All keys of a study's file as a Markdown table, for docs/studies.md."""
+    defaults = {"settings": "`{}`", "tta": "`true`", "folder": "`ckpt/studies/<name of the file>`"}
+    lines = ["| key | default | meaning |", "|---|---|---|"]
+    for name, field in Study.model_fields.items():
+        lines.append(f"| `{name}` | {defaults.get(name, 'required')} | {field.description} |")
+    return "\n".join(lines) + "\n"
 
 
 def _problems(error: ValidationError | TypeError) -> str:

@@ -1,8 +1,9 @@
 """What a study found: `results.md`, `results.csv`, `curves.png`, `examples.png`.
 
-The table has a row a system; a number is the mean over the seeds, and the standard deviation across
+The table has one row per system; a number is the mean over the seeds, and the standard deviation across
 them where there are several. The CSV has a row for every run and way of choosing its checkpoint; rows
-that stand in it already stay, so that a study can be gathered from the CSVs of several machines.
+that stand in it already stay, so that a study can be gathered from the CSVs of several machines. A
+second table has the differences between the first system and each other one, seed by seed.
 """
 
 from __future__ import annotations
@@ -14,34 +15,47 @@ import json
 import shutil
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from experiments.records import read_record
+from datasets.cases import find_split_file
+from experiments.records import Record, is_record_of, read_record, settings_of
 from experiments.runner import Trial
 from experiments.scoring import ON_TEST, TTA
 from experiments.study import GROUPED, PUBLISHED, Study, by_run, trials_of
 from utils.config import Config
 from utils.errors import UserError
-from utils.files import atomic_write
+from utils.files import atomic_write, sha256
 from utils.results import read_results
+from utils.statistics import t_interval
 
 TABLE = "results.csv"
 ON_VAL = "validation"
 WAYS = {ON_VAL: ".", TTA: TTA, ON_TEST: ON_TEST}
 """Ways of scoring a run, and where in its folder `experiments.scoring` puts them."""
 
-OF_THE_PLACE = {"pickle_file_path", "snapshot_path", "num_workers"}
-"""Keys that say where a run is made, not what it is."""
+
+EXPLAINED = {
+    "no leaked cases": " *No leaked cases* leaves out the test cases with a near-duplicate in train.",
+    "group split": " *Group split* is training and testing on a split that no near-duplicates cross.",
+}
+
+
+class NothingScored(UserError):
+    """No run of the study has scores yet."""
 
 
 @dataclass(frozen=True)
 class Score:
     """One run, scored in one way: a row of `results.csv`.
 
-    Dice and IoU are in [0, 1], HD95 in pixels; `settings` is a digest of the run's config.
+    Dice and IoU are in [0, 1], HD95 in pixels; the minutes are those of training, none where an
+    attempt was killed and its time is not known. `settings` is a digest of the run's config,
+    `split_sha256` the hash of the split file.
     """
 
     system: str
@@ -59,9 +73,10 @@ class Score:
     misses: int
     cases: int
     parameters: int
-    minutes: float
-    cpu_minutes: float
+    minutes: float | None
+    cpu_minutes: float | None
     settings: str
+    split_sha256: str
 
 
 Run = tuple[str, str, int]  # system, split, seed
@@ -70,14 +85,16 @@ Run = tuple[str, str, int]  # system, split, seed
 def write_study(study: Study, out: Path) -> str:
     """Write the report of all runs that are scored so far into `out`; returns the Markdown.
 
-    UserError where none is, and where `out` has a table of other runs.
+    NothingScored where none is, UserError where `out` has a table of other runs or of other splits.
     """
     runs = by_run(study, trials_of(study))
     elsewhere = scores_in(out, runs)
     here = {run: scores_of(run, trial) for run, trial in runs.items()}
-    scores = [score for run in runs for score in here[run] or elsewhere.get(run, [])]
+    # never a mixture of both: they are of two trainings
+    scores = [score for run in runs for score in max(here[run], elsewhere.get(run, []), key=len)]
+    check_splits(scores)
     if not scores:
-        raise UserError(f"no run of this study is scored yet: {study.folder}")
+        raise NothingScored(f"no run of this study is scored yet: {study.folder}")
     table = to_markdown(study, scores)
     atomic_write(out / "results.md", table)
     atomic_write(out / TABLE, to_csv(scores))
@@ -94,15 +111,16 @@ def write_study(study: Study, out: Path) -> str:
 
 
 def scores_of(run: Run, trial: Trial) -> list[Score]:
-    """The scores of a run in its folder, none while it is not scored."""
+    """The scores of a run in its folder, none while it is not scored with the trial's settings."""
     record = read_record(trial.folder)
-    if record is None or "score" not in record.done:
+    if record is None or "score" not in record.done or not is_record_of(record, trial.config):
         return []
+    processes = _processes(trial.folder)
     parameters = json.loads((trial.folder / "parameters.json").read_text())["trainable"]
     scores = []
     for way, place in WAYS.items():
         folder = trial.folder / place / f"valid_results_{trial.config.dataset}"
-        if not folder.is_dir():
+        if not folder.is_dir() or (way == TTA and TTA not in record.done):
             continue
         summary = read_results(folder).summary
         low, high = summary["metrics"]["DSC"]["ci95"]
@@ -122,9 +140,11 @@ def scores_of(run: Run, trial: Trial) -> list[Score]:
                 misses=summary["misses"],
                 cases=summary["count"],
                 parameters=parameters,
-                minutes=round(record.wall_seconds["train"] / 60, 2),
-                cpu_minutes=round(record.cpu_seconds["train"] / 60, 2),
-                settings=digest(trial.config),
+                minutes=_minutes(record, record.wall_seconds),
+                cpu_minutes=_minutes(record, record.cpu_seconds),
+                settings=digest(trial.config, processes),
+                split_sha256=_recorded_split(summary)
+                or sha256(find_split_file(trial.config.pickle_file_path)),
             )
         )
     return scores
@@ -134,7 +154,7 @@ def scores_in(out: Path, runs: Mapping[Run, Trial]) -> dict[Run, list[Score]]:
     """The scores by run that stand in the table of `out`, none where there is no table.
 
     UserError for a file that is no such table, and for runs that the study does not name or that
-    had other settings: they do not belong into one table, and are not overwritten.
+    had other settings or another split: they do not belong into one table, and are not overwritten.
     """
     path = out / TABLE
     if not path.exists():
@@ -150,24 +170,100 @@ def scores_in(out: Path, runs: Mapping[Run, Trial]) -> dict[Run, list[Score]]:
     found: dict[Run, list[Score]] = {}
     for score in scores:
         run = (score.system, score.split, score.seed)
-        if run not in runs or score.settings != digest(runs[run].config):
+        if run not in runs or score.settings not in _digests(runs[run].config):
             why = "other settings" if run in runs else "a run that the study does not name"
             raise UserError(
                 f"{path} has {why}: {score.system}, {score.split} split, seed {score.seed}. Give "
                 "another folder by --out, or move the table away"
             )
         found.setdefault(run, []).append(score)
+    check_splits(scores, _splits_here(runs))
     return found
 
 
-def digest(config: Config) -> str:
-    """Twelve hexadecimal digits that differ between configs that train or score differently."""
-    content = config.model_dump(mode="json", exclude_defaults=True, exclude=OF_THE_PLACE)
+def scored_in(study: Study, out: Path, runs: Mapping[Run, Trial]) -> set[Run]:
+    """The runs that have their scores of every way that the study wants in the table of `out`."""
+    found = scores_in(out, runs)
+    return {
+        run
+        for run, trial in runs.items()
+        if ways_of(study, trial.config) <= {score.checkpoint for score in found.get(run, [])}
+    }
+
+
+def ways_of(study: Study, config: Config) -> set[str]:
+    """Ways in which a run of the study is scored."""
+    ways = {ON_VAL, TTA} if study.tta else {ON_VAL}
+    keeps_epochs = config.save_freq is not None and config.save_freq <= config.epochs
+    return ways | ({ON_TEST} if keeps_epochs else set())
+
+
+def check_splits(scores: Iterable[Score], here: Mapping[str, str] | None = None) -> None:
+    """UserError where scores of one split were reached on several split files.
+
+    `here` is the hash of the split file on this machine, by split.
+    """
+    known = dict(here or {})
+    for score in scores:
+        expected = known.setdefault(score.split, score.split_sha256)
+        if score.split_sha256 != expected:
+            other = "the one on this machine" if score.split in (here or {}) else "that of others"
+            raise UserError(
+                f"{score.system}, {score.split} split, seed {score.seed} was scored on another split "
+                f"file than {other} (SHA-256 {score.split_sha256[:12]}, not {expected[:12]}): "
+                "their scores do not compare. Prepare the data set with the same split, or move the "
+                "runs or the table with the other one away"
+            )
+
+
+def digest(config: Config, processes: int = 1) -> str:
+    """Twelve hexadecimal digits that differ between configs that train or score differently.
+
+    Each of several `processes` trains with batches of its own, so their number counts; which GPUs
+    they have does not.
+    """
+    content = settings_of(config) | ({"processes": processes} if processes > 1 else {})
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
 
 
+def _digests(config: Config) -> set[str]:
+    """Those that a run of `config` may have: on all its GPUs together, or on one of them or none."""
+    return {digest(config), digest(config, len(config.GPUs))}
+
+
+def _minutes(record: Record, seconds: Mapping[str, float]) -> float | None:
+    """Minutes of training over all attempts, None where one of them left no time."""
+    if record.untimed_attempts or "train" not in seconds:
+        return None
+    return round(seconds["train"] / 60, 2)
+
+
+def _processes(folder: Path) -> int:
+    """How many processes trained the run."""
+    path = folder / "environment.json"
+    environment = json.loads(path.read_text()) if path.is_file() else {}
+    return int(environment.get("processes", 1))
+
+
+def _recorded_split(summary: Mapping[str, Any]) -> str | None:
+    """Hash of the split file that was scored, as valid.py recorded it."""
+    return (summary["provenance"].get("sha256") or {}).get("split file")
+
+
+def _splits_here(runs: Mapping[Run, Trial]) -> dict[str, str]:
+    """Hash of each split's file, where the data set is prepared on this machine."""
+    hashes = {}
+    for split, config in {split: trial.config for (_, split, _), trial in runs.items()}.items():
+        with suppress(UserError):  # a table can be gathered where there is no data
+            hashes[split] = sha256(find_split_file(config.pickle_file_path))
+    return hashes
+
+
 def to_markdown(study: Study, scores: Sequence[Score]) -> str:
-    """The table, and under it what its columns mean."""
+    """The table, what its columns mean, and the differences seed by seed.
+
+    Columns that have no number yet are left out.
+    """
     columns: dict[str, tuple[str, str, Callable[[Score], float | None]]] = {
         "Dice": (PUBLISHED, ON_VAL, lambda s: 100 * s.dice),
         "no leaked cases": (PUBLISHED, ON_VAL, _dice_without_leaked),
@@ -181,10 +277,11 @@ def to_markdown(study: Study, scores: Sequence[Score]) -> str:
         "minutes": (PUBLISHED, ON_VAL, lambda s: s.minutes),
         "CPU minutes": (PUBLISHED, ON_VAL, lambda s: s.cpu_minutes),
     }
-    if GROUPED not in study.splits:
-        del columns["group split"]
-    if not study.tta:
-        del columns["Dice, TTA"]
+    columns = {
+        name: (split, way, number)
+        for name, (split, way, number) in columns.items()
+        if any((s.split, s.checkpoint) == (split, way) and number(s) is not None for s in scores)
+    }
     lines = [
         f"**{study.title}.** {study.protocol}",
         "",
@@ -204,18 +301,60 @@ def to_markdown(study: Study, scores: Sequence[Score]) -> str:
     seeds = ", ".join(map(str, study.seeds))
     lines += [
         "",
-        f"Mean and standard deviation across runs of the seeds {seeds}; (n) where fewer are done. "
+        f"Mean and standard deviation across runs of the seeds {seeds}; (n) where only n have the "
+        "number. "
         "Dice and IoU in per cent, HD95 in pixels, misses as the image's diagonal where nothing else "
         "is said. The checkpoint is chosen on a held-out part of train, except in the column that "
-        "says otherwise. *No leaked cases* leaves out the test cases with a near-duplicate in train"
-        + (
-            "; *group split* is training and testing on a split that no near-duplicates cross."
-            if GROUPED in study.splits
-            else "."
-        ),
+        "says otherwise." + "".join(text for name, text in EXPLAINED.items() if name in columns),
         "",
     ]
-    return "\n".join(lines)
+    return "\n".join([*lines, *differences(study, scores)])
+
+
+def differences(study: Study, scores: Iterable[Score]) -> list[str]:
+    """Lines of a second table: the first system's Dice minus each other one's, seed by seed.
+
+    Over the seeds that both have on the published split; nothing where no pair has two of them.
+    """
+    dice = {
+        (s.system, s.seed): 100 * s.dice
+        for s in scores
+        if (s.split, s.checkpoint) == (PUBLISHED, ON_VAL)
+    }
+    first, *others = study.systems
+    found: dict[str, dict[int, float]] = {}
+    for other in others:
+        by_seed = {
+            seed: dice[first, seed] - dice[other, seed]
+            for seed in study.seeds
+            if (first, seed) in dice and (other, seed) in dice
+        }
+        if len(by_seed) > 1:
+            found[other] = by_seed
+    if not found:
+        return []
+    seeds = [seed for seed in study.seeds if any(seed in each for each in found.values())]
+    lines = [
+        f"| Dice of {first} minus that of | {' | '.join(f'seed {seed}' for seed in seeds)} | mean |",
+        f"|---|{'---:|' * (len(seeds) + 1)}",
+    ]
+    for other, by_seed in found.items():
+        cells = [_signed(by_seed[seed]) if seed in by_seed else "-" for seed in seeds]
+        low, high = (round(bound, 1) + 0.0 for bound in t_interval(list(by_seed.values())))
+        mean = f"{_signed(statistics.fmean(by_seed.values()))} ({low:.1f} to {high:.1f})"
+        lines.append(f"| {other} | {' | '.join(cells)} | {mean} |")
+    return [
+        *lines,
+        "",
+        "Points of Dice between runs of the same seed; in brackets the 95 % interval of the mean by "
+        "Student's t.",
+        "",
+    ]
+
+
+def _signed(points: float) -> str:
+    """`+8.7`, and `+0.0` for what rounds to 0."""
+    return f"{round(points, 1) + 0.0:+.1f}"
 
 
 def _dice_without_leaked(score: Score) -> float | None:

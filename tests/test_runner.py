@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -286,6 +287,23 @@ def test_workers_share_out_the_cores(
     see = "(folder / 'seen').write_text(os.environ['OMP_NUM_THREADS'])"
     run_trials(trials, 2, steps=commands(see))
     assert [(trial.folder / "seen").read_text() for trial in trials] == [expected, expected]
+
+
+@pytest.mark.parametrize("workers", [0, -1])
+def test_without_workers_nothing_can_run(tmp_path: Path, workers: int) -> None:
+    with pytest.raises(UserError, match="expected at least 1"):
+        run_trials([make_trial(tmp_path, "a")], workers, steps=commands(""))
+
+
+def test_a_file_system_without_locks_is_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr("experiments.runner.fcntl.flock", refuse)
+    with pytest.raises(UserError, match=r"trial\.lock cannot be locked.*another disk"):
+        run_trials([make_trial(tmp_path, "a")], steps=commands(""))
 
 
 def test_a_damaged_record_is_told(tmp_path: Path) -> None:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
+import re
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,13 +14,32 @@ import yaml
 
 import study
 from experiments import scoring
-from experiments.records import Record, write_record
+from experiments.records import Record, Status, write_record
 from experiments.runner import Outcome, Trial
-from experiments.study import by_run, folder_name, load_study, trials_of
-from experiments.study_report import Score, digest, scores_in, to_csv, write_study
+from experiments.study import (
+    PAGE,
+    Study,
+    by_run,
+    describe_study,
+    folder_name,
+    load_study,
+    trials_of,
+)
+from experiments.study_report import (
+    Score,
+    digest,
+    scored_in,
+    scores_in,
+    scores_of,
+    to_csv,
+    write_study,
+)
 from utils.errors import UserError
+from utils.files import sha256
+from utils.statistics import t_interval
 
 ROOT = Path(__file__).resolve().parents[1]
+RUN = ("Wave-GMS", "published", 1)
 
 
 def write(path: Path, **changes: object) -> Path:
@@ -31,7 +53,7 @@ def write(path: Path, **changes: object) -> Path:
         "systems": {"Wave-GMS": {}, "plain Tiny-VAE": {"vae_model": "tiny_vae"}},
         "folder": str(path.parent / "study"),
     } | changes
-    path.write_text(yaml.safe_dump(content))
+    path.write_text(yaml.safe_dump(content, sort_keys=False))
     return path
 
 
@@ -72,6 +94,12 @@ def test_runs_score_their_own_weights(tmp_path: Path) -> None:
         ({"config": "nowhere.yaml"}, "cannot read the config"),
         ({"systems": {"odd": {"vae_modle": "tiny_vae"}}}, "odd of the study.*did you mean"),
         ({"settings": {"epochs": 0}}, "epochs"),
+        ({"settings": {"resume": "never"}}, "resume: never would lose"),
+        ({"systems": {"a": {}, "b": {"resume": "never"}}}, "b, published.*resume: never"),
+        ({"systems": {"SFT": {}, "SFT +": {}}}, "'SFT' and 'SFT \\+' would share the folder sft"),
+        ({"systems": {"Wave-GMS": {}, "wave-gms": {}}}, "would share the folder wave-gms"),
+        ({"systems": {"我们": {}}}, "'我们' has no letter or digit of ASCII"),
+        ({"systems": {"..": {}}}, "has no letter or digit"),
     ],
 )
 def test_wrong_settings(tmp_path: Path, changes: dict[str, object], message: str) -> None:
@@ -102,7 +130,8 @@ def test_a_run_is_scored_in_every_way_and_reported(
     trial.folder.parent.mkdir(parents=True)
     finished.rename(trial.folder)
     trial.config_file.write_text(yaml.safe_dump(trial.config.model_dump(mode="json")))
-    scoring.main(["--config", str(trial.config_file)])
+    for step in ("score", "tta"):
+        scoring.main(study.training_and_scoring_steps(trial, tta=True)[step][3:])
 
     on_test = json.loads((trial.folder / "chosen_on_test.json").read_text())
     assert set(on_test["dice"]) == {"1", "2"}
@@ -117,7 +146,8 @@ def test_a_run_is_scored_in_every_way_and_reported(
     assert honest["without_leaked"]["dropped"] == ["case_9"]
     assert json.loads((trial.folder / "tta" / results).read_text())["provenance"]["tta"] is True
 
-    record = Record(trial.name, {}, "finished", ["train", "score"])
+    config = trial.config.model_dump(mode="json")
+    record = Record(trial.name, config, "finished", ["train", "score", "tta"])
     record.wall_seconds, record.cpu_seconds = {"train": 120.0}, {"train": 180.0}
     write_record(trial.folder, record)
     out = tmp_path / "report"
@@ -126,10 +156,27 @@ def test_a_run_is_scored_in_every_way_and_reported(
     assert [row["checkpoint"] for row in rows] == ["validation", "tta", "chosen_on_test"]
     assert float(rows[0]["dice"]) == honest["metrics"]["DSC"]["mean"]
     assert (rows[0]["minutes"], rows[0]["cpu_minutes"]) == ("2.0", "3.0")
+    (split,) = {row["split_sha256"] for row in rows}
+    assert split == sha256(tmp_path / "blobs" / "blobs_train_test_names.json")
     table = (out / "results.md").read_text()
     assert f"| Wave-GMS | 2,600,668 | {100 * honest['metrics']['DSC']['mean']:.1f} (1) |" in table
     assert "| plain Tiny-VAE | - |" in table
     assert (out / "curves.png").stat().st_size > 0 and (out / "examples.png").stat().st_size > 0
+
+    record.untimed_attempts, record.done = 1, ["train", "score"]
+    write_record(trial.folder, record)
+    found = scores_of(RUN, trial)
+    assert [score.checkpoint for score in found] == ["validation", "chosen_on_test"]
+    assert (found[0].minutes, found[0].cpu_minutes) == (None, None), "a part is not known"
+
+    elsewhere = trial.config.model_copy(update={"num_workers": 7, "GPUs": (3,)})
+    assert len(scores_of(RUN, Trial("a", elsewhere))) == 2
+    otherwise = trial.config.model_copy(update={"threshold": 0.4})
+    assert scores_of(RUN, Trial("a", otherwise)) == [], "they are those of other settings"
+    environment = json.loads((trial.folder / "environment.json").read_text())
+    environment["processes"] = 2
+    (trial.folder / "environment.json").write_text(json.dumps(environment))
+    assert scores_of(RUN, trial)[0].settings == digest(trial.config, 2) != digest(trial.config)
 
 
 def test_a_run_that_is_not_trained_cannot_be_scored(tmp_path: Path) -> None:
@@ -141,7 +188,12 @@ def test_a_run_that_is_not_trained_cannot_be_scored(tmp_path: Path) -> None:
 
 
 def row(
-    path: Path, system: str, seed: int, checkpoint: str = "validation", dice: float = 0.5
+    path: Path,
+    system: str,
+    seed: int,
+    checkpoint: str = "validation",
+    dice: float = 0.5,
+    split_sha256: str = "0" * 64,
 ) -> Score:
     loaded = load_study(path)
     config = by_run(loaded, trials_of(loaded))[system, "published", seed].config
@@ -164,6 +216,7 @@ def row(
         minutes=1.5,
         cpu_minutes=3.0,
         settings=digest(config),
+        split_sha256=split_sha256,
     )
 
 
@@ -182,15 +235,16 @@ def test_scores_of_runs_on_another_machine_are_kept(
     (out / "results.csv").write_text(to_csv(rows))
     (out / "curves.png").write_bytes(b"drawn there")
     table = write_study(load_study(path), out)
-    assert "| Wave-GMS | 7 | 62.5 ± 0.0 | - | 30.0 ± 0.0 | 9.0 ± 0.0 |" in table
-    assert "| 75.0 (1) | - | 1.5 ± 0.0 |" in table
+    assert "| Wave-GMS | 7 | 62.5 ± 0.0 | 30.0 ± 0.0 | 9.0 ± 0.0 |" in table
+    assert "| 75.0 (1) | 1.5 ± 0.0 |" in table
     assert "| plain Tiny-VAE | 7 | 25.0 (1) |" in table
     assert (out / "results.csv").read_text() == to_csv(rows), "nothing is lost or changed"
     assert (out / "curves.png").read_bytes() == b"drawn there"
 
-    elsewhere = write(
-        path, settings={"epochs": 2, "image_size": 32, "save_freq": 1, "num_workers": 3}
-    )
+    place = {"num_workers": 3, "cache_mb": 1, "GPUs": [2], "compile": True, "channels_last": False}
+    settings = {"epochs": 2, "image_size": 32, "save_freq": 1} | place
+    splits = {"published": "/elsewhere/blobs_train_test_names.json"}
+    elsewhere = write(path, settings=settings, splits=splits)
     assert write_study(load_study(elsewhere), out) == table, "the machine is no setting"
 
 
@@ -198,6 +252,7 @@ def test_scores_of_runs_on_another_machine_are_kept(
     ("changes", "message"),
     [
         ({"settings": {"epochs": 3}}, "other settings: Wave-GMS, published split, seed 1"),
+        ({"splits": {"published": "bus_train_test_names.json"}}, "other settings: Wave-GMS"),
         ({"seeds": [2]}, "a run that the study does not name: Wave-GMS.*seed 1.*--out"),
     ],
 )
@@ -213,6 +268,94 @@ def test_a_table_of_another_study_is_not_written_over(
     assert (tmp_path / "results.csv").read_text() == before
 
 
+def test_scores_on_different_splits_are_not_mixed(tmp_path: Path) -> None:
+    path = write(tmp_path / "s.yaml")
+    rows = [row(path, "Wave-GMS", 1), row(path, "Wave-GMS", 2, split_sha256="1" * 64)]
+    (tmp_path / "results.csv").write_text(to_csv(rows))
+    with pytest.raises(UserError, match="seed 2 was scored on another split file than that of oth"):
+        write_study(load_study(path), tmp_path)
+
+    (tmp_path / "results.csv").write_text(to_csv(rows[:1]))
+    write_study(load_study(path), tmp_path)
+    (tmp_path / "blobs").mkdir()
+    (tmp_path / "blobs" / "blobs_train_test_names.json").write_text("{}")
+    with pytest.raises(UserError, match="another split file than the one on this machine"):
+        study.main(["--config", str(path), "--out", str(tmp_path)])
+
+
+def test_the_number_of_processes_is_a_setting(tmp_path: Path) -> None:
+    path = write(tmp_path / "s.yaml", settings={"GPUs": [0, 1]})
+    config = trials_of(load_study(path))[0].config
+    one = row(path, "Wave-GMS", 1)
+    two = replace(one, settings=digest(config, 2))
+    runs = by_run(load_study(path), trials_of(load_study(path)))
+    for allowed in (one, two):
+        (tmp_path / "results.csv").write_text(to_csv([allowed]))
+        assert scores_in(tmp_path, runs) == {RUN: [allowed]}
+    write(path, settings={"GPUs": [4]})
+    with pytest.raises(UserError, match="other settings"):
+        scores_in(tmp_path, by_run(load_study(path), trials_of(load_study(path))))
+
+
+@pytest.mark.parametrize("table", sorted((ROOT / "docs").glob("results/*/results.csv")), ids=str)
+def test_shipped_results_are_those_of_the_shipped_study(table: Path, tmp_path: Path) -> None:
+    folder = table.parent
+    shipped = load_study(ROOT / "configs" / "studies" / f"{folder.name}.yaml")
+    here = shipped.model_copy(update={"folder": tmp_path})
+    shutil.copyfile(folder / "results.csv", tmp_path / "results.csv")
+    assert write_study(here, tmp_path) == (folder / "results.md").read_text()
+    assert (tmp_path / "results.csv").read_text() == (folder / "results.csv").read_text()
+
+
+def test_systems_are_compared_seed_by_seed(tmp_path: Path) -> None:
+    systems = {
+        "ours": {},
+        "a": {"ema_decay": 0.5},
+        "b": {"ema_decay": 0.6},
+        "c": {"ema_decay": 0.7},
+    }
+    path = write(tmp_path / "s.yaml", seeds=[1, 2, 3, 4], systems=systems)
+    dice = {
+        "ours": {1: 0.6, 2: 0.7, 3: 0.65},
+        "a": {1: 0.5, 2: 0.55, 3: 0.63, 4: 0.9},
+        "b": {2: 0.6999, 3: 0.6502},
+        "c": {3: 0.1, 4: 0.1},
+    }
+    rows = [
+        row(path, name, seed, dice=value)
+        for name, values in dice.items()
+        for seed, value in values.items()
+    ]
+    rows.append(row(path, "c", 1, "tta", dice=0.1))
+    (tmp_path / "results.csv").write_text(to_csv(rows))
+    lines = write_study(load_study(path), tmp_path).splitlines()
+    start = lines.index("| Dice of ours minus that of | seed 1 | seed 2 | seed 3 | mean |")
+    low, high = t_interval([10.0, 15.0, 2.0])
+    assert lines[start + 2] == f"| a | +10.0 | +15.0 | +2.0 | +9.0 ({low:.1f} to {high:.1f}) |"
+    assert lines[start + 3] == "| b | - | +0.0 | +0.0 | +0.0 (-0.2 to 0.2) |"
+    assert lines[start + 4] == "", "c has only one seed that ours has"
+
+
+def test_one_seed_or_one_system_is_compared_with_nothing(tmp_path: Path) -> None:
+    path = write(tmp_path / "s.yaml")
+    (tmp_path / "results.csv").write_text(
+        to_csv([row(path, s, 1) for s in ("Wave-GMS", "plain Tiny-VAE")])
+    )
+    assert "minus" not in write_study(load_study(path), tmp_path)
+    write(path, systems={"Wave-GMS": {}})
+    (tmp_path / "results.csv").write_text(to_csv([row(path, "Wave-GMS", s) for s in (1, 2)]))
+    assert "minus" not in write_study(load_study(path), tmp_path)
+
+
+def test_the_page_lists_the_keys_of_a_study(tmp_path: Path) -> None:
+    page = ROOT / PAGE
+    assert describe_study() in page.read_text()
+    (example,) = re.findall(r"```yaml\n(.*?)```", page.read_text(), re.DOTALL)
+    assert yaml.safe_load(example).keys() < Study.model_fields.keys()
+    with pytest.raises(UserError, match=rf"unknown key 'xyz'; see {PAGE} for all keys"):
+        load_study(write(tmp_path / "s.yaml", xyz=1))
+
+
 def test_a_file_that_is_no_table(tmp_path: Path) -> None:
     (tmp_path / "results.csv").write_text("system,dice\nWave-GMS,high\n")
     with pytest.raises(UserError, match=r"results\.csv is not the table of a study"):
@@ -220,21 +363,113 @@ def test_a_file_that_is_no_table(tmp_path: Path) -> None:
 
 
 def test_columns_without_numbers_are_left_out(tmp_path: Path) -> None:
-    path = write(tmp_path / "s.yaml", tta=False)
+    splits = {name: f"{name}_train_test_names.json" for name in ("published", "grouped")}
+    path = write(tmp_path / "s.yaml", tta=False, splits=splits)
     (tmp_path / "results.csv").write_text(to_csv([row(path, "Wave-GMS", 1)]))
     table = write_study(load_study(path), tmp_path)
-    assert "TTA" not in table and "group split" not in table
-    steps = study.training_and_scoring_steps(trials_of(load_study(path))[0], tta=False)
-    assert steps["score"][-1] == "--no-tta"
+    header = "| system | parameters | Dice | IoU | HD95 | HD95, misses as 0 | missed | minutes |"
+    assert header in table
+    assert "leaked" not in table.lower() and "group split" not in table.lower()
+    (tmp_path / "results.csv").write_text(
+        to_csv([replace(row(path, "Wave-GMS", 1), dice_without_leaked=0.25)])
+    )
+    table = write_study(load_study(path), tmp_path)
+    assert "| Dice | no leaked cases | IoU |" in table and "*No leaked cases* leaves" in table
+    assert "tta" not in study.training_and_scoring_steps(trials_of(load_study(path))[0], tta=False)
 
 
-def test_failed_runs_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def all_fail(trials: list[Trial], *_: object, **__: object) -> list[Outcome]:
-        return [Outcome(trial, Record(trial.name, {}, "failed", []), True) for trial in trials]
+def test_test_time_augmentation_can_be_added(tmp_path: Path) -> None:
+    ways = ["validation", "chosen_on_test"]
+    path = write(tmp_path / "s.yaml", tta=False)
+    (tmp_path / "results.csv").write_text(to_csv([row(path, "Wave-GMS", 1, way) for way in ways]))
 
-    monkeypatch.setattr("experiments.runner.run_trials", all_fail)
-    with pytest.raises(UserError, match=r"4 of 4 runs failed: Wave-GMS.*seed 1; .*; plain.*retry"):
-        study.main(["--config", str(write(tmp_path / "s.yaml"))])
-    path = write(tmp_path / "s.yaml", seeds=list(range(9)))
-    with pytest.raises(UserError, match=r"18 of 18 runs failed: .*seed 1; \.\.\. Their logs"):
-        study.main(["--config", str(path)])
+    def scored(path: Path) -> set[tuple[str, str, int]]:
+        loaded = load_study(path)
+        return scored_in(loaded, tmp_path, by_run(loaded, trials_of(loaded)))
+
+    assert scored(path) == {RUN}
+    assert scored(write(path, tta=True)) == set()
+    trial = trials_of(load_study(path))[0]
+    without, with_tta = (study.training_and_scoring_steps(trial, tta) for tta in (False, True))
+    assert list(with_tta.items())[:-1] == list(without.items()), "what is done stays done"
+    assert with_tta["tta"] == [*without["score"], "--tta"]
+
+
+def test_scores_here_and_in_the_table_are_not_mixed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that stands in the table was trained there, the one in the folder here."""
+    path = write(tmp_path / "s.yaml")
+    whole = [row(path, "Wave-GMS", 1, way) for way in ("validation", "tta", "chosen_on_test")]
+    part = [row(path, "Wave-GMS", 1, dice=0.75)]
+    for here, there in ((part, whole), (whole, part)):
+        (tmp_path / "results.csv").write_text(to_csv(there))
+        monkeypatch.setattr(
+            "experiments.study_report.scores_of", lambda run, _, h=here: h if run == RUN else []
+        )
+        write_study(load_study(path), tmp_path)
+        assert (tmp_path / "results.csv").read_text() == to_csv(whole)
+
+
+def test_minutes_that_are_not_known_are_left_out_of_the_mean(tmp_path: Path) -> None:
+    path = write(tmp_path / "s.yaml")
+    rows = [row(path, "Wave-GMS", 1), replace(row(path, "Wave-GMS", 2), minutes=None)]
+    (tmp_path / "results.csv").write_text(to_csv(rows))
+    table = write_study(load_study(path), tmp_path)
+    assert "| 1.5 (1) | 3.0 ± 0.0 |" in table
+    assert (tmp_path / "results.csv").read_text() == to_csv(rows)
+
+
+@pytest.mark.parametrize("workers", ["0", "-2", "two"])
+def test_workers_are_counted_from_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], workers: str
+) -> None:
+    with pytest.raises(SystemExit):
+        study.main(["--config", str(write(tmp_path / "s.yaml")), "--workers", workers])
+    assert "argument --workers" in capsys.readouterr().err
+
+
+def ending(monkeypatch: pytest.MonkeyPatch, *statuses: Status) -> None:
+    """The runs end with these statuses, the last of which is that of all others."""
+
+    def run_trials(trials: list[Trial], *_: object, **__: object) -> list[Outcome]:
+        each = [*statuses, *[statuses[-1]] * len(trials)]
+        return [
+            Outcome(trial, Record(trial.name, {}, status), True)
+            for trial, status in zip(trials, each, strict=False)
+        ]
+
+    monkeypatch.setattr("experiments.runner.run_trials", run_trials)
+
+
+def test_runs_that_did_not_end_well_are_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write(tmp_path / "s.yaml")
+    ending(monkeypatch, "failed")
+    assert study.main(["--config", str(path)]) == 1
+    printed = capsys.readouterr().out
+    assert "4 of 4 runs failed, their trial.log says why, --retry-failed" in printed
+    assert ": Wave-GMS, published split, seed 1; plain" in printed and "stopped" not in printed
+
+    ending(monkeypatch, "failed", "interrupted")
+    assert study.main(["--config", str(path)]) == 1
+    printed = capsys.readouterr().out
+    assert "1 of 4 runs failed" in printed and "3 of 4 runs were stopped from outside" in printed
+
+    ending(monkeypatch, "interrupted")
+    many = write(tmp_path / "s.yaml", seeds=list(range(9)))
+    assert study.main(["--config", str(many)]) == 1
+    printed = capsys.readouterr().out
+    assert "18 of 18 runs were stopped from outside" in printed and "seed 1; ...\n" in printed
+
+
+def test_a_stopped_run_leaves_the_report_of_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(tmp_path / "s.yaml", tta=False)
+    ways = ("validation", "chosen_on_test")
+    (tmp_path / "results.csv").write_text(to_csv([row(path, "Wave-GMS", 1, way) for way in ways]))
+    ending(monkeypatch, "interrupted")
+    assert study.main(["--config", str(path), "--out", str(tmp_path)]) == 1
+    assert "| Wave-GMS | 7 | 50.0 (1) |" in (tmp_path / "results.md").read_text()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import os
 import signal
 from collections import Counter
@@ -91,6 +92,7 @@ def test_there_are_shipped_sweeps() -> None:
         ({"search": {"lrr": {"low": 1, "high": 2}}, "trials": 3}, "did you mean 'lr'"),
         ({"search": {"vae_model": ["litevae", "x"]}, "trials": 3}, "vae_model: .*litevae"),
         ({"seeds": [1], "storage": "sqlite:///x"}, "storage is for search"),
+        ({"seeds": [1], "workers": 0}, "sweep.workers: .*greater than or equal to 1, got 0"),
     ],
 )
 def test_what_does_not_fit_is_told_before_anything_runs(
@@ -227,6 +229,22 @@ def test_sweeps_that_share_a_study_hold_slots_that_outlive_them(tmp_path: Path) 
         assert first != second
     with slot(tmp_path, shared=True) as again:
         assert again == first
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_a_file_system_without_locks_is_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shared: bool
+) -> None:
+    asked = []
+
+    def refuse(*_: object) -> None:
+        asked.append(1)
+        assert len(asked) == 1, "it tries one slot after the other"
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr("utils.runs.fcntl.flock", refuse)
+    with pytest.raises(UserError, match=r"run\.lock cannot be locked"), slot(tmp_path, shared):
+        pass
 
 
 def scores(name: str, val: list[float], planned: int = 2, **more: Any) -> SettingScores:

@@ -35,6 +35,10 @@ RECORDED_PACKAGES = (
 )
 
 
+class FolderInUse(UserError):
+    """Another process holds the folder's lock."""
+
+
 def create_run_folder(folder: Path) -> None:
     """Make `folder` and make sure that it can be written to; UserError otherwise."""
     probe = folder / f".write_test.{os.getpid()}"
@@ -69,9 +73,10 @@ def remove_leftovers(folder: Path) -> None:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold the folder's lock; a second run in the same folder gets a UserError naming the first.
+    """Hold the folder's lock; a second run in the same folder gets a FolderInUse naming the first.
 
-    The operating system frees the lock with the process, however that ends.
+    UserError where the file system has no locks. The operating system frees the lock with the
+    process, however that ends.
     """
     path = folder / "run.lock"
     with path.open("a+") as file:
@@ -82,19 +87,24 @@ def locked(folder: Path) -> Iterator[None]:
         except BlockingIOError as error:
             file.seek(0)
             holder = file.read().strip() or "another process"
-            raise UserError(
+            raise FolderInUse(
                 f"{folder} is in use by {holder}: wait for that run, stop it, "
                 "or set another snapshot_path"
             ) from error
         except OSError as error:
-            raise UserError(
-                f"{path} cannot be locked ({error.strerror}): the file system has no flock; "
-                "set snapshot_path to another disk"
-            ) from error
+            raise cannot_lock(path, error) from error
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
         file.flush()
         yield
+
+
+def cannot_lock(path: Path, error: OSError) -> UserError:
+    """What to report where a lock cannot even be asked for."""
+    return UserError(
+        f"{path} cannot be locked ({error.strerror}): the file system has no flock; "
+        "set snapshot_path to another disk"
+    )
 
 
 def log_to(file: Path | None = None, level: int = logging.INFO) -> None:
