@@ -17,7 +17,8 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 def commands(page: Path) -> list[list[str]]:
     """Every `python ...` line of the page's blocks, as words."""
-    blocks = re.findall(r"^```(?!python)\w*\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)
+    fenced = re.findall(r"^```(\w*)\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)
+    blocks = [content for language, content in fenced if language != "python"]
     lines = re.sub(r"\\\n\s*", " ", "\n".join(blocks)).splitlines()
     found = [line.removeprefix("$ ").strip() for line in lines]
     return [shlex.split(line, comments=True) for line in found if line.startswith("python ")]
