@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from utils.entry import exit_from
 from utils.errors import UserError, listed
+from utils.tables import csv_text
 
 if TYPE_CHECKING:
     from utils.results import Results
@@ -213,8 +214,6 @@ def to_markdown(table: list[Line], runs: dict[str, Results]) -> str:
 
 def to_csv(table: list[Line]) -> str:
     """One row a metric and run, unrounded; the reference's differences are empty."""
-    import csv
-    import io
     from dataclasses import asdict
 
     rows = []
@@ -229,11 +228,7 @@ def to_csv(table: list[Line]) -> str:
                 }
                 row["difference_p_holm"] = line.adjusted[label]
             rows.append(row)
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, list(rows[-1]), restval="", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
+    return csv_text(list(rows[-1]), rows)
 
 
 def plot_differences(runs: dict[str, Results]) -> bytes:

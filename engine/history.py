@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 import time
 from collections.abc import Sequence
@@ -13,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from utils.files import atomic_write
 from utils.runs import writing_to
+from utils.tables import csv_text
 
 if TYPE_CHECKING:
     import numpy as np
@@ -62,12 +61,11 @@ class HistoryWriter:
 
 def write_history(path: Path, rows: Sequence[Row]) -> None:
     """Write one line an epoch; a value that was not measured in an epoch is left empty."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(rows[0]))
-    writer.writeheader()
-    for row in rows:
-        writer.writerow({k: f"{v:.9g}" if isinstance(v, float) else v for k, v in row.items()})
-    atomic_write(path, text.getvalue())
+    rounded = [
+        {key: f"{value:.9g}" if isinstance(value, float) else value for key, value in row.items()}
+        for row in rows
+    ]
+    atomic_write(path, csv_text(list(rows[0]), rounded))
 
 
 def draw_curves(path: Path, rows: Sequence[Row], title: str) -> None:

@@ -14,7 +14,6 @@ done, a row after the files of its picture, so that a stopped run can go on.
 from __future__ import annotations
 
 import csv
-import io
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -29,6 +28,7 @@ from engine.prediction import Segmentation
 from utils.errors import UserError
 from utils.files import atomic_write
 from utils.overlay import draw_overlay
+from utils.tables import csv_text
 
 COLUMNS = (
     "name",
@@ -96,7 +96,7 @@ class OutputFolder:
             for stale in self.folder.glob("*/.*.tmp"):  # of a run that was killed
                 stale.unlink(missing_ok=True)
             atomic_write(self.folder / "settings.json", json.dumps(self.settings, indent=2) + "\n")
-            atomic_write(self._partial, _to_csv([*self._earlier, *self._rows.values()]))
+            atomic_write(self._partial, csv_text(COLUMNS, [*self._earlier, *self._rows.values()]))
             self._table.unlink(missing_ok=True)
             self._journal = self._partial.open("a", encoding="utf-8")
         return [job for job in jobs if job.name not in self._rows]
@@ -165,7 +165,7 @@ class OutputFolder:
         """Take a picture's row into the table."""
         assert self._journal is not None
         self._rows[row["name"]] = row
-        self._journal.write(_to_csv([row], header=False))
+        self._journal.write(csv_text(COLUMNS, [row], header=False))
         self._journal.flush()
 
     def close(self, jobs: Sequence[Job]) -> list[Row]:
@@ -174,7 +174,7 @@ class OutputFolder:
         rows = [self._rows[job.name] for job in jobs]
         with stops_when_full(self.folder):
             self._journal.close()
-            atomic_write(self._table, _to_csv([*self._earlier, *rows]))
+            atomic_write(self._table, csv_text(COLUMNS, [*self._earlier, *rows]))
             self._partial.unlink()
         return [row for row in rows if row["status"] != "ok"]
 
@@ -253,12 +253,3 @@ def _encode(suffix: str, pixels: np.ndarray) -> bytes:
     except cv2.error as error:
         height, width = pixels.shape[:2]
         raise UserError(f"{width} x {height} px cannot be written as {suffix[1:]}") from error
-
-
-def _to_csv(rows: Iterable[Row], header: bool = True) -> str:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-    if header:
-        writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()

@@ -7,7 +7,6 @@ scores averaged over runs: what other test images would change).
 
 from __future__ import annotations
 
-import csv
 import io
 import math
 from collections import Counter
@@ -21,6 +20,7 @@ from utils.config import Config, dump_config
 from utils.files import atomic_write
 from utils.runs import writing_to
 from utils.statistics import Description, describe, t_interval
+from utils.tables import csv_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -85,11 +85,7 @@ def to_csv(rows: Sequence[SettingScores]) -> str:
             "best": int(row is best),
         }
         lines.append(line)
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, list(lines[0]) if lines else ["setting"], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(lines)
-    return text.getvalue()
+    return csv_text(list(lines[0]) if lines else ["setting"], lines)
 
 
 def to_markdown(title: str, rows: Sequence[SettingScores], select_on: str) -> str:

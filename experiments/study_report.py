@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import io
 import json
 import shutil
 import statistics
@@ -32,6 +31,7 @@ from utils.errors import UserError
 from utils.files import atomic_write, sha256
 from utils.results import read_results
 from utils.statistics import t_interval
+from utils.tables import csv_text
 
 TABLE = "results.csv"
 ON_VAL = "validation"
@@ -374,11 +374,7 @@ def _cell(values: Sequence[float], expected: int) -> str:
 
 def to_csv(scores: Iterable[Score]) -> str:
     """A row for every run and way of choosing its checkpoint."""
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, [field.name for field in fields(Score)], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(map(asdict, scores))
-    return text.getvalue()
+    return csv_text([field.name for field in fields(Score)], map(asdict, scores))
 
 
 def draw_curves(path: Path, study: Study, histories: Mapping[Run, Path]) -> None:

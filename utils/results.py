@@ -12,7 +12,6 @@ told, such as the deviation of one case, is null.
 from __future__ import annotations
 
 import csv
-import io
 import json
 import math
 from collections.abc import Collection, Mapping, Sequence
@@ -26,6 +25,7 @@ from utils.errors import UserError
 from utils.files import atomic_write
 from utils.metrics import METRICS, SIZES, EmptyRule, Row
 from utils.statistics import CONFIDENCE, RESAMPLES, SEED, describe
+from utils.tables import csv_text
 
 COLUMNS = ("Name", *METRICS, *SIZES)
 CSV_NAME = "results.csv"
@@ -155,13 +155,11 @@ def _or_none(number: float) -> float | None:
 
 
 def _to_csv(rows: Sequence[Row], metrics: Mapping[str, Mapping[str, Any]]) -> str:
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, COLUMNS, restval="", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    for name, key in (("Avg", "mean"), ("Std", "std")):
-        writer.writerow({"Name": name} | {metric: each[key] for metric, each in metrics.items()})
-    return text.getvalue()
+    averages = [
+        {"Name": name} | {metric: each[key] for metric, each in metrics.items()}
+        for name, key in (("Avg", "mean"), ("Std", "std"))
+    ]
+    return csv_text(COLUMNS, [*rows, *averages])
 
 
 def _from_csv(path: Path) -> list[Row]:
