@@ -3,6 +3,7 @@
     python benchmark.py                                  # dummy data, the bundled Tiny-VAE
     python benchmark.py --vae madebyollin/taesd --vae ckpt/tiny_vae --dataset busi --out docs/performance
     python benchmark.py --growth --dataset busi --out docs/performance
+    python benchmark.py --single-changes --out docs/performance
 
 The reference takes the first `--vae`; ours is measured with each of them. Every candidate lives in
 a process of its own and they take turns in random order. `--dataset` adds an epoch of training, of
@@ -43,7 +44,15 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--workers", type=int, default=2, help="loader workers of ours (2)")
     add("--precision", default="auto", choices=["auto", "fp32", "bf16", "fp16"])
     add("--out", type=Path, help="folder for tables, CSV files and plots")
-    add("--growth", action="store_true", help="how time and memory grow, in place of the rest")
+    other = parser.add_mutually_exclusive_group()
+    other.add_argument(
+        "--growth", action="store_true", help="how time and memory grow, in place of the rest"
+    )
+    other.add_argument(
+        "--single-changes",
+        action="store_true",
+        help="processor time without and with each change for the CPU, in place of the rest",
+    )
     add("--sides", type=int, nargs="+", default=SIDES, help="image sides of --growth")
     add("--counts", type=int, nargs="+", default=COUNTS, help="numbers of cases of --growth")
     arguments = parser.parse_args(argv)
@@ -60,6 +69,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     workload = workload_from(arguments)
     if arguments.growth:
         measure_growth(arguments, workload)
+    elif arguments.single_changes:
+        measure_single_changes(arguments)
     else:
         compare_with_reference(arguments, workload)
 
@@ -94,6 +105,7 @@ def workload_from(arguments: argparse.Namespace) -> Workload:
 
 
 def compare_with_reference(arguments: argparse.Namespace, workload: Workload) -> None:
+    """Print the comparison; write benchmark.md, its CSV files and plot to `--out`."""
     from benchmarks.comparison import compare
     from benchmarks.report import format_results, write_results
 
@@ -104,6 +116,7 @@ def compare_with_reference(arguments: argparse.Namespace, workload: Workload) ->
 
 
 def measure_growth(arguments: argparse.Namespace, workload: Workload) -> None:
+    """Print each point once it is measured; write growth.md, .csv and .png to `--out`."""
     from benchmarks.growth import Point, case_growth, mapping_growth
     from benchmarks.report import write_growth
     from engine.device import describe_device, make_accelerator
@@ -127,6 +140,22 @@ def measure_growth(arguments: argparse.Namespace, workload: Workload) -> None:
             log.info("%s", point)
             if arguments.out:
                 write_growth(arguments.out, head, points_by)
+
+
+def measure_single_changes(arguments: argparse.Namespace) -> None:
+    """Print the processor times; write changes.md and changes.csv to `--out`."""
+    from benchmarks.report import format_changes, write_changes
+    from benchmarks.single_changes import Measured, measure_changes
+
+    size, batch_size = arguments.image_size, arguments.batch_size
+    head = f"CPU, 1 thread, fp32; {size} px, batch {batch_size}; {arguments.rounds} rounds"
+    changes: list[Measured] = []
+    for measured in measure_changes(arguments.vae, size, batch_size, arguments.rounds):
+        changes.append(measured)
+        log.info("measured: %s, on %s", measured.change, measured.operation)
+        if arguments.out:
+            write_changes(arguments.out, head, changes)
+    log.info("\n%s", format_changes(head, changes))
 
 
 if __name__ == "__main__":

@@ -2,7 +2,8 @@
 
 Attention compares all (S/8)^2 positions with each other, so its arithmetic grows with S^4. So does
 the memory of the plain ("math") kernel, which keeps the matrix; the fused kernels never write it.
-Each measurement has a process of its own, so that its peak memory is its own.
+Each measurement has a process of its own, so that its peak memory is its own; imports that it does
+not need would count, and are made where they are needed.
 """
 
 from __future__ import annotations
@@ -10,10 +11,14 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING
 
 from benchmarks.separate_process import SeparateProcess
 from utils.machine import available_bytes
+
+if TYPE_CHECKING:
+    from benchmarks.candidate import Workload
+    from benchmarks.ours import Ours
 
 STAGES = 8  # each with an attention
 KERNELS = ("fused", "math")
@@ -32,7 +37,13 @@ class Point:
 
 
 def mapping_growth(sizes: Sequence[int], precision: str) -> Iterator[Point]:
-    """Time and memory of the latent mapping model for one image, by kernel and by side."""
+    """Time and memory of the latent mapping model for one image, by kernel and by side in pixels.
+
+    A point that would take more than half of the free memory, or runs out of it, is not made.
+
+    Raises:
+        UserError: a process died.
+    """
     import torch
 
     for run in PASSES:
@@ -121,16 +132,19 @@ class MappingRun:
                 torch.stack([head.float().sum() for head in heads.values()]).sum().backward()
 
 
-def case_growth(counts: Sequence[int], workload: Any, vae: str) -> Iterator[Point]:
+def case_growth(counts: Sequence[int], workload: Workload, vae: str) -> Iterator[Point]:
     """Time and memory of validation and of prediction from files, by the number of cases.
 
-    `workload` is a `candidate.Workload`; its test cases are taken again from the start where a count
-    asks for more. Nothing is decoded ahead.
+    The workload's test cases are taken again from the start where a count asks for more.
+    Nothing is decoded ahead.
+
+    Raises:
+        UserError: the VAE cannot be had, or a process died.
     """
     for task in ("predict_cases", "predict_files"):
         for count in counts:
             cases = workload.test * -(-count // len(workload.test))
-            process = SeparateProcess(_candidate, replace(workload, test=cases[:count]), vae)
+            process = SeparateProcess(_ours, replace(workload, test=cases[:count]), vae)
             try:
                 timing = process.call("timed", task)
                 yield Point(
@@ -143,7 +157,7 @@ def case_growth(counts: Sequence[int], workload: Any, vae: str) -> Iterator[Poin
                 process.close()
 
 
-def _candidate(workload: Any, vae: str) -> Any:
+def _ours(workload: Workload, vae: str) -> Ours:
     from benchmarks.ours import Ours
 
     return Ours(replace(workload, train=()), vae)

@@ -74,6 +74,7 @@ class ReferenceLoop:
         }
 
     def backward(self, losses: dict[str, Tensor]) -> None:
+        """The gradients of the total, those of the step before cleared."""
         self.optimizer.zero_grad()
         losses["loss"].backward()
 

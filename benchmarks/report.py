@@ -26,6 +26,7 @@ class Rates:
 
     @property
     def median(self) -> float:
+        """Images per second."""
         return statistics.median(self.rounds)
 
 
@@ -55,10 +56,12 @@ class Results:
 
     @property
     def tasks(self) -> list[str]:
+        """Names of the tasks in the order of measurement."""
         return list(dict.fromkeys(rates.task for rates in self.rates))
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table."""
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
@@ -85,6 +88,7 @@ def format_results(results: Results) -> str:
 
 
 def rate_table(results: Results) -> str:
+    """Images per second of every task and way, and their ratio to the first way of the task."""
     rows = []
     for task in results.tasks:
         ways = results.of(task)
@@ -102,6 +106,7 @@ def _parts(steps: Sequence[Step], what: str) -> list[str]:
 
 
 def time_table(results: Results) -> str:
+    """Milliseconds per image of the parts of a training step."""
     steps, images = results.steps, results.batch
     rows = [
         [part, *(f"{1000 * step.seconds.get(part, 0) / images:.1f}" for step in steps)]
@@ -112,6 +117,7 @@ def time_table(results: Results) -> str:
 
 
 def arithmetic_table(results: Results) -> str:
+    """GMACs per image of the parts, and the share of the best convolution that a step reaches."""
     steps, unit = results.steps, 1e9 * results.batch
 
     def cell(count: tuple[float, float]) -> str:
@@ -229,6 +235,31 @@ def write_growth(folder: Path, head: str, points_by: Mapping[str, Sequence[Any]]
     )
     _draw_growth(folder / "growth.png", points_by)
     return page
+
+
+def format_changes(head: str, changes: Sequence[Any]) -> str:
+    """The page changes.md, of `benchmarks.single_changes.Measured`s."""
+    rows = []
+    for measured in changes:
+        sides = [f"{user:.2f} + {system:.2f}" for user, system in measured.medians()]
+        rows.append([measured.change, measured.operation, *sides])
+    header = ["change", "measured on", "before (s)", "after (s)"]
+    return f"{head}. Processor time, user + system, medians.\n\n{table(header, rows)}\n"
+
+
+def write_changes(folder: Path, head: str, changes: Sequence[Any]) -> None:
+    """changes.md and changes.csv (every round)."""
+    atomic_write(folder / "changes.md", format_changes(head, changes))
+    _write_csv(
+        folder / "changes.csv",
+        ["change", "operation", "side", "round", "user_seconds", "system_seconds"],
+        [
+            [measured.change, measured.operation, side, i + 1, *(f"{s:.2f}" for s in seconds)]
+            for measured in changes
+            for side in ("before", "after")
+            for i, seconds in enumerate(getattr(measured, side))
+        ],
+    )
 
 
 def _draw_growth(path: Path, points_by: Mapping[str, Sequence[Any]]) -> None:

@@ -36,6 +36,7 @@ class SeparateProcess:
         return self._run(_call, method, arguments)
 
     def close(self) -> None:
+        """End the process once its call, if one runs, is done."""
         self._pool.shutdown()
 
     def _run(self, function: Callable[..., Any], *arguments: Any) -> Any:

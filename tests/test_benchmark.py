@@ -21,6 +21,7 @@ from benchmarks.ours import Ours
 from benchmarks.reference import Reference
 from benchmarks.report import Rates, Results, Step, format_results, write_growth, write_results
 from benchmarks.separate_process import SeparateProcess
+from benchmarks.single_changes import CONTIGUOUS, KEPT, MERGED, Measured, decoder_pass
 from benchmarks.step_parts import REST
 from datasets.cases import open_data_set
 from tests.cases_on_disk import write_data_set
@@ -299,6 +300,39 @@ def test_a_small_benchmark(vae: Path, tmp_path: Path, monkeypatch: pytest.Monkey
     ):
         for way in (f"reference, {vae.name}", f"ours, {vae.name}", "ours, other_vae"):
             assert f"| {task} | {way} |" in page
+
+
+def test_the_decoder_gives_the_same_gradient_before_and_after(vae: Path) -> None:
+    gradients = []
+    for merged in (False, True):
+        torch.manual_seed(0)
+        gradients.append(decoder_pass(merged, str(vae), image_size=32, batch_size=1)())
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-3, atol=1e-4)
+
+
+def test_every_change_is_measured_alone(
+    vae: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("benchmarks.single_changes.SeparateProcess", SameProcess)
+    monkeypatch.setattr("engine.device.keep_freed_memory", lambda: None)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    threads = torch.get_num_threads()
+    settings = ["--image-size", "32", "--batch-size", "2", "--rounds", "2"]
+    vaes = ["--vae", str(vae), "--vae", str(vae)]
+    benchmark.main(["--single-changes", *vaes, *settings, "--out", str(tmp_path)])
+    torch.set_num_threads(threads)
+    page = (tmp_path / "changes.md").read_text()
+    assert page.startswith("CPU, 1 thread, fp32; 32 px, batch 2; 2 rounds.")
+    lines = [line for line in page.splitlines() if line.startswith("| ")][2:]
+    changes = [line.split(" | ")[0].removeprefix("| ") for line in lines]
+    assert changes == [MERGED, MERGED, KEPT, CONTIGUOUS]
+    with (tmp_path / "changes.csv").open() as file:
+        assert len(list(csv.DictReader(file))) == 4 * 2 * 2
+
+
+def test_medians_of_a_change() -> None:
+    measured = Measured(KEPT, "step", [(3.0, 1.0), (5.0, 2.0), (4.0, 9.0)], [(1.0, 0.5)])
+    assert measured.medians() == ((4.0, 2.0), (1.0, 0.5))
 
 
 def test_too_few_cases_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
