@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from small_run import arguments
+
+from tests.small_run import arguments
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("WAVEGMS_TEST_GPU", "")
@@ -26,7 +27,7 @@ def shared() -> Path:
 @pytest.fixture(scope="session")
 def vae(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small Tiny-VAE with random weights: enough for everything but accuracy."""
-    from autoencoders import save_tiny_vae
+    from tests.autoencoders import save_tiny_vae
 
     return save_tiny_vae(tmp_path_factory.mktemp("vae"))
 

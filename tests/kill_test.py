@@ -34,7 +34,7 @@ ROOT = Path(__file__).resolve().parents[1]
 CLOCK_TICKS = os.sysconf("SC_CLK_TCK")
 
 os.environ |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"}
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+sys.path.insert(0, str(ROOT))
 
 
 def kill_self() -> None:
@@ -188,9 +188,8 @@ class KillTest:
         self.ends = self.equal = 0
 
     def run(self, out: str) -> None:
-        from small_run import arguments
-
         import train
+        from tests.small_run import arguments
 
         settings = ("save_minutes=1e-6", f"num_workers={self.workers}", "ema_decay=0.9", "ch=16")
         train.main(arguments(self.folder, self.folder / "vae", *settings, out=out))

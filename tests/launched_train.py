@@ -20,7 +20,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 
 os.environ |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"}
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+sys.path.insert(0, str(ROOT))
 
 STOPPED_IN_STEP = 7
 
@@ -109,7 +109,7 @@ def launch(*details: object) -> str:
 
 
 if __name__ == "__main__":
-    from kill_test import preload
+    from tests.kill_test import preload
 
     folder, *arguments = sys.argv[1:]
     preload()

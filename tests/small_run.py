@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from cases_on_disk import write_data_set
+from tests.cases_on_disk import write_data_set
 
 ROOT = Path(__file__).resolve().parents[1]
 

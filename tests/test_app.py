@@ -18,12 +18,12 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-from cases_on_disk import blob_case
-from run_on_disk import ROOT, write_run, write_vae
 
 import app
 import predict
 from engine.prediction import Segmentation
+from tests.cases_on_disk import blob_case
+from tests.run_on_disk import ROOT, write_run, write_vae
 from utils.errors import UserError
 
 START_SECONDS = 240

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from run_on_disk import ROOT
 
 from engine.device import use_gpus
+from tests.run_on_disk import ROOT
 from utils.errors import UserError
 
 

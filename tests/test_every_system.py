@@ -8,11 +8,11 @@ import json
 from pathlib import Path
 
 import pytest
-from small_run import arguments
 
 import predict
 import train
 import valid
+from tests.small_run import arguments
 from utils.errors import UserError
 
 SYSTEMS = {
@@ -37,7 +37,7 @@ needs_smp = pytest.mark.skipif(
 def test_trains_goes_on_and_validates(
     name: str, tmp_path: Path, vae: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from autoencoders import save_sd_vae
+    from tests.autoencoders import save_sd_vae
 
     weights = save_sd_vae(tmp_path / "sd") if name == "gms" else vae
     command = arguments(tmp_path, weights, *SYSTEMS[name])

@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cases_on_disk import blob_case
-from run_on_disk import ROOT, write_run, write_vae
 
 import export
 import predict
+from tests.cases_on_disk import blob_case
+from tests.run_on_disk import ROOT, write_run, write_vae
 from utils.errors import UserError
 
 onnx = pytest.importorskip("onnx", reason="exporting needs onnx (optional)")

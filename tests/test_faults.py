@@ -19,13 +19,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from kill_test import same_end
-from small_run import ROOT, arguments
 
 import train
 from datasets.loading import SegmentationDataset
 from engine.resume import load_state, save_state
 from engine.training import Trainer
+from tests.kill_test import same_end
+from tests.small_run import ROOT, arguments
 from utils.errors import UserError
 from utils.runs import create_run_folder, locked
 

@@ -11,9 +11,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from small_run import ROOT, arguments
 
 from engine.resume import load_state
+from tests.small_run import ROOT, arguments
 from utils.entry import exit_from
 from utils.interruption import STOP_SIGNALS, Interrupted, StopRequest
 

@@ -6,9 +6,8 @@ import csv
 import shutil
 from pathlib import Path
 
-from cases_on_disk import write_data_set
-
 import train
+from tests.cases_on_disk import write_data_set
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -10,7 +10,6 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from cases_on_disk import write_data_set
 
 from datasets.augmentation import RandomQuarterTurn, training_augmentation
 from datasets.cases import find_split_file, open_data_set, read_image, read_mask
@@ -23,6 +22,7 @@ from datasets.loading import (
 )
 from datasets.staging import read_metadata_groups
 from engine.build import training_cases
+from tests.cases_on_disk import write_data_set
 from utils.config import make_config
 from utils.errors import UserError
 

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from small_run import arguments
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -25,6 +24,7 @@ from engine.memory import (
 from models.base import SegmentationModel
 from models.build import build_system
 from models.losses import LossWeights
+from tests.small_run import arguments
 from utils.errors import UserError
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

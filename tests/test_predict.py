@@ -15,8 +15,6 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from cases_on_disk import blob_case, write_data_set
-from run_on_disk import ROOT, write_run, write_vae
 
 import predict
 from datasets.cases import read_image
@@ -25,6 +23,8 @@ from datasets.pictures import read_content, read_picture
 from datasets.windowing import parse_window
 from engine.inputs import find_jobs, unique_names
 from engine.prediction import Method, blending_window, orientations, segment, tile_starts, upright
+from tests.cases_on_disk import blob_case, write_data_set
+from tests.run_on_disk import ROOT, write_run, write_vae
 from utils.errors import UserError
 from utils.streams import bounded_map
 

@@ -7,12 +7,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from cases_on_disk import write_data_set
-from small_run import ROOT, arguments
-from test_training import history, poison
 
 import train
 from engine.resume import load_state
+from tests.cases_on_disk import write_data_set
+from tests.small_run import ROOT, arguments
+from tests.test_training import history, poison
 from utils.errors import UserError
 
 SETTINGS = (

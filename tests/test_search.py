@@ -11,14 +11,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from quick_training import make_sweeps_quick, starts
-from test_sweep import run, write_sweep
 
 import sweep
 from experiments.records import Record
 from experiments.runner import Outcome, Trial
 from experiments.settings import load_sweep
 from experiments.slots import slot
+from tests.quick_training import make_sweeps_quick, starts
+from tests.test_sweep import run, write_sweep
 from utils.config import load_config
 from utils.errors import UserError
 from utils.interruption import Interrupted

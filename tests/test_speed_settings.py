@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from run_on_disk import ROOT
 
 from engine.device import choose_layout
 from models.build import build_system
 from models.losses import LossWeights
+from tests.run_on_disk import ROOT
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's allocator is what is set")

@@ -13,8 +13,6 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from quick_training import make_sweeps_quick, quick_steps, starts
-from small_run import arguments
 
 import sweep
 from experiments import runner
@@ -24,6 +22,8 @@ from experiments.scores import SettingScores
 from experiments.settings import SweepSettings, describe_settings, load_sweep
 from experiments.slots import slot
 from experiments.trials import settings_of
+from tests.quick_training import make_sweeps_quick, quick_steps, starts
+from tests.small_run import arguments
 from utils.config import load_config
 from utils.errors import UserError
 from utils.interruption import Interrupted

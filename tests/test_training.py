@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_run import arguments
 
 import train
 from engine.history import Row, draw_curves
 from engine.training import warmup_then_cosine
+from tests.small_run import arguments
 from utils.errors import UserError
 from utils.interruption import Interrupted
 

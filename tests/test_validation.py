@@ -8,12 +8,12 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from cases_on_disk import write_data_set
-from small_run import arguments
 
 import valid
 from engine.evaluation import mean_over_orientations
 from engine.examples import TRUTH_COLOUR, names_by_quantile
+from tests.cases_on_disk import write_data_set
+from tests.small_run import arguments
 from utils.config import dump_config, load_config
 from utils.errors import UserError
 from utils.metrics import Row
