@@ -52,12 +52,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     from datasets.cases import open_data_set
     from engine.build import (
         check_data,
-        input_hashes,
         options_from,
         system_from,
         training_sets,
     )
     from engine.plan import describe_run
+    from engine.provenance import input_hashes
     from engine.resume import start_run
     from engine.training import Trainer
     from utils.runs import create_run_folder, locked, log_to
