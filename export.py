@@ -74,7 +74,7 @@ def describe(config: Config, checkpoint: Path, system: SegmentationModel) -> dic
     from importlib import metadata
 
     from engine.backends import ONNX_FORMAT
-    from engine.build import weights_sha256
+    from engine.provenance import weights_sha256
     from utils.files import sha256
 
     frozen = {

@@ -13,10 +13,11 @@ from __future__ import annotations
 import argparse
 import logging
 from collections.abc import Sequence
-from contextlib import nullcontext
 from pathlib import Path
 
+from engine.device import make_accelerator, use_gpus
 from utils.entry import exit_from
+from utils.runs import log_to
 
 log = logging.getLogger("wavegms")
 
@@ -40,27 +41,18 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> None:
     arguments = parse_arguments(argv)
 
+    # Imported late: --help answers at once, and GPUs are chosen before anything can touch CUDA.
     from utils.config import load_config
 
     config = load_config(arguments.config, arguments.overrides)
-
-    from engine.device import make_accelerator, resolved_precision, use_gpus
-
     use_gpus(config.GPUs)
     accelerator = make_accelerator(config.precision, config.accumulate, config.deterministic)
 
     from datasets.cases import open_data_set
-    from engine.build import (
-        check_data,
-        input_hashes,
-        options_from,
-        system_from,
-        training_sets,
-    )
-    from engine.plan import describe_run
-    from engine.resume import start_run
+    from engine.build import check_data, options_from, system_from, training_sets
+    from engine.plan import describe_run, memory_line
+    from engine.resume import open_run
     from engine.training import Trainer
-    from utils.runs import create_run_folder, locked, log_to
 
     is_main = accelerator.is_main_process
     log_to(level=logging.INFO if is_main else logging.ERROR)
@@ -68,37 +60,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     system = system_from(config)
     plan = describe_run(config, data_set, system, accelerator)
     if arguments.dry_run:
-        from engine.plan import memory_line
-
         log.info("%s\n%s", plan, memory_line(config, system, accelerator))
         check_data(config, data_set)
         log.info("everything is in place; nothing was written")
         return
 
-    folder = config.run_folder
-    if is_main:
-        create_run_folder(folder)
-    with locked(folder) if is_main else nullcontext():
-        if is_main:
-            log_to(folder / "logs" / "train.log")
-            log.info(plan)
-            hashes = input_hashes(data_set, system)
-            precision = resolved_precision(accelerator)
-            start_run(folder, config, hashes, precision, accelerator.num_processes)
-        accelerator.wait_for_everyone()
+    with open_run(config, data_set, system, accelerator, plan) as folder:
         train_set, val_set = training_sets(config, data_set, system, progress=is_main)
         trainer = Trainer(
             system, train_set, val_set, options_from(config), accelerator, folder, data_set.name
         )
         trainer.fit()
-        best = trainer.progress
-        log.info(
-            "best %s Dice %.4f in epoch %d: %s",
-            config.select_on,
-            best.best,
-            best.best_epoch,
-            folder / "best_model.pth",
-        )
+        best, epoch = trainer.progress.best, trainer.progress.best_epoch
+        weights = folder / "best_model.pth"
+        log.info("best %s Dice %.4f in epoch %d: %s", config.select_on, best, epoch, weights)
     accelerator.end_training()
 
 

@@ -112,7 +112,8 @@ def load_system(config: Config, checkpoint: Path) -> SegmentationModel:
 
     UserError if the checkpoint is another architecture's.
     """
-    from engine.build import system_from, trained_otherwise, training_config
+    from engine.build import system_from
+    from engine.provenance import trained_otherwise, training_config
     from utils.checkpoints import load_weights
 
     # compiling pays over a training, and a graph is exported from plain modules

@@ -6,8 +6,9 @@ import math
 from typing import TYPE_CHECKING
 
 from datasets.cases import DataSet
-from engine.build import selection_note, training_cases
+from engine.build import training_cases
 from engine.device import describe_device
+from engine.provenance import selection_note
 from models.base import SegmentationModel
 from utils.config import Config
 

@@ -5,14 +5,31 @@ from __future__ import annotations
 import json
 import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from engine.device import resolved_precision
+from engine.provenance import input_hashes
 from utils.config import Config, dump_config, load_config
 from utils.errors import UserError
 from utils.files import atomic_write
-from utils.runs import remove_leftovers, write_environment, writing_to
+from utils.runs import (
+    create_run_folder,
+    locked,
+    log_to,
+    remove_leftovers,
+    write_environment,
+    writing_to,
+)
 from utils.tensor_files import load_tensors, save_tensors
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from datasets.cases import DataSet
+    from models.base import SegmentationModel
 
 log = logging.getLogger("wavegms")
 
@@ -74,6 +91,33 @@ def load_state(folder: Path) -> dict[str, Any] | None:
             "Delete them, or set resume=never, to start again"
         )
     return None
+
+
+@contextmanager
+def open_run(
+    config: Config,
+    data_set: DataSet,
+    system: SegmentationModel,
+    accelerator: Accelerator,
+    plan: str,
+) -> Iterator[Path]:
+    """The folder of a run while it trains: checked and locked, with its log, config and inputs.
+
+    All of that is done by the main process; the others wait for it. UserErrors of `create_run_folder`,
+    `locked` and `start_run`.
+    """
+    folder, is_main = config.run_folder, accelerator.is_main_process
+    if is_main:
+        create_run_folder(folder)
+    with locked(folder) if is_main else nullcontext():
+        if is_main:
+            log_to(folder / "logs" / "train.log")
+            log.info(plan)
+            hashes = input_hashes(data_set, system)
+            precision = resolved_precision(accelerator)
+            start_run(folder, config, hashes, precision, accelerator.num_processes)
+        accelerator.wait_for_everyone()
+        yield folder
 
 
 def start_run(

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 from datasets.cases import DataSet
 from datasets.integrity import leaked_names
 from datasets.splits import Split
-from engine.build import cases_trained_on, provenance
 from engine.evaluation import predict_cases, report_cases, saving
 from engine.examples import draw_examples, names_by_quantile, write_overlays
+from engine.provenance import cases_trained_on, provenance
 from utils.metrics import score_cases
 from utils.report import write_report
 from utils.results import write_results

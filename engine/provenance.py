@@ -1,0 +1,122 @@
+"""What a run or a score rests on: weights and how they were chosen, data, settings, versions."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from datasets.cases import DataSet, find_split_file
+from datasets.splits import read_split
+from datasets.staging import METADATA_GROUPS
+from utils.config import Config, load_config
+from utils.errors import UserError
+from utils.files import sha256
+from utils.runs import describe_environment
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from models.base import SegmentationModel
+
+NETWORK_KEYS = (
+    "model",
+    "vae_model",
+    "guidance_method",
+    "vae_weights",
+    "in_channel",
+    "out_channels",
+    "ch",
+    "ch_mult",
+    "image_size",
+)
+"""Keys of the config by which the same weights give another probability."""
+
+
+def weights_sha256(module: nn.Module) -> str:
+    """SHA-256 over the names and values of a module's weights."""
+    digest = hashlib.sha256()
+    for name, value in module.state_dict().items():
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def input_hashes(data_set: DataSet, system: SegmentationModel) -> dict[str, str]:
+    """SHA-256 of what a result rests on besides config and code."""
+    hashes = {"split file": sha256(data_set.split_file)}
+    groups = data_set.folder / METADATA_GROUPS
+    if groups.is_file():
+        hashes["file of groups"] = sha256(groups)
+    return hashes | {name: weights_sha256(part) for name, part in system.frozen().items()}
+
+
+def training_config(checkpoint: Path) -> Config | None:
+    """The config of the run that wrote the checkpoint, None where it does not lie beside it."""
+    path = checkpoint.parent / "config.yaml"
+    return load_config(path) if path.is_file() else None
+
+
+def trained_otherwise(config: Config, run: Config | None) -> dict[str, Any]:
+    """What the run that trained the weights had for each of NETWORK_KEYS that is another in `config`."""
+    if run is None:
+        return {}
+    trained, now = run.model_dump(mode="json"), config.model_dump(mode="json")
+    return {key: trained[key] for key in NETWORK_KEYS if trained[key] != now[key]}
+
+
+def cases_trained_on(checkpoint: Path, data_set: DataSet) -> tuple[str, ...]:
+    """Cases of `data_set` that the checkpoint's run had for training, those held out included.
+
+    By the split in the config beside the checkpoint; without one, the train part of `data_set`. None
+    where the run was trained on other data. UserError where the run's split file is gone.
+    """
+    run = training_config(checkpoint)
+    if run is None:
+        return tuple(case.name for case in data_set.train)
+    same_name = run.dataset == data_set.name
+    try:
+        split_file = find_split_file(run.pickle_file_path)
+    except UserError:
+        if same_name:
+            raise
+        return ()
+    if not same_name and split_file.parent.resolve() != data_set.folder.resolve():
+        return ()
+    return read_split(split_file).train
+
+
+def provenance(config: Config, data_set: DataSet, checkpoint: Path) -> dict[str, Any]:
+    """What a score rests on: weights and how they were chosen, data, settings, versions."""
+    run = training_config(checkpoint)
+    if run is not None:
+        selection, trained_on = selection_note(run.select_on), run.dataset
+    else:
+        selection, trained_on = "no record beside the checkpoint of how it was chosen", None
+    return {
+        "selection": selection,
+        "trained_on": trained_on,
+        "trained_otherwise": trained_otherwise(config, run),
+        "data_set": data_set.name,
+        "model": config.model,
+        "vae_model": config.vae_model,
+        "guidance_method": config.guidance_method,
+        "vae_weights": config.vae_weights,
+        "checkpoint": str(checkpoint),
+        "sha256": {
+            "checkpoint": sha256(checkpoint),
+            "split file": sha256(data_set.split_file),
+        },
+        "image_size": config.image_size,
+        "evaluation_size": config.evaluation_size or config.image_size,
+        "threshold": config.threshold,
+        "tta": config.tta,
+        "environment": describe_environment(),
+    }
+
+
+def selection_note(select_on: str) -> str:
+    """How the checkpoint was chosen, in the words that every output uses."""
+    if select_on == "test":
+        return "checkpoint chosen on the TEST split (the published habit; scores are optimistic)"
+    return "checkpoint chosen on a held-out part of train"
