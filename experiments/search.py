@@ -128,7 +128,10 @@ class SearchPlan:
             self._tell(candidate)
 
     def scores(self) -> list[tuple[Setting, SettingScores]]:
-        """From the run folders that lie here, else (another machine's) from the study."""
+        """From the run folders that lie here, else from the study.
+
+        The latter for another machine's, and for finished ones whose folders here hold other runs.
+        """
         found = self.study.get_trials(deepcopy=False)
         retried = {each.user_attrs.get(RETRY_OF) for each in found}
         scores = []
@@ -136,10 +139,11 @@ class SearchPlan:
             if each.number in retried or not self._is_drawn(each):
                 continue
             setting = self._setting(each)
-            if any(trial.folder.is_dir() for trial in setting.trials):
-                scores.append((setting, score_setting(setting, self.keys)))
-            else:
-                scores.append((setting, self._scores_elsewhere(setting, each)))
+            row = score_setting(setting, self.keys)
+            here = any(trial.folder.is_dir() for trial in setting.trials)
+            if not here or (each.state.name == "COMPLETE" and not row.complete):
+                row = self._scores_elsewhere(setting, each)
+            scores.append((setting, row))
         return scores
 
     def figure(self, title: str) -> Figure:

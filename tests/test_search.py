@@ -237,6 +237,16 @@ def test_scores_of_another_machine_come_from_the_study(tmp_path: Path) -> None:
     assert row.val == [0.5, 0.7] and row.complete
 
 
+def test_a_finished_setting_keeps_its_value_when_its_folder_has_another_run(
+    tmp_path: Path, quick: None
+) -> None:
+    settings = {"search": RATES, "trials": 1}
+    assert run(write_sweep(tmp_path, settings)) == 0
+    plan = plan_of(write_sweep(tmp_path, settings, tta=True))  # which chooses no checkpoint
+    ((_, row),) = plan.scores()
+    assert row.complete and row.val == [plan.study.best_value] and not row.test
+
+
 def test_choices_are_given_back_as_written(tmp_path: Path) -> None:
     choices = {"ch_mult": [[1, 1, 2, 2], [1, 2, 4, 4]], "guidance_method": [None]}
     plan = plan_of(write_sweep(tmp_path, {"search": choices, "trials": 1}))

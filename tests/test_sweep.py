@@ -18,7 +18,7 @@ from small_run import arguments
 
 import sweep
 from experiments import runner
-from experiments.plan import describe_plan
+from experiments.plan import describe_plan, make_plan, report
 from experiments.report import find_best, plot_settings, to_csv, to_markdown
 from experiments.scores import SettingScores
 from experiments.settings import SweepSettings, describe_settings, load_sweep
@@ -199,6 +199,22 @@ def test_the_same_command_goes_on(
     for _ in range(2):
         assert run(path) == 0
         assert [starts(trial) for trial in trials] == [1, 1, 1, 1]
+
+
+def test_scores_of_other_settings_are_not_reported(tmp_path: Path, quick: None) -> None:
+    """After a change of the shared keys, the trials of before are waiting."""
+    path = write_sweep(tmp_path, {"grid": {"lr": [0.03, 0.003]}})
+    assert run(path) == 0
+    (tmp_path / "out" / "best.yaml").unlink()
+    changed = load_sweep(write_sweep(tmp_path, {"grid": {"lr": [0.03, 0.003]}}, w_dice=2))
+    rows = report(changed, make_plan(changed, "me", retry_failed=False))
+    assert [row.statuses["waiting"] for row in rows] == [1, 1]
+    assert find_best(rows) is None and not (tmp_path / "out" / "best.yaml").exists()
+
+    place = {"num_workers": 7, "cache_mb": 0, "GPUs": []}
+    moved = load_sweep(write_sweep(tmp_path, {"grid": {"lr": [0.03, 0.003]}}, **place))
+    rows = report(moved, make_plan(moved, "me", retry_failed=False))
+    assert [row.statuses["finished"] for row in rows] == [1, 1]
 
 
 def test_a_failed_trial_is_told_and_stops_no_other(
