@@ -13,10 +13,12 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from datasets.cases import find_split_file
 from experiments.records import Status
-from experiments.runner import Outcome, Trial
+from experiments.runner import ROOT, Outcome, Trial
 from experiments.scores import (
     SettingScores,
     best_validation,
@@ -26,7 +28,9 @@ from experiments.scores import (
 )
 from experiments.settings import Range, Sweep
 from experiments.trials import Setting, make_setting, text_of
+from utils.config import Config
 from utils.errors import UserError
+from utils.files import sha256
 
 if TYPE_CHECKING:
     import optuna
@@ -36,6 +40,10 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
 MAX_NAMED_KEYS = 4  # more would make the folders' names too long
+COMPARED = {
+    "validate_every",
+    "vae_weights",
+}  # a run may change them as it resumes, a search may not
 MIN_FOR_IMPORTANCE = 10  # finished settings: it compares the best tenth of them with the rest
 OWNER, NUMBER, RETRY_OF, SCORES, WALL, CPU = (
     "owner", "number", "retry_of", "scores", "wall_seconds", "cpu_seconds",
@@ -77,8 +85,8 @@ class SearchPlan:
     def __init__(self, sweep: Sweep, owner: str, retry_failed: bool) -> None:
         self.sweep, self.owner = sweep, owner
         self.keys = list(sweep.settings.search)
-        self.distributions = {key: distribution(sweep, key) for key in self.keys}
         self.study = open_study(sweep)
+        self.distributions = {key: distribution(sweep, key) for key in self.keys}
         self.candidates: dict[str, Candidate] = {}  # by the name of a run
         if retry_failed:
             self._enqueue_failed()
@@ -172,7 +180,7 @@ class SearchPlan:
             return None
         shared = self.sweep.settings.storage is not None
         self.study.sampler = make_sampler(
-            self.sweep, None if shared else self.sweep.base.seed + len(found)
+            self.sweep, None if shared else (self.sweep.base.seed + len(found)) % 2**32
         )
         try:
             handle = self.study.ask(self.distributions)
@@ -260,7 +268,10 @@ class SearchPlan:
 
 
 def distribution(sweep: Sweep, key: str) -> BaseDistribution:
-    """What Optuna draws a key's values from; choices are drawn by their names."""
+    """What Optuna draws a key's values from; choices are drawn by their names.
+
+    UserError where Optuna has none of that kind.
+    """
     from optuna.distributions import (
         CategoricalDistribution,
         FloatDistribution,
@@ -268,12 +279,15 @@ def distribution(sweep: Sweep, key: str) -> BaseDistribution:
     )
 
     values = sweep.settings.search[key]
-    if not isinstance(values, Range):
-        return CategoricalDistribution([text_of(each) for each in values])
-    if isinstance(getattr(sweep.config({key: values.low}), key), int):
-        low, high, step = int(values.low), int(values.high), int(values.step or 1)
-        return IntDistribution(low, high, log=values.log, step=step)
-    return FloatDistribution(values.low, values.high, log=values.log, step=values.step)
+    try:
+        if not isinstance(values, Range):
+            return CategoricalDistribution([text_of(each) for each in values])
+        if isinstance(getattr(sweep.config({key: values.low}), key), int):
+            low, high, step = int(values.low), int(values.high), int(values.step or 1)
+            return IntDistribution(low, high, log=values.log, step=step)
+        return FloatDistribution(values.low, values.high, log=values.log, step=values.step)
+    except ValueError as error:
+        raise UserError(f"{sweep.path}: sweep.search.{key}: {error}") from error
 
 
 def value_of(values: Range | list[Any], drawn: Any) -> Any:
@@ -349,9 +363,11 @@ def _check_same_search(sweep: Sweep, study: optuna.Study) -> None:
     """UserError if the study's values were reached with other settings, and so do not compare."""
     from engine.resume import FREE_SETTINGS
 
-    shared = sweep.base.model_dump(mode="json")
-    searched = {*FREE_SETTINGS, *sweep.settings.search}
-    current = {key: value for key, value in shared.items() if key not in searched}
+    shared = sweep.base.model_dump(mode="json") | {"vae_weights": _weights(sweep.base.vae_weights)}
+    free = (FREE_SETTINGS - COMPARED) | sweep.settings.search.keys()
+    current = {key: value for key, value in shared.items() if key not in free}
+    if "pickle_file_path" not in sweep.settings.search:
+        current |= _data(sweep.base)
     current |= {"seeds": list(sweep.settings.seeds), "number of folds": sweep.settings.folds}
     current["search"] = {
         key: values.model_dump()
@@ -370,6 +386,25 @@ def _check_same_search(sweep: Sweep, study: optuna.Study) -> None:
     ]
     if changed:
         raise UserError(_other_search(sweep, changed))
+    if current.keys() - recorded.keys():  # what could not be told where the search began
+        study.set_user_attr("sweep", recorded | current)
+
+
+def _data(base: Config) -> dict[str, str]:
+    """The data set by its name, and by the hash of its split file where it is prepared here."""
+    found = {"data set": base.dataset}
+    with suppress(UserError):
+        found["split file (SHA-256)"] = sha256(find_split_file(base.pickle_file_path))
+    return found
+
+
+def _weights(name: str) -> str:
+    """The VAE's weights: a folder, which may lie elsewhere on each machine, by the hash of its file."""
+    for folder in (Path(name).expanduser(), ROOT / name):
+        file = folder / "diffusion_pytorch_model.safetensors"
+        if file.is_file():
+            return f"SHA-256 {sha256(file)}"
+    return name
 
 
 def _other_search(sweep: Sweep, reasons: list[str]) -> str:

@@ -91,6 +91,15 @@ def test_there_are_shipped_sweeps() -> None:
         ({"search": {"lr": {"low": -1, "high": 1}}, "trials": 3}, "lr: .*greater than 0"),
         ({"search": {"lrr": {"low": 1, "high": 2}}, "trials": 3}, "did you mean 'lr'"),
         ({"search": {"vae_model": ["litevae", "x"]}, "trials": 3}, "vae_model: .*litevae"),
+        (
+            {"search": {"batch_size": {"low": 4, "high": 16, "step": 0.5}}, "trials": 3},
+            "sweep.search.batch_size: step is 0.5, expected a whole number",
+        ),
+        ({"search": {"lr": [0.1, 0.10000001]}, "trials": 3}, "lr: two choices are 0.1; list each"),
+        (
+            {"search": {"GPUs": {"low": 0, "high": 3}}, "trials": 3},
+            "GPUs: a range is one of numbers",
+        ),
         ({"seeds": [1], "storage": "sqlite:///x"}, "storage is for search"),
         ({"seeds": [1], "workers": 0}, "sweep.workers: .*greater than or equal to 1, got 0"),
     ],
