@@ -3,7 +3,7 @@
 A trial of Optuna is a setting here; its value is the mean of the runs' best validation Dice. The
 study lies in the sweep's folder (SQLite) or in a storage that several machines share. A setting
 that was running when its sweep was stopped or killed stays so in the study, under the name of its
-sweep's slot; the next sweep that holds the slot goes on with it.
+sweep's slot; the next sweep that holds the slot resumes it.
 """
 
 from __future__ import annotations
@@ -243,7 +243,7 @@ class SearchPlan:
             self.study.tell(candidate.number, state=state)
 
     def _enqueue_failed(self) -> None:
-        """Try the failed settings again, in their folders, where the runs go on."""
+        """Try the failed settings again, in their folders, where the runs resume."""
         from optuna.trial import TrialState
 
         found = self.study.get_trials()
@@ -344,7 +344,7 @@ def open_study(sweep: Sweep) -> optuna.Study:
 
 
 def importances(study: optuna.Study) -> dict[str, float]:
-    """How much each key matters for the value, summing to 1; empty where it cannot be told yet."""
+    """How much each key matters for the value, summing to 1; empty where that is not known yet."""
     import optuna
 
     finished = study.get_trials(deepcopy=False, states=[optuna.trial.TrialState.COMPLETE])
@@ -386,7 +386,7 @@ def _check_same_search(sweep: Sweep, study: optuna.Study) -> None:
     ]
     if changed:
         raise UserError(_other_search(sweep, changed))
-    if current.keys() - recorded.keys():  # what could not be told where the search began
+    if current.keys() - recorded.keys():  # what was not known where the search began
         study.set_user_attr("sweep", recorded | current)
 
 
