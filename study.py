@@ -4,7 +4,7 @@
     python study.py --config configs/studies/busi_reduced.yaml --workers 2 --out docs/results/busi_reduced
     python study.py --config configs/studies/busi.yaml --report
 
-Each run is an ordinary run folder under ckpt/studies/<name>/. The same command again goes on;
+Each run is an ordinary run folder under ckpt/studies/<name>/. The same command again resumes;
 finished runs are skipped, and so are those whose scores stand in results.csv of --out, from another
 machine say. The report is written anew after each run. Exit code 1: a run failed or was stopped from
 outside.
@@ -65,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     scored = scored_in(study, out, runs)
     trials = [trial for run, trial in runs.items() if run not in scored]
 
-    def tell(outcome: Outcome) -> None:
+    def report_end(outcome: Outcome) -> None:
         log.info("%s: %s", outcome.trial.name, outcome.record.status)
         if outcome.record.error:
             log.error("%s", outcome.record.error)
@@ -83,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             arguments.workers,
             steps=partial(training_and_scoring_steps, tta=study.tta),
             retry_failed=arguments.retry_failed,
-            on_end=tell,
+            on_end=report_end,
         )
     failed = [o.trial.name for o in outcomes if o.record.status == "failed"]
     stopped = [o.trial.name for o in outcomes if o.record.status == "interrupted"]

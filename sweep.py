@@ -4,8 +4,8 @@
     python sweep.py --config configs/sweeps/busi_lr.yaml epochs=100 sweep.workers=2
     python sweep.py --config configs/sweeps/busi_lr.yaml --dry-run
 
-Every trial is an ordinary run in `<snapshot_path>/<trial>/epochs_<N>`. The same command again goes
-on where the sweep was stopped. Beside the trials: sweep.md, sweep.csv, sweep.png and best.yaml.
+Every trial is an ordinary run in `<snapshot_path>/<trial>/epochs_<N>`. The same command again resumes
+the sweep where it was stopped. Beside the trials: sweep.md, sweep.csv, sweep.png and best.yaml.
 Exit code 1: a trial failed. docs/sweeps.md says more.
 """
 
@@ -85,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if failed:
         log.info("%d trial(s) failed; --retry-failed tries them again", failed)
     if stopped:
-        log.info("%d trial(s) were stopped from outside; the same command goes on", stopped)
+        log.info("%d trial(s) were stopped from outside; the same command resumes them", stopped)
     return 1 if failed or stopped else 0
 
 

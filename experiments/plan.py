@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import TYPE_CHECKING, Protocol
 
 from experiments.report import find_best, write_best, write_report
@@ -47,7 +48,12 @@ def describe_plan(sweep: Sweep) -> str:
     """What would be run, after building every config; UserError if one does not fit."""
     settings = sweep.settings
     if settings.search:
+        from experiments.search import distribution
+
         check_search(sweep)
+        with suppress(ImportError):  # without Optuna a search can be looked at
+            for key in settings.search:
+                distribution(sweep, key)
         lines = [f"{settings.trials} settings, searched in:"]
         for key, values in settings.search.items():
             lines.append(f"  {key}: {values.text() if isinstance(values, Range) else values}")

@@ -29,7 +29,7 @@ Status = Literal["finished", "running", "interrupted", "failed", "pruned", "wait
 class Record:
     """How far a trial has come and what it has cost, over all attempts.
 
-    `wall_seconds` and `cpu_seconds` (user and system, with child processes) are sums a step, such
+    `wall_seconds` and `cpu_seconds` (user and system, with child processes) are sums per step, such
     as {"train": 812.4, "valid": 9.1}. An attempt whose runner was killed leaves no times; it is
     counted in `untimed_attempts`, and the sums are then too low.
     """
@@ -55,7 +55,7 @@ def read_record(folder: Path) -> Record | None:
         return None
     except (OSError, ValueError, TypeError) as error:
         raise UserError(
-            f"{path} is not a trial's record ({error}). Delete it: the trial then goes on from "
+            f"{path} is not a trial's record ({error}). Delete it: the trial then resumes from "
             "what train.py has saved"
         ) from error
 
@@ -78,7 +78,7 @@ def settings_of(config: Config) -> dict[str, Any]:
 
 
 def is_record_of(record: Record, config: Config) -> bool:
-    """Whether what the record tells of was made with the settings of `config`."""
+    """Whether what is on record was made with the settings of `config`."""
     recorded = recorded_config(record)
     return recorded is not None and settings_of(recorded) == settings_of(config)
 

@@ -1,6 +1,6 @@
 """What a sweep has found so far: sweep.csv, sweep.md, sweep.png and best.yaml in its folder.
 
-One row a setting. Two intervals are kept apart: across runs (Student t over the seeds and folds of a
+One row per setting. Two intervals are kept apart: across runs (Student t over the seeds and folds of a
 setting: what another seed would change) and across cases (bootstrap over the test cases, of the
 scores averaged over runs: what other test images would change).
 """
@@ -46,7 +46,7 @@ def write_report(
 ) -> None:
     """Write the tables and the figure; without `figure` it is one of the settings' scores.
 
-    `select_on` is what chose the checkpoints, which the table tells.
+    `select_on` is what chose the checkpoints, which the table says.
     """
     drawn = figure or plot_settings(title, rows)
     with writing_to(folder):
@@ -63,7 +63,7 @@ def write_best(folder: Path, best: SettingScores, config: Config) -> None:
 
 
 def to_csv(rows: Sequence[SettingScores]) -> str:
-    """One row a setting, unrounded; empty where there is nothing to tell."""
+    """One row per setting, unrounded; empty where there is nothing to report."""
     best = find_best(rows)
     lines = []
     for row in rows:
@@ -122,7 +122,7 @@ def to_markdown(title: str, rows: Sequence[SettingScores], select_on: str) -> st
 
 
 def plot_settings(title: str, rows: Sequence[SettingScores]) -> Figure:
-    """A line a setting, best on top: a dot a run, the mean and its interval across runs."""
+    """One line per setting, best on top: one dot per run, the mean and its interval across runs."""
     from matplotlib.figure import Figure
 
     shown = [row for row in sorted(rows, key=_rank) if row.val][:MAX_BARS]

@@ -3,7 +3,7 @@
     trials = [Trial("wave-gms_seed=1", config), ...]
     outcomes = run_trials(trials, workers=2)
 
-The same call again goes on: finished trials are skipped, interrupted ones resumed by train.py,
+The same call again resumes: finished trials are skipped, interrupted ones resumed by train.py,
 failed ones left alone unless `retry_failed`. In a trial's run folder (`config.run_folder`) lie
 
     trial.yaml  the config that the commands are given
@@ -106,7 +106,7 @@ def run_trials(
 
     `trials` is read lazily, one whenever a worker is free. `hopeless` is asked about every trial in
     its first step several times a second; if it says so, the trial is stopped (SIGTERM) and counts
-    as pruned. `on_end` is told every outcome, also of trials that were skipped. A trial that fails
+    as pruned. `on_end` is called with every outcome, also of trials that were skipped. A trial that fails
     stops no other one. With several workers, each gets one of the config's GPUs, in turn.
 
     On SIGINT, SIGTERM or SIGUSR1 the running commands get a SIGTERM; when they have saved and ended,

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from experiments.records import Record, Status, read_record
+from experiments.records import Record, Status, is_record_of, read_record
 from experiments.runner import Trial
 from experiments.trials import Setting, text_of
 
@@ -70,10 +70,13 @@ def scores_by_case(trial: Trial) -> tuple[list[str], np.ndarray] | None:
 
 
 def score_setting(setting: Setting, keys: Sequence[str]) -> SettingScores:
-    """What the runs of a setting have scored so far; `keys` are shown as its values."""
+    """What the runs of a setting have scored so far; `keys` are shown as its values.
+
+    A run whose record has other settings is waiting: it will be made again, or refused.
+    """
     import numpy as np
 
-    records = {trial: read_record(trial.folder) for trial in setting.trials}
+    records = {trial: own_record(trial) for trial in setting.trials}
     known = {trial: record for trial, record in records.items() if record is not None}
     finished = [trial for trial, record in known.items() if record.status == "finished"]
     tests = [scores for trial in finished if (scores := scores_by_case(trial)) is not None]
@@ -95,6 +98,12 @@ def score_setting(setting: Setting, keys: Sequence[str]) -> SettingScores:
             if record.status == "failed"
         },
     )
+
+
+def own_record(trial: Trial) -> Record | None:
+    """The trial's record, None where there is none or it is one of other settings."""
+    record = read_record(trial.folder)
+    return record if record is not None and is_record_of(record, trial.config) else None
 
 
 def values_of(setting: Setting, keys: Sequence[str]) -> dict[str, str]:

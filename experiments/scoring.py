@@ -12,7 +12,7 @@ The first writes into the run folder, through valid.py,
 
 and the second one
 
-    tta/valid_results_<data set>/              with test-time augmentation, eight predictions a case
+    tta/valid_results_<data set>/              with test-time augmentation, eight predictions per case
 """
 
 from __future__ import annotations

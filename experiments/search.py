@@ -3,7 +3,7 @@
 A trial of Optuna is a setting here; its value is the mean of the runs' best validation Dice. The
 study lies in the sweep's folder (SQLite) or in a storage that several machines share. A setting
 that was running when its sweep was stopped or killed stays so in the study, under the name of its
-sweep's slot; the next sweep that holds the slot goes on with it.
+sweep's slot; the next sweep that holds the slot resumes it.
 """
 
 from __future__ import annotations
@@ -13,10 +13,12 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from datasets.cases import find_split_file
 from experiments.records import Status
-from experiments.runner import Outcome, Trial
+from experiments.runner import ROOT, Outcome, Trial
 from experiments.scores import (
     SettingScores,
     best_validation,
@@ -26,7 +28,9 @@ from experiments.scores import (
 )
 from experiments.settings import Range, Sweep
 from experiments.trials import Setting, make_setting, text_of
+from utils.config import Config
 from utils.errors import UserError
+from utils.files import sha256
 
 if TYPE_CHECKING:
     import optuna
@@ -36,6 +40,10 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
 MAX_NAMED_KEYS = 4  # more would make the folders' names too long
+COMPARED = {
+    "validate_every",
+    "vae_weights",
+}  # a run may change them as it resumes, a search may not
 MIN_FOR_IMPORTANCE = 10  # finished settings: it compares the best tenth of them with the rest
 OWNER, NUMBER, RETRY_OF, SCORES, WALL, CPU = (
     "owner", "number", "retry_of", "scores", "wall_seconds", "cpu_seconds",
@@ -77,8 +85,8 @@ class SearchPlan:
     def __init__(self, sweep: Sweep, owner: str, retry_failed: bool) -> None:
         self.sweep, self.owner = sweep, owner
         self.keys = list(sweep.settings.search)
-        self.distributions = {key: distribution(sweep, key) for key in self.keys}
         self.study = open_study(sweep)
+        self.distributions = {key: distribution(sweep, key) for key in self.keys}
         self.candidates: dict[str, Candidate] = {}  # by the name of a run
         if retry_failed:
             self._enqueue_failed()
@@ -128,7 +136,10 @@ class SearchPlan:
             self._tell(candidate)
 
     def scores(self) -> list[tuple[Setting, SettingScores]]:
-        """From the run folders that lie here, else (another machine's) from the study."""
+        """From the run folders that lie here, else from the study.
+
+        The latter for another machine's, and for finished ones whose folders here hold other runs.
+        """
         found = self.study.get_trials(deepcopy=False)
         retried = {each.user_attrs.get(RETRY_OF) for each in found}
         scores = []
@@ -136,10 +147,11 @@ class SearchPlan:
             if each.number in retried or not self._is_drawn(each):
                 continue
             setting = self._setting(each)
-            if any(trial.folder.is_dir() for trial in setting.trials):
-                scores.append((setting, score_setting(setting, self.keys)))
-            else:
-                scores.append((setting, self._scores_elsewhere(setting, each)))
+            row = score_setting(setting, self.keys)
+            here = any(trial.folder.is_dir() for trial in setting.trials)
+            if not here or (each.state.name == "COMPLETE" and not row.complete):
+                row = self._scores_elsewhere(setting, each)
+            scores.append((setting, row))
         return scores
 
     def figure(self, title: str) -> Figure:
@@ -168,7 +180,7 @@ class SearchPlan:
             return None
         shared = self.sweep.settings.storage is not None
         self.study.sampler = make_sampler(
-            self.sweep, None if shared else self.sweep.base.seed + len(found)
+            self.sweep, None if shared else (self.sweep.base.seed + len(found)) % 2**32
         )
         try:
             handle = self.study.ask(self.distributions)
@@ -231,7 +243,7 @@ class SearchPlan:
             self.study.tell(candidate.number, state=state)
 
     def _enqueue_failed(self) -> None:
-        """Try the failed settings again, in their folders, where the runs go on."""
+        """Try the failed settings again, in their folders, where the runs resume."""
         from optuna.trial import TrialState
 
         found = self.study.get_trials()
@@ -256,7 +268,10 @@ class SearchPlan:
 
 
 def distribution(sweep: Sweep, key: str) -> BaseDistribution:
-    """What Optuna draws a key's values from; choices are drawn by their names."""
+    """What Optuna draws a key's values from; choices are drawn by their names.
+
+    UserError where Optuna has none of that kind.
+    """
     from optuna.distributions import (
         CategoricalDistribution,
         FloatDistribution,
@@ -264,12 +279,15 @@ def distribution(sweep: Sweep, key: str) -> BaseDistribution:
     )
 
     values = sweep.settings.search[key]
-    if not isinstance(values, Range):
-        return CategoricalDistribution([text_of(each) for each in values])
-    if isinstance(getattr(sweep.config({key: values.low}), key), int):
-        low, high, step = int(values.low), int(values.high), int(values.step or 1)
-        return IntDistribution(low, high, log=values.log, step=step)
-    return FloatDistribution(values.low, values.high, log=values.log, step=values.step)
+    try:
+        if not isinstance(values, Range):
+            return CategoricalDistribution([text_of(each) for each in values])
+        if isinstance(getattr(sweep.config({key: values.low}), key), int):
+            low, high, step = int(values.low), int(values.high), int(values.step or 1)
+            return IntDistribution(low, high, log=values.log, step=step)
+        return FloatDistribution(values.low, values.high, log=values.log, step=values.step)
+    except ValueError as error:
+        raise UserError(f"{sweep.path}: sweep.search.{key}: {error}") from error
 
 
 def value_of(values: Range | list[Any], drawn: Any) -> Any:
@@ -326,7 +344,7 @@ def open_study(sweep: Sweep) -> optuna.Study:
 
 
 def importances(study: optuna.Study) -> dict[str, float]:
-    """How much each key matters for the value, summing to 1; empty where it cannot be told yet."""
+    """How much each key matters for the value, summing to 1; empty where that is not known yet."""
     import optuna
 
     finished = study.get_trials(deepcopy=False, states=[optuna.trial.TrialState.COMPLETE])
@@ -345,9 +363,11 @@ def _check_same_search(sweep: Sweep, study: optuna.Study) -> None:
     """UserError if the study's values were reached with other settings, and so do not compare."""
     from engine.resume import FREE_SETTINGS
 
-    shared = sweep.base.model_dump(mode="json")
-    searched = {*FREE_SETTINGS, *sweep.settings.search}
-    current = {key: value for key, value in shared.items() if key not in searched}
+    shared = sweep.base.model_dump(mode="json") | {"vae_weights": _weights(sweep.base.vae_weights)}
+    free = (FREE_SETTINGS - COMPARED) | sweep.settings.search.keys()
+    current = {key: value for key, value in shared.items() if key not in free}
+    if "pickle_file_path" not in sweep.settings.search:
+        current |= _data(sweep.base)
     current |= {"seeds": list(sweep.settings.seeds), "number of folds": sweep.settings.folds}
     current["search"] = {
         key: values.model_dump()
@@ -366,6 +386,25 @@ def _check_same_search(sweep: Sweep, study: optuna.Study) -> None:
     ]
     if changed:
         raise UserError(_other_search(sweep, changed))
+    if current.keys() - recorded.keys():  # what was not known where the search began
+        study.set_user_attr("sweep", recorded | current)
+
+
+def _data(base: Config) -> dict[str, str]:
+    """The data set by its name, and by the hash of its split file where it is prepared here."""
+    found = {"data set": base.dataset}
+    with suppress(UserError):
+        found["split file (SHA-256)"] = sha256(find_split_file(base.pickle_file_path))
+    return found
+
+
+def _weights(name: str) -> str:
+    """The VAE's weights: a folder, which may lie elsewhere on each machine, by the hash of its file."""
+    for folder in (Path(name).expanduser(), ROOT / name):
+        file = folder / "diffusion_pytorch_model.safetensors"
+        if file.is_file():
+            return f"SHA-256 {sha256(file)}"
+    return name
 
 
 def _other_search(sweep: Sweep, reasons: list[str]) -> str:

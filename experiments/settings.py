@@ -109,10 +109,10 @@ class SweepSettings(BaseModel):
     )
     study: str | None = Field(None, description="Name in the storage; default: the folder's name")
     seeds: tuple[Annotated[int, Field(ge=0, lt=2**63)], ...] = Field(
-        (), description="Each setting is run once a seed"
+        (), description="Each setting is run once per seed"
     )
     folds: Annotated[int, Field(ge=2)] | None = Field(
-        None, description="Each setting is run once a fold of train, which is held out"
+        None, description="Each setting is run once per fold of train, which is held out"
     )
     workers: PositiveInt = Field(1, description="Trials at a time")
     validate_runs: bool = Field(

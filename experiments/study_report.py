@@ -1,7 +1,7 @@
 """What a study found: `results.md`, `results.csv`, `curves.png`, `examples.png`.
 
 The table has one row per system; a number is the mean over the seeds, and the standard deviation across
-them where there are several. The CSV has a row for every run and way of choosing its checkpoint; rows
+them where there are several. The CSV has one row per run and way of choosing its checkpoint; rows
 that stand in it already stay, so that a study can be gathered from the CSVs of several machines. A
 second table has the differences between the first system and each other one, seed by seed.
 """
@@ -378,7 +378,7 @@ def to_csv(scores: Iterable[Score]) -> str:
 
 
 def draw_curves(path: Path, study: Study, histories: Mapping[Run, Path]) -> None:
-    """Dice on the held-out part of train by epoch; a line a system, its seeds as a band."""
+    """Dice on the held-out part of train by epoch; one line per system, its seeds as a band."""
     import numpy as np
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

@@ -85,7 +85,8 @@ def best_config(sweep: Sweep, setting: Setting) -> Config:
 def check_search(sweep: Sweep) -> None:
     """Build the configs at the ends of all ranges and for all choices; UserError if one does not fit.
 
-    All combinations are built where they are not too many, else each key's ends on their own.
+    All combinations are built where they are not too many, else each key's ends on their own. Two
+    choices of one name and steps that leave the whole numbers are refused, too.
     """
     ends = {key: ends_of(each) for key, each in sweep.settings.search.items()}
     corners = 1
@@ -97,6 +98,23 @@ def check_search(sweep: Sweep) -> None:
         combinations = [{key: value} for key, values in ends.items() for value in values]
     for combination in combinations:
         make_setting(sweep, combination, named=[])
+    for key, each in sweep.settings.search.items():
+        _check_values(sweep, key, each)
+
+
+def _check_values(sweep: Sweep, key: str, values: Range | list[Any]) -> None:
+    where = f"{sweep.path}: sweep.search.{key}"
+    if isinstance(values, Range):
+        value = getattr(sweep.config({key: values.low}), key)
+        if not isinstance(value, (int, float)):
+            raise UserError(f"{where}: a range is one of numbers; list the values")
+        if isinstance(value, int) and values.step is not None and values.step % 1:
+            raise UserError(f"{where}: step is {values.step:g}, expected a whole number")
+        return
+    names = [text_of(each) for each in values]
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise UserError(f"{where}: two choices are {twice}; list each value once")
 
 
 def ends_of(values: Range | list[Any]) -> list[Any]:

@@ -237,6 +237,16 @@ def test_scores_of_another_machine_come_from_the_study(tmp_path: Path) -> None:
     assert row.val == [0.5, 0.7] and row.complete
 
 
+def test_a_finished_setting_keeps_its_value_when_its_folder_has_another_run(
+    tmp_path: Path, quick: None
+) -> None:
+    settings = {"search": RATES, "trials": 1}
+    assert run(write_sweep(tmp_path, settings)) == 0
+    plan = plan_of(write_sweep(tmp_path, settings, tta=True))  # which chooses no checkpoint
+    ((_, row),) = plan.scores()
+    assert row.complete and row.val == [plan.study.best_value] and not row.test
+
+
 def test_choices_are_given_back_as_written(tmp_path: Path) -> None:
     choices = {"ch_mult": [[1, 1, 2, 2], [1, 2, 4, 4]], "guidance_method": [None]}
     plan = plan_of(write_sweep(tmp_path, {"search": choices, "trials": 1}))
@@ -249,6 +259,9 @@ def test_choices_are_given_back_as_written(tmp_path: Path) -> None:
     ("values", "settings", "message"),
     [
         ({"epochs": 3}, {"search": RATES}, "epochs: 2 in the study, 3 now"),
+        ({"validate_every": 2}, {"search": RATES}, "validate_every: 1 in the study, 2 now"),
+        ({"vae_weights": "me/other"}, {"search": RATES}, "vae_weights: .*taesd' in .*other' now"),
+        ({"pickle_file_path": "y_train_test_names.json"}, {"search": RATES}, "data set: 'x' in"),
         ({}, {"search": RATES, "seeds": [4]}, "seeds"),
         ({}, {"search": {"lr": [0.1]}}, "search"),
     ],
@@ -262,6 +275,44 @@ def test_scores_that_do_not_compare_are_not_mixed(
         plan_of(write_sweep(tmp_path, {"trials": 2} | settings, **values))
 
 
+def test_data_and_weights_are_compared_by_what_they_hold(tmp_path: Path) -> None:
+    """Machines have them in different folders; the same folder may hold others."""
+    storage = f"sqlite:///{tmp_path / 'shared.db'}"
+
+    def plan(machine: str) -> SearchPlan:
+        folder = tmp_path / machine
+        settings = {"search": RATES, "trials": 2, "storage": storage, "study": "s"}
+        split = str(folder / "data" / "x_train_test_names.json")
+        path = write_sweep(tmp_path, settings, vae_weights=str(folder), pickle_file_path=split)
+        return plan_of(path)
+
+    def write(machine: str, weights: str, split: str | None) -> None:
+        folder = tmp_path / machine
+        (folder / "data").mkdir(parents=True, exist_ok=True)
+        (folder / "diffusion_pytorch_model.safetensors").write_text(weights)
+        if split is not None:
+            (folder / "data" / "x_train_test_names.json").write_text(split)
+
+    for machine, split in (("a", None), ("b", "one"), ("c", "one")):  # a: not prepared yet
+        write(machine, "w", split)
+        plan(machine)
+    write("c", "w", "other")
+    with pytest.raises(UserError, match="split file"):
+        plan("c")
+    write("c", "v", "one")
+    with pytest.raises(UserError, match="vae_weights: 'SHA-256"):
+        plan("c")
+
+
+@pytest.mark.parametrize("seed", [2**32 - 1, 2**32, 2**63 - 1])
+def test_any_seed_of_a_run_seeds_a_search(tmp_path: Path, seed: int) -> None:
+    plan = plan_of(write_sweep(tmp_path, {"search": RATES, "trials": 2}, seed=seed))
+    for trial in plan.trials():
+        assert trial.config.seed == seed
+        end(plan, trial, "failed")
+    assert states(plan) == ["FAIL", "FAIL"]
+
+
 def test_a_storage_that_cannot_be_opened_is_told_without_its_password(tmp_path: Path) -> None:
     storage = f"sqlite:////{tmp_path}/missing/secret.db"
     path = write_sweep(tmp_path, {"search": RATES, "trials": 2, "storage": storage})
@@ -273,6 +324,7 @@ def test_a_storage_that_cannot_be_opened_is_told_without_its_password(tmp_path: 
 def test_without_optuna_a_search_says_what_to_install(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(sys.modules, "optuna", None)
+    for module in [name for name in sys.modules if name.partition(".")[0] == "optuna"]:
+        monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(UserError, match="pip install 'optuna"):
         plan_of(write_sweep(tmp_path, {"search": RATES, "trials": 2}))

@@ -16,7 +16,7 @@ import yaml
 
 import sweep
 from experiments import runner
-from experiments.plan import describe_plan
+from experiments.plan import describe_plan, make_plan, report
 from experiments.report import find_best, plot_settings, to_csv, to_markdown
 from experiments.scores import SettingScores
 from experiments.settings import SweepSettings, describe_settings, load_sweep
@@ -91,6 +91,15 @@ def test_there_are_shipped_sweeps() -> None:
         ({"search": {"lr": {"low": -1, "high": 1}}, "trials": 3}, "lr: .*greater than 0"),
         ({"search": {"lrr": {"low": 1, "high": 2}}, "trials": 3}, "did you mean 'lr'"),
         ({"search": {"vae_model": ["litevae", "x"]}, "trials": 3}, "vae_model: .*litevae"),
+        (
+            {"search": {"batch_size": {"low": 4, "high": 16, "step": 0.5}}, "trials": 3},
+            "sweep.search.batch_size: step is 0.5, expected a whole number",
+        ),
+        ({"search": {"lr": [0.1, 0.10000001]}, "trials": 3}, "lr: two choices are 0.1; list each"),
+        (
+            {"search": {"GPUs": {"low": 0, "high": 3}}, "trials": 3},
+            "GPUs: a range is one of numbers",
+        ),
         ({"seeds": [1], "storage": "sqlite:///x"}, "storage is for search"),
         ({"seeds": [1], "workers": 0}, "sweep.workers: .*greater than or equal to 1, got 0"),
     ],
@@ -199,6 +208,22 @@ def test_the_same_command_goes_on(
     for _ in range(2):
         assert run(path) == 0
         assert [starts(trial) for trial in trials] == [1, 1, 1, 1]
+
+
+def test_scores_of_other_settings_are_not_reported(tmp_path: Path, quick: None) -> None:
+    """After a change of the shared keys, the trials of before are waiting."""
+    path = write_sweep(tmp_path, {"grid": {"lr": [0.03, 0.003]}})
+    assert run(path) == 0
+    (tmp_path / "out" / "best.yaml").unlink()
+    changed = load_sweep(write_sweep(tmp_path, {"grid": {"lr": [0.03, 0.003]}}, w_dice=2))
+    rows = report(changed, make_plan(changed, "me", retry_failed=False))
+    assert [row.statuses["waiting"] for row in rows] == [1, 1]
+    assert find_best(rows) is None and not (tmp_path / "out" / "best.yaml").exists()
+
+    place = {"num_workers": 7, "cache_mb": 0, "GPUs": []}
+    moved = load_sweep(write_sweep(tmp_path, {"grid": {"lr": [0.03, 0.003]}}, **place))
+    rows = report(moved, make_plan(moved, "me", retry_failed=False))
+    assert [row.statuses["finished"] for row in rows] == [1, 1]
 
 
 def test_a_failed_trial_is_told_and_stops_no_other(
