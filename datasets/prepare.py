@@ -74,6 +74,14 @@ def _difference(key: str, recorded: Any, asked: Any) -> str:
     return f"{key} {recorded}, asked for {asked}"
 
 
+OPTIONS = {
+    "generated": {"cases", "domain", "seed"},
+    "published": {"source", "splits", "groups", "seed"},
+    "your own": {"images", "masks", "image_suffix", "mask_suffix", "splits", "groups", "seed"},
+}
+"""What each kind of data set takes beside the options for all."""
+
+
 def catalogue_table() -> str:
     """Each data set with its source, licence, archives and published counts."""
     blocks = []
@@ -136,8 +144,8 @@ def run(arguments: argparse.Namespace) -> None:
         place = given if given.is_dir() and not folder.is_dir() else folder
         _check(place, arguments.check, arguments.group_split, seed)
         return
-    if is_phantom:
-        _refuse_what_a_phantom_does_not_take(arguments)
+    kind = "generated" if is_phantom else "published" if spec.archives else "your own"
+    _refuse_options_of_others(name, kind, arguments)
     asked = {
         "seed": arguments.seed,
         "cases": arguments.cases,
@@ -178,14 +186,20 @@ def run(arguments: argparse.Namespace) -> None:
     is_prepared(folder, {})
 
 
-def _refuse_what_a_phantom_does_not_take(arguments: argparse.Namespace) -> None:
-    options = ("source", "splits", "include_normal", "images", "masks", "groups")
-    given = [f"--{name.replace('_', '-')}" for name in options if getattr(arguments, name)]
+def _refuse_options_of_others(name: str, kind: str, arguments: argparse.Namespace) -> None:
+    """UserError for an option that this kind of data set would ignore."""
+    takes = OPTIONS[kind] | ({"include_normal"} if name == "busi" else set())
+    options = set().union(*OPTIONS.values(), {"include_normal"}) - takes
+    given = sorted(option for option in options if getattr(arguments, option))
     if given:
         raise UserError(
-            f"the phantom is generated, so it has no use for {', '.join(given)}; leave that out "
-            "(it takes --domain, --cases and --seed)"
+            f"{name!r} is {kind} data (--list shows the published), so it has no use for {', '.join(map(_flag, given))}; it takes "
+            f"{', '.join(map(_flag, sorted(takes)))}"
         )
+
+
+def _flag(option: str) -> str:
+    return f"--{option.replace('_', '-')}"
 
 
 def _asked_sources(spec: DatasetSpec, arguments: argparse.Namespace) -> list[str] | None:

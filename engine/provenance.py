@@ -68,7 +68,7 @@ def trained_otherwise(config: Config, run: Config | None) -> dict[str, Any]:
 def cases_trained_on(checkpoint: Path, data_set: DataSet) -> tuple[str, ...]:
     """Cases of `data_set` that the checkpoint's run had for training, those held out included.
 
-    By the split in the config beside the checkpoint; without one, the train part of `data_set`. None
+    By the split in the config beside the checkpoint; without one, the train part of `data_set`. Empty
     where the run was trained on other data. UserError where the run's split file is gone.
     """
     run = training_config(checkpoint)

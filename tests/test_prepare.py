@@ -237,7 +237,19 @@ def test_two_runs_do_not_work_on_one_data_set(
         ("busi --source x --splits absent.pkl", "absent.pkl: cannot read the split file"),
         ("phantom --domain c", "expected one of a, b"),
         ("phantom --cases 1", "expected at least 2"),
-        ("phantom --groups patients.csv", "it has no use for --groups; leave that out"),
+        (
+            "phantom --groups patients.csv",
+            "no use for --groups; it takes --cases, --domain, --seed",
+        ),
+        ("glas --source x.zip --include-normal --cases 3", "no use for --cases, --include-normal;"),
+        (
+            "mine --images a --masks b --domain b",
+            "no use for --domain; it takes --groups, --image-suffix",
+        ),
+        (
+            "bsui --source x.zip",
+            "'bsui' is your own data (--list shows the published), so it has no use for --source",
+        ),
         ("phantom-b --source x --splits y.json", "it has no use for --source, --splits;"),
     ],
 )
