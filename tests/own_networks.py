@@ -1,4 +1,4 @@
-"""Networks as a user might write them, for `model: own_networks:...`."""
+"""Networks as a user might write them, for `model: tests.own_networks:...`."""
 
 from __future__ import annotations
 

@@ -22,8 +22,8 @@ SYSTEMS = {
     "sft": ("vae_model=tiny_vae", "guidance_method=wavelet"),
     "gms": ("vae_model=sd_vae",),
     "unet": ("model=smp/Unet?encoder=resnet18",),
-    "own network": ("model=own_networks:build",),
-    "own loss": ("model=own_networks:with_own_loss",),
+    "own network": ("model=tests.own_networks:build",),
+    "own loss": ("model=tests.own_networks:with_own_loss",),
 }
 needs_smp = pytest.mark.skipif(
     importlib.util.find_spec("segmentation_models_pytorch") is None,

@@ -29,14 +29,14 @@ def build(model: str) -> torch.nn.Module:
 
 
 def test_it_becomes_a_baseline_with_its_own_weights() -> None:
-    system = build("own_networks:build")
+    system = build("tests.own_networks:build")
     assert isinstance(system, Baseline) and system.training
     assert next(iter(system.parts()["model"].state_dict())) == "0.weight"
     assert system.eval()(torch.rand(2, 3, 32, 32)).shape == (2, 1, 32, 32)
 
 
 def test_a_model_with_its_own_loss_is_taken_as_it_is() -> None:
-    system = build("own_networks:with_own_loss")
+    system = build("tests.own_networks:with_own_loss")
     result = system(torch.rand(2, 3, 32, 32), torch.ones(2, 1, 32, 32))
     assert set(result) == {"loss", "squares", "dice"}
     assert result["loss"] == 2 * result["squares"]
@@ -47,16 +47,19 @@ def test_a_model_with_its_own_loss_is_taken_as_it_is() -> None:
     [
         ("no_such_module:build", "no module 'no_such_module'.*beside train.py.*PYTHONPATH"),
         ("models.no_such:build", r"no module 'models\.no_such'"),
-        ("own_networks:bild", r"a function in .*own_networks\.py, found no such name"),
-        ("own_networks:NUMBER", "found a float"),
-        ("own_networks:without_settings", "image_size=32.*: the function cannot be called so"),
-        ("own_networks:nothing", "returned a NoneType, expected a torch.nn.Module"),
+        ("tests.own_networks:bild", r"a function in .*own_networks\.py, found no such name"),
+        ("tests.own_networks:NUMBER", "found a float"),
         (
-            "own_networks:of_two_classes",
+            "tests.own_networks:without_settings",
+            "image_size=32.*: the function cannot be called so",
+        ),
+        ("tests.own_networks:nothing", "returned a NoneType, expected a torch.nn.Module"),
+        (
+            "tests.own_networks:of_two_classes",
             r"returned a tensor \(1, 2, 32, 32\), expected a tensor \(1, 1, 32, 32\)",
         ),
-        ("own_networks:Named", "returned a dict, expected a tensor"),
-        ("own_networks:of_one_channel", "no parameter to train"),
+        ("tests.own_networks:Named", "returned a dict, expected a tensor"),
+        ("tests.own_networks:of_one_channel", "no parameter to train"),
     ],
 )
 def test_what_cannot_be_trained_is_told(spec: str, message: str) -> None:
@@ -89,6 +92,6 @@ def test_reading_a_config_imports_nothing(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_a_dry_run_plans_it(tmp_path: Path, vae: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    train.main([*arguments(tmp_path, vae, "model=own_networks:build"), "--dry-run"])
+    train.main([*arguments(tmp_path, vae, "model=tests.own_networks:build"), "--dry-run"])
     plan = capsys.readouterr().out
     assert "network: build of " in plan and "trainable parameters: 249" in plan
