@@ -1,4 +1,4 @@
-"""A page to try a trained model: drop a picture, see its mask, area and uncertainty.
+"""A page to try a trained model: drop an image, see its mask, area and uncertainty.
 
     python app.py --run ckpt/wave_gms_busi/epochs_1000
     python app.py --onnx model.onnx --port 8000
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("wavegms")
 
-SHOWN_SIDE = 1024  # of the pictures on the page, pixels
+SHOWN_SIDE = 1024  # of the images on the page, pixels
 FORGET_SECONDS = 900  # results of a page that was left open, uploads that were never read
 STYLE = """
 .wavegms-figures { display: flex; flex-wrap: wrap; gap: 1rem; }
@@ -49,7 +49,7 @@ STYLE = """
 
 @dataclass(frozen=True)
 class Shown:
-    """What the page holds of one picture until the next."""
+    """What the page holds of one image until the next."""
 
     name: str
     pixels: np.ndarray  # (H, W, 3) uint8
@@ -79,7 +79,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         type=float,
         default=16,
         metavar="N",
-        help="refuse larger pictures before decoding them (16)",
+        help="refuse larger images before decoding them (16)",
     )
     return parser.parse_args(argv)
 
@@ -120,7 +120,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 f"cannot open on {arguments.host} port {arguments.port or '7860 to 7959'}: "
                 "it is in use or not allowed; name another by --port"
             ) from error
-        log.info("open %s in a browser; Ctrl-C ends it", address)
+        log.info("open %s in a browser; Ctrl-C stops it", address)
         wait_for_stop()
         page.close(verbose=False)
 
@@ -164,13 +164,13 @@ def build_page(backend: Backend, max_megapixels: float) -> gradio.Blocks:
         title="Wave-GMS", analytics_enabled=False, delete_cache=(60, FORGET_SECONDS)
     ) as page:
         gradio.Markdown(
-            "# Wave-GMS\nDrop a picture to segment it. For research; **not for clinical use**."
+            "# Wave-GMS\nDrop an image to segment it. For research; **not for clinical use**."
         )
         state = gradio.State(time_to_live=FORGET_SECONDS)
         with gradio.Row():
             with gradio.Column(scale=1, min_width=260):
                 file = gradio.File(
-                    label="Picture", file_types=list(SUFFIXES), height=160, elem_id="picture"
+                    label="Image", file_types=list(SUFFIXES), height=160, elem_id="picture"
                 )
                 tta = gradio.Checkbox(
                     label="Uncertainty",
@@ -229,7 +229,7 @@ def draw(shown: Shown | None, threshold: float) -> str:
     area, uncertainty = int(mask.sum()), shown.segmentation.uncertainty
     figures = [("Mask", draw_overlay(shown.pixels, mask))]
     numbers = [
-        ("Picture", f"{shown.name}, {mask.shape[1]} x {mask.shape[0]} px"),
+        ("Image", f"{shown.name}, {mask.shape[1]} x {mask.shape[0]} px"),
         ("Area", f"{area:,} px, {100 * area / mask.size:.2f} %"),
     ]
     if uncertainty is not None:

@@ -213,7 +213,7 @@ def to_markdown(table: list[Line], runs: dict[str, Results]) -> str:
 
 
 def to_csv(table: list[Line]) -> str:
-    """One row a metric and run, unrounded; the reference's differences are empty."""
+    """One row per metric and run, unrounded; the reference's differences are empty."""
     from dataclasses import asdict
 
     rows = []
@@ -232,7 +232,7 @@ def to_csv(table: list[Line]) -> str:
 
 
 def plot_differences(runs: dict[str, Results]) -> bytes:
-    """PNG: a panel a metric, a row a run, a dot a case; the bar is the mean's interval."""
+    """PNG: one panel per metric, one row per run, one dot per case; the bar is the mean's interval."""
     import io
 
     import numpy as np

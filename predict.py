@@ -1,11 +1,11 @@
-"""Segment pictures: files, folders or patterns in; masks, overlays and probabilities out.
+"""Segment images: files, folders or patterns in; masks, overlays and probabilities out.
 
     python predict.py --run ckpt/wave_gms_busi/epochs_1000 scan.png folder "more/*.jpg" --out predictions
     python predict.py --run ... folder --recursive --tta --out predictions --resume
     python predict.py --onnx model.onnx folder --out predictions
 
-Masks have the size of their pictures, turned upright where a picture has an orientation tag. A
-picture that cannot be read is reported at the end and does not stop the others; the exit code is
+Masks have the size of their images, turned upright where an image has an orientation tag. An
+image that cannot be read is reported at the end and does not stop the others; the exit code is
 then 1. See docs/predict.md. For research; not for clinical use.
 """
 
@@ -43,18 +43,22 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add_model_arguments(parser)
     parser.add_argument("inputs", nargs="+", metavar="INPUT", help="file, folder or pattern")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where to write")
-    parser.add_argument("--recursive", action="store_true", help="look into folders of folders")
+    parser.add_argument("--recursive", action="store_true", help="include subfolders")
     parser.add_argument(
         "--threshold",
         type=float,
         metavar="P",
-        help="probability of a mask pixel; default: the model's",
+        help="probability from which a pixel is in the mask; default: the model's",
     )
     parser.add_argument(
-        "--tiles", action="store_true", help="cut large pictures into tiles; default: resize"
+        "--tiles", action="store_true", help="cut large images into tiles; default: resize"
     )
     parser.add_argument(
-        "--overlap", type=float, default=0.5, metavar="PART", help="of neighbouring tiles (0.5)"
+        "--overlap",
+        type=float,
+        default=0.5,
+        metavar="PART",
+        help="overlap of neighbouring tiles, as a fraction (0.5)",
     )
     parser.add_argument(
         "--tta", action="store_true", help="average over flips and quarter turns; adds uncertainty"
@@ -62,12 +66,17 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--window",
         metavar="LOW,HIGH|auto",
-        help="values of black and white in pictures of more than 8 bits; auto: each one's range",
+        help="values of black and white in images of more than 8 bits; auto: each one's range",
     )
     parser.add_argument(
-        "--overlay", choices=("jpg", "png", "none"), default="jpg", help="kind of overlays (jpg)"
+        "--overlay",
+        choices=("jpg", "png", "none"),
+        default="jpg",
+        help="format of the overlays (jpg)",
     )
-    parser.add_argument("--batch-size", type=int, default=8, metavar="N", help="squares a step (8)")
+    parser.add_argument(
+        "--batch-size", type=int, default=8, metavar="N", help="squares per step (8)"
+    )
     parser.add_argument(
         "--workers", type=int, default=2, metavar="N", help="threads that read, and that write (2)"
     )
@@ -76,11 +85,11 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         type=float,
         default=MAX_MEGAPIXELS,
         metavar="N",
-        help=f"refuse larger pictures before decoding them ({MAX_MEGAPIXELS})",
+        help=f"refuse larger images before decoding them ({MAX_MEGAPIXELS})",
     )
     again = parser.add_mutually_exclusive_group()
-    again.add_argument("--resume", action="store_true", help="skip pictures that are finished")
-    again.add_argument("--overwrite", action="store_true", help="predict finished ones again")
+    again.add_argument("--resume", action="store_true", help="skip images that are already done")
+    again.add_argument("--overwrite", action="store_true", help="predict those again")
     arguments = parser.parse_args(argv)
     for name, holds, expected in (
         (
@@ -129,11 +138,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     folder = OutputFolder(arguments.out, settings, arguments.overlay, arguments.tta, threshold)
     to_do = folder.open(jobs, arguments.resume, arguments.overwrite)
     if len(to_do) < len(jobs):
-        log.info("%d of %d pictures are finished already", len(jobs) - len(to_do), len(jobs))
+        log.info("%d of %d images are already done", len(jobs) - len(to_do), len(jobs))
 
     with (
         stops_when_full(arguments.out),
-        tqdm(total=len(to_do), unit="picture", disable=None) as bar,
+        tqdm(total=len(to_do), unit="image", disable=None) as bar,
     ):
         for row in predict(
             to_do,
@@ -161,7 +170,7 @@ def predict(
     window: Window,
     max_megapixels: float,
 ) -> Iterator[Row]:
-    """Read, segment and write in a stream; yields the row of each picture, failed or not."""
+    """Read, segment and write in a stream; yields the row of each image, failed or not."""
     from datasets.decoding import ImageError
     from datasets.pictures import read_content, read_picture
     from engine.prediction import segment
@@ -201,7 +210,7 @@ def predict(
 
 def report(failed: Sequence[Row], total: int, out: Path) -> int:
     """Say how it went; returns the exit code."""
-    log.info("%d of %d pictures predicted: %s", total - len(failed), total, out)
+    log.info("%d of %d images predicted: %s", total - len(failed), total, out)
     if not failed:
         return 0
     log.error("%d failed:", len(failed))

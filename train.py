@@ -5,7 +5,7 @@
     python train.py --config configs/busi_train.yaml --dry-run
 
 The run goes to `<snapshot_path>/epochs_<epochs>`: best_model.pth, history.csv, curves.png, logs/.
-The same command again goes on where the run was stopped.
+The same command again resumes where the run was stopped.
 """
 
 from __future__ import annotations

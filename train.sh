@@ -3,7 +3,7 @@
 #
 # Without a data set: every prepared one; where there is none, the built-in ultrasound phantom.
 # `phantom` is drawn if it is named and not there.
-# The first start makes .venv and installs the requirements. The same command goes on after a stop.
+# The first start makes .venv and installs the requirements. The same command resumes after a stop.
 set -eu
 cd "$(dirname "$0")"
 . utils/shell.sh

@@ -1,4 +1,4 @@
-"""The published training augmentation, one draw of random parameters a sample.
+"""The published training augmentation, one draw of random parameters per sample.
 
 Wave-GMS (arXiv 2510.03216) and GMS (arXiv 2403.18198): flips and quarter turns with probability 0.5
 each, colour jitter with 0.2, shift, scale and rotation together with 0.4.

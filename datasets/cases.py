@@ -143,7 +143,7 @@ def raise_problems(problems: Sequence[str], where: str) -> None:
         f"{len(problems)} problem(s) in {where}:\n  "
         + listed(problems, MAX_LISTED_PROBLEMS, separator="\n  ")
         + "\n"
-        "Mend or replace these files, or take the names out of the split file"
+        "Fix or replace these files, or remove the names from the split file"
     )
 
 

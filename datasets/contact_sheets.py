@@ -1,4 +1,4 @@
-"""Pictures to look at: random cases with the contours of their masks, and near-duplicates side by side.
+"""Images to look at: random cases with the contours of their masks, and near-duplicates side by side.
 
 `files` give each case's image and mask by name; results are (H, W, 3) BGR.
 """

@@ -50,7 +50,7 @@ def check_image_size(content: bytes, max_megapixels: float = MAX_MEGAPIXELS) -> 
 
 
 def check_megapixels(width: int, height: int, max_megapixels: float) -> None:
-    """ImageError for a picture to segment that is over the limit."""
+    """ImageError for an image to segment that is over the limit."""
     if width * height > max_megapixels * 1_000_000:
         raise ImageError(
             f"{width} x {height} px is over the limit of {max_megapixels:g} megapixels "

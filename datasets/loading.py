@@ -26,12 +26,12 @@ CHANNELS_KEPT = 4  # RGB and the mask
 
 
 class LoaderDied(UserError):
-    """A loader process ended before its work."""
+    """A loader process ended before its work was done."""
 
     def __init__(self, error: RuntimeError) -> None:
         super().__init__(
-            f"{str(error).strip()} The machine took it back for lack of memory or of shared memory "
-            "(/dev/shm; in Docker --shm-size), or somebody killed it. Go on by the same command, "
+            f"{str(error).strip()} The system killed it for lack of memory or of shared memory "
+            "(/dev/shm; in Docker --shm-size), or somebody killed it. Resume by the same command, "
             "with num_workers=0 if it happens again"
         )
 
@@ -164,7 +164,7 @@ def worker_died(error: RuntimeError) -> bool:
 
 
 def batches_of(loader: Iterable[Sample]) -> Iterator[Sample]:
-    """The batches of a loader; trouble in its processes is told as if there were none.
+    """The batches of a loader; an error in a loader process is reported as if it had been raised here.
 
     Raises CaseError for a case that can no longer be read, LoaderDied for a dead process.
     """

@@ -45,7 +45,7 @@ class PhantomCase(NamedTuple):
 
 @dataclass(frozen=True)
 class Scanner:
-    """How a scanner renders tissue; every span is drawn uniformly once an image."""
+    """How a scanner renders tissue; every range is sampled uniformly, once per image."""
 
     gain: Span
     """Mean level in dB below white."""
@@ -120,7 +120,7 @@ def draw_phantom(
 
 
 def smooth_noise(rng: np.random.Generator, size: int, cells_y: float, cells_x: float) -> Array:
-    """Smooth Gaussian noise (size, size) of about unit variance with that many cells a side."""
+    """Smooth Gaussian noise (size, size) of about unit variance with that many cells per side."""
     grid = rng.standard_normal((round(cells_y) + 3, round(cells_x) + 3), np.float32)
     field = cv2.resize(grid, (size, size), interpolation=cv2.INTER_CUBIC)
     return field * np.float32(1.25)

@@ -1,4 +1,4 @@
-"""Any picture file as 8-bit RGB, to the pixels that training reads from the same file.
+"""Any image file as 8-bit RGB, to the pixels that training reads from the same file.
 
 PNG, JPEG, BMP and TIFF, grey or colour, with alpha (dropped) or 16 bits, turned as their orientation
 tag says; DICOM single frames. The declared size is checked before anything is decoded.
@@ -18,21 +18,21 @@ from datasets.dicom import read_dicom
 from datasets.windowing import Window, scale_to_8_bit
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".dcm", ".dicom")
-DARK_16_BIT = 8192  # a 16-bit picture without a value above this is black to the model
+DARK_16_BIT = 8192  # a 16-bit image without a value above this is black to the model
 BYTES_A_PIXEL = 8  # RGBA in 16 bits, the most that an uncompressed file needs
 HEADER_BYTES = 16 << 20
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture as the model sees it, upright."""
+    """An image as the model sees it, upright."""
 
     pixels: np.ndarray  # (H, W, 3) uint8, RGB
     note: str = ""  # what a reader of its mask should know
 
 
 def read_content(path: Path, max_megapixels: float = MAX_MEGAPIXELS) -> bytes:
-    """The bytes of a picture file; ImageError where it cannot be read or no picture is so large."""
+    """The bytes of an image file; ImageError where it cannot be read or no image is so large."""
     limit = int(max_megapixels * 1_000_000 * BYTES_A_PIXEL) + HEADER_BYTES
     try:
         if not path.is_file():
@@ -55,12 +55,12 @@ def is_dicom(content: bytes) -> bool:
 def read_picture(
     content: bytes, max_megapixels: float = MAX_MEGAPIXELS, window: Window = None
 ) -> Picture:
-    """Decode the content of a picture file.
+    """Decode the content of an image file.
 
-    Pictures of more than 8 bits are scaled to 8: without a `window` as in training, where 16 bits
+    Images of more than 8 bits are scaled to 8: without a `window` as in training, where 16 bits
     lose their lower 8, and DICOM by the window in the file.
 
-    Raises ImageError, which names no path: not a picture, damaged, over `max_megapixels` millions of
+    Raises ImageError, which names no path: not an image, damaged, over `max_megapixels` millions of
     pixels by its header, or without a defined scale.
     """
     if is_dicom(content):

@@ -10,7 +10,7 @@ from datasets.decoding import ImageError
 from utils.errors import UserError
 
 Window = tuple[float, float] | str | None
-"""Values that become black and white: (low, high), "auto" for a picture's own range, or None."""
+"""Values that become black and white: (low, high), "auto" for an image's own range, or None."""
 
 
 def parse_window(text: str) -> Window:

@@ -107,5 +107,5 @@ def listed_problems(name: str, problems: Mapping[str, str], drawn: bool) -> str:
     return (
         f"{name} is not prepared, {len(lines)} problem(s):\n  "
         + listed(lines, MAX_LISTED_PROBLEMS, separator="\n  ")
-        + f"\nMend these in the source or {other_way}, then run this again"
+        + f"\nFix these in the source or {other_way}, then run this again"
     )

@@ -116,7 +116,7 @@ def load_system(config: Config, checkpoint: Path) -> SegmentationModel:
     from engine.provenance import trained_otherwise, training_config
     from utils.checkpoints import load_weights
 
-    # compiling pays over a training, and a graph is exported from plain modules
+    # compiling pays off only over a training, and a graph is exported from plain modules
     system = system_from(config.model_copy(update={"compile": False}))
     load_weights(checkpoint, system)
     others = trained_otherwise(config, training_config(checkpoint))
@@ -124,7 +124,9 @@ def load_system(config: Config, checkpoint: Path) -> SegmentationModel:
         keys = " ".join(
             f"{key}={'null' if value is None else value}" for key, value in others.items()
         )
-        log.warning("these weights were trained with %s: to use them so, set that", keys)
+        log.warning(
+            "these weights were trained with %s; set that to use them as they were trained", keys
+        )
     return system.eval()
 
 

@@ -21,7 +21,7 @@ log = logging.getLogger("wavegms")
 
 
 def use_gpus(gpus: Sequence[int]) -> None:
-    """Limit the process to `gpus`; with several, start it again as one process a GPU.
+    """Limit the process to `gpus`; with several, start it again as one process per GPU.
 
     Must run before anything touches CUDA. A CUDA_VISIBLE_DEVICES that is set already, and a launch
     through torchrun, are left as they are. UserError if fewer GPUs exist than are named.
@@ -52,7 +52,7 @@ def use_gpus(gpus: Sequence[int]) -> None:
 
 
 def keep_freed_memory() -> None:
-    """Let glibc keep the memory of freed tensors for the next ones; nothing happens elsewhere.
+    """Let glibc keep the memory of freed tensors for later ones; does nothing where there is no glibc.
 
     By default it gives large blocks back to the system, which zeroes them page by page when the next
     step asks for them again: a fifth of the processor time of a training step on the CPU.

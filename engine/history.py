@@ -37,7 +37,7 @@ class HistoryWriter:
         return self
 
     def __exit__(self, *_: object) -> None:
-        with suppress(OSError):  # a full disk has been told by then
+        with suppress(OSError):  # a full disk has been reported by then
             self._events.close()
 
     def write(self, rows: Sequence[Row], samples: np.ndarray | None, last: bool) -> None:
@@ -60,7 +60,7 @@ class HistoryWriter:
 
 
 def write_history(path: Path, rows: Sequence[Row]) -> None:
-    """Write one line an epoch; a value that was not measured in an epoch is left empty."""
+    """Write one line per epoch; a value that was not measured in an epoch is left empty."""
     rounded = [
         {key: f"{value:.9g}" if isinstance(value, float) else value for key, value in row.items()}
         for row in rows

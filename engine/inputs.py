@@ -1,4 +1,4 @@
-"""Which pictures to predict, and a name for each."""
+"""Which images to predict, and a name for each."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LONGEST_NAME = 200  # bytes; file systems take 255, temporary files and numbers 
 
 @dataclass(frozen=True)
 class Job:
-    """A picture to predict; its outputs are called `name`."""
+    """An image to predict; its outputs are called `name`."""
 
     name: str
     path: Path
@@ -30,7 +30,7 @@ class Job:
 
 
 def find_jobs(inputs: Sequence[str], recursive: bool, out: Path) -> list[Job]:
-    """The pictures that files, folders and glob patterns name, each once, under unique names.
+    """The images that files, folders and glob patterns name, each once, under unique names.
 
     Of a folder, files with a known ending and DICOM files under any name are taken, in the order of
     their names; hidden ones and `out` are not. Nor are, of folders and patterns, predictions that lie
@@ -43,8 +43,8 @@ def find_jobs(inputs: Sequence[str], recursive: bool, out: Path) -> list[Job]:
         path = Path(text)
         if path.is_dir():
             found = list(_pictures_in(path, recursive, out))
-            hint = "" if recursive else "; --recursive looks into its folders"
-            problem = f"{text}: no pictures ({' '.join(SUFFIXES)}) in this folder{hint}"
+            hint = "" if recursive else "; --recursive includes its subfolders"
+            problem = f"{text}: no images ({' '.join(SUFFIXES)}) in this folder{hint}"
         elif path.exists():
             found, problem = [path], ""
         else:

@@ -44,13 +44,13 @@ class MemoryEstimate:
         return self.weights + self.gradients + self.optimizer + self.step
 
     def largest_batch(self, available: float) -> int:
-        """The largest batch that `available` bytes hold; `step` grows with the batch alone."""
+        """The largest batch that fits into `available` bytes; only `step` grows with the batch."""
         left = USABLE * available - (self.total - self.step)
         return max(0, int(left * self.batch_size / self.step))
 
 
 class PeakMemory(TorchDispatchMode):
-    """While entered, counts the bytes of the tensors that live; those made before count nothing."""
+    """While entered, counts the bytes of live tensors; those made before do not count."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -58,7 +58,7 @@ class PeakMemory(TorchDispatchMode):
         self._storages: dict[int, weakref.ref[torch.UntypedStorage]] = {}
 
     def ignore(self, tensors: Any) -> None:
-        """Do not count these, nor what shares their memory."""
+        """Count neither these nor what shares their memory."""
         for tensor in tensors:
             self._watch(tensor, 0)
 
@@ -107,7 +107,7 @@ class _Step(nn.Module):
         self.system = system
 
     def forward(self, image: Tensor, mask: Tensor, noise: Tensor) -> None:
-        # not called as a module: a compiled system would compile
+        # not called as a module: a compiled system would be compiled here
         losses: Any = self.system.forward(image, mask, noise)
         losses["loss"].backward()
 
@@ -123,7 +123,7 @@ def estimate_memory(
     """Estimate the peak memory of training `system`, whose weights stay untouched.
 
     Args:
-        batch_size: cases a process and batch.
+        batch_size: cases per process and batch.
         image_size: side in pixels.
         precision: `bf16` or `fp16`, mixed as by CUDA's autocast, or anything else for float32.
         averaged: whether an average of the weights is kept.
@@ -191,7 +191,7 @@ def describe_memory(estimate: MemoryEstimate, precision: str, gpu_memory: int | 
     parts = (estimate.weights, estimate.gradients, estimate.optimizer, estimate.step)
     weights, gradients, optimizer, step = (f"{part / GB:.2f}" for part in parts)
     line = (
-        f"GPU memory: about {estimate.total / GB:.1f} GB a GPU at batch {estimate.batch_size}, "
+        f"GPU memory: about {estimate.total / GB:.1f} GB per GPU at batch {estimate.batch_size}, "
         f"{precision} (weights {weights}, gradients {gradients}, AdamW {optimizer}, images and "
         f"activations {step}; CUDA itself and convolution workspace come on top)"
     )
@@ -228,16 +228,16 @@ def out_of_memory(
     checkpointed: bool,
     has_saved: bool,
 ) -> UserError:
-    """What to tell the user when training at `estimate.batch_size` ran out of memory.
+    """The error to report when training at `estimate.batch_size` ran out of memory.
 
     Args:
         available: bytes that the device had for this process; None if that is not known, then half
             of the batch is proposed.
         checkpointed: whether `checkpoint_decoder` is on already.
-        has_saved: whether there is a state that only the same batch_size goes on from.
+        has_saved: whether there is a saved state, which can only be resumed with the same batch_size.
     """
     batch = estimate.batch_size
-    # more was needed than estimated, or others took it meanwhile: then the batch shrinks all the same
+    # shrink even if the estimate fits: more was needed than estimated, or other processes took memory
     limit = batch // 2 if available is None else min(estimate.largest_batch(available), batch - 1)
     lines = [
         f"out of memory with batches of {batch} at {image_size} px, which take about "

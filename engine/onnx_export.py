@@ -35,7 +35,7 @@ def export_graph(system: SegmentationModel, image_size: int, metadata: Mapping[s
 
     with warnings.catch_warnings(), tempfile.TemporaryDirectory() as folder:
         traced = Path(folder) / "traced.onnx"
-        warnings.simplefilter("ignore")  # sizes become constants, which is meant for all but B
+        warnings.simplefilter("ignore")  # sizes become constants, which is intended for all but B
         try:
             torch.onnx.export(
                 system.eval(),

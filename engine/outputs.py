@@ -1,14 +1,14 @@
-"""The folder that predictions go to: files of each picture, a table, and the settings behind it.
+"""The folder that predictions go to: files of each image, a table, and the settings behind it.
 
     masks/<name>.png            0 or 255
     probabilities/<name>.png    probability x 65535, 16 bits
     uncertainties/<name>.png    standard deviation x 65535, 16 bits; with test-time augmentation
     overlays/<name>.jpg
-    predictions.csv             a row a picture
+    predictions.csv             one row per image
     settings.json
 
-Every file appears whole or not at all. Rows are appended to predictions.partial.csv as pictures are
-done, a row after the files of its picture, so that a stopped run can go on.
+Every file appears whole or not at all. Rows are appended to predictions.partial.csv as images are
+done, each row after the files of its image, so that a stopped run can be resumed.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class OutputFolder:
 
     Args:
         folder: made if it does not exist.
-        settings: what the files depend on; kept, and compared when a run goes on.
+        settings: what the files depend on; kept, and compared when a run is resumed.
         overlay: one of OVERLAYS.
         tta: whether there is an uncertainty.
     """
@@ -68,7 +68,7 @@ class OutputFolder:
         self._table = folder / "predictions.csv"
         self._partial = folder / "predictions.partial.csv"
         self._rows: dict[str, Row] = {}
-        self._earlier: list[Row] = []  # of pictures that are not among the jobs of this run
+        self._earlier: list[Row] = []  # of images that are not among the jobs of this run
         self._journal: IO[str] | None = None
 
     def open(self, jobs: Sequence[Job], resume: bool, overwrite: bool) -> list[Job]:
@@ -76,13 +76,13 @@ class OutputFolder:
 
         Raises:
             UserError: the folder holds predictions and neither `resume` nor `overwrite` is set, those
-                to go on with were made by other settings or would lose their names to other pictures,
+                to resume from were made by other settings or would lose their names to other images,
                 or the folder cannot be written to.
         """
         used = self._table.exists() or self._partial.exists()
         if used and not (resume or overwrite):
             raise UserError(
-                f"{self.folder} holds predictions already: --resume goes on with them, --overwrite "
+                f"{self.folder} already holds predictions: --resume continues them, --overwrite "
                 "starts again, or name another folder by --out"
             )
         if used and resume:
@@ -102,7 +102,7 @@ class OutputFolder:
         return [job for job in jobs if job.name not in self._rows]
 
     def paths(self, name: str) -> dict[str, Path]:
-        """The files of one picture by what they hold."""
+        """The files of one image by what they hold."""
         paths = {
             "mask": self.folder / "masks" / f"{name}.png",
             "probability": self.folder / "probabilities" / f"{name}.png",
@@ -114,7 +114,7 @@ class OutputFolder:
         return paths
 
     def write(self, job: Job, pixels: np.ndarray, note: str, segmentation: Segmentation) -> Row:
-        """Write the files of a picture; returns its row. May run in several threads.
+        """Write the files of an image; returns its row. May run in several threads.
 
         UserError where the model's output is not a number; OSError where a file cannot be written.
         """
@@ -150,7 +150,7 @@ class OutputFolder:
         }
 
     def fail(self, job: Job, reason: str) -> Row:
-        """The row of a picture that could not be predicted, without files."""
+        """The row of an image that could not be predicted, without files."""
         for path in self.paths(job.name).values():
             path.unlink(missing_ok=True)  # of an earlier run
         empty = dict.fromkeys(COLUMNS, "")
@@ -162,7 +162,7 @@ class OutputFolder:
         }
 
     def add(self, row: Row) -> None:
-        """Take a picture's row into the table."""
+        """Take an image's row into the table."""
         assert self._journal is not None
         self._rows[row["name"]] = row
         self._journal.write(csv_text(COLUMNS, [row], header=False))
@@ -199,7 +199,7 @@ class OutputFolder:
             )
 
     def _check_names(self, jobs: Sequence[Job], done: Iterable[Row]) -> None:
-        """UserError where a finished picture has another name now, or its name another picture."""
+        """UserError where a finished image has another name now, or its name another image."""
         names = {job.file: job.name for job in jobs}
         files = {job.name.casefold(): job.file for job in jobs}
         for row in done:
@@ -207,12 +207,12 @@ class OutputFolder:
             if names.get(file, name) != name or files.get(name.casefold(), file) != file:
                 raise UserError(
                     f"{self.folder} holds `{name}` of {file}, and with these inputs that name would "
-                    "go to another picture or the picture to another name: give the inputs with "
-                    "which it was begun, or another --out"
+                    "go to another image or the image to another name: give the inputs with "
+                    "which the run was started, or use another --out"
                 )
 
     def _finished(self) -> dict[str, Row]:
-        """Rows of an earlier run that are whole and went well."""
+        """Complete rows of an earlier run whose prediction succeeded."""
         path = self._partial if self._partial.exists() else self._table
         lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
         return {
@@ -233,13 +233,13 @@ class OutputFolder:
 
 @contextmanager
 def stops_when_full(folder: Path) -> Iterator[None]:
-    """Turn the OSError of a disk or folder that takes nothing more into a UserError."""
+    """Turn the OSError of a full disk or a read-only folder into a UserError."""
     try:
         yield
     except OSError as error:
         raise UserError(
-            f"cannot write to {folder}: {error.strerror or error}. What is there is whole; "
-            "with space and permission, --resume goes on from here"
+            f"cannot write to {folder}: {error.strerror or error}. All files there are complete; "
+            "once the folder can be written to again, --resume continues from here"
         ) from error
 
 

@@ -1,11 +1,11 @@
-"""From pictures of any size to probabilities of the same size, batch by batch.
+"""From images of any size to probabilities of the same size, batch by batch.
 
-A picture is resized to the model's square, or cut into overlapping tiles of it that are blended.
+An image is resized to the model's square, or cut into overlapping tiles of it that are blended.
 With test-time augmentation each square goes through the model in its eight orientations (four
 quarter turns, each also mirrored); the outputs are turned back, their mean is the probability and
 their standard deviation the uncertainty (Wang et al. 2019, arXiv 1807.07356).
 
-Shapes: picture (H, W, 3) uint8, square (S, S, 3) uint8, probability (H, W) float32 in [0, 1].
+Shapes: image (H, W, 3) uint8, square (S, S, 3) uint8, probability (H, W) float32 in [0, 1].
 """
 
 from __future__ import annotations
@@ -21,24 +21,24 @@ from datasets.cases import resize_image
 from engine.backends import Backend
 
 T = TypeVar("T")
-HELD_PIXELS = 64_000_000  # of pictures that wait for their batch to fill
+HELD_PIXELS = 64_000_000  # of images that wait for their batch to fill
 
 
 @dataclass(frozen=True)
 class Method:
-    """How a picture goes through the model."""
+    """How an image goes through the model."""
 
     tiles: bool = False
     """Cut into squares at its own resolution, rather than resized to one."""
     overlap: float = 0.5
-    """Part of a tile's side that the next one covers too, 0 up to but without 1."""
+    """Fraction of a tile's side that the next one also covers, in [0, 1)."""
     tta: bool = False
     """Average over the eight orientations."""
 
 
 @dataclass(frozen=True)
 class Segmentation:
-    """What the model says of a picture, at the picture's size."""
+    """What the model says of an image, at the image's size."""
 
     probability: np.ndarray  # (H, W) float32; not finite where the model's output was not
     uncertainty: np.ndarray | None  # (H, W) float32 in [0, 0.5], with test-time augmentation
@@ -50,9 +50,9 @@ class Segmentation:
 def segment(
     backend: Backend, pictures: Iterable[tuple[T, np.ndarray]], method: Method, batch_size: int
 ) -> Iterator[tuple[T, Segmentation]]:
-    """Segment the pictures in their order, each with the key that came with it.
+    """Segment the images in their order, each with the key that came with it.
 
-    Squares of several pictures share a batch, so at most a batch of pictures, or HELD_PIXELS, wait.
+    Squares of several images share a batch, so at most a batch of images, or HELD_PIXELS, wait.
     """
     squares: list[np.ndarray] = []
     owners: list[_Work[T]] = []
@@ -97,7 +97,7 @@ def upright(index: int, square: np.ndarray) -> np.ndarray:
 
 
 class _Canvas:
-    """Where the maps of a picture come together. A single square: the picture resized."""
+    """Where the maps of an image come together. A single square: the image resized."""
 
     def __init__(self, pixels: np.ndarray, side: int) -> None:
         self.height, self.width = pixels.shape[:2]
@@ -125,7 +125,7 @@ class _Canvas:
 
 
 class _TiledCanvas(_Canvas):
-    """Overlapping squares, weighted towards their centres; a small picture is padded by mirroring.
+    """Overlapping squares, weighted towards their centres; a small image is padded by mirroring.
 
     The uncertainty is blended like the probability, which bounds that of the blend from above.
     """
@@ -188,7 +188,7 @@ def blending_window(side: int) -> np.ndarray:
 
 
 class _Work(Generic[T]):
-    """One picture on its way: its squares go out in order and their outputs come back in order."""
+    """One image on its way: its squares go out in order and their outputs come back in order."""
 
     def __init__(self, key: T, canvas: _Canvas, tta: bool) -> None:
         self.key = key

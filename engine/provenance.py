@@ -118,5 +118,7 @@ def provenance(config: Config, data_set: DataSet, checkpoint: Path) -> dict[str,
 def selection_note(select_on: str) -> str:
     """How the checkpoint was chosen, in the words that every output uses."""
     if select_on == "test":
-        return "checkpoint chosen on the TEST split (the published habit; scores are optimistic)"
+        return (
+            "checkpoint chosen on the TEST split (as in the published code; scores are optimistic)"
+        )
     return "checkpoint chosen on a held-out part of train"

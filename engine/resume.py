@@ -1,4 +1,4 @@
-"""Going on with a run: `last.pth` holds what that needs, and other settings are refused."""
+"""Resuming a run: `last.pth` holds what that needs, and other settings are refused."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ LAST = "last.pth"
 BEFORE_LAST = "last.previous.pth"
 FORMAT = 1
 
-# settings that may change between the parts of a run: they do not touch what is learned (the split
+# settings that may change when a run is resumed: they do not affect what is learned (the split
 # file and the frozen weights are compared by their hashes)
 FREE_SETTINGS = {
     "GPUs", "cache_mb", "channels_last", "checkpoint_decoder", "compile", "deterministic",
@@ -123,11 +123,11 @@ def open_run(
 def start_run(
     folder: Path, config: Config, hashes: dict[str, str], precision: str, processes: int = 1
 ) -> None:
-    """Record config and environment in `folder`, after checking that going on there makes sense.
+    """Record config and environment in `folder`, after checking that the run there can be resumed.
 
     `hashes` names what else the result rests on (split file, frozen weights), `precision` is the one
-    that `auto` stands for here, `processes` is how many share the work. UserError lists what differs
-    from the run that is there, or tells that its state is gone; nothing of it has been touched then.
+    that `auto` selects here, `processes` is how many share the work. UserError lists what differs
+    from the run that is there, or says that its state is gone; nothing has been touched by then.
     With `resume: never` the weights of the run that is there are deleted.
     """
     states = [folder / name for name in (LAST, f"{LAST}.new", BEFORE_LAST)]
@@ -160,13 +160,13 @@ def start_run(
         if changed:
             listed = "\n  ".join(changed)
             raise UserError(
-                f"{folder} holds a run with other settings; going on would mix two experiments:\n"
+                f"{folder} holds a run with other settings; resuming would mix two experiments:\n"
                 f"  {listed}\n"
                 "Set them back, set another snapshot_path, or start again with resume=never"
             )
     elif _epochs_recorded(folder) > 1:  # after one epoch a kill may have come before the state
         raise UserError(
-            f"{folder} holds a trained run, but no {LAST} to go on from; training again would "
+            f"{folder} holds a trained run, but no {LAST} to resume from; training again would "
             "overwrite its weights. Set another snapshot_path, or start again with resume=never"
         )
     remove_leftovers(folder)

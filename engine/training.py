@@ -1,7 +1,7 @@
 """The training loop.
 
 Everything random is drawn from (seed, epoch, case), see `datasets.loading`, so a run that was
-stopped anywhere and goes on from `last.pth` ends with the same weights as one that was not.
+stopped anywhere and resumed from `last.pth` ends with the same weights as one that was not.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ class Progress:
     batch: int = 0  # batches of this epoch that are done
     best: float = -math.inf
     best_epoch: int = 0
-    skipped: int = 0  # batches whose losses were no numbers, in all epochs
+    skipped: int = 0  # batches with non-finite losses, in all epochs
     skipped_in_epoch: int = 0
     sums: list[float] = field(default_factory=list)  # of the losses, over the others of the epoch
     history: list[Row] = field(default_factory=list)
@@ -204,7 +204,7 @@ class Trainer:
                         self._read(sums)
                         self._show(bar, losses)
                         self._save_if_due(stop)
-            except (CaseError, LoaderDied):  # between two steps, so nothing needs to be lost
+            except (CaseError, LoaderDied):  # between two steps, so nothing is lost
                 self._read(sums)
                 if self._can_be_saved():
                     self.save()
@@ -304,7 +304,9 @@ class Trainer:
             total=self.batches,
             initial=self.progress.batch,
             desc=f"epoch {self.progress.epoch + 1}/{self.options.epochs}",
-            disable=None if self.accelerator.is_main_process else True,  # None: on terminals
+            disable=None
+            if self.accelerator.is_main_process
+            else True,  # None: shown on terminals only
             leave=False,
         )
 
@@ -314,7 +316,7 @@ class Trainer:
         bar.set_postfix({name: f"{value:.3f}" for name, value in named if value})
 
     def _read(self, sums: EpochLosses) -> None:
-        """Take the sums so far; NonFiniteLoss where more losses than allowed were no numbers."""
+        """Take the sums so far; NonFiniteLoss where more losses than allowed were not finite."""
         bad = sums.read()
         self.progress.skipped += len(bad)
         self.progress.skipped_in_epoch += len(bad)
@@ -414,7 +416,7 @@ class Trainer:
 
     @torch.inference_mode()
     def _samples(self) -> Any:
-        """Image, truth and probability of a few validation cases, as one uint8 picture."""
+        """Image, truth and probability of a few validation cases, as one uint8 image."""
         cases = [self.val_set[i] for i in range(min(SAMPLES_SHOWN, len(self.val_set)))]
         images = torch.stack([case["image"] for case in cases]).to(self.accelerator.device)
         self.evaluated.eval()
@@ -426,7 +428,7 @@ class Trainer:
         )
 
     def _out_of_memory(self) -> UserError:
-        """What to do about it, by an estimate of what a batch takes."""
+        """An error that says what to do, from an estimate of the memory that a batch takes."""
         from engine.memory import available_memory, estimate_memory, out_of_memory
 
         options, image_size = self.options, self.train_set.image_size
@@ -447,7 +449,7 @@ class Trainer:
         )
 
     def save(self) -> None:
-        """Write `last.pth` (main process); NonFiniteLoss where the weights are no numbers."""
+        """Write `last.pth` (main process); NonFiniteLoss where the weights are not finite."""
         self._check_weights()
         self.saved_at = time.monotonic()
         if not self.accelerator.is_main_process:
@@ -469,7 +471,7 @@ class Trainer:
         )
 
     def resume(self) -> None:
-        """Go on from `last.pth` where there is one; the main process reads it for all."""
+        """Resume from `last.pth` where there is one; the main process reads it for all."""
         states = [load_state(self.folder) if self.accelerator.is_main_process else None]
         state = broadcast_object_list(states)[0]
         if state is None:
@@ -492,4 +494,4 @@ class Trainer:
                 f"({type(error).__name__}: {error}). Set another snapshot_path, or start again "
                 "with resume=never"
             ) from error
-        log.info("going on after epoch %d, batch %d", self.progress.epoch, self.progress.batch)
+        log.info("resuming after epoch %d, batch %d", self.progress.epoch, self.progress.batch)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def overlap(
     probability: torch.Tensor, mask: torch.Tensor, threshold: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Dice and IoU a case: (B, 1, S, S) twice -> (B,) twice; both 1 where both masks are empty."""
+    """Dice and IoU per case: (B, 1, S, S) twice -> (B,) twice; both 1 where both masks are empty."""
     predicted, truth = probability >= threshold, mask > 0.5
     shared = (predicted & truth).sum((1, 2, 3)).double()
     total = predicted.sum((1, 2, 3)).double() + truth.sum((1, 2, 3)).double()

@@ -258,7 +258,7 @@ class _Job:
             self._lock.close()
 
     def _take_up_record(self) -> None:
-        """Go on from the record on disk; its status stays as it is if there is nothing to do."""
+        """Resume from the record on disk; its status stays as it is if there is nothing to do."""
         found = read_record(self.trial.folder)
         if found is not None:
             if recorded_config(found) != self.trial.config:  # train.py decides if it can resume

@@ -6,7 +6,7 @@
 The first writes into the run folder, through valid.py,
 
     valid_results_<data set>/                  checkpoint chosen on the held-out part of train
-    chosen_on_test/valid_results_<data set>/   the best of the kept epochs on test: the published habit
+    chosen_on_test/valid_results_<data set>/   the best of the kept epochs on test, as in the published code
     chosen_on_test.json                        Dice on test of every kept epoch
     parameters.json                            trainable parameters
 

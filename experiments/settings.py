@@ -190,7 +190,9 @@ def load_sweep(path: Path, overrides: Sequence[str] = ()) -> Sweep:
     if base.resume == "never":
         raise UserError(f"{path}: resume: never would lose trials that were stopped; leave it out")
     if base.select_on == "test" and settings.folds:
-        raise UserError(f"{path}: folds choose on the fold held out: set select_on: val")
+        raise UserError(
+            f"{path}: folds choose the checkpoint on the fold held out: set select_on: val"
+        )
     return Sweep(path, values, settings, base)
 
 

@@ -1,7 +1,7 @@
 """Who runs a sweep: one process per folder, or several where they share a study.
 
 A slot is a folder whose lock a sweep holds while it lives, with an identity in `owner.id`. What was
-running under the slot when its holder died is taken up by the next one that holds it.
+running under the slot when its holder died is resumed by the next one that holds it.
 """
 
 from __future__ import annotations

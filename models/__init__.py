@@ -1,1 +1,1 @@
-"""Networks and losses, one concept a file, from the Haar pyramid to the assembled WaveGMS."""
+"""Networks and losses, one concept per file, from the Haar pyramid to the assembled WaveGMS."""

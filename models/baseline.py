@@ -117,7 +117,7 @@ def _parse(spec: str) -> tuple[str, str, str | None]:
     if family != "smp" or not architecture or not encoder or options:
         raise UserError(
             f"model {spec!r} is unknown; expected wave-gms, a baseline written as {EXAMPLE} "
-            "(options: encoder, weights), or a function of yours as package.module:function"
+            "(options: encoder, weights), or a function of your own as package.module:function"
         )
     return architecture, encoder, weights
 

@@ -1,7 +1,7 @@
 """Multi-resolution Haar encoder: an image to the mean and deviation of its latent.
 
 Source: LiteVAE (arXiv 2405.14477), section 3 and appendix; Wave-GMS (arXiv 2510.03216), section 2.
-A feature extractor a Haar level, not shared, then one aggregator at the coarsest resolution; all
+One feature extractor per Haar level, not shared, then one aggregator at the coarsest resolution; all
 four are UNets without resampling. Module names are those of the published checkpoints.
 
 Shapes: image (B, 3, H, W) in [0, 1]; level n (B, 12, H / 2^n, W / 2^n); latent (B, 4, H/8, W/8).
@@ -56,7 +56,7 @@ class MiddleBlock(nn.Module):
 class FlatUNet(nn.Module):
     """UNet at one resolution; (B, in, H, W) -> (B, out, H, W).
 
-    Two residual blocks a multiplier on the way in, two on the way out, each of these with the skip
+    Two residual blocks per multiplier on the way in, two on the way out, each of these with the skip
     of its mirror image concatenated.
     """
 

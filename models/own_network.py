@@ -41,7 +41,7 @@ def build_own_network(spec: str, image_size: int) -> SegmentationModel:
     except TypeError as error:
         raise UserError(f"{called}: the function cannot be called so, {error}") from error
     except ValueError:
-        pass  # written in C, it tells no signature
+        pass  # written in C, it has no signature to read
     network = function(**arguments)
     if not isinstance(network, nn.Module):
         raise UserError(f"{called} returned {_described(network)}, expected a torch.nn.Module")

@@ -30,7 +30,7 @@ from models.sft import SKFF, haar_details
 from models.vae import DOWNSAMPLING, LATENT_CHANNELS, FrozenVAE
 
 SUPERVISED_HEADS = ("level2", "level1", "out")
-DECODED_AT_ONCE = 4  # latents a piece with `checkpoint_decoder`
+DECODED_AT_ONCE = 4  # latents per chunk with `checkpoint_decoder`
 
 
 class WaveGMS(SegmentationModel):
@@ -142,7 +142,7 @@ class WaveGMS(SegmentationModel):
     def decode(self, latents: Tensor) -> Tensor:
         """Grey images (N, 1, 8h, 8w) of latents (N, 4, h, w), in [0, 1] up to overshoot."""
         if self.checkpoint_decoder and torch.is_grad_enabled():
-            # in pieces: what is computed again for one is released before the next
+            # in chunks: what is recomputed for one is released before the next
             pieces = latents.split(DECODED_AT_ONCE)
             return torch.cat(
                 [checkpoint(self.vae.decode_to_grey, p, use_reentrant=False) for p in pieces]

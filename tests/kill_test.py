@@ -7,7 +7,7 @@ Each of the kills hits a run of its own: half of them at a random moment of the 
 the processor time that a whole run takes), half while it writes a random file: amid its bytes,
 before and after its rename. Then the same command runs to the end. Model, optimiser,
 averages, history.csv and best_model.pth must be those of the run that was not killed, bit for bit.
-`--chain` kills one run again and again instead, each time where it went on.
+`--chain` kills one run again and again instead, each time after it was resumed.
 The last line is a JSON object with the counts; exit code 1 if any end differs.
 
 Every run is a fork of this process, which has imported everything and computed nothing.

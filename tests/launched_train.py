@@ -1,11 +1,11 @@
-"""train.py in two processes that stop and go on, for test_scaling.py.
+"""train.py in two processes that stop and resume, for test_scaling.py.
 
     python tests/launched_train.py FOLDER train.py's arguments
 
 What torchrun does, but the processes are forks of this one, which has imported everything and
 computed nothing. In the first launch process 1 sends a SIGTERM to the launcher in its seventh step and
-process 0 does not listen to signals; the second launch goes on. In both, process 1 must not write
-into FOLDER. Its second loss is NaN. The last line tells how the launches ended.
+process 0 does not listen to signals; the second launch resumes. In both, process 1 must not write
+into FOLDER. Its second loss is NaN. The last line says how the launches ended.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Each system trains, goes on after a stop, validates and predicts, through the same entry points."""
+"""Each system trains, resumes after a stop, validates and predicts, through the same entry points."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A run meets trouble: what the user reads, what is kept, and that going on loses nothing.
+"""A run meets trouble: what the user reads, what is kept, and that resuming loses nothing.
 
 Stops by signals, NaN losses, damaged states and the lock are in test_training.py.
 """

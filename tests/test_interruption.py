@@ -77,7 +77,7 @@ def test_ctrl_c_saves_and_exits_with_130(tmp_path: Path, vae: Path) -> None:
     run.send_signal(signal.SIGINT)
     _, told = run.communicate()
     assert run.returncode == 130, told
-    assert "stopped by SIGINT; the same command goes on from here" in told
+    assert "stopped by SIGINT; the same command resumes from here" in told
     assert "Traceback" not in told
     assert load_state(folder) is not None
     assert not list(folder.glob("**/*.tmp"))

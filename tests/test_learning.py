@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def test_overfits_a_handful_of_images(tmp_path: Path) -> None:
     split = write_data_set(tmp_path, train=16, test=4, size=64)
-    for index in range(4, 16):  # four images, four times an epoch: fewer epochs, which cost time
+    for index in range(4, 16):  # four images, four times per epoch: fewer epochs, which cost time
         for kind in ("images", "masks"):
             folder = split.parent / kind
             shutil.copyfile(folder / f"case_{index % 4}.png", folder / f"case_{index}.png")

@@ -160,7 +160,7 @@ def lesions(area: float, count: int) -> list[tuple[np.ndarray, np.ndarray]]:
 
 
 def seconds(metric: Callable, pairs: list, repeats: int = 5) -> float:
-    """The fastest of some passes, in seconds a pair."""
+    """The fastest of some passes, in seconds per pair."""
     return min(
         timeit.repeat(lambda: [metric(*pair) for pair in pairs], number=1, repeat=repeats)
     ) / len(pairs)

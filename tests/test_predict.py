@@ -473,7 +473,7 @@ def test_files_folders_and_patterns_are_found(tmp_path: Path) -> None:
     assert found(folder / "masks" / "scan_0.png"), "a file that is named is taken"
     empty = tmp_path / "empty"
     empty.mkdir()
-    with pytest.raises(UserError, match=r"no pictures(.|\n)*--recursive(.|\n)*none\.png: no such"):
+    with pytest.raises(UserError, match=r"no images(.|\n)*--recursive(.|\n)*none\.png: no such"):
         find_jobs([str(empty), str(tmp_path / "none.png")], False, out)
 
 
@@ -494,7 +494,7 @@ def test_a_folder_of_mixed_pictures(
     code = predict.main(["--run", str(run), str(folder), "--out", str(out), "--tta"])
     assert code == 1
     said = capsys.readouterr().out
-    assert "4 of 5 pictures predicted" in said and "broken.png: not a PNG" in said
+    assert "4 of 5 images predicted" in said and "broken.png: not a PNG" in said
 
     rows = rows_of(out)
     assert list(rows) == ["broken", "colour", "lying", "scan_0", "scan_1"]
@@ -601,7 +601,7 @@ def test_resume_goes_on_where_it_stopped(
     first = journal.read_text().split("\n")[1].split(",")[0]
     (parts / "overlays" / f"{first}.jpg").unlink()
 
-    with pytest.raises(UserError, match="holds predictions already"):
+    with pytest.raises(UserError, match="already holds predictions"):
         predict.main([*command, str(parts)])
     calls[0] = -100
     with monkeypatch.context() as patch:

@@ -160,7 +160,7 @@ def test_all_problems_are_one_error(
     ):
         assert expected in error
     assert not (tmp_path / "data" / "busi").exists()
-    # mended, the same command goes through
+    # fixed, the same command succeeds
     write_zip(tmp_path / "Dataset_BUSI_with_GT.zip", busi_files())
     assert prepare(busi) == 0
 
@@ -183,7 +183,7 @@ def test_an_interrupted_run_is_resumed_and_never_looks_complete(
     monkeypatch.setattr(writing, "available_cores", lambda: 1)
     monkeypatch.setattr(writing, "write_case", interrupted)
     assert prepare(busi) == 130
-    assert "the same command goes on from here" in capsys.readouterr().err
+    assert "the same command resumes from here" in capsys.readouterr().err
     partial = tmp_path / "data" / ".busi.partial"
     assert not (tmp_path / "data" / "busi").exists()
     kept = {p: p.stat().st_mtime_ns for p in (partial / "images").iterdir()}

@@ -214,7 +214,7 @@ def test_trials_are_taken_when_a_worker_is_free(tmp_path: Path) -> None:
 
 
 def test_what_a_killed_runner_left_running_is_waited_for(tmp_path: Path) -> None:
-    """The command goes on without its runner; it is never started beside itself."""
+    """The command keeps running without its runner; a second one is never started beside it."""
     code = COUNT + "(folder / 'ready').touch(); wait(folder / 'go'); (folder / 'ended').touch()"
     script = f"""
 import sys; sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests")!r}]

@@ -1,4 +1,4 @@
-"""Two processes learn what one learns with batches twice as large; they stop and go on alike."""
+"""Two processes learn what one learns with batches twice as large; they stop and resume alike."""
 
 from __future__ import annotations
 
@@ -56,8 +56,8 @@ def test_two_processes_learn_like_one(
 
     log = (two / "logs" / "train.log").read_text()
     assert log.count("effective batch: 4 = 1 x 2 accumulated x 2 process(es)") == 2
-    # five batches an epoch; the stop comes in the second of the second
-    assert log.count("going on after epoch 1, batch 2") == 1
+    # five batches per epoch; the stop comes in the second of the second
+    assert log.count("resuming after epoch 1, batch 2") == 1
     assert [log.count(f"epoch {n}/2") for n in (1, 2)] == [1, 1]
     assert len(list(two.glob("logs/events*"))) == 2
 

@@ -1,4 +1,4 @@
-"""Searches with Optuna: proposals, pruning, going on, and sharing a study."""
+"""Searches with Optuna: proposals, pruning, resuming, and sharing a study."""
 
 from __future__ import annotations
 

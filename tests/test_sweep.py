@@ -1,4 +1,4 @@
-"""Sweeps: what their YAML may say, the trials that follow, going on, and the reports."""
+"""Sweeps: what their YAML may say, the trials that follow, resuming, and the reports."""
 
 from __future__ import annotations
 

@@ -163,7 +163,9 @@ def test_a_trained_run_without_state_is_not_overwritten(
     for path in finished.glob("last*"):
         path.unlink()
     best = (finished / "best_model.pth").read_bytes()
-    with pytest.raises(UserError, match=r"no last\.pth to go on from.*snapshot_path.*resume=never"):
+    with pytest.raises(
+        UserError, match=r"no last\.pth to resume from.*snapshot_path.*resume=never"
+    ):
         train.main(arguments(tmp_path, vae, "lr=0.1"))
     assert (finished / "best_model.pth").read_bytes() == best
     assert "lr: 0.002" in (finished / "config.yaml").read_text()

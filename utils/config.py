@@ -30,7 +30,7 @@ from datasets.catalogue import SPLIT_FILE_ENDING, canonical_name
 from utils.errors import UserError
 
 MAX_CONFIG_BYTES = 1 << 16
-MAX_SHOWN = 200  # characters of a wrong value
+MAX_SHOWN = 200  # characters of a wrong value in a message
 MODEL_FORM = re.compile(r"wave-gms|smp/.*|[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
 
 
@@ -57,31 +57,31 @@ class Config(BaseModel):
         description="Split file, `<name>_train_test_names.json` or `.pkl`, beside images/ and masks/"
     )
     image_size: PositiveInt = Field(
-        224, description="Side of the square input, pixels, 8 divides it"
+        224, description="Side of the square input in pixels, a multiple of 8"
     )
     augment: bool = Field(True, description="Augment the training images, see docs/models.md")
     val_fraction: Fraction = Field(
         0.1,
-        description="Part of train kept for choosing the checkpoint; fixed by case name and seed",
+        description="Fraction of train held out to choose the checkpoint; fixed by case name and seed",
     )
     folds: Count = Field(
         0,
-        description="Cut train into so many folds and hold one out in place of val_fraction; 0 is off",
+        description="Number of folds that train is cut into; one is held out in place of val_fraction; 0 is off",
     )
     fold: Count = Field(0, description="Which of the folds is held out, from 0")
     num_workers: Count = Field(2, description="Loader processes")
     cache_mb: Count = Field(
         4096,
-        description="Memory for decoded images, MiB; the cases beyond it are decoded each time",
+        description="Memory for decoded images in MiB; cases beyond it are decoded on every access",
     )
     drop_leaked: bool = Field(
-        False, description="Score also without test cases that have a near-duplicate in train"
+        False, description="Also score without the test cases that have a near-duplicate in train"
     )
 
     # Model
     model: str = Field(
         "wave-gms",
-        description="`wave-gms`, a baseline such as `smp/Unet?encoder=resnet18`, or a function of yours that "
+        description="`wave-gms`, a baseline such as `smp/Unet?encoder=resnet18`, or a function of your own that "
         "builds a network, `package.module:function`, see models.md; it is imported and called",
     )
     vae_model: Literal["litevae", "litevae-b", "litevae-m", "litevae-l", "tiny_vae", "sd_vae"] = (
@@ -97,7 +97,7 @@ class Config(BaseModel):
     )
     vae_weights: str = Field(
         "madebyollin/taesd",
-        description="Frozen VAE whose decoder draws the mask: a diffusers folder or a hub id",
+        description="Frozen VAE whose decoder produces the mask: a diffusers folder or a hub id",
     )
     in_channel: PositiveInt = Field(4, description="Latent channels of the image")
     out_channels: PositiveInt = Field(4, description="Latent channels of the mask")
@@ -129,10 +129,11 @@ class Config(BaseModel):
     warmup_epochs: Weight = Field(5, description="Epochs of linear warm-up before the cosine to 0")
     clip_norm: Weight = Field(0.0, description="Largest gradient norm; 0 does not clip")
     ema_decay: Fraction = Field(
-        0.0, description="Decay of the averaged weights that are evaluated and kept; 0 is off"
+        0.0,
+        description="Decay of the moving average of the weights, which is then evaluated and kept; 0 is off",
     )
     seed: Annotated[Number, Field(ge=0, lt=2**63)] = Field(
-        2333, description="Seed of everything random"
+        2333, description="Seed for all random numbers"
     )
     skip_nonfinite: Count = Field(
         0, description="Steps with a NaN or infinite loss that may be skipped before the run stops"
@@ -140,18 +141,19 @@ class Config(BaseModel):
 
     # Hardware
     GPUs: tuple[Count, ...] = Field(
-        (0,), description="GPUs to use, one process each; ignored where there is none"
+        (0,), description="GPUs to use, one process each; ignored on a machine without GPUs"
     )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         "auto", description="auto: bf16 on GPUs that have it, fp16 on others, fp32 on the CPU"
     )
     channels_last: bool = Field(
         True,
-        description="Memory layout of weights and activations; on the CPU the encoder keeps its own",
+        description="Channels-last memory layout of weights and activations; on the CPU the encoder stays contiguous",
     )
     compile: bool = Field(False, description="torch.compile the networks (GPU)")
     checkpoint_decoder: bool = Field(
-        False, description="Compute the decoder twice instead of keeping its activations"
+        False,
+        description="Recompute the decoder in the backward pass instead of keeping its activations",
     )
     deterministic: bool = Field(False, description="Deterministic kernels on the GPU, slower")
 
@@ -165,12 +167,12 @@ class Config(BaseModel):
     )
     select_on: Literal["val", "test"] = Field(
         "val",
-        description="Cases that choose the checkpoint: `val`, held out of train, or `test`, the published habit, "
+        description="Cases that choose the checkpoint: `val`, held out of train, or `test`, as in the published code, "
         "which every output then states",
     )
     validate_every: PositiveInt = Field(1, description="Epochs between validations")
     save_freq: PositiveInt | None = Field(
-        None, description="Also keep the weights every so many epochs"
+        None, description="Also keep the weights of every N-th epoch"
     )
     save_minutes: Annotated[float, Field(gt=0)] = Field(
         10.0, description="Minutes between saves within a long epoch"
@@ -205,7 +207,7 @@ class Config(BaseModel):
         if not MODEL_FORM.fullmatch(value):
             raise ValueError(
                 f"model is {shown(value)}, expected wave-gms, a baseline such as "
-                "smp/Unet?encoder=resnet18, or a function of yours as package.module:function"
+                "smp/Unet?encoder=resnet18, or a function of your own as package.module:function"
             )
         return value
 
@@ -239,11 +241,11 @@ class Config(BaseModel):
                 "from 0 to folds - 1; folds: 0 and fold: 0 for none"
             )
         if self.folds and self.select_on == "test":
-            raise ValueError("folds choose on the fold held out: set select_on: val")
+            raise ValueError("folds choose the checkpoint on the fold held out: set select_on: val")
         held_out = self.val_fraction or self.folds
         if self.select_on == "val" and not held_out and self.phase == "train":
             raise ValueError(
-                "select_on: val needs val_fraction above 0; or choose on test by select_on: test"
+                "select_on: val needs val_fraction above 0; or choose the checkpoint on test with select_on: test"
             )
         return self
 
@@ -330,7 +332,7 @@ def read_mapping(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
 
 
 def shown(value: object) -> str:
-    """A wrong value for a message: not longer than it can be read."""
+    """A wrong value as text for a message, shortened if it is long."""
     try:
         text = repr(value)
     except ValueError:  # Python refuses to write out an integer of over 4300 digits
@@ -339,7 +341,7 @@ def shown(value: object) -> str:
 
 
 def unknown_key(key: str, known: Iterable[str], page: str) -> str:
-    """What to tell about a key that is none of `known`, which `page` describes."""
+    """The message about a key that is none of `known`, which `page` describes."""
     close = difflib.get_close_matches(key, known, n=1)
     hint = f"did you mean {close[0]!r}?" if close else f"see {page} for all keys"
     return f"unknown key {key!r}; {hint}"
@@ -400,14 +402,14 @@ def describe_fields() -> str:
     lines = [
         "# Configuration",
         "",
-        "A run is described by one flat YAML file. `base:` names a file, relative to the one that",
-        "holds it, whose keys are taken first; `key=value` on the command line comes last. Unknown",
-        "keys, wrong types and settings that contradict each other are refused before anything",
-        "runs. The resolved config is saved with the run.",
+        "A run is described by one flat YAML file. `base:` names another file, relative to this one,",
+        "whose keys are read first; `key=value` on the command line comes last. Unknown keys, wrong",
+        "types and contradictory settings are refused before anything runs. The resolved config is",
+        "saved with the run.",
         "",
-        "The keys of the published GMS and Wave-GMS files are among these. A published Wave-GMS file runs",
-        "as it is. GMS files do not name a network; without `vae_model: sd_vae` and `vae_weights` of a",
-        "Stable Diffusion VAE they mean Wave-GMS here.",
+        "The keys of the published GMS and Wave-GMS files are accepted, and a published Wave-GMS file runs",
+        "as it is. GMS files do not name a network: unless you add `vae_model: sd_vae` and the `vae_weights`",
+        "of a Stable Diffusion VAE, they mean Wave-GMS here.",
         "",
         "This page is written by `python -m utils.config > docs/config.md`.",
         "",

@@ -3,8 +3,8 @@
     python -m utils.cross_domain ckpt/wave_gms_bus/epochs_1000 ckpt/wave_gms_busi/epochs_1000 --out ckpt/cross_domain
 
 collects every valid_results_<dataset> of the run folders. Written: cross_domain_<metric>.csv, the
-means with a row a train set and a column a test set; cross_domain.md, with intervals; and
-cross_domain.png, a heat map a metric.
+means with one row per train set and one column per test set; cross_domain.md, with intervals; and
+cross_domain.png, one heat map per metric.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def collect(runs: Sequence[Path]) -> dict[tuple[str, str], Summary]:
         first, *others = (of(summary) for summary in cells.values())
         if any(value != first for value in others):
             found = "; ".join(f"{sources[key]}: {of(cells[key])}" for key in cells)
-            raise UserError(f"{what} differs ({found}): validate again alike")
+            raise UserError(f"{what} differs ({found}): validate again with the same settings")
     return cells
 
 
@@ -89,7 +89,7 @@ def axes_of(cells: Cells) -> tuple[list[str], list[str]]:
 
 
 def to_csv(cells: Cells, metric: str) -> str:
-    """Means of one metric, unrounded; a row a train set, a column a test set."""
+    """Means of one metric, unrounded; one row per train set, one column per test set."""
     import csv
     import io
 
@@ -104,7 +104,7 @@ def to_csv(cells: Cells, metric: str) -> str:
 
 
 def to_markdown(cells: Cells, metrics: Sequence[str]) -> str:
-    """A table a metric: mean and its 95 % interval; bold where train and test set are one."""
+    """One table per metric: mean and its 95 % interval; bold where train and test set are one."""
     from utils.metrics import LOWER_IS_BETTER
 
     trained, tested = axes_of(cells)
@@ -131,7 +131,7 @@ def to_markdown(cells: Cells, metrics: Sequence[str]) -> str:
 
 
 def heat_maps(cells: Cells, metrics: Sequence[str]) -> bytes:
-    """PNG with a panel a metric; brighter is better in each, and the numbers are written in."""
+    """PNG with one panel per metric; brighter is better in each, and the numbers are written in."""
     import io
 
     import numpy as np

@@ -18,7 +18,7 @@ def exit_from(main: Callable[[], int | None]) -> NoReturn:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except Interrupted as stopped:
-        print(f"{stopped}; the same command goes on from here", file=sys.stderr)
+        print(f"{stopped}; the same command resumes from here", file=sys.stderr)
         sys.exit(stopped.exit_code)
     except KeyboardInterrupt:
         sys.exit(130)

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 
 class UserError(Exception):
-    """A problem that the user can mend: what was found, what was expected, what to do.
+    """A problem that the user can fix: what was found, what was expected, what to do.
 
     Entry points print the message without a traceback and exit with code 2.
     """

@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 def available_cores() -> int:
-    """Processor cores that this process may run on: fewer than the machine has, where they are shared out.
+    """Processor cores that this process may run on: fewer than the machine has where their number is limited.
 
     That is so under Slurm, taskset and in containers with a set of cores.
     """
@@ -21,7 +21,7 @@ def available_cores() -> int:
 def peak_bytes() -> int:
     """Largest resident set of this process so far, in bytes.
 
-    On Linux from /proc: the counter of getrusage takes over that of the process that started this one.
+    On Linux from /proc: the counter of getrusage is inherited from the parent process.
     """
     status = Path("/proc/self/status")
     if status.exists():
@@ -33,7 +33,7 @@ def peak_bytes() -> int:
 
 
 def available_bytes() -> int | None:
-    """Memory that new processes can have without swapping; None where the system does not tell."""
+    """Memory that new processes can have without swapping; None where the system does not say."""
     path = Path("/proc/meminfo")
     if not path.exists():
         return None

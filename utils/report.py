@@ -198,7 +198,7 @@ def _tiles(summary: Mapping[str, Any]) -> str:
 
 
 def _summary_table(summary: Mapping[str, Any]) -> str:
-    """A line a metric, and HD95 by the other rules; beside it without leaked cases, if any are."""
+    """One row per metric, and HD95 by the other rules; beside it without leaked cases, if any are."""
     without = summary.get("without_leaked")
     rules = {
         "diagonal": "HD95, one mask empty counts the diagonal",

@@ -1,4 +1,4 @@
-"""The scores of a validation on disk: results.csv, one row a case, and summary.json.
+"""The scores of a validation on disk: results.csv, one row per case, and summary.json.
 
     results.csv   Name, the metrics, pixel counts and image size; the last two rows are Avg and
                   Std (divisor N - 1) of the metrics

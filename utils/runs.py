@@ -61,7 +61,7 @@ def writing_to(folder: Path) -> Iterator[None]:
     except OSError as error:
         raise UserError(
             f"cannot write to {error.filename or folder}: {error.strerror or error}. What was saved before is kept: "
-            "free space or mend the permissions there, then go on by the same command"
+            "free space or fix the permissions there, then resume by the same command"
         ) from error
 
 
@@ -115,7 +115,9 @@ def log_to(file: Path | None = None, level: int = logging.INFO) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
         handlers.append(logging.FileHandler(file))
         handlers[1].setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    logging.raiseExceptions = False  # a full disk is told where the state is saved, not here too
+    logging.raiseExceptions = (
+        False  # a full disk is reported where the state is saved, not here too
+    )
     logging.basicConfig(level=level, handlers=handlers, force=True)
     for noisy in ("matplotlib", "PIL", "httpx", "huggingface_hub"):
         logging.getLogger(noisy).setLevel(logging.WARNING)

@@ -2,7 +2,7 @@
 
 # environment FILE...: set PYTHON to an interpreter that satisfies these requirements files.
 # An active virtual or conda environment is used if it does; else .venv is made here. A stamp is
-# written after a complete installation only, so that an interrupted one is taken up again.
+# written after a complete installation only, so that an interrupted one is resumed.
 environment() {
     if [ -n "${VIRTUAL_ENV:-}${CONDA_PREFIX:-}" ] && python utils/requirements.py "$@" 2>/dev/null
     then
@@ -32,7 +32,7 @@ environment() {
     echo "installing $* into .venv (PyTorch is several GB; once only)"
     for file in "$@"; do
         "$PYTHON" -m pip install --disable-pip-version-check --progress-bar on --quiet -r "$file" || {
-            echo "error: the installation failed; start again to go on with it" >&2
+            echo "error: the installation failed; the same command resumes it" >&2
             exit 2
         }
     done

@@ -23,7 +23,7 @@ CHUNK = 1 << 20  # random numbers held at a time
 
 @dataclass(frozen=True)
 class Description:
-    """A sample in numbers; NaN where it is too small to tell.
+    """Description of a sample; NaN where it is too small.
 
     `std` divides by N - 1. `low` and `high` bound the 95 % bootstrap interval of the mean.
     """

@@ -13,7 +13,7 @@ from utils.files import atomic_write
 def save_tensors(path: Path, content: Any) -> None:
     """Write `content` to `path` atomically; OSError with the system's reason if that fails.
 
-    It is laid out in memory first: where torch itself writes to a full disk, its error says nothing
+    It is serialised in memory first: where torch itself writes to a full disk, its error says nothing
     of the disk.
     """
     import torch
