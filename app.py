@@ -68,9 +68,11 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "--host",
         default="127.0.0.1",
         metavar="ADDRESS",
-        help="address to open on; others than 127.0.0.1 let other machines in, without a password",
+        help="address to listen on; any but 127.0.0.1 lets other machines in, without a password",
     )
-    parser.add_argument("--port", type=int, metavar="N", help="default: the first free from 7860")
+    parser.add_argument(
+        "--port", type=int, metavar="N", help="default: the first free one from 7860"
+    )
     parser.add_argument(
         "--max-mb", type=int, default=20, metavar="N", help="refuse larger uploads (20)"
     )
@@ -117,7 +119,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             )
         except OSError as error:
             raise UserError(
-                f"cannot open on {arguments.host} port {arguments.port or '7860 to 7959'}: "
+                f"cannot listen on {arguments.host} port {arguments.port or '7860 to 7959'}: "
                 "it is in use or not allowed; name another by --port"
             ) from error
         log.info("open %s in a browser; Ctrl-C stops it", address)
@@ -174,7 +176,7 @@ def build_page(backend: Backend, max_megapixels: float) -> gradio.Blocks:
                 )
                 tta = gradio.Checkbox(
                     label="Uncertainty",
-                    info="From flips and quarter turns; eight times as long",
+                    info="From flips and quarter turns; takes eight times as long",
                     elem_id="uncertainty",
                 )
                 threshold = gradio.Slider(
@@ -183,7 +185,7 @@ def build_page(backend: Backend, max_megapixels: float) -> gradio.Blocks:
                     value=backend.threshold,
                     step=0.01,
                     label="Threshold",
-                    info="Least probability of a mask pixel",
+                    info="Minimum probability of a mask pixel",
                     elem_id="threshold",
                 )
             with gradio.Column(scale=3):

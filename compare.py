@@ -205,8 +205,8 @@ def to_markdown(table: list[Line], runs: dict[str, Results]) -> str:
     lines += [
         "",
         f"p (Holm) is adjusted for the {len(others)} run(s) compared with the reference, within a "
-        "metric and not across metrics: choose the metric that counts before looking. The test sees "
-        "the choice of cases, not that another seed would train another network.",
+        "metric and not across metrics: choose the primary metric before looking. The test accounts "
+        "for the choice of cases, not for the variation between training seeds.",
         "",
     ]
     return "\n".join(lines)

@@ -5,7 +5,7 @@
     python study.py --config configs/studies/busi.yaml --report
 
 Each run is an ordinary run folder under ckpt/studies/<name>/. The same command again resumes;
-finished runs are skipped, and so are those whose scores stand in results.csv of --out, from another
+finished runs are skipped, and so are those whose scores are in results.csv of --out, from another
 machine say. The report is written anew after each run. Exit code 1: a run failed or was stopped from
 outside.
 """
@@ -94,12 +94,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
     if failed:
         log.info(
-            "%d of %d runs failed, their trial.log says why, --retry-failed tries them again: %s",
+            "%d of %d runs failed (see their trial.log; --retry-failed tries them again): %s",
             *(len(failed), len(trials), some_of(failed)),
         )
     if stopped:
         log.info(
-            "%d of %d runs were stopped from outside, the same command resumes them: %s",
+            "%d of %d runs were stopped from outside (the same command resumes them): %s",
             *(len(stopped), len(trials), some_of(stopped)),
         )
     return 1 if failed or stopped else 0

@@ -2,7 +2,7 @@
 # Train and then validate:  sh train.sh [dataset ...] [key=value ...]
 #
 # Without a data set: every prepared one; where there is none, the built-in ultrasound phantom.
-# `phantom` is drawn if it is named and not there.
+# `phantom` is generated if it is named and does not exist.
 # The first start makes .venv and installs the requirements. The same command resumes after a stop.
 set -eu
 cd "$(dirname "$0")"

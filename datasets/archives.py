@@ -1,7 +1,7 @@
-"""Zip archives and folders as one kind of source, safe to read wherever they come from.
+"""Zip archives and folders as one kind of source, safe to read whatever their origin.
 
 Nothing is ever extracted under a name that an archive gives: members are listed, checked and read
-one at a time into memory. An archive that tries something is refused as a whole, with the member's
+one at a time into memory. An archive with any suspicious member is refused as a whole, with the member's
 name. Tar archives are not accepted.
 """
 
@@ -23,7 +23,7 @@ from utils.errors import UserError
 _IGNORED = {"__MACOSX", "Thumbs.db", "desktop.ini"}
 _MIB = 1 << 20
 RATIO_FREE_BYTES = 16 * _MIB
-"""Below this size the compression ratio is of no concern: empty masks compress very well."""
+"""Below this size the compression ratio is not checked: empty masks compress very well."""
 
 
 class ArchiveError(UserError):
@@ -32,7 +32,7 @@ class ArchiveError(UserError):
 
 @dataclass(frozen=True)
 class Limits:
-    """What a source may ask of this machine; `--limit NAME=VALUE` changes one of them."""
+    """Limits on what a source may take; `--limit NAME=VALUE` changes one of them."""
 
     members: int = 200_000
     """Files in one archive or folder."""
@@ -71,10 +71,10 @@ class Source(Protocol):
         """Relative POSIX paths of all files, sorted."""
 
     def read(self, path: str) -> bytes:
-        """Whole content of one file; ArchiveError if it cannot be had."""
+        """Whole content of one file; ArchiveError if it cannot be read."""
 
     def identity(self, path: str) -> str:
-        """Changes when the content does, known without reading it."""
+        """A value that changes with the content, found without reading it."""
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,7 @@ class ZipSource:
             name = info.orig_filename.replace("\\", "/")
             parts = PurePosixPath(name).parts
             if name.startswith("/") or ".." in parts or ":" in name[:2] or "\0" in name:
-                raise ArchiveError(f"{self.title}: refused, the path {name!r} leads out of it")
+                raise ArchiveError(f"{self.title}: refused, the path {name!r} leads outside it")
             if stat.S_ISLNK(info.external_attr >> 16):
                 raise ArchiveError(f"{self.title}: refused, {name!r} is a symbolic link")
             if name.endswith("/") or _ignored(parts):

@@ -94,13 +94,13 @@ def own_split_file(folder: Path) -> Path:
         names = ", ".join(path.name for path in found)
         raise UserError(f"{folder}: which split is it? Found {names}, expected one, or {expected}")
     raise UserError(
-        f"{folder}: there is no data set, expected {expected} beside images/ and masks/; prepare it "
+        f"{folder}: there is no data set here, expected {expected} beside images/ and masks/; prepare it "
         f"with python -m datasets.prepare {folder.name}"
     )
 
 
 def data_set_name(split_file: Path) -> str:
-    """What the data set of a split file is called."""
+    """Name of the data set of a split file."""
     return canonical_name(split_file.stem.removesuffix(SPLIT_FILE_ENDING))
 
 

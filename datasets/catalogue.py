@@ -142,7 +142,7 @@ ALIASES = {"kvasir": "kvasir-instrument"}
 
 
 def canonical_name(name: str) -> str:
-    """The name under which results and prepared data of the data set `name` go."""
+    """The name under which results and prepared data of the data set `name` are stored."""
     stem = name.removesuffix("_grouped")
     return ALIASES.get(stem, stem) + name[len(stem) :]
 
@@ -165,7 +165,7 @@ def spec_for(name: str) -> DatasetSpec:
         return published
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}", name):
         raise UserError(
-            f"{name!r} is no name for a data set: use letters, digits, '-' and '_', 64 at most, "
+            f"{name!r} is not a valid name for a data set: use letters, digits, '-' and '_', 64 at most, "
             "and begin with a letter or digit"
         )
     return DatasetSpec(name=name, title=f"{name}, own data")

@@ -1,4 +1,4 @@
-"""Decoding images from anywhere, after the size that their header declares was checked.
+"""Decoding images of any origin, after a check of the size that their header declares.
 
 A few bytes can declare 100,000 x 100,000 pixels, so the one limit on image size is checked here,
 against the header, for every file that came from elsewhere. Formats: PNG, JPEG, BMP, TIFF.
@@ -32,7 +32,7 @@ class ImageError(UserError):
 def check_image_size(content: bytes, max_megapixels: float = MAX_MEGAPIXELS) -> tuple[int, int]:
     """Declared (width, height) in pixels.
 
-    Raises ImageError where `content` is no PNG, JPEG, BMP or TIFF, where its header is cut short,
+    Raises ImageError where `content` is not a PNG, JPEG, BMP or TIFF, where its header is cut short,
     and where it declares no pixels or more than `max_megapixels` millions.
     """
     try:
@@ -44,7 +44,7 @@ def check_image_size(content: bytes, max_megapixels: float = MAX_MEGAPIXELS) -> 
     if width * height > max_megapixels * 1_000_000:
         raise ImageError(
             f"the header declares {width} x {height} px, over the limit of "
-            f"{max_megapixels:g} megapixels (datasets.prepare takes another by --limit megapixels=N)"
+            f"{max_megapixels:g} megapixels (datasets.prepare changes it by --limit megapixels=N)"
         )
     return width, height
 
@@ -64,7 +64,7 @@ def decode(content: bytes, flags: int, max_megapixels: float = MAX_MEGAPIXELS) -
     Raises ImageError as that does, and where the content is damaged, cut short, or of a kind of
     numbers that the flags do not give.
     """
-    import cv2  # here, so that what needs the limits alone starts without it
+    import cv2  # here, so that code which only needs the limits starts without it
 
     check_image_size(content, max_megapixels)
     # OpenCV 4 fills the missing part of a JPEG with grey and says nothing
@@ -133,7 +133,7 @@ def _jpeg_size(content: bytes) -> tuple[int, int]:
 
 
 def _is_cut_short(jpeg: bytes) -> bool:
-    """Whether no end follows the pixels. A thumbnail before them, or a film behind, has ends of its own."""
+    """Whether no end marker follows the pixels. A thumbnail before or a film after them has its own."""
     try:
         scans = [at for marker, at in _jpeg_segments(jpeg) if marker == _JPEG_SCAN]
     except (struct.error, IndexError):
@@ -144,7 +144,7 @@ def _is_cut_short(jpeg: bytes) -> bool:
 def _jpeg_segments(content: bytes) -> Iterator[tuple[int, int]]:
     """Marker and the place behind it of each segment, up to the first scan or the end."""
     at = 2
-    while (at := content.find(b"\xff", at)) >= 0:  # as libjpeg does, skip what is no marker
+    while (at := content.find(b"\xff", at)) >= 0:  # as libjpeg does, skip what is not a marker
         while content[at] == 0xFF:
             at += 1
         marker = content[at]

@@ -24,7 +24,7 @@ def read_dicom(content: bytes, max_megapixels: float, window: Window = None) -> 
 
     Grey values are rescaled, then windowed: by `window` in rescaled units, else by the file's first
     window or table, else from their least to their greatest; 8 bits that rescaling does not change
-    are taken as they are, but for the file's window. MONOCHROME1 is inverted. Colour
+    are taken as they are, except for the file's window. MONOCHROME1 is inverted. Colour
     (RGB, YBR, palette) keeps its upper 8 bits.
 
     Raises ImageError: pydicom absent, several frames, no or unreadable pixels, over the size limit.

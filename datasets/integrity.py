@@ -1,4 +1,4 @@
-"""Is a prepared data set what it should be? Counts, sizes, masks, duplicates, leaks.
+"""Checks of a prepared data set: counts, sizes, masks, duplicates, leaks.
 
 `check_data_set` looks at every file and writes into `<data set>/check/`:
 
@@ -289,7 +289,7 @@ def write_group_split(folder: Path, seed: int = 2333, test_fraction: float = 0.2
     """Write a split in which no group is in both parts, beside the data set's own; return its path.
 
     Groups are those of the last check; without one, those of the metadata that the data set was
-    prepared with (UserError if there is neither). Depends on names, groups and seed alone.
+    prepared with (UserError if there is neither). Depends only on names, groups and seed.
     """
     split_file = own_split_file(folder)
     split = read_split(split_file)

@@ -46,7 +46,7 @@ class Sample(TypedDict):
 
 
 class SegmentationDataset(Dataset[Sample]):
-    """Cases at one size. Construction decodes every case once, and thereby checks them all.
+    """Cases at one size. Construction decodes every case once, which checks them all.
 
     The first cases that fit into `cache_bytes` stay in memory as uint8, the others are decoded at
     each access. Keys are `(epoch, index)`, as `EpochSampler` gives them, so that workers that live
@@ -159,7 +159,7 @@ class EpochSampler(Sampler[tuple[int, int]]):
 
 
 def worker_died(error: RuntimeError) -> bool:
-    """Whether this is how torch reports a dead loader process, wherever the main one happens to be."""
+    """Whether this is how torch reports a dead loader process, at whatever point of the main process."""
     return str(error).startswith("DataLoader worker (pid")
 
 

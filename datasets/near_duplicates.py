@@ -42,7 +42,7 @@ Grey = NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class Description:
-    """What is kept of an image to compare it with all others."""
+    """The features of an image that are kept to compare it with all others."""
 
     digest: bytes
     """Hash of size and pixels."""
@@ -139,7 +139,7 @@ def _agreeing_features(
     """Pairs of images with at least MIN_VOTES pairs of nearly equal descriptors.
 
     In each table, descriptors that agree in a random choice of bits meet. Where more than `crowd`
-    meet they are passed over: such a pattern (caption, compression block) says nothing about a
+    meet they are skipped: such a pattern (caption, compression block) says nothing about a
     pair. The number of bits follows the number of descriptors, so that few meet by chance.
     """
     bits = np.concatenate(descriptors)

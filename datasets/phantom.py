@@ -3,7 +3,7 @@
 An image is built the way a B-mode scan arises:
 
 1. a map of echogenicity in decibels: skin, fat with lobules and septa, gland, muscle, lesion, dark
-   regions that are no lesion (fat lobules, ducts), all with wavy borders;
+   regions that are not lesions (fat lobules, ducts), all with wavy borders;
 2. attenuation, time-gain compensation, posterior shadow or enhancement, contact shadows;
 3. fully developed speckle: complex Gaussian scatterers blurred by a point spread that is axially
    fine, laterally coarse and wider with depth, so that the envelope of uniform tissue is Rayleigh
@@ -120,7 +120,7 @@ def draw_phantom(
 
 
 def smooth_noise(rng: np.random.Generator, size: int, cells_y: float, cells_x: float) -> Array:
-    """Smooth Gaussian noise (size, size) of about unit variance with that many cells per side."""
+    """Smooth Gaussian noise (size, size) of about unit variance with `cells_y` by `cells_x` cells."""
     grid = rng.standard_normal((round(cells_y) + 3, round(cells_x) + 3), np.float32)
     field = cv2.resize(grid, (size, size), interpolation=cv2.INTER_CUBIC)
     return field * np.float32(1.25)
@@ -234,7 +234,7 @@ def _ellipse_level(
 def _add_decoys(
     rng: np.random.Generator, echo: Array, x: Array, y: Array, layers: tuple[float, float]
 ) -> None:
-    """Dark regions that are no lesion: flat fat lobules with a bright border, thin ducts."""
+    """Dark regions that are not lesions: flat fat lobules with a bright border, thin ducts."""
     fat_end, gland_end = layers
     for _ in range(rng.integers(1, 4)):
         depth = _between(rng, (0.09, gland_end))

@@ -36,7 +36,7 @@ def read_content(path: Path, max_megapixels: float = MAX_MEGAPIXELS) -> bytes:
     limit = int(max_megapixels * 1_000_000 * BYTES_A_PIXEL) + HEADER_BYTES
     try:
         if not path.is_file():
-            raise ImageError("is no file" if path.exists() else "does not exist")
+            raise ImageError("is not a file" if path.exists() else "does not exist")
         with path.open("rb") as file:
             content = file.read(limit + 1)
     except OSError as error:

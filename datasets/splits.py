@@ -2,7 +2,7 @@
 
 A split is `{"train": {"name_list": [...]}, "test": {"name_list": [...]}}`, as a pickle (the form of
 the published splits) or as JSON. Drawing one, and holding cases out of train, is here as well; it
-depends on the set of names, their groups and a seed alone.
+depends only on the set of names, their groups and a seed.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def read_split(path: Path, max_bytes: int = MAX_SPLIT_BYTES) -> Split:
 
     Nothing in the file is ever executed. Raises SplitError where the file is missing, larger than
     `max_bytes`, hostile, damaged or malformed, where a list is empty, where a name is repeated,
-    stands in both lists, or is not a plain file stem.
+    is in both lists, or is not a plain file stem.
     """
     path = Path(path)
     suffix = path.suffix.lower()
@@ -194,7 +194,7 @@ def checked_split(data: object) -> Split:
     split = Split(train=_names(data["train"], "train"), test=_names(data["test"], "test"))
     in_both = sorted(set(split.train) & set(split.test))
     if in_both:
-        raise SplitError(f"{len(in_both)} names stand in both train and test: {some_of(in_both)}")
+        raise SplitError(f"{len(in_both)} names are in both train and test: {some_of(in_both)}")
     return split
 
 

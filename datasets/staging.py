@@ -58,7 +58,7 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
         manifest = None
     if not isinstance(manifest, dict):
         raise UserError(
-            f"{folder} exists, but is no data set that was prepared here (no readable {MANIFEST}); "
+            f"{folder} exists, but is not a data set prepared here (no readable {MANIFEST}); "
             "move it away, or prepare into another place with --root DIR"
         )
     return manifest

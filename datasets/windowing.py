@@ -29,7 +29,7 @@ def parse_window(text: str) -> Window:
 def scale_to_8_bit(pixels: np.ndarray, window: Window) -> np.ndarray:
     """Map `window` to 0..255 and clip; 8-bit pixels are returned as they are.
 
-    Raises ImageError for values that are not finite, and without a window for lack of a scale.
+    Raises ImageError for values that are not finite, and for values without a defined scale where there is no window.
     """
     if pixels.dtype == np.uint8:
         return pixels

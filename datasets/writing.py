@@ -1,4 +1,4 @@
-"""Writing the cases of a source into a data set in the making."""
+"""Writing the cases of a source into an unfinished data set."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What turns a batch of square images into probabilities: a run in PyTorch, or an ONNX file.
+"""Models that turn a batch of square images into probabilities: a run in PyTorch, or an ONNX file.
 
 The ONNX side imports nothing of PyTorch.
 """
@@ -125,7 +125,7 @@ def load_system(config: Config, checkpoint: Path) -> SegmentationModel:
             f"{key}={'null' if value is None else value}" for key, value in others.items()
         )
         log.warning(
-            "these weights were trained with %s; set that to use them as they were trained", keys
+            "these weights were trained with %s: set that to use them as they were trained", keys
         )
     return system.eval()
 

@@ -1,4 +1,4 @@
-"""From a config to the objects that a run is made of."""
+"""Building the objects of a run from its config."""
 
 from __future__ import annotations
 

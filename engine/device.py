@@ -63,13 +63,13 @@ def keep_freed_memory() -> None:
     trim_threshold, mmap_max, arena_max = -1, -4, -8  # names in malloc.h
     mallopt(mmap_max, 0)
     mallopt(trim_threshold, 2**31 - 1)
-    mallopt(arena_max, 1)  # other arenas cannot hold large blocks; backward has a thread of its own
+    mallopt(arena_max, 1)  # other arenas cannot hold large blocks; backward runs in its own thread
 
 
 def choose_layout(system: SegmentationModel, on_gpu: bool) -> None:
-    """Put the weights, and thereby the activations, into the faster memory layout.
+    """Put the weights, and with them the activations, into the faster memory layout.
 
-    That is `channels_last`, but for a trained encoder on the CPU: the gradients of its weights, and
+    That is `channels_last`, except for a trained encoder on the CPU: the gradients of its weights, and
     its group norms, are faster in the contiguous one.
     """
     import torch

@@ -1,4 +1,4 @@
-"""The losses of one epoch: summed where they are computed, read now and then."""
+"""The losses of one epoch: summed on the device, read every few steps."""
 
 from __future__ import annotations
 

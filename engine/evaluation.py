@@ -27,7 +27,7 @@ PROBABILITY_STEPS = 65535  # 16-bit PNG
 
 @dataclass(frozen=True)
 class Prediction:
-    """What the model says of one case, at the size at which it is scored."""
+    """The model's output for one case, at the size at which it is scored."""
 
     case: Case
     probability: np.ndarray  # (H, W) float32 in [0, 1]

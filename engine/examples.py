@@ -1,4 +1,4 @@
-"""Pictures of a validation: an overlay of each case, and one figure from the best to the worst."""
+"""Figures of a validation: an overlay of each case, and one figure from the best to the worst."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from utils.metrics import Row
 from utils.report import ReportCase
 
 TRUTH_COLOUR = (86, 180, 233)  # RGB, blue; those of report.html
-PREDICTION_COLOUR = (230, 159, 0)  # orange; told apart by every kind of colour vision
+PREDICTION_COLOUR = (230, 159, 0)  # orange; distinguishable with every kind of colour vision
 OVERLAY_SIDE = 448
 QUANTILES = {
     "best": 1.0,

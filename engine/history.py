@@ -1,4 +1,4 @@
-"""What a run has reached, epoch by epoch: `history.csv`, `curves.png`, TensorBoard."""
+"""The progress of a run, epoch by epoch: `history.csv`, `curves.png`, TensorBoard."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ CURVES_SECONDS = 30.0  # between two drawings of curves.png
 
 
 class HistoryWriter:
-    """Writes what a run has reached into its folder, after each epoch; use it by `with`."""
+    """Writes the progress of a run into its folder after each epoch; a context manager."""
 
     def __init__(self, folder: Path, title: str) -> None:
         self.folder, self.title = folder, title

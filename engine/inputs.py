@@ -99,7 +99,7 @@ def unique_names(paths: Sequence[Path]) -> dict[Path, str]:
         groups[path.stem.casefold()].append(path)
     names: dict[Path, str] = {}
     taken: set[str] = set()
-    # stems that are alone keep their name, whatever the others are called
+    # unique stems keep their name, whatever the others are called
     for group in sorted(groups.values(), key=len):
         for path, name in zip(group, _distinct(group), strict=True):
             number, candidate = 2, name
@@ -128,5 +128,5 @@ def _name(path: Path, depth: int, suffix: bool) -> str:
 
 
 def printable(text: str) -> str:
-    """`text` with control characters, and bytes that are no text, as question marks in a diamond."""
+    """`text` with control characters, and bytes that are not text, as the replacement character."""
     return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)

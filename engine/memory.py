@@ -2,7 +2,7 @@
 
 One training step runs on fake tensors, which have shapes and no values, while every allocation and
 release is counted. The count holds what torch's allocator would hand out, on any device; the CUDA
-context and the convolutions' workspace, some hundred MB that depend on the GPU, come on top.
+context and the convolutions' workspace, a few hundred MB that depend on the GPU, come on top.
 """
 
 from __future__ import annotations

@@ -45,7 +45,7 @@ def export_graph(system: SegmentationModel, image_size: int, metadata: Mapping[s
                 output_names=["probability"],
                 dynamic_axes={"image": {0: "B"}, "probability": {0: "B"}},
                 opset_version=18,
-                dynamo=False,  # seconds where torch.export takes a minute, for the same numbers
+                dynamo=False,  # takes seconds, torch.export a minute, for the same numbers
             )
         except Exception as error:  # the tracer raises errors of every kind
             reason = next(iter(str(error).splitlines()), "") or type(error).__name__
@@ -90,7 +90,7 @@ def check_parity(
         shows_something |= bool(((expected > 0) & (expected < 1)).any())
     if not shows_something:
         raise UserError(
-            "the model answers 0 or 1 everywhere on the images that it is checked with, so that the "
+            "the model outputs 0 or 1 everywhere on the test images, so that the "
             "exported graph cannot be compared: train it further"
         )
     return largest

@@ -1,4 +1,4 @@
-"""What a run is going to do, before it does it."""
+"""The plan of a run, printed before it starts."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ class Method:
 
 @dataclass(frozen=True)
 class Segmentation:
-    """What the model says of an image, at the image's size."""
+    """The model's output for an image, at the image's size."""
 
     probability: np.ndarray  # (H, W) float32; not finite where the model's output was not
     uncertainty: np.ndarray | None  # (H, W) float32 in [0, 0.5], with test-time augmentation
@@ -97,7 +97,7 @@ def upright(index: int, square: np.ndarray) -> np.ndarray:
 
 
 class _Canvas:
-    """Where the maps of an image come together. A single square: the image resized."""
+    """Assembles the output maps of an image. Here from a single square: the resized image."""
 
     def __init__(self, pixels: np.ndarray, side: int) -> None:
         self.height, self.width = pixels.shape[:2]

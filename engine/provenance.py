@@ -1,4 +1,4 @@
-"""What a run or a score rests on: weights and how they were chosen, data, settings, versions."""
+"""Provenance of a run or a score: weights and how they were chosen, data, settings, versions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Score a trained model on the test split of a data set, and write down all that comes of it."""
+"""Score a trained model on the test split of a data set, and write all results."""
 
 from __future__ import annotations
 

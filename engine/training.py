@@ -108,7 +108,7 @@ class Trainer:
 
     Losses are means over the batches of all processes, so all of them see the same numbers and
     decide alike. The main process writes into `folder`: history.csv, curves.png, TensorBoard events
-    in logs/, best_model.pth (the weights of the best validation) and last.pth (all that a resume
+    in logs/, best_model.pth (the weights of the best validation) and last.pth (everything that a resume
     needs).
     """
 

@@ -1,4 +1,4 @@
-"""Which trials a sweep consists of, and what became of them: the part that its kinds differ in."""
+"""Which trials a sweep consists of and how they ended: the part in which kinds of sweep differ."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Plan(Protocol):
         """All settings so far, and what they have scored."""
 
     def figure(self, title: str) -> Figure | None:
-        """A drawing of its own for sweep.png, or None."""
+        """A plan-specific figure for sweep.png, or None."""
 
 
 def make_plan(sweep: Sweep, owner: str, retry_failed: bool) -> Plan:

@@ -1,4 +1,4 @@
-"""What is known of a trial, in its run folder: `trial.json`."""
+"""The record of a trial in its run folder, `trial.json`."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Record:
 
 
 def read_record(folder: Path) -> Record | None:
-    """The record in a run folder, or None where there is none; UserError where it is no record."""
+    """The record in a run folder, or None where there is none; UserError where it is not a record."""
     path = folder / RECORD
     try:
         return Record(**json.loads(path.read_text(encoding="utf-8")))

@@ -1,4 +1,4 @@
-"""Running named trials: each is an ordinary training run in a process of its own.
+"""Running named trials: each is an ordinary training run in its own process.
 
     trials = [Trial("wave-gms_seed=1", config), ...]
     outcomes = run_trials(trials, workers=2)
@@ -37,7 +37,7 @@ ROOT = Path(__file__).resolve().parents[1]
 POLL_SECONDS = 0.2
 LAST_LINES = 5  # of the log, recorded as the error where there is no message
 MAX_ERROR = 2000  # characters of an error that are recorded
-NOTICE = "waiting for the running trials to save; once more leaves them to it"
+NOTICE = "waiting for the running trials to save; a second signal exits without waiting"
 
 STOPPED_CODES = {code for number in STOP_SIGNALS for code in (-number, 128 + number)}
 
@@ -291,7 +291,7 @@ class _Job:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 env=self.hardware.environment,
-                start_new_session=True,  # Ctrl-C reaches it through `stop` alone, once
+                start_new_session=True,  # Ctrl-C reaches it only through `stop`, once
                 pass_fds=[self._lock.fileno()],
             )
         self._started = time.monotonic()

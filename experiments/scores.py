@@ -1,4 +1,4 @@
-"""What finished and running trials have scored, read from their run folders."""
+"""Scores of finished and running trials, read from their run folders."""
 
 from __future__ import annotations
 

@@ -46,7 +46,7 @@ NOT_SWEPT = {
     "seed": "list the seeds under `seeds:`",
     "fold": "set the number of folds by `folds:` under `sweep:`",
     "folds": "set the number of folds by `folds:` under `sweep:`",
-    "snapshot_path": "each trial gets a folder of its own in the sweep's snapshot_path",
+    "snapshot_path": "each trial gets its own folder in the sweep's snapshot_path",
     "resume": "a sweep resumes its trials",
 }
 
@@ -99,13 +99,18 @@ class SweepSettings(BaseModel):
             Discriminator(lambda value: "choices" if isinstance(value, list) else "range"),
         ],
     ] = Field({}, description="Key of the config -> range or list of choices, searched by Optuna")
-    trials: PositiveInt | None = Field(None, description="Settings that a search tries")
+    trials: PositiveInt | None = Field(None, description="Number of settings that a search tries")
     startup_trials: Count = Field(10, description="Settings drawn at random before TPE chooses")
     prune: bool = Field(True, description="Stop the trials of a search that are below the median")
-    prune_startup_trials: Count = Field(5, description="Finished settings before any is pruned")
-    prune_warmup_epochs: Count = Field(5, description="Epochs in which no trial is pruned")
+    prune_startup_trials: Count = Field(
+        5, description="Finished settings required before any trial is pruned"
+    )
+    prune_warmup_epochs: Count = Field(
+        5, description="First epochs of a trial, in which it is not pruned"
+    )
     storage: str | None = Field(
-        None, description="Optuna storage URL that several machines share; default: SQLite here"
+        None,
+        description="Optuna storage URL that several machines share; default: SQLite in the sweep's folder",
     )
     study: str | None = Field(None, description="Name in the storage; default: the folder's name")
     seeds: tuple[Annotated[int, Field(ge=0, lt=2**63)], ...] = Field(
@@ -124,11 +129,11 @@ class SweepSettings(BaseModel):
         if not (self.grid or self.variants or self.search or self.seeds or self.folds):
             raise ValueError("nothing to run: give grid, variants, search, seeds or folds")
         if self.search and (self.grid or self.variants):
-            raise ValueError("search goes with neither grid nor variants: make two sweeps")
+            raise ValueError("search cannot be combined with grid or variants: make two sweeps")
         if bool(self.search) != bool(self.trials):
             raise ValueError("search and trials belong together: `trials: 20` ends the search")
         if self.storage and not self.search:
-            raise ValueError("storage is for search alone")
+            raise ValueError("storage is only for search")
         if BEST_NAME in self.variants:
             raise ValueError(f"a variant cannot be called {BEST_NAME}, the folder of best.yaml")
         if len(set(self.seeds)) < len(self.seeds):
@@ -170,7 +175,7 @@ class Sweep:
 def load_sweep(path: Path, overrides: Sequence[str] = ()) -> Sweep:
     """Read a sweep's YAML with `key=value` and `sweep.key=value` overrides.
 
-    UserError for whatever is wrong in it, but for the values of single trials.
+    UserError for anything that is wrong in it, except the values of single trials.
     """
     values = read_mapping(path) | parse_overrides(
         [each for each in overrides if not each.startswith("sweep.")]
@@ -184,7 +189,7 @@ def load_sweep(path: Path, overrides: Sequence[str] = ()) -> Sweep:
     own = [each.removeprefix("sweep.") for each in overrides if each.startswith("sweep.")]
     try:
         settings = SweepSettings(**given | parse_overrides(own))
-    except (ValidationError, TypeError) as error:  # the latter for keys that are no text
+    except (ValidationError, TypeError) as error:  # the latter for keys that are not text
         raise UserError(_explain(error, path)) from error
     base = make_config(values, str(path))
     if base.resume == "never":

@@ -38,7 +38,7 @@ class Study(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    title: str = Field(description="Heading of the table and of the drawing")
+    title: str = Field(description="Title of the table and of the figure")
     protocol: str = Field(
         description="What was trained on what and for how long, in a sentence above the table"
     )
@@ -53,12 +53,12 @@ class Study(BaseModel):
     )
     splits: dict[str, Path] = Field(
         min_length=1,
-        description="Split files: `published`, and where there is one `grouped`, which no near-duplicates cross",
+        description="Split files: `published` and, optionally, `grouped`, without near-duplicates across train and test",
     )
     systems: dict[str, dict[str, Any]] = Field(
         min_length=1,
         description="Name in the table -> keys of the config that make this system; the first one is "
-        "compared with each other",
+        "compared with each of the others",
     )
     tta: bool = Field(
         True, description="Also score with test-time augmentation, eight predictions per case"
@@ -72,7 +72,7 @@ def load_study(path: Path) -> Study:
     try:
         study = Study(**{"folder": Path("ckpt/studies") / path.stem} | content)
     except (ValidationError, TypeError) as error:
-        raise UserError(f"{path} is no study: {_problems(error)}") from error
+        raise UserError(f"{path} is not a study: {_problems(error)}") from error
     if PUBLISHED not in study.splits or study.splits.keys() - {PUBLISHED, GROUPED}:
         raise UserError(
             f"{path}: splits are `{PUBLISHED}` and, beside it, `{GROUPED}`; got "
@@ -126,7 +126,7 @@ def folder_name(system: str) -> str:
 
 
 def _check_names(study: Study, path: Path) -> None:
-    """UserError unless each system has a folder of its own."""
+    """UserError unless each system has its own folder."""
     owners: dict[str, str] = {}
     for system in study.systems:
         name = folder_name(system)

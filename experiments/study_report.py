@@ -2,7 +2,7 @@
 
 The table has one row per system; a number is the mean over the seeds, and the standard deviation across
 them where there are several. The CSV has one row per run and way of choosing its checkpoint; rows
-that stand in it already stay, so that a study can be gathered from the CSVs of several machines. A
+that are already in it stay, so that a study can be gathered from the CSVs of several machines. A
 second table has the differences between the first system and each other one, seed by seed.
 """
 
@@ -151,9 +151,9 @@ def scores_of(run: Run, trial: Trial) -> list[Score]:
 
 
 def scores_in(out: Path, runs: Mapping[Run, Trial]) -> dict[Run, list[Score]]:
-    """The scores by run that stand in the table of `out`, none where there is no table.
+    """The scores by run that are in the table of `out`, none where there is no table.
 
-    UserError for a file that is no such table, and for runs that the study does not name or that
+    UserError for a file that is not such a table, and for runs that the study does not name or that
     had other settings or another split: they do not belong into one table, and are not overwritten.
     """
     path = out / TABLE

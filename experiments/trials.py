@@ -1,7 +1,7 @@
 """From a sweep to its settings, and from a setting to its runs.
 
 A setting is what is compared: values for some keys of the config. Its runs are trials that differ
-in seed and fold alone. Names are readable: `lr=0.001_seed=1`, `sft_lr=0.001_seed=1_fold=0`.
+only in seed and fold. Names are readable: `lr=0.001_seed=1`, `sft_lr=0.001_seed=1_fold=0`.
 """
 
 from __future__ import annotations

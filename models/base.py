@@ -1,4 +1,4 @@
-"""What training, validation and checkpoints ask of a model, whatever network it holds.
+"""The interface that training, validation and checkpoints expect of a model.
 
 Shapes: image (B, 3, H, W) in [0, 1], mask (B, 1, H, W) in {0, 1}.
 """

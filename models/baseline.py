@@ -1,4 +1,4 @@
-"""Baselines from segmentation-models-pytorch, under the same contract as Wave-GMS.
+"""Baselines from segmentation-models-pytorch, with the same interface as Wave-GMS.
 
 Source: github.com/qubvel-org/segmentation_models.pytorch. A spec names one of its networks:
 `smp/Unet?encoder=resnet18`, or `smp/Unet?encoder=resnet18&weights=imagenet` to start from weights
@@ -100,7 +100,7 @@ def build_baseline(spec: str) -> Baseline:
         raise _unknown(spec, "encoder", encoder, encoders)
     try:
         network = smp.create_model(architecture, encoder, weights, in_channels=3, classes=1)
-    except Exception as error:  # whatever the package, timm or the hub raise for what they lack
+    except Exception as error:  # whatever the package, timm or the hub raise for something missing
         reason = str(error).strip() or type(error).__name__
         raise UserError(f"model {spec!r} cannot be built: {reason}") from error
     standard = _standardisation(smp, encoder, weights) if weights else {}

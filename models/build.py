@@ -1,4 +1,4 @@
-"""From names and sizes, as a config gives them, to the system that they mean."""
+"""Building a system from the names and sizes in a config."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def build_system(
         checkpoint_decoder: decode twice in training rather than keep the activations.
 
     Raises:
-        UserError: a value that no system has, or VAE weights that cannot be had.
+        UserError: a value that no system has, or VAE weights that cannot be loaded.
     """
     if ":" in model and not model.startswith("smp/"):
         from models.own_network import build_own_network

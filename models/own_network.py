@@ -79,7 +79,7 @@ def _import(spec: str) -> Callable[..., Any]:
 
 @torch.no_grad()
 def _output(network: nn.Module, image_size: int) -> Any:
-    """What the network in eval mode makes of an empty image."""
+    """Output of the network in eval mode for an empty image."""
     training = network.training
     output = network.eval()(torch.zeros(1, 3, image_size, image_size))
     network.train(training)

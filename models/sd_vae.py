@@ -28,7 +28,7 @@ def load_sd_vae(weights: str | Path) -> Any:
 
 
 class SDVAE(FrozenVAE):
-    """A frozen `AutoencoderKL` in the place of a system's VAE."""
+    """A frozen `AutoencoderKL` as the VAE of a system."""
 
     # GMS noises the image latent by its own posterior with this probability in training.
     noise_probability = 0.5

@@ -54,7 +54,7 @@ class UpsamplingConvolution(nn.Module):
 
 
 class TinyVAE(FrozenVAE):
-    """A frozen `AutoencoderTiny` in the place of a system's VAE.
+    """A frozen `AutoencoderTiny` as the VAE of a system.
 
     The layers are run without diffusers' shifts between [-1, 1] and TAESD's own [0, 1]; upsampling
     is merged with the convolution after it, and the mean over RGB with the last convolution.

@@ -1,4 +1,4 @@
-"""What the frozen autoencoders share: their place in a system, and where their weights come from."""
+"""What the frozen autoencoders share: their interface, and where their weights come from."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def load_autoencoder(class_name: str, weights: str | Path) -> Any:
     config.json and diffusion_pytorch_model.safetensors, or a hub id `owner/name`.
 
     Raises:
-        UserError: it cannot be had, or it is another network than `class_name` with 4 latent
+        UserError: it cannot be loaded, or it is another network than `class_name` with 4 latent
             channels, 3 image channels and a downsampling of 8.
     """
     folder = _locate(str(weights))
@@ -106,7 +106,7 @@ def _locate(weights: str) -> Path:
     if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", weights):
         raise UserError(
             f"cannot load the VAE {weights!r}: there is no such folder here or in {REPOSITORY}, and "
-            "it is no Hugging Face id (owner/name); set `vae_weights:` to a folder that holds "
+            "it is not a Hugging Face id (owner/name); set `vae_weights:` to a folder that holds "
             f"{FILES[0]} and {FILES[1]}, or to an id such as madebyollin/taesd"
         )
     # Files in the cache need no connection. For others one request goes ahead of the download: unlike

@@ -4,7 +4,7 @@
     python tests/kill_test.py --kills 20 --seed 1 --workers 1
 
 Each of the kills hits a run of its own: half of them at a random moment of the run (a random part of
-the processor time that a whole run takes), half while it writes a random file: amid its bytes,
+the processor time that a whole run takes), half while it writes a random file: in the middle of its bytes,
 before and after its rename. Then the same command runs to the end. Model, optimiser,
 averages, history.csv and best_model.pth must be those of the run that was not killed, bit for bit.
 `--chain` kills one run again and again instead, each time after it was resumed.

@@ -81,13 +81,13 @@ def test_identity_changes_with_the_content(tmp_path: Path) -> None:
 )
 def test_paths_that_lead_out_are_refused(tmp_path: Path, name: str) -> None:
     path = write_zip(tmp_path / "x.zip", {"good.png": b"1", name: b"2"})
-    assert "leads out of it" in refusal(path)
+    assert "leads outside it" in refusal(path)
 
 
 def test_a_nul_in_a_path_is_refused(tmp_path: Path) -> None:
     content = zip_bytes({"good.pngXjpg": b"1"}).replace(b"good.pngXjpg", b"good.png\0jpg")
     (tmp_path / "x.zip").write_bytes(content)
-    assert "leads out of it" in refusal(tmp_path / "x.zip")
+    assert "leads outside it" in refusal(tmp_path / "x.zip")
 
 
 def test_symbolic_links_in_zips_are_refused(tmp_path: Path) -> None:
@@ -317,7 +317,7 @@ def test_prepare_reports_a_hostile_archive_in_one_line(
     write_zip(tmp_path / "slip.zip", busi_files() | {"../../x.png": b""})
     write_zip(tmp_path / "pixels.zip", busi_files() | {f"{top}/benign (1).png": huge_png(100_000)})
     base = ["busi", "--root", str(tmp_path / "data"), "--source"]
-    for name, message in (("slip", "leads out of it"), ("pixels", "limit of 64 megapixels")):
+    for name, message in (("slip", "leads outside it"), ("pixels", "limit of 64 megapixels")):
         assert prepare([*base, str(tmp_path / f"{name}.zip")]) == 2
         error = capsys.readouterr().err
         assert message in error

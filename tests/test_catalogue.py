@@ -34,7 +34,7 @@ def test_file_names_of_a_case() -> None:
 
 @pytest.mark.parametrize("name", ["", "../x", "a/b", ".hidden", "a b", "x" * 65, "-x", "a\n"])
 def test_names_that_are_no_folder_names_are_refused(name: str) -> None:
-    with pytest.raises(UserError, match="is no name for a data set"):
+    with pytest.raises(UserError, match="is not a valid name for a data set"):
         spec_for(name)
 
 

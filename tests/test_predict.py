@@ -301,7 +301,7 @@ def test_files_are_bounded(tmp_path: Path) -> None:
     with pytest.raises(ImageError, match="more than 1 megapixels need"):
         read_content(path, max_megapixels=1)
     os.mkfifo(tmp_path / "pipe.png")
-    with pytest.raises(ImageError, match="is no file"):
+    with pytest.raises(ImageError, match="is not a file"):
         read_content(tmp_path / "pipe.png")
 
 

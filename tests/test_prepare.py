@@ -231,7 +231,7 @@ def test_two_runs_do_not_work_on_one_data_set(
         ("busi", "nothing to prepare busi from: give --source"),
         ("busi --source nowhere.zip", "nowhere.zip: no such file or folder"),
         ("my-set", "'my-set' is not in the catalogue"),
-        ("a/b --images x --masks y", "is no name for a data set"),
+        ("a/b --images x --masks y", "is not a valid name for a data set"),
         ("busi --source x --limit members=0", "expected NAME=N"),
         ("busi --source x --limit cats=1", "NAME one of members"),
         ("busi --source x --splits absent.pkl", "absent.pkl: cannot read the split file"),
@@ -292,7 +292,7 @@ def test_a_folder_that_is_no_prepared_set_is_left_alone(
 ) -> None:
     write_folder(tmp_path / "data" / "busi", {"mine.txt": b"mine"})
     assert prepare(busi) == 2
-    assert "is no data set that was prepared here" in capsys.readouterr().err
+    assert "is not a data set prepared here" in capsys.readouterr().err
     assert contents(tmp_path / "data" / "busi") == {"mine.txt": b"mine"}
 
 

@@ -18,7 +18,7 @@ PROVENANCE = {"model": "litevae", "checkpoint_chosen_by": "validation Dice", "th
 
 @pytest.fixture
 def rows():
-    """Twelve detected cases, one miss, one false alarm, one rightly empty; 30 x 40 pixels."""
+    """Twelve detected cases, one miss, one false alarm, one correctly empty; 30 x 40 pixels."""
     rng = np.random.default_rng(0)
     empty, spot = np.zeros((30, 40), bool), np.zeros((30, 40), bool)
     spot[10:20, 10:20] = True

@@ -157,7 +157,7 @@ def test_pickles_that_ask_for_memory_or_depth_are_harmless() -> None:
         (split_data("abc", ["b"]), "'name_list' is str, expected a list"),
         (split_data([], ["b"]), "'train': the list of names is empty"),
         (split_data(["a"], []), "'test': the list of names is empty"),
-        (split_data(["a", "b", "c"], ["c", "d", "b"]), "2 names stand in both.*'b', 'c'"),
+        (split_data(["a", "b", "c"], ["c", "d", "b"]), "2 names are in both.*'b', 'c'"),
         (split_data(["a", "b", "a"], ["c"]), "1 names are repeated: 'a'"),
         (split_data(["a", 5], ["c"]), "a name is int, not text"),
         (split_data(["a", ""], ["c"]), "a name '' is empty"),

@@ -449,7 +449,7 @@ def test_runs_that_did_not_end_well_are_reported(
     ending(monkeypatch, "failed")
     assert study.main(["--config", str(path)]) == 1
     printed = capsys.readouterr().out
-    assert "4 of 4 runs failed, their trial.log says why, --retry-failed" in printed
+    assert "4 of 4 runs failed (see their trial.log; --retry-failed" in printed
     assert ": Wave-GMS, published split, seed 1; plain" in printed and "stopped" not in printed
 
     ending(monkeypatch, "failed", "interrupted")

@@ -100,7 +100,7 @@ def test_there_are_shipped_sweeps() -> None:
             {"search": {"GPUs": {"low": 0, "high": 3}}, "trials": 3},
             "GPUs: a range is one of numbers",
         ),
-        ({"seeds": [1], "storage": "sqlite:///x"}, "storage is for search"),
+        ({"seeds": [1], "storage": "sqlite:///x"}, "storage is only for search"),
         ({"seeds": [1], "workers": 0}, "sweep.workers: .*greater than or equal to 1, got 0"),
     ],
 )

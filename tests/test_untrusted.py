@@ -155,7 +155,7 @@ def test_yaml_tags_run_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("base: /dev/zero", "no regular file"),
+        ("base: /dev/zero", "not a regular file"),
         ('base: "a\\0b"', "cannot read"),
         (f"base: {'a' * 5000}", "cannot read"),
         (f"epochs: 0x{'f' * 8000}", "thousands of digits"),

@@ -1,1 +1,1 @@
-"""What is neither data nor model: configuration, metrics, checkpoints, reports."""
+"""Everything that is neither data nor model: configuration, metrics, checkpoints, reports."""

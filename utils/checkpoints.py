@@ -86,7 +86,7 @@ def _is_safetensors(path: Path) -> bool:
 
 
 def _read(path: Path) -> Weights:
-    """Tensors of a file by part and key; what is no state dict (an epoch, an optimiser) is left."""
+    """Tensors of a file by part and key; what is not a state dict (an epoch, an optimiser) is left out."""
     from safetensors.torch import load_file
 
     is_safetensors = _is_safetensors(path)

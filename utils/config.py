@@ -48,7 +48,7 @@ Fraction = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Config(BaseModel):
-    """Everything that decides a run."""
+    """All settings of a run."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
@@ -296,16 +296,16 @@ def _parse_yaml(text: str, where: str) -> object:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """The `key: value` lines of a short YAML file; UserError where it is no such file."""
+    """The `key: value` lines of a short YAML file; UserError where it is not such a file."""
     try:
         if path.exists() and not path.is_file():
-            raise UserError(f"cannot read the config {path}: it is no regular file")
+            raise UserError(f"cannot read the config {path}: it is not a regular file")
         if path.stat().st_size > MAX_CONFIG_BYTES:
             raise UserError(
                 f"{path} is over {MAX_CONFIG_BYTES} bytes; a config is a short YAML file"
             )
         text = path.read_text(encoding="utf-8")
-    except (OSError, ValueError, RuntimeError) as error:  # the last two: names that are no path
+    except (OSError, ValueError, RuntimeError) as error:  # the last two: names that are not paths
         raise UserError(f"cannot read the config {str(path)!r}: {error}") from error
     content = _parse_yaml(text, str(path))
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
@@ -316,7 +316,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 def read_mapping(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     """The file's keys over those of its `base:`, which may have a base itself; not yet validated.
 
-    UserError for what is no short plain YAML mapping.
+    UserError for anything but a short plain YAML mapping.
     """
     content = read_yaml(path)
     resolved = path.resolve()

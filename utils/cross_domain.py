@@ -1,4 +1,4 @@
-"""How models trained on one data set do on others: a matrix of train set by test set.
+"""How models trained on one data set perform on others: a matrix of train set by test set.
 
     python -m utils.cross_domain ckpt/wave_gms_bus/epochs_1000 ckpt/wave_gms_busi/epochs_1000 --out ckpt/cross_domain
 

@@ -1,4 +1,4 @@
-"""How every entry point ends: one line for the user's problems, a traceback only for our own."""
+"""How every entry point exits: one line for the user's problems, a traceback only for bugs."""
 
 from __future__ import annotations
 

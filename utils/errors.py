@@ -1,4 +1,4 @@
-"""Errors that are meant for the person at the keyboard."""
+"""Errors that are meant for the user."""
 
 from __future__ import annotations
 

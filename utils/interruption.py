@@ -8,7 +8,7 @@ import time
 from types import FrameType
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-NOTICE = "stopping after this step; once more stops at once, without saving"
+NOTICE = "stopping after this step; a second signal stops at once, without saving"
 ECHO_SECONDS = 1.0
 
 

@@ -1,4 +1,4 @@
-"""What this process may use of the machine, and what it has used."""
+"""Resources of the machine that this process may use, and has used."""
 
 from __future__ import annotations
 

@@ -203,7 +203,7 @@ def _summary_table(summary: Mapping[str, Any]) -> str:
     rules = {
         "diagonal": "HD95, one mask empty counts the diagonal",
         "zero": "HD95, one mask empty counts 0 (published rule)",
-        "detected": "HD95, detected cases alone",
+        "detected": "HD95, detected cases only",
     }
     lines: list[tuple[str, str, list[Mapping[str, Any]]]] = [
         (metric, metric, [each["metrics"][metric] for each in (summary, without) if each])

@@ -5,8 +5,8 @@
     summary.json  count, misses, false_alarms, metrics, hd95 by each rule, bootstrap,
                   without_leaked (the same numbers without the leaked cases, or null), provenance
 
-A description is {"count", "mean", "std", "median", "ci95": [low, high]}; a number that cannot be
-told, such as the deviation of one case, is null.
+A description is {"count", "mean", "std", "median", "ci95": [low, high]}; an undefined
+number, such as the deviation of one case, is null.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a sample of scores says: description, bootstrap interval, paired comparison.
+"""Statistics of a sample of scores: description, bootstrap interval, paired comparison.
 
 Everything random is drawn from a generator seeded here, so that the same scores in the same order
 give the same numbers. docs/metrics.md says how to read them.

@@ -1,4 +1,4 @@
-"""Work on a stream in threads, with little of it in memory."""
+"""Processing a stream in threads, with little of it in memory."""
 
 from __future__ import annotations
 
