@@ -16,12 +16,13 @@ from datasets.phantom import phantom_case
 from datasets.procedural import procedural_crops
 from distillation.crops import Pool
 from distillation.narrowing import shrink
-from distillation.report import compare, multiply_adds, table
+from distillation.report import compare, table
 from distillation.scores import encode, mask_input, mask_round_trip, psnr, r_squared
 from distillation.student import make_student
 from distillation.training import Plan, Trainer
 from models.tiny_vae import load_tiny_vae
 from tests.cases_on_disk import write_data_set
+from utils.arithmetic import multiply_adds
 from utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -233,8 +234,15 @@ def test_scores_of_known_values() -> None:
     assert r_squared(mean, target) == pytest.approx(0)
     black = torch.full((2, 3, 4, 4), -1.0)
     torch.testing.assert_close(psnr(black + 0.2, black), torch.tensor([20.0, 20.0]))
-    conv = nn.Sequential(nn.Conv2d(3, 5, 3, padding=1, stride=2))
-    assert multiply_adds(conv, torch.zeros(1, 3, 8, 8)) == 5 * 4 * 4 * 3 * 9
+
+
+def test_multiply_adds_are_counted_and_no_gradient_is_left() -> None:
+    convolution = nn.Conv2d(3, 5, 3, padding=1, stride=2)
+    products = 5 * 4 * 4 * 3 * 9
+    assert multiply_adds(convolution, [torch.zeros(1, 3, 8, 8)]) == (products, products)
+    assert convolution.weight.grad is None
+    convolution.requires_grad_(False)
+    assert multiply_adds(convolution.forward, [torch.zeros(1, 3, 8, 8)]) == (products, 0)
 
 
 def test_a_vae_compared_with_itself_agrees_fully(bundled: Any) -> None:
@@ -242,6 +250,8 @@ def test_a_vae_compared_with_itself_agrees_fully(bundled: Any) -> None:
     images = np.repeat(case.image[None, ..., None], 3, axis=3)
     scores = compare(bundled, bundled, images, case.mask[None] // 255)
     assert scores["r2_images"] == scores["r2_masks"] == 1
+    at_224 = [(224 / 64) ** 2 * count for count in scores["giga_macs"]["s"]]
+    assert at_224 == pytest.approx([2.95, 3.40], abs=0.01)  # as docs/tiny_vae.md has them
     assert len(set(scores["psnr"].values())) == len(set(scores["dice"].values())) == 1
     assert "| R² of latents with TAESD's: masks | 1 | 1.0000 |" in table(scores)
     assert f"| Tiny-VAE | TAESD | {scores['dice']['st']:.4f} |" in table(scores)
