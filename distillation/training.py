@@ -14,6 +14,7 @@ import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,6 +24,7 @@ from tqdm import tqdm
 from distillation.crops import Pool
 from distillation.scores import encode, r_squared, round_trip, to_input
 from distillation.student import make_student, start_student
+from utils.errors import UserError
 from utils.files import atomic_write
 
 VALIDATION_SEED = 10_000_019
@@ -65,12 +67,19 @@ class Trainer:
     def __init__(
         self, part: str, pool: Pool, plan: Plan, checkpoint: Path, initial: Path | None = None
     ) -> None:
-        """`initial` is another checkpoint, whose averaged weights a new run starts from."""
+        """`initial` is another checkpoint, whose averaged weights a new run starts from.
+
+        Raises:
+            UserError: `checkpoint` is of another teacher or seed than those of `pool`.
+        """
         self.part, self.pool, self.plan, self.checkpoint = part, pool, plan, checkpoint
         self.step = self.epoch = self.position = 0
         self.seconds = 0.0
         self.history: list[dict[str, float]] = []
+        self.origin = {"teacher": pool.teacher_sha256, "seed": pool.seed}
         saved = torch.load(checkpoint, weights_only=True) if checkpoint.exists() else None
+        if saved:
+            check_origin(checkpoint, saved, self.origin)
         student = make_student() if saved or initial else start_student(pool, part)
         self.module = getattr(student, part).to(memory_format=torch.channels_last)
         if initial:
@@ -93,11 +102,13 @@ class Trainer:
 
     def save(self) -> None:
         """Write weights, their average, the optimiser and the counters to `checkpoint`."""
-        state = {name: getattr(self, name) for name in COUNTERS} | {
+        counters = {name: getattr(self, name) for name in COUNTERS}
+        weights = {
             "module": self.module.state_dict(),
             "optimiser": self.optimiser.state_dict(),
             "average": self.average,
         }
+        state = weights | counters | self.origin
         atomic_write(self.checkpoint, lambda path: torch.save(state, path))
 
     def run(self) -> None:
@@ -179,3 +190,14 @@ class Trainer:
             else:
                 scores[f"psnr_{name}"] = float(round_trip(student, z, x, batch=32).mean())
         return scores
+
+
+def check_origin(checkpoint: Path, saved: dict[str, Any], origin: dict[str, Any]) -> None:
+    """Raise UserError unless the checkpoint was distilled with this teacher and this seed."""
+    for name, expected in origin.items():
+        found = saved.get(name, "none")
+        if found != expected:
+            raise UserError(
+                f"{checkpoint} was saved with another {name} ({found}, not {expected}): "
+                f"give that --{name} again to resume it, or start afresh in another --work"
+            )

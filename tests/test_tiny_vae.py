@@ -169,6 +169,46 @@ def test_an_interrupted_run_resumes_to_the_same_weights(
         torch.testing.assert_close(resumed.average[name], value, rtol=1e-4, atol=1e-5)
 
 
+def no_chunk(self: Pool, index: int) -> tuple[np.ndarray, np.ndarray]:
+    return np.zeros((0, 8, 8, 3), np.uint8), np.zeros((0, 4, 1, 1), np.float32)
+
+
+def test_a_checkpoint_of_another_teacher_or_seed_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("distillation.training.start_student", random_start)
+    monkeypatch.setattr(Pool, "latents", no_chunk)
+    one, other = random_vae(8), random_vae(16)
+    small_trainer("encoder", tmp_path, one, steps=1).save()
+    small_trainer("encoder", tmp_path, one, steps=2)
+    with pytest.raises(
+        UserError, match=r"encoder\.pth was saved with another teacher \(.*--teacher"
+    ):
+        small_trainer("encoder", tmp_path, other, steps=2)
+    another_seed = Pool(tmp_path, one, seed=2)
+    with pytest.raises(UserError, match=r"another seed \(1, not 2\): give that --seed again"):
+        Trainer("encoder", another_seed, Plan(minutes=1), tmp_path / "encoder.pth")
+
+
+def test_two_teachers_have_two_sets_of_latents_in_one_folder(tmp_path: Path) -> None:
+    one, other = (Pool(tmp_path, random_vae(w), seed=1, size=16, chunk=4) for w in (8, 16))
+    crops, latents = one.latents(0)
+    same_crops, other_latents = other.latents(0)
+    np.testing.assert_array_equal(crops, same_crops)
+    assert not np.allclose(latents, other_latents)
+    np.testing.assert_array_equal(Pool(tmp_path, one.teacher, 1, 16, 4).latents(0)[1], latents)
+
+
+def test_parts_of_two_teachers_are_not_joined(tmp_path: Path) -> None:
+    for part, name in (("encoder", "encoder_tuned"), ("decoder", "decoder")):
+        average = getattr(make_student(), part).state_dict()
+        saved = {"average": average, "step": 1, "seconds": 1.0, "teacher": f"that of the {part}"}
+        torch.save(saved, tmp_path / f"{name}.pth")
+    with pytest.raises(UserError, match="different teachers"):
+        distill.export(tmp_path, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_export_writes_a_folder_that_loads_without_warnings(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -199,9 +239,6 @@ def test_a_part_is_distilled_tuned_and_exported(
     def run(self: Trainer) -> None:
         trained.append((self.part, self.pool.size, self.checkpoint.name, self.plan.rate))
         self.save()
-
-    def no_chunk(self: Pool, index: int) -> tuple[np.ndarray, np.ndarray]:
-        return np.zeros((0, 8, 8, 3), np.uint8), np.zeros((0, 4, 1, 1), np.float32)
 
     monkeypatch.setattr(Trainer, "run", run)
     monkeypatch.setattr(Pool, "latents", no_chunk)
