@@ -24,6 +24,7 @@ from tqdm import tqdm
 from distillation.crops import Pool
 from distillation.scores import encode, r_squared, round_trip, to_input
 from distillation.student import make_student, start_student
+from engine.provenance import weights_sha256
 from utils.errors import UserError
 from utils.files import atomic_write
 
@@ -69,6 +70,8 @@ class Trainer:
     ) -> None:
         """`initial` is another checkpoint, whose averaged weights a new run starts from.
 
+        A `checkpoint` that started from other weights than `initial` now holds is started afresh.
+
         Raises:
             UserError: `checkpoint` is of another teacher or seed than those of `pool`.
         """
@@ -77,6 +80,7 @@ class Trainer:
         self.seconds = 0.0
         self.history: list[dict[str, float]] = []
         self.origin = {"teacher": pool.teacher_sha256, "seed": pool.seed}
+        self.initial_sha256: str | None = None
         saved = torch.load(checkpoint, weights_only=True) if checkpoint.exists() else None
         if saved:
             check_origin(checkpoint, saved, self.origin)
@@ -84,6 +88,10 @@ class Trainer:
         self.module = getattr(student, part).to(memory_format=torch.channels_last)
         if initial:
             self.module.load_state_dict(torch.load(initial, weights_only=True)["average"])
+            self.initial_sha256 = weights_sha256(self.module)
+            if saved and saved.get("initial") != self.initial_sha256:
+                print(f"{checkpoint} is started afresh: {initial} was trained since")
+                saved = None
         self.optimiser = torch.optim.AdamW(self.module.parameters(), weight_decay=1e-4)
         self.average = {k: v.clone() for k, v in self.module.state_dict().items()}
         if saved:
@@ -108,7 +116,7 @@ class Trainer:
             "optimiser": self.optimiser.state_dict(),
             "average": self.average,
         }
-        state = weights | counters | self.origin
+        state = weights | counters | self.origin | {"initial": self.initial_sha256}
         atomic_write(self.checkpoint, lambda path: torch.save(state, path))
 
     def run(self) -> None:

@@ -143,6 +143,30 @@ def test_tuning_starts_from_the_average_of_the_first_run(
         torch.testing.assert_close(value, first.average[name])
 
 
+def test_tuning_starts_afresh_once_the_first_run_was_trained_further(
+    tmp_path: Path, bundled: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("distillation.training.start_student", random_start)
+    monkeypatch.setattr(Trainer, "validate", lambda self: {})
+    tuned_by = tmp_path / "tuned.pth"
+
+    def tune(first: Trainer) -> Trainer:
+        first.run()
+        plan = Plan(minutes=0, steps=1, window=2)
+        return Trainer("encoder", first.pool, plan, tuned_by, initial=first.checkpoint)
+
+    tune(small_trainer("encoder", tmp_path, bundled, steps=1)).run()
+    same = tune(small_trainer("encoder", tmp_path, bundled, steps=1))
+    assert same.step == 1
+    further = small_trainer("encoder", tmp_path, bundled, steps=2)
+    afresh = tune(further)
+    assert further.step == 2 and afresh.step == 0 and afresh.history == []
+    for name, value in afresh.module.state_dict().items():
+        torch.testing.assert_close(value, further.average[name])
+    afresh.run()
+    assert tune(further).step == 1
+
+
 def test_an_interrupted_run_resumes_to_the_same_weights(
     tmp_path: Path, bundled: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
