@@ -258,24 +258,31 @@ def test_a_part_is_distilled_tuned_and_exported(
     tmp_path: Path, bundled: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("distillation.training.start_student", random_start)
-    trained: list[tuple[str, int, str, float]] = []
+    trained: list[tuple[str, int, str, float, int | None]] = []
 
     def run(self: Trainer) -> None:
-        trained.append((self.part, self.pool.size, self.checkpoint.name, self.plan.rate))
+        plan = self.plan
+        trained.append((self.part, self.pool.size, self.checkpoint.name, plan.rate, plan.steps))
         self.save()
 
     monkeypatch.setattr(Trainer, "run", run)
     monkeypatch.setattr(Pool, "latents", no_chunk)
     out = tmp_path / "out"
-    distill.main(
-        ["--teacher", str(BUNDLED), "--work", str(tmp_path), "--out", str(out), "--lr", "1e-3"]
-    )
+    folders = ["--teacher", str(BUNDLED), "--work", str(tmp_path), "--out", str(out)]
+    distill.main([*folders, "--lr", "1e-3", "--steps", "250"])
     assert trained == [
-        ("encoder", 64, "encoder.pth", 1e-3),
-        ("encoder", 192, "encoder_tuned.pth", 2e-4),
-        ("decoder", 64, "decoder.pth", 1e-3),
+        ("encoder", 64, "encoder.pth", 1e-3, 250),
+        ("encoder", 192, "encoder_tuned.pth", 2e-4, 25),
+        ("decoder", 64, "decoder.pth", 1e-3, 250),
     ]
     assert (out / "diffusion_pytorch_model.safetensors").is_file()
+
+
+@pytest.mark.parametrize("option", ["--minutes", "--steps", "--lr", "--cases"])
+def test_nothing_to_do_is_refused(option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        distill.parse_arguments([option, "0"])
+    assert f"{option} must be" in capsys.readouterr().err
 
 
 def test_the_rate_goes_through_one_cycle() -> None:
