@@ -27,6 +27,7 @@ from distillation.student import make_student, start_student
 from engine.provenance import weights_sha256
 from utils.errors import UserError
 from utils.files import atomic_write
+from utils.interruption import Interrupted, StopRequest
 
 VALIDATION_SEED = 10_000_019
 SAVE_SECONDS = 120
@@ -120,20 +121,28 @@ class Trainer:
         atomic_write(self.checkpoint, lambda path: torch.save(state, path))
 
     def run(self) -> None:
-        """Train until the budget is used up; saves every two minutes and after each epoch."""
-        bar = tqdm(total=100, desc=self.part, mininterval=10, bar_format=PROGRESS)
-        while self.done < 1:
-            loss = self.train_epoch(bar)
-            if self.done < 1:
-                self.epoch, self.position = self.epoch + 1, 0
-            row = {"step": self.step, "minutes": self.seconds / 60, "loss": loss}
-            self.history.append(row | self.validate())
-            bar.write(", ".join(f"{k} {v:.4g}" for k, v in self.history[-1].items()))
-            self.save()
-        bar.close()
+        """Train until the budget is used up; saves every two minutes and after each epoch.
 
-    def train_epoch(self, bar: tqdm) -> float:
-        """What is left of this epoch or of the budget; returns the last loss, NaN without any."""
+        Raises:
+            Interrupted: a signal asked to stop; all steps are saved.
+        """
+        bar = tqdm(total=100, desc=self.part, mininterval=10, bar_format=PROGRESS)
+        with StopRequest() as stop, bar:
+            while self.done < 1:
+                loss = self.train_epoch(bar, stop)
+                if self.done < 1:
+                    self.epoch, self.position = self.epoch + 1, 0
+                row = {"step": self.step, "minutes": self.seconds / 60, "loss": loss}
+                self.history.append(row | self.validate())
+                bar.write(", ".join(f"{k} {v:.4g}" for k, v in self.history[-1].items()))
+                self.save()
+                leave_if_asked(stop)
+
+    def train_epoch(self, bar: tqdm, stop: StopRequest) -> float:
+        """What is left of this epoch or of the budget; returns the last loss, NaN without any.
+
+        Raises Interrupted, after saving, once `stop` is requested.
+        """
         arrays = self.window()
         order = np.random.default_rng([self.pool.seed, self.epoch]).permutation(len(arrays[0]))
         saved_at = clock = time.monotonic()
@@ -146,9 +155,10 @@ class Trainer:
             self.seconds, clock = self.seconds + now - clock, now
             bar.set_postfix_str(f"step {self.step}, loss {loss:.4f}", refresh=False)
             bar.update(min(round(100 * self.done, 1), 100) - bar.n)
-            if now - saved_at > SAVE_SECONDS:
+            if stop.requested or now - saved_at > SAVE_SECONDS:
                 self.save()
                 saved_at = now
+                leave_if_asked(stop)
         return loss
 
     def window(self) -> list[np.ndarray]:
@@ -198,6 +208,12 @@ class Trainer:
             else:
                 scores[f"psnr_{name}"] = float(round_trip(student, z, x, batch=32).mean())
         return scores
+
+
+def leave_if_asked(stop: StopRequest) -> None:
+    """Raise Interrupted if a signal asked to stop."""
+    if stop.signal_number is not None:
+        raise Interrupted(stop.signal_number)
 
 
 def check_origin(checkpoint: Path, saved: dict[str, Any], origin: dict[str, Any]) -> None:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -24,6 +26,7 @@ from models.tiny_vae import load_tiny_vae
 from tests.cases_on_disk import write_data_set
 from utils.arithmetic import multiply_adds
 from utils.errors import UserError
+from utils.interruption import Interrupted
 
 ROOT = Path(__file__).resolve().parents[1]
 BUNDLED = ROOT / "ckpt" / "tiny_vae"
@@ -167,8 +170,12 @@ def test_tuning_starts_afresh_once_the_first_run_was_trained_further(
     assert tune(further).step == 1
 
 
+@pytest.mark.parametrize("crash", [True, False], ids=["crash", "Ctrl-C"])
 def test_an_interrupted_run_resumes_to_the_same_weights(
-    tmp_path: Path, bundled: Any, monkeypatch: pytest.MonkeyPatch
+    crash: bool,
+    tmp_path: Path,
+    bundled: Any,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("distillation.training.start_student", random_start)
     whole = small_trainer("encoder", tmp_path / "whole", bundled, steps=8)
@@ -177,16 +184,19 @@ def test_an_interrupted_run_resumes_to_the_same_weights(
     update = Trainer.update
 
     def interrupted(self: Trainer, batch: list[np.ndarray], rate: float) -> float:
-        if self.step == 5:
-            raise KeyboardInterrupt
+        if self.step == 4:
+            if crash:
+                raise MemoryError
+            os.kill(os.getpid(), signal.SIGINT)
         return update(self, batch, rate)
 
     monkeypatch.setattr(Trainer, "update", interrupted)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(MemoryError if crash else Interrupted):
         small_trainer("encoder", tmp_path / "parts", bundled, steps=8).run()
     monkeypatch.setattr(Trainer, "update", update)
     resumed = small_trainer("encoder", tmp_path / "parts", bundled, steps=8)
-    assert 0 < resumed.step < 5
+    # after the last whole epoch; after the step under way
+    assert resumed.step == (3 if crash else 5)
     resumed.run()
     assert resumed.step == 8
     for name, value in whole.average.items():
@@ -276,6 +286,20 @@ def test_a_part_is_distilled_tuned_and_exported(
         ("decoder", 64, "decoder.pth", 1e-3, 250),
     ]
     assert (out / "diffusion_pytorch_model.safetensors").is_file()
+
+
+def test_a_stop_asked_for_while_scoring_ends_the_run_before_tuning(
+    tmp_path: Path, bundled: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def validate(self: Trainer) -> dict[str, float]:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return {}
+
+    monkeypatch.setattr("distillation.training.start_student", random_start)
+    monkeypatch.setattr(Trainer, "validate", validate)
+    with pytest.raises(Interrupted, match="stopped by SIGTERM"):
+        small_trainer("encoder", tmp_path, bundled, steps=1).run()
+    assert small_trainer("encoder", tmp_path, bundled, steps=1).done == 1
 
 
 @pytest.mark.parametrize("option", ["--minutes", "--steps", "--lr", "--cases"])
