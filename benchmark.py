@@ -57,6 +57,17 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--counts", type=int, nargs="+", default=COUNTS, help="numbers of cases of --growth")
     arguments = parser.parse_args(argv)
     arguments.vae = arguments.vae or ["ckpt/tiny_vae"]
+    for name, holds, expected in (
+        ("vae", len(set(arguments.vae)) == len(arguments.vae), "another each time"),
+        ("batch-size", arguments.batch_size > 0, "at least 1"),
+        ("steps", arguments.steps > 0, "at least 1"),
+        ("rounds", arguments.rounds > 0, "at least 1"),
+        ("cases", arguments.cases > 0, "at least 1"),
+        ("workers", arguments.workers >= 0, "at least 0"),
+        ("counts", min(arguments.counts) > 0, "at least 1 each"),
+    ):
+        if not holds:
+            parser.error(f"--{name} must be {expected}")
     return arguments
 
 

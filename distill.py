@@ -41,7 +41,16 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--cases", type=int, help="report: test cases to use, all unless given")
     add("--image-size", type=int, default=224, help="report: side in pixels, a multiple of 8")
     add("--picture", type=Path, help="report: PNG of one case and its round trips")
-    return parser.parse_args(argv)
+    arguments = parser.parse_args(argv)
+    for name, holds, expected in (
+        ("minutes", arguments.minutes > 0, "above 0"),
+        ("steps", arguments.steps is None or arguments.steps > 0, "at least 1"),
+        ("lr", arguments.lr > 0, "above 0"),
+        ("cases", arguments.cases is None or arguments.cases > 0, "at least 1"),
+    ):
+        if not holds:
+            parser.error(f"--{name} must be {expected}")
+    return arguments
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -78,7 +87,8 @@ def distil(part: str, teacher: Any, arguments: argparse.Namespace) -> None:
     Trainer(part, pool, Plan(minutes, steps, arguments.lr), checkpoint).run()
     if part == "encoder":
         pool = Pool(work / "pool", teacher, arguments.seed, size=192, chunk=128)
-        plan = Plan(minutes / 10, steps, arguments.lr / 5, batch=2)
+        tuning_steps = max(1, steps // 10) if steps else None
+        plan = Plan(minutes / 10, tuning_steps, arguments.lr / 5, batch=2)
         Trainer(part, pool, plan, work / "encoder_tuned.pth", initial=checkpoint).run()
 
 

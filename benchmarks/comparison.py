@@ -7,13 +7,12 @@ import random
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from benchmarks.candidate import Workload
 from benchmarks.ours import Ours
 from benchmarks.reference import Reference
-from benchmarks.report import Rates, Results, Step
+from benchmarks.report import Rates, Results, Step, vae_labels
 from benchmarks.separate_process import SeparateProcess
 from utils.errors import UserError
 
@@ -73,9 +72,10 @@ def start_candidates(
         stack.callback(process.close)
         return process
 
-    candidates = {f"reference, {Path(vaes[0]).name}": start(Reference, workload, vaes[0])}
-    for vae in vaes:
-        candidates[f"ours, {Path(vae).name}"] = start(Ours, workload, vae)
+    labels = vae_labels(vaes)
+    candidates = {f"reference, {labels[vaes[0]]}": start(Reference, workload, vaes[0])}
+    for vae, label in labels.items():
+        candidates[f"ours, {label}"] = start(Ours, workload, vae)
     try:
         candidates["U-Net, ResNet-34"] = start(Ours, replace(workload, train=()), "", UNET)
     except UserError as error:

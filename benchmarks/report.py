@@ -60,6 +60,20 @@ class Results:
         return list(dict.fromkeys(rates.task for rates in self.rates))
 
 
+def vae_labels(vaes: Sequence[str]) -> dict[str, str]:
+    """What tables call each Tiny-VAE: as much of the end of its path as tells it from the others."""
+    parts = {vae: Path(vae).parts for vae in vaes}
+
+    def label(vae: str) -> str:
+        for length in range(1, len(parts[vae]) + 1):
+            end = parts[vae][-length:]
+            if sum(other[-length:] == end for other in parts.values()) == 1:
+                return str(Path(*end))
+        return vae
+
+    return {vae: label(vae) for vae in vaes}
+
+
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A Markdown table."""
     lines = [header, ["---"] * len(header), *rows]

@@ -13,7 +13,6 @@ import statistics
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +20,7 @@ from torch import Tensor
 
 from benchmarks.candidate import Workload
 from benchmarks.ours import Ours
+from benchmarks.report import vae_labels
 from benchmarks.separate_process import SeparateProcess
 from engine import device
 from models.encoder import HaarEncoder
@@ -135,9 +135,10 @@ def measure_changes(
     Raises:
         UserError: a VAE cannot be had, or a process died.
     """
+    labels = vae_labels(vaes)
     for change, (_, operation) in OPERATIONS.items():
         for vae in vaes if change == MERGED else vaes[:1]:
-            on = operation if change == CONTIGUOUS else f"{operation}, {Path(vae).name}"
+            on = operation if change == CONTIGUOUS else f"{operation}, {labels[vae]}"
             measured = Measured(change, on)
             with ExitStack() as stack:
                 sides = []

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
+
+from utils.arithmetic import multiply_adds
 
 Part = tuple[object, str]
 """Owner and attribute of a method."""
@@ -81,8 +82,8 @@ def count_parts(
 ) -> dict[str, tuple[float, float]]:
     """Multiply-adds per step by part, forward and backward.
 
-    Convolutions and matrix products count (torch.utils.flop_counter). Each call of a part is seen in
-    a real step and then repeated alone, forward and backward. Parts that compute none are left out.
+    Each call of a part is seen in a real step and then repeated alone, forward and backward
+    (`utils.arithmetic`). Parts that compute none are left out.
     """
     calls: list[tuple[str, Callable[..., Any], tuple[Tensor, ...]]] = []
 
@@ -107,32 +108,6 @@ def count_parts(
         before = counts.get(name, (0.0, 0.0))
         counts[name] = before[0] + forward, before[1] + backward
     return {name: count for name, count in counts.items() if sum(count)}
-
-
-def multiply_adds(method: Callable[..., Any], arguments: Sequence[Tensor]) -> tuple[float, float]:
-    """Multiply-adds of a call and of the gradients of what requires some; leaves none behind."""
-    inputs = [a.detach().requires_grad_(a.requires_grad) for a in arguments]
-    with FlopCounterMode(display=False) as counter:
-        outputs = [o for o in _tensors(method(*inputs)) if o.requires_grad]
-        forward = counter.get_total_flops()
-        if outputs:
-            torch.autograd.backward([o.sum() for o in outputs])
-        total = counter.get_total_flops()
-    owner = getattr(method, "__self__", None)
-    if isinstance(owner, torch.nn.Module):
-        owner.zero_grad()
-    return forward / 2, (total - forward) / 2
-
-
-def _tensors(result: Any) -> list[Tensor]:
-    """The tensors in a tensor, a mapping or a sequence."""
-    if isinstance(result, Tensor):
-        return [result]
-    if isinstance(result, Mapping):
-        return [t for value in result.values() for t in _tensors(value)]
-    if isinstance(result, Sequence):
-        return [t for value in result for t in _tensors(value)]
-    return []
 
 
 @torch.inference_mode()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 
 from datasets.procedural import procedural_crops
 from distillation.scores import decode, encode
+from engine.provenance import weights_sha256
 from utils.files import atomic_write
 
 
@@ -24,6 +26,11 @@ class Pool:
     """Side of a crop in pixels."""
     chunk: int = 1024
     """Crops per chunk."""
+
+    @cached_property
+    def teacher_sha256(self) -> str:
+        """SHA-256 of the teacher's weights; the names of the files carry its first characters."""
+        return weights_sha256(self.teacher)
 
     def latents(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """Crops (N, S, S, 3) uint8 and teacher latents (N, 4, S/8, S/8) float32 of a chunk."""
@@ -54,7 +61,8 @@ class Pool:
         return [np.concatenate(column) for column in columns]
 
     def _path(self, what: str, index: int) -> Path:
-        return self.folder / f"{what}_{self.seed}_{self.size}_{self.chunk}_{index:04d}.npz"
+        origin = f"{self.teacher_sha256[:12]}_{self.seed}"
+        return self.folder / f"{what}_{origin}_{self.size}_{self.chunk}_{index:04d}.npz"
 
 
 def _save(path: Path, **arrays: np.ndarray) -> None:

@@ -15,25 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from distillation.scores import encode, mask_input, mask_round_trip, r_squared, round_trip, to_input
+from utils.arithmetic import multiply_adds
 from utils.files import atomic_write
-
-
-def multiply_adds(module: nn.Module, x: Tensor) -> int:
-    """Multiply-accumulate operations (MACs) of all convolutions for input `x`."""
-    total = 0
-
-    def count(conv: nn.Module, _: Any, output: Tensor) -> None:
-        nonlocal total
-        assert isinstance(conv, nn.Conv2d)
-        total += output.numel() * conv.weight[0].numel()
-
-    convolutions = [m for m in module.modules() if isinstance(m, nn.Conv2d)]
-    hooks = [m.register_forward_hook(count) for m in convolutions]
-    with torch.no_grad():
-        module(x)
-    for hook in hooks:
-        hook.remove()
-    return total
 
 
 @torch.no_grad()
@@ -74,7 +57,7 @@ def compare(teacher: Any, student: Any, images: np.ndarray, masks: np.ndarray) -
             for name, v in vaes.items()
         },
         "giga_macs": {
-            name: [multiply_adds(v.encoder, x) / 1e9, multiply_adds(v.decoder, z) / 1e9]
+            name: [multiply_adds(p, [y])[0] / 1e9 for p, y in ((v.encoder, x), (v.decoder, z))]
             for name, v in vaes.items()
         },
         "milliseconds": {

@@ -51,9 +51,10 @@ def export_student(checkpoints: dict[str, Path], out: Path) -> None:
         checkpoints: of "encoder" and "decoder", as `distillation.training` saves them.
 
     Raises:
-        UserError: a part has not been trained.
+        UserError: a part has not been trained, or they have two teachers.
     """
     student = make_student()
+    teachers = {}
     for part, path in checkpoints.items():
         if not path.exists():
             raise UserError(
@@ -61,7 +62,13 @@ def export_student(checkpoints: dict[str, Path], out: Path) -> None:
             )
         saved = torch.load(path, weights_only=True)
         getattr(student, part).load_state_dict(saved["average"])
+        teachers[part] = saved.get("teacher")
         print(f"{part}: step {saved['step']}, {saved['seconds'] / 60:.1f} minutes")
+    if len(set(teachers.values())) > 1:
+        raise UserError(
+            "the parts were distilled from different teachers, so their latents do not meet: "
+            f"{teachers} (SHA-256 of the weights); distil both from one in another --work"
+        )
     student.half().save_pretrained(out)
     # AutoencoderTiny notes an attribute that its own constructor does not take and warns about.
     config = json.loads((out / "config.json").read_text())

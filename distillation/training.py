@@ -14,6 +14,7 @@ import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,7 +24,10 @@ from tqdm import tqdm
 from distillation.crops import Pool
 from distillation.scores import encode, r_squared, round_trip, to_input
 from distillation.student import make_student, start_student
+from engine.provenance import weights_sha256
+from utils.errors import UserError
 from utils.files import atomic_write
+from utils.interruption import Interrupted, StopRequest
 
 VALIDATION_SEED = 10_000_019
 SAVE_SECONDS = 120
@@ -65,16 +69,30 @@ class Trainer:
     def __init__(
         self, part: str, pool: Pool, plan: Plan, checkpoint: Path, initial: Path | None = None
     ) -> None:
-        """`initial` is another checkpoint, whose averaged weights a new run starts from."""
+        """`initial` is another checkpoint, whose averaged weights a new run starts from.
+
+        A `checkpoint` that started from other weights than `initial` now holds is started afresh.
+
+        Raises:
+            UserError: `checkpoint` is of another teacher or seed than those of `pool`.
+        """
         self.part, self.pool, self.plan, self.checkpoint = part, pool, plan, checkpoint
         self.step = self.epoch = self.position = 0
         self.seconds = 0.0
         self.history: list[dict[str, float]] = []
+        self.origin = {"teacher": pool.teacher_sha256, "seed": pool.seed}
+        self.initial_sha256: str | None = None
         saved = torch.load(checkpoint, weights_only=True) if checkpoint.exists() else None
+        if saved:
+            check_origin(checkpoint, saved, self.origin)
         student = make_student() if saved or initial else start_student(pool, part)
         self.module = getattr(student, part).to(memory_format=torch.channels_last)
         if initial:
             self.module.load_state_dict(torch.load(initial, weights_only=True)["average"])
+            self.initial_sha256 = weights_sha256(self.module)
+            if saved and saved.get("initial") != self.initial_sha256:
+                print(f"{checkpoint} is started afresh: {initial} was trained since")
+                saved = None
         self.optimiser = torch.optim.AdamW(self.module.parameters(), weight_decay=1e-4)
         self.average = {k: v.clone() for k, v in self.module.state_dict().items()}
         if saved:
@@ -93,28 +111,38 @@ class Trainer:
 
     def save(self) -> None:
         """Write weights, their average, the optimiser and the counters to `checkpoint`."""
-        state = {name: getattr(self, name) for name in COUNTERS} | {
+        counters = {name: getattr(self, name) for name in COUNTERS}
+        weights = {
             "module": self.module.state_dict(),
             "optimiser": self.optimiser.state_dict(),
             "average": self.average,
         }
+        state = weights | counters | self.origin | {"initial": self.initial_sha256}
         atomic_write(self.checkpoint, lambda path: torch.save(state, path))
 
     def run(self) -> None:
-        """Train until the budget is used up; saves every two minutes and after each epoch."""
-        bar = tqdm(total=100, desc=self.part, mininterval=10, bar_format=PROGRESS)
-        while self.done < 1:
-            loss = self.train_epoch(bar)
-            if self.done < 1:
-                self.epoch, self.position = self.epoch + 1, 0
-            row = {"step": self.step, "minutes": self.seconds / 60, "loss": loss}
-            self.history.append(row | self.validate())
-            bar.write(", ".join(f"{k} {v:.4g}" for k, v in self.history[-1].items()))
-            self.save()
-        bar.close()
+        """Train until the budget is used up; saves every two minutes and after each epoch.
 
-    def train_epoch(self, bar: tqdm) -> float:
-        """What is left of this epoch or of the budget; returns the last loss, NaN without any."""
+        Raises:
+            Interrupted: a signal asked to stop; all steps are saved.
+        """
+        bar = tqdm(total=100, desc=self.part, mininterval=10, bar_format=PROGRESS)
+        with StopRequest() as stop, bar:
+            while self.done < 1:
+                loss = self.train_epoch(bar, stop)
+                if self.done < 1:
+                    self.epoch, self.position = self.epoch + 1, 0
+                row = {"step": self.step, "minutes": self.seconds / 60, "loss": loss}
+                self.history.append(row | self.validate())
+                bar.write(", ".join(f"{k} {v:.4g}" for k, v in self.history[-1].items()))
+                self.save()
+                leave_if_asked(stop)
+
+    def train_epoch(self, bar: tqdm, stop: StopRequest) -> float:
+        """What is left of this epoch or of the budget; returns the last loss, NaN without any.
+
+        Raises Interrupted, after saving, once `stop` is requested.
+        """
         arrays = self.window()
         order = np.random.default_rng([self.pool.seed, self.epoch]).permutation(len(arrays[0]))
         saved_at = clock = time.monotonic()
@@ -127,9 +155,10 @@ class Trainer:
             self.seconds, clock = self.seconds + now - clock, now
             bar.set_postfix_str(f"step {self.step}, loss {loss:.4f}", refresh=False)
             bar.update(min(round(100 * self.done, 1), 100) - bar.n)
-            if now - saved_at > SAVE_SECONDS:
+            if stop.requested or now - saved_at > SAVE_SECONDS:
                 self.save()
                 saved_at = now
+                leave_if_asked(stop)
         return loss
 
     def window(self) -> list[np.ndarray]:
@@ -179,3 +208,20 @@ class Trainer:
             else:
                 scores[f"psnr_{name}"] = float(round_trip(student, z, x, batch=32).mean())
         return scores
+
+
+def leave_if_asked(stop: StopRequest) -> None:
+    """Raise Interrupted if a signal asked to stop."""
+    if stop.signal_number is not None:
+        raise Interrupted(stop.signal_number)
+
+
+def check_origin(checkpoint: Path, saved: dict[str, Any], origin: dict[str, Any]) -> None:
+    """Raise UserError unless the checkpoint was distilled with this teacher and this seed."""
+    for name, expected in origin.items():
+        found = saved.get(name, "none")
+        if found != expected:
+            raise UserError(
+                f"{checkpoint} was saved with another {name} ({found}, not {expected}): "
+                f"give that --{name} again to resume it, or start afresh in another --work"
+            )

@@ -16,10 +16,18 @@ from torch.utils.flop_counter import FlopCounterMode
 import benchmark
 from benchmarks import comparison
 from benchmarks.candidate import Candidate, Workload
-from benchmarks.growth import MappingRun, Point, case_growth, mapping_growth
+from benchmarks.growth import MappingRun, Point, case_growth, free_bytes, mapping_growth
 from benchmarks.ours import Ours
 from benchmarks.reference import Reference
-from benchmarks.report import Rates, Results, Step, format_results, write_growth, write_results
+from benchmarks.report import (
+    Rates,
+    Results,
+    Step,
+    format_results,
+    vae_labels,
+    write_growth,
+    write_results,
+)
 from benchmarks.separate_process import SeparateProcess
 from benchmarks.single_changes import CONTIGUOUS, KEPT, MERGED, Measured, decoder_pass
 from benchmarks.step_parts import REST
@@ -176,7 +184,7 @@ def test_growth_leaves_out_what_does_not_fit(monkeypatch: pytest.MonkeyPatch) ->
             pass
 
     monkeypatch.setattr("benchmarks.growth.SeparateProcess", Instead)
-    monkeypatch.setattr("benchmarks.growth.available_bytes", lambda: 3 << 30)
+    monkeypatch.setattr("benchmarks.growth.free_bytes", lambda: 3 << 30)
     points = list(mapping_growth([128, 1024], "fp32"))
     left_out = [(p.series, p.x) for p in points if p.seconds is None]
     assert left_out == [("forward, math", 1024), ("forward and backward, math", 1024)]
@@ -184,7 +192,15 @@ def test_growth_leaves_out_what_does_not_fit(monkeypatch: pytest.MonkeyPatch) ->
     assert len(points) == 8
 
 
-def test_growth_goes_on_when_memory_runs_out(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_free_memory_is_that_of_the_gpu_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("benchmarks.growth.available_bytes", lambda: 3 << 30)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (5 << 30, 9 << 30))
+    for on_gpu, free in ((False, 3 << 30), (True, 5 << 30)):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda on_gpu=on_gpu: on_gpu)
+        assert free_bytes() == free
+
+
+def test_growth_continues_when_memory_runs_out(monkeypatch: pytest.MonkeyPatch) -> None:
     class Full(SameProcess):
         def __init__(self, *_: object) -> None:
             pass
@@ -281,15 +297,19 @@ def test_growth_is_written(tmp_path: Path) -> None:
 
 def test_a_small_benchmark(vae: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(comparison, "SeparateProcess", SameProcess)
-    monkeypatch.setattr(comparison, "UNET", "smp/none")  # says so and goes on
+    monkeypatch.setattr(comparison, "UNET", "smp/none")  # says so and continues
     monkeypatch.chdir(tmp_path)
     write_data_set(tmp_path / "datasets", train=4, test=3, size=32)
+    same_name = tmp_path / vae.name
+    same_name.symlink_to(vae)
     other = tmp_path / "other_vae"
     other.symlink_to(vae)
+    vaes = [word for path in (vae, same_name, other) for word in ("--vae", str(path))]
     settings = ["--image-size", "32", "--batch-size", "2", "--rounds", "1", "--workers", "0"]
     data = ["--dataset", "blobs", "--out", "out"]
-    benchmark.main(["--vae", str(vae), "--vae", str(other), *settings, *data])
+    benchmark.main([*vaes, *settings, *data])
     page = (tmp_path / "out" / "benchmark.md").read_text()
+    first, second = (f"{path.parent.name}/{path.name}" for path in (vae, same_name))
     for task in (
         "training step, dummy",
         "validation, dummy",
@@ -298,7 +318,7 @@ def test_a_small_benchmark(vae: Path, tmp_path: Path, monkeypatch: pytest.Monkey
         "validation epoch, blobs",
         "prediction from files, blobs",
     ):
-        for way in (f"reference, {vae.name}", f"ours, {vae.name}", "ours, other_vae"):
+        for way in (f"reference, {first}", f"ours, {first}", f"ours, {second}", "ours, other_vae"):
             assert f"| {task} | {way} |" in page
 
 
@@ -318,7 +338,9 @@ def test_every_change_is_measured_alone(
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     threads = torch.get_num_threads()
     settings = ["--image-size", "32", "--batch-size", "2", "--rounds", "2"]
-    vaes = ["--vae", str(vae), "--vae", str(vae)]
+    same_name = tmp_path / vae.name
+    same_name.symlink_to(vae)
+    vaes = ["--vae", str(vae), "--vae", str(same_name)]
     benchmark.main(["--single-changes", *vaes, *settings, "--out", str(tmp_path)])
     torch.set_num_threads(threads)
     page = (tmp_path / "changes.md").read_text()
@@ -326,6 +348,8 @@ def test_every_change_is_measured_alone(
     lines = [line for line in page.splitlines() if line.startswith("| ")][2:]
     changes = [line.split(" | ")[0].removeprefix("| ") for line in lines]
     assert changes == [MERGED, MERGED, KEPT, CONTIGUOUS]
+    for line, path in zip(lines, (vae, same_name), strict=False):
+        assert f", {path.parent.name}/{path.name} |" in line
     with (tmp_path / "changes.csv").open() as file:
         assert len(list(csv.DictReader(file))) == 4 * 2 * 2
 
@@ -333,6 +357,35 @@ def test_every_change_is_measured_alone(
 def test_medians_of_a_change() -> None:
     measured = Measured(KEPT, "step", [(3.0, 1.0), (5.0, 2.0), (4.0, 9.0)], [(1.0, 0.5)])
     assert measured.medians() == ((4.0, 2.0), (1.0, 0.5))
+
+
+def test_the_label_of_a_vae_tells_it_from_the_others() -> None:
+    assert vae_labels(["madebyollin/taesd", "/work/shared/taesd", "taesd", "ckpt/tiny_vae"]) == {
+        "madebyollin/taesd": "madebyollin/taesd",
+        "/work/shared/taesd": "shared/taesd",
+        "taesd": "taesd",
+        "ckpt/tiny_vae": "tiny_vae",
+    }
+    assert len(set(vae_labels(["a/b", "./a/b", "a/b/"]).values())) == 3
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "--rounds 0",
+        "--steps 0",
+        "--batch-size 0",
+        "--cases 0",
+        "--counts 8 0",
+        "--workers -1",
+        "--vae one --vae one",
+    ],
+)
+def test_what_measures_nothing_is_refused(words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        benchmark.parse_arguments(words.split())
+    assert caught.value.code == 2
+    assert f"{words.split()[0]} must be " in capsys.readouterr().err
 
 
 def test_too_few_cases_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -16,13 +18,15 @@ from datasets.phantom import phantom_case
 from datasets.procedural import procedural_crops
 from distillation.crops import Pool
 from distillation.narrowing import shrink
-from distillation.report import compare, multiply_adds, table
+from distillation.report import compare, table
 from distillation.scores import encode, mask_input, mask_round_trip, psnr, r_squared
 from distillation.student import make_student
 from distillation.training import Plan, Trainer
 from models.tiny_vae import load_tiny_vae
 from tests.cases_on_disk import write_data_set
+from utils.arithmetic import multiply_adds
 from utils.errors import UserError
+from utils.interruption import Interrupted
 
 ROOT = Path(__file__).resolve().parents[1]
 BUNDLED = ROOT / "ckpt" / "tiny_vae"
@@ -142,8 +146,36 @@ def test_tuning_starts_from_the_average_of_the_first_run(
         torch.testing.assert_close(value, first.average[name])
 
 
-def test_an_interrupted_run_resumes_to_the_same_weights(
+def test_tuning_starts_afresh_once_the_first_run_was_trained_further(
     tmp_path: Path, bundled: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("distillation.training.start_student", random_start)
+    monkeypatch.setattr(Trainer, "validate", lambda self: {})
+    tuned_by = tmp_path / "tuned.pth"
+
+    def tune(first: Trainer) -> Trainer:
+        first.run()
+        plan = Plan(minutes=0, steps=1, window=2)
+        return Trainer("encoder", first.pool, plan, tuned_by, initial=first.checkpoint)
+
+    tune(small_trainer("encoder", tmp_path, bundled, steps=1)).run()
+    same = tune(small_trainer("encoder", tmp_path, bundled, steps=1))
+    assert same.step == 1
+    further = small_trainer("encoder", tmp_path, bundled, steps=2)
+    afresh = tune(further)
+    assert further.step == 2 and afresh.step == 0 and afresh.history == []
+    for name, value in afresh.module.state_dict().items():
+        torch.testing.assert_close(value, further.average[name])
+    afresh.run()
+    assert tune(further).step == 1
+
+
+@pytest.mark.parametrize("crash", [True, False], ids=["crash", "Ctrl-C"])
+def test_an_interrupted_run_resumes_to_the_same_weights(
+    crash: bool,
+    tmp_path: Path,
+    bundled: Any,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("distillation.training.start_student", random_start)
     whole = small_trainer("encoder", tmp_path / "whole", bundled, steps=8)
@@ -152,20 +184,63 @@ def test_an_interrupted_run_resumes_to_the_same_weights(
     update = Trainer.update
 
     def interrupted(self: Trainer, batch: list[np.ndarray], rate: float) -> float:
-        if self.step == 5:
-            raise KeyboardInterrupt
+        if self.step == 4:
+            if crash:
+                raise MemoryError
+            os.kill(os.getpid(), signal.SIGINT)
         return update(self, batch, rate)
 
     monkeypatch.setattr(Trainer, "update", interrupted)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(MemoryError if crash else Interrupted):
         small_trainer("encoder", tmp_path / "parts", bundled, steps=8).run()
     monkeypatch.setattr(Trainer, "update", update)
     resumed = small_trainer("encoder", tmp_path / "parts", bundled, steps=8)
-    assert 0 < resumed.step < 5
+    # after the last whole epoch; after the step under way
+    assert resumed.step == (3 if crash else 5)
     resumed.run()
     assert resumed.step == 8
     for name, value in whole.average.items():
         torch.testing.assert_close(resumed.average[name], value, rtol=1e-4, atol=1e-5)
+
+
+def no_chunk(self: Pool, index: int) -> tuple[np.ndarray, np.ndarray]:
+    return np.zeros((0, 8, 8, 3), np.uint8), np.zeros((0, 4, 1, 1), np.float32)
+
+
+def test_a_checkpoint_of_another_teacher_or_seed_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("distillation.training.start_student", random_start)
+    monkeypatch.setattr(Pool, "latents", no_chunk)
+    one, other = random_vae(8), random_vae(16)
+    small_trainer("encoder", tmp_path, one, steps=1).save()
+    small_trainer("encoder", tmp_path, one, steps=2)
+    with pytest.raises(
+        UserError, match=r"encoder\.pth was saved with another teacher \(.*--teacher"
+    ):
+        small_trainer("encoder", tmp_path, other, steps=2)
+    another_seed = Pool(tmp_path, one, seed=2)
+    with pytest.raises(UserError, match=r"another seed \(1, not 2\): give that --seed again"):
+        Trainer("encoder", another_seed, Plan(minutes=1), tmp_path / "encoder.pth")
+
+
+def test_two_teachers_have_two_sets_of_latents_in_one_folder(tmp_path: Path) -> None:
+    one, other = (Pool(tmp_path, random_vae(w), seed=1, size=16, chunk=4) for w in (8, 16))
+    crops, latents = one.latents(0)
+    same_crops, other_latents = other.latents(0)
+    np.testing.assert_array_equal(crops, same_crops)
+    assert not np.allclose(latents, other_latents)
+    np.testing.assert_array_equal(Pool(tmp_path, one.teacher, 1, 16, 4).latents(0)[1], latents)
+
+
+def test_parts_of_two_teachers_are_not_joined(tmp_path: Path) -> None:
+    for part, name in (("encoder", "encoder_tuned"), ("decoder", "decoder")):
+        average = getattr(make_student(), part).state_dict()
+        saved = {"average": average, "step": 1, "seconds": 1.0, "teacher": f"that of the {part}"}
+        torch.save(saved, tmp_path / f"{name}.pth")
+    with pytest.raises(UserError, match="different teachers"):
+        distill.export(tmp_path, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_export_writes_a_folder_that_loads_without_warnings(
@@ -193,27 +268,45 @@ def test_a_part_is_distilled_tuned_and_exported(
     tmp_path: Path, bundled: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("distillation.training.start_student", random_start)
-    trained: list[tuple[str, int, str, float]] = []
+    trained: list[tuple[str, int, str, float, int | None]] = []
 
     def run(self: Trainer) -> None:
-        trained.append((self.part, self.pool.size, self.checkpoint.name, self.plan.rate))
+        plan = self.plan
+        trained.append((self.part, self.pool.size, self.checkpoint.name, plan.rate, plan.steps))
         self.save()
-
-    def no_chunk(self: Pool, index: int) -> tuple[np.ndarray, np.ndarray]:
-        return np.zeros((0, 8, 8, 3), np.uint8), np.zeros((0, 4, 1, 1), np.float32)
 
     monkeypatch.setattr(Trainer, "run", run)
     monkeypatch.setattr(Pool, "latents", no_chunk)
     out = tmp_path / "out"
-    distill.main(
-        ["--teacher", str(BUNDLED), "--work", str(tmp_path), "--out", str(out), "--lr", "1e-3"]
-    )
+    folders = ["--teacher", str(BUNDLED), "--work", str(tmp_path), "--out", str(out)]
+    distill.main([*folders, "--lr", "1e-3", "--steps", "250"])
     assert trained == [
-        ("encoder", 64, "encoder.pth", 1e-3),
-        ("encoder", 192, "encoder_tuned.pth", 2e-4),
-        ("decoder", 64, "decoder.pth", 1e-3),
+        ("encoder", 64, "encoder.pth", 1e-3, 250),
+        ("encoder", 192, "encoder_tuned.pth", 2e-4, 25),
+        ("decoder", 64, "decoder.pth", 1e-3, 250),
     ]
     assert (out / "diffusion_pytorch_model.safetensors").is_file()
+
+
+def test_a_stop_asked_for_while_scoring_ends_the_run_before_tuning(
+    tmp_path: Path, bundled: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def validate(self: Trainer) -> dict[str, float]:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return {}
+
+    monkeypatch.setattr("distillation.training.start_student", random_start)
+    monkeypatch.setattr(Trainer, "validate", validate)
+    with pytest.raises(Interrupted, match="stopped by SIGTERM"):
+        small_trainer("encoder", tmp_path, bundled, steps=1).run()
+    assert small_trainer("encoder", tmp_path, bundled, steps=1).done == 1
+
+
+@pytest.mark.parametrize("option", ["--minutes", "--steps", "--lr", "--cases"])
+def test_nothing_to_do_is_refused(option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        distill.parse_arguments([option, "0"])
+    assert f"{option} must be" in capsys.readouterr().err
 
 
 def test_the_rate_goes_through_one_cycle() -> None:
@@ -233,8 +326,15 @@ def test_scores_of_known_values() -> None:
     assert r_squared(mean, target) == pytest.approx(0)
     black = torch.full((2, 3, 4, 4), -1.0)
     torch.testing.assert_close(psnr(black + 0.2, black), torch.tensor([20.0, 20.0]))
-    conv = nn.Sequential(nn.Conv2d(3, 5, 3, padding=1, stride=2))
-    assert multiply_adds(conv, torch.zeros(1, 3, 8, 8)) == 5 * 4 * 4 * 3 * 9
+
+
+def test_multiply_adds_are_counted_and_no_gradient_is_left() -> None:
+    convolution = nn.Conv2d(3, 5, 3, padding=1, stride=2)
+    products = 5 * 4 * 4 * 3 * 9
+    assert multiply_adds(convolution, [torch.zeros(1, 3, 8, 8)]) == (products, products)
+    assert convolution.weight.grad is None
+    convolution.requires_grad_(False)
+    assert multiply_adds(convolution.forward, [torch.zeros(1, 3, 8, 8)]) == (products, 0)
 
 
 def test_a_vae_compared_with_itself_agrees_fully(bundled: Any) -> None:
@@ -242,6 +342,8 @@ def test_a_vae_compared_with_itself_agrees_fully(bundled: Any) -> None:
     images = np.repeat(case.image[None, ..., None], 3, axis=3)
     scores = compare(bundled, bundled, images, case.mask[None] // 255)
     assert scores["r2_images"] == scores["r2_masks"] == 1
+    at_224 = [(224 / 64) ** 2 * count for count in scores["giga_macs"]["s"]]
+    assert at_224 == pytest.approx([2.95, 3.40], abs=0.01)  # as docs/tiny_vae.md has them
     assert len(set(scores["psnr"].values())) == len(set(scores["dice"].values())) == 1
     assert "| R² of latents with TAESD's: masks | 1 | 1.0000 |" in table(scores)
     assert f"| Tiny-VAE | TAESD | {scores['dice']['st']:.4f} |" in table(scores)
