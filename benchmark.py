@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from utils.entry import exit_from
+from utils.entry import exit_from, positive_int
 
 if TYPE_CHECKING:
     from benchmarks.candidate import Workload
@@ -36,11 +36,11 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--vae", action="append", help="Tiny-VAE; may be given again (ckpt/tiny_vae)")
     add("--image-size", type=int, default=224, help="side in pixels (224)")
-    add("--batch-size", type=int, default=12, help="images per step (12)")
-    add("--steps", type=int, default=1, help="training steps per round (1)")
-    add("--rounds", type=int, default=3, help="turns of each candidate (3)")
+    add("--batch-size", type=positive_int, default=12, help="images per step (12)")
+    add("--steps", type=positive_int, default=1, help="training steps per round (1)")
+    add("--rounds", type=positive_int, default=3, help="turns of each candidate (3)")
     add("--dataset", help="also epochs from disk of this prepared data set")
-    add("--cases", type=int, default=48, help="cases of such an epoch (48)")
+    add("--cases", type=positive_int, default=48, help="cases of such an epoch (48)")
     add("--workers", type=int, default=2, help="loader workers of ours (2)")
     add("--precision", default="auto", choices=["auto", "fp32", "bf16", "fp16"])
     add("--out", type=Path, help="folder for tables, CSV files and plots")
@@ -54,17 +54,18 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         help="processor time without and with each change for the CPU, in place of the rest",
     )
     add("--sides", type=int, nargs="+", default=SIDES, help="image sides of --growth")
-    add("--counts", type=int, nargs="+", default=COUNTS, help="numbers of cases of --growth")
+    add(
+        "--counts",
+        type=positive_int,
+        nargs="+",
+        default=COUNTS,
+        help="numbers of cases of --growth",
+    )
     arguments = parser.parse_args(argv)
     arguments.vae = arguments.vae or ["ckpt/tiny_vae"]
     for name, holds, expected in (
         ("vae", len(set(arguments.vae)) == len(arguments.vae), "another each time"),
-        ("batch-size", arguments.batch_size > 0, "at least 1"),
-        ("steps", arguments.steps > 0, "at least 1"),
-        ("rounds", arguments.rounds > 0, "at least 1"),
-        ("cases", arguments.cases > 0, "at least 1"),
         ("workers", arguments.workers >= 0, "at least 0"),
-        ("counts", min(arguments.counts) > 0, "at least 1 each"),
     ):
         if not holds:
             parser.error(f"--{name} must be {expected}")

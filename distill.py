@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from utils.entry import exit_from
+from utils.entry import exit_from, positive_int
 
 TEACHER = "madebyollin/taesd"
 PARTS = ("encoder", "decoder")
@@ -34,19 +34,17 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--work", type=Path, default=Path("ckpt/distillation"), help="chunks and checkpoints")
     add("--out", type=Path, default=Path("ckpt/my_tiny_vae"), help="the Tiny-VAE's folder")
     add("--minutes", type=float, default=60, help="time to train each part")
-    add("--steps", type=int, help="steps to train each part, instead of a time")
+    add("--steps", type=positive_int, help="steps to train each part, instead of a time")
     add("--lr", type=float, default=1.5e-3, help="peak learning rate")
     add("--seed", type=int, default=2333, help="of the crops and their order")
     add("--dataset", default="busi", help="report: a prepared data set")
-    add("--cases", type=int, help="report: test cases to use, all unless given")
+    add("--cases", type=positive_int, help="report: test cases to use, all unless given")
     add("--image-size", type=int, default=224, help="report: side in pixels, a multiple of 8")
     add("--picture", type=Path, help="report: PNG of one case and its round trips")
     arguments = parser.parse_args(argv)
     for name, holds, expected in (
         ("minutes", arguments.minutes > 0, "above 0"),
-        ("steps", arguments.steps is None or arguments.steps > 0, "at least 1"),
         ("lr", arguments.lr > 0, "above 0"),
-        ("cases", arguments.cases is None or arguments.cases > 0, "at least 1"),
     ):
         if not holds:
             parser.error(f"--{name} must be {expected}")

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from utils.entry import exit_from
+from utils.entry import exit_from, positive_int
 
 if TYPE_CHECKING:
     import numpy as np
@@ -75,10 +75,14 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         help="format of the overlays (jpg)",
     )
     parser.add_argument(
-        "--batch-size", type=int, default=8, metavar="N", help="squares per step (8)"
+        "--batch-size", type=positive_int, default=8, metavar="N", help="squares per step (8)"
     )
     parser.add_argument(
-        "--workers", type=int, default=2, metavar="N", help="threads that read, and that write (2)"
+        "--workers",
+        type=positive_int,
+        default=2,
+        metavar="N",
+        help="threads that read, and that write (2)",
     )
     parser.add_argument(
         "--max-megapixels",
@@ -98,8 +102,6 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
             "between 0 and 1",
         ),
         ("overlap", 0 <= arguments.overlap <= 0.9, "from 0 to 0.9"),
-        ("batch-size", arguments.batch_size > 0, "at least 1"),
-        ("workers", arguments.workers > 0, "at least 1"),
         ("max-megapixels", arguments.max_megapixels > 0, "above 0"),
     ):
         if not holds:

@@ -20,7 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from utils.entry import exit_from
+from utils.entry import exit_from, positive_int
 
 if TYPE_CHECKING:
     from experiments.runner import Outcome, Steps, Trial
@@ -35,19 +35,11 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--config", type=Path, required=True, help="YAML in configs/studies/")
-    parser.add_argument("--workers", type=positive, default=1, help="runs at a time")
+    parser.add_argument("--workers", type=positive_int, default=1, help="runs at a time")
     parser.add_argument("--out", type=Path, help="folder of the report; default: the study's")
     parser.add_argument("--report", action="store_true", help="write the report of what is done")
     parser.add_argument("--retry-failed", action="store_true", help="start failed runs again")
     return parser.parse_args(argv)
-
-
-def positive(text: str) -> int:
-    """An argument that counts something of which there is at least one."""
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"expected at least 1, got {number}")
-    return number
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,7 +1,11 @@
-"""How every entry point exits: one line for the user's problems, a traceback only for bugs."""
+"""What every entry point shares: its exit, and a type of arguments.
+
+A user's problem ends in one line, only a bug in a traceback.
+"""
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Callable
 from typing import NoReturn
@@ -22,3 +26,11 @@ def exit_from(main: Callable[[], int | None]) -> NoReturn:
         sys.exit(stopped.exit_code)
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def positive_int(text: str) -> int:
+    """Type of an argument that counts something of which there is at least one."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"expected at least 1, got {number}")
+    return number

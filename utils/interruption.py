@@ -24,8 +24,9 @@ class StopRequest:
     """While entered, the first SIGINT, SIGTERM or SIGUSR1 is only noted; a later one exits at once.
 
     What comes within ECHO_SECONDS of the first is taken for the same request: Ctrl-C in a terminal
-    reaches a script's child twice, from the terminal and from the script. The first one prints `notice`. SIGTERM and SIGUSR1 are what Slurm sends before it takes a machine
-    back (`--signal=USR1@60`). `second_exits=False` is for the processes of a launcher: it passes on a
+    reaches a script's child twice, from the terminal and from the script. The first one prints
+    `notice`. SIGTERM and SIGUSR1 are what Slurm sends before it takes a machine back
+    (`--signal=USR1@60`). `second_exits=False` is for the processes of a launcher: it passes on a
     signal that they may have had already, ends them all when the first one leaves, and kills those
     that take too long; they print nothing.
     """
