@@ -361,9 +361,9 @@ def test_medians_of_a_change() -> None:
 
 
 def test_the_label_of_a_vae_tells_it_from_the_others() -> None:
-    assert vae_labels(["madebyollin/taesd", "/work/shared/taesd", "taesd", "ckpt/tiny_vae"]) == {
+    assert vae_labels(["madebyollin/taesd", "/data/weights/taesd", "taesd", "ckpt/tiny_vae"]) == {
         "madebyollin/taesd": "madebyollin/taesd",
-        "/work/shared/taesd": "shared/taesd",
+        "/data/weights/taesd": "weights/taesd",
         "taesd": "taesd",
         "ckpt/tiny_vae": "tiny_vae",
     }
