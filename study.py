@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         log.info("%s: %s", outcome.trial.name, outcome.record.status)
         if outcome.record.error:
             log.error("%s", outcome.record.error)
-        if outcome.record.status == "finished":
+        if outcome.ran and outcome.record.status == "finished":
             write_study(study, out)
 
     outcomes: list[Outcome] = []

@@ -12,7 +12,12 @@ from pathlib import Path
 from datasets.pictures import SUFFIXES, is_dicom
 from utils.errors import UserError
 
-OUTPUT_FOLDERS = ("masks", "probabilities", "uncertainties", "overlays")
+OUTPUT_FOLDERS = {
+    "mask": "masks",
+    "probability": "probabilities",
+    "uncertainty": "uncertainties",
+    "overlay": "overlays",
+}
 LONGEST_NAME = 200  # bytes; file systems take 255, temporary files and numbers add to it
 
 
@@ -77,7 +82,7 @@ def _pictures_in(folder: Path, recursive: bool, out: Path) -> Iterator[Path]:
 
 
 def _is_prediction(folder: Path, out: Path) -> bool:
-    return folder.parent == out and folder.name in OUTPUT_FOLDERS
+    return folder.parent == out and folder.name in OUTPUT_FOLDERS.values()
 
 
 def _holds_dicom(path: Path) -> bool:

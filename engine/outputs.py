@@ -23,7 +23,7 @@ from typing import IO, Any
 import cv2
 import numpy as np
 
-from engine.inputs import Job
+from engine.inputs import OUTPUT_FOLDERS, Job
 from engine.prediction import Segmentation
 from utils.errors import UserError
 from utils.files import atomic_write
@@ -103,15 +103,15 @@ class OutputFolder:
 
     def paths(self, name: str) -> dict[str, Path]:
         """The files of one image by what they hold."""
-        paths = {
-            "mask": self.folder / "masks" / f"{name}.png",
-            "probability": self.folder / "probabilities" / f"{name}.png",
-        }
+        endings = {"mask": "png", "probability": "png"}
         if self._tta:
-            paths["uncertainty"] = self.folder / "uncertainties" / f"{name}.png"
+            endings["uncertainty"] = "png"
         if self._overlay != "none":
-            paths["overlay"] = self.folder / "overlays" / f"{name}.{self._overlay}"
-        return paths
+            endings["overlay"] = self._overlay
+        return {
+            what: self.folder / OUTPUT_FOLDERS[what] / f"{name}.{ending}"
+            for what, ending in endings.items()
+        }
 
     def write(self, job: Job, pixels: np.ndarray, note: str, segmentation: Segmentation) -> Row:
         """Write the files of an image; returns its row. May run in several threads.

@@ -13,7 +13,7 @@ from datasets.splits import Split
 from engine.evaluation import predict_cases, report_cases, saving
 from engine.examples import draw_examples, names_by_quantile, write_overlays
 from engine.provenance import cases_trained_on, provenance
-from utils.metrics import score_cases
+from utils.metrics import EMPTY_RULES, score_cases
 from utils.report import write_report
 from utils.results import write_results
 
@@ -98,13 +98,10 @@ def leaked_cases(data_set: DataSet, checkpoint: Path) -> set[str]:
     return leaked_names(data_set.folder, Split(trained_on, test)) | (set(trained_on) & set(test))
 
 
-MISSES = {"diagonal": "as diagonal", "zero": "as 0"}
-
-
 def format_summary(data_set: str, summary: Mapping[str, Any]) -> str:
     """The numbers of a validation for the terminal."""
     metrics, hd95 = summary["metrics"], summary["hd95"]
-    other = {"diagonal": "zero", "zero": "diagonal"}[hd95["rule"]]
+    (other,) = EMPTY_RULES.keys() - {hd95["rule"]}
 
     def line(name: str, numbers: Mapping[str, Any], factor: float, unit: str) -> str:
         if numbers["mean"] is None:
@@ -123,8 +120,8 @@ def format_summary(data_set: str, summary: Mapping[str, Any]) -> str:
             f"{summary['misses']} missed, {summary['false_alarms']} false alarm(s)",
             line("Dice", metrics["DSC"], 100, "%"),
             line("IoU", metrics["IoU"], 100, "%"),
-            line(f"HD95, misses {MISSES[hd95['rule']]}", metrics["HD95"], 1, "px"),
-            line(f"HD95, misses {MISSES[other]}", hd95[other], 1, "px"),
+            line(f"HD95, {EMPTY_RULES[hd95['rule']]}", metrics["HD95"], 1, "px"),
+            line(f"HD95, {EMPTY_RULES[other]}", hd95[other], 1, "px"),
             line("HD95, detected", hd95["detected"], 1, "px"),
             *(
                 [

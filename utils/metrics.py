@@ -25,6 +25,9 @@ from utils.errors import UserError
 Mask = npt.NDArray[np.bool_]
 Distances = npt.NDArray[np.float64]
 EmptyRule = Literal["diagonal", "zero"]
+EMPTY_RULES = {"diagonal": "misses as diagonal", "zero": "misses as 0"}
+"""Each rule for HD95 where one mask is empty, in the words of terminal and report."""
+
 Case = tuple[str, Mask, Mask]
 Row = dict[str, str | float]
 

@@ -24,7 +24,7 @@ import numpy as np
 
 from utils.errors import UserError
 from utils.files import atomic_write
-from utils.metrics import LOWER_IS_BETTER, METRICS, Row
+from utils.metrics import EMPTY_RULES, LOWER_IS_BETTER, METRICS, Row
 from utils.results import column
 
 TEMPLATE = Path(__file__).with_name("report_template.html")
@@ -177,7 +177,7 @@ def _interval(metric: str, description: Mapping[str, Any]) -> str:
 
 
 def _tiles(summary: Mapping[str, Any]) -> str:
-    rule = {"diagonal": "misses as diagonal", "zero": "misses as 0"}[summary["hd95"]["rule"]]
+    rule = EMPTY_RULES[summary["hd95"]["rule"]]
     tiles = [
         (
             f"{metric}, mean{f' (px, {rule})' if metric in LOWER_IS_BETTER else ''}",
