@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from utils.entry import exit_from, positive_int
+from utils.entry import check_values, exit_from, positive_int
 
 if TYPE_CHECKING:
     from benchmarks.candidate import Workload
@@ -63,12 +63,11 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     arguments = parser.parse_args(argv)
     arguments.vae = arguments.vae or ["ckpt/tiny_vae"]
-    for name, holds, expected in (
+    check_values(
+        parser,
         ("vae", len(set(arguments.vae)) == len(arguments.vae), "another each time"),
         ("workers", arguments.workers >= 0, "at least 0"),
-    ):
-        if not holds:
-            parser.error(f"--{name} must be {expected}")
+    )
     return arguments
 
 

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from utils.entry import exit_from, positive_int
+from utils.entry import check_values, exit_from, positive_int
 
 TEACHER = "madebyollin/taesd"
 PARTS = ("encoder", "decoder")
@@ -42,12 +42,11 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--image-size", type=int, default=224, help="report: side in pixels, a multiple of 8")
     add("--picture", type=Path, help="report: PNG of one case and its round trips")
     arguments = parser.parse_args(argv)
-    for name, holds, expected in (
+    check_values(
+        parser,
         ("minutes", arguments.minutes > 0, "above 0"),
         ("lr", arguments.lr > 0, "above 0"),
-    ):
-        if not holds:
-            parser.error(f"--{name} must be {expected}")
+    )
     return arguments
 
 

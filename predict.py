@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from utils.entry import exit_from, positive_int
+from utils.entry import check_values, exit_from, positive_int
 
 if TYPE_CHECKING:
     import numpy as np
@@ -95,7 +95,8 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     again.add_argument("--resume", action="store_true", help="skip images that are already done")
     again.add_argument("--overwrite", action="store_true", help="predict those again")
     arguments = parser.parse_args(argv)
-    for name, holds, expected in (
+    check_values(
+        parser,
         (
             "threshold",
             arguments.threshold is None or 0 < arguments.threshold < 1,
@@ -103,9 +104,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         ),
         ("overlap", 0 <= arguments.overlap <= 0.9, "from 0 to 0.9"),
         ("max-megapixels", arguments.max_megapixels > 0, "above 0"),
-    ):
-        if not holds:
-            parser.error(f"--{name} must be {expected}")
+    )
     return arguments
 
 

@@ -1,4 +1,4 @@
-"""What every entry point shares: its exit, and a type of arguments.
+"""What every entry point shares: its exit, and checks of its arguments.
 
 A user's problem ends in one line, only a bug in a traceback.
 """
@@ -34,3 +34,10 @@ def positive_int(text: str) -> int:
     if number < 1:
         raise argparse.ArgumentTypeError(f"expected at least 1, got {number}")
     return number
+
+
+def check_values(parser: argparse.ArgumentParser, *checks: tuple[str, bool, str]) -> None:
+    """Exit with the usage for the first check (option, whether it holds, what it must be) that fails."""
+    for option, holds, expected in checks:
+        if not holds:
+            parser.error(f"--{option} must be {expected}")
