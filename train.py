@@ -49,7 +49,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     accelerator = make_accelerator(config.precision, config.accumulate, config.deterministic)
 
     from datasets.cases import open_data_set
-    from engine.build import check_data, options_from, system_from, training_sets
+    from engine.build import (
+        check_data,
+        load_initial_weights,
+        options_from,
+        system_from,
+        training_sets,
+    )
     from engine.plan import describe_run, memory_line
     from engine.resume import open_run
     from engine.training import Trainer
@@ -58,6 +64,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     log_to(level=logging.INFO if is_main else logging.ERROR)
     data_set = open_data_set(config.pickle_file_path)
     system = system_from(config)
+    load_initial_weights(config, data_set, system)
     plan = describe_run(config, data_set, system, accelerator)
     if arguments.dry_run:
         log.info("%s\n%s", plan, memory_line(config, system, accelerator))

@@ -9,12 +9,16 @@ from datasets.loading import SegmentationDataset
 from datasets.splits import hold_out, hold_out_fold
 from datasets.staging import read_metadata_groups
 from engine.device import choose_layout
+from engine.provenance import cases_recorded_of
 from engine.training import TrainingOptions
 from models.base import SegmentationModel
 from models.build import build_system
 from models.losses import LossWeights
+from utils.checkpoints import load_weights
 from utils.config import Config
-from utils.errors import UserError
+from utils.errors import UserError, listed
+
+SHOWN = 4  # cases in a message
 
 
 def system_from(config: Config) -> SegmentationModel:
@@ -32,7 +36,14 @@ def system_from(config: Config) -> SegmentationModel:
         ch=config.ch,
         ch_mult=config.ch_mult,
         image_size=config.image_size,
-        loss_weights=LossWeights(rec=config.w_rec, dice=config.w_dice, align=config.align_loss),
+        loss_weights=LossWeights(
+            rec=config.w_rec,
+            dice=config.w_dice,
+            align=config.align_loss,
+            tversky=config.w_tversky,
+            heads=config.head_weights,
+        ),
+        latent_loss=config.latent_loss,
         checkpoint_decoder=config.checkpoint_decoder,
     )
     if config.channels_last:
@@ -41,6 +52,24 @@ def system_from(config: Config) -> SegmentationModel:
         torch._dynamo.config.suppress_errors = True  # what cannot be compiled runs as it is
         system.compile()
     return system
+
+
+def load_initial_weights(config: Config, data_set: DataSet, system: SegmentationModel) -> None:
+    """Copy the weights that `init_weights` names, if it does, into the trainable parts of `system`.
+
+    UserError where they do not fit, or were trained on cases of this test split.
+    """
+    if config.init_weights is None:
+        return
+    load_weights(config.init_weights, system, key="init_weights")
+    test = {case.name for case in data_set.test}
+    seen = sorted(test.intersection(cases_recorded_of(config.init_weights, data_set)))
+    if seen:
+        raise UserError(
+            f"init_weights: {config.init_weights} was trained on {len(seen)} of the {len(test)} test "
+            f"cases of this split ({listed(seen, limit=SHOWN)}), so that their scores would mean nothing. "
+            "Take weights of another data set, or of a run with the same split"
+        )
 
 
 def training_cases(config: Config, data_set: DataSet) -> tuple[list[Case], list[Case]]:

@@ -51,6 +51,7 @@ def describe_run(
     return "\n".join(
         [
             parameter_table(system),
+            f"starts from: {config.init_weights or 'random weights'}",
             f"data set: {data_set.name} ({data_set.split_file}), {config.image_size} px",
             f"cases: {len(train)} train, {len(val)} {config.select_on} for choosing, "
             f"{len(data_set.test)} test",

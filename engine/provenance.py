@@ -42,9 +42,11 @@ def weights_sha256(module: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def input_hashes(data_set: DataSet, system: SegmentationModel) -> dict[str, str]:
+def input_hashes(config: Config, data_set: DataSet, system: SegmentationModel) -> dict[str, str]:
     """SHA-256 of what a result rests on besides config and code."""
     hashes = {"split file": sha256(data_set.split_file)}
+    if config.init_weights is not None:
+        hashes["file of initial weights"] = sha256(config.init_weights)
     groups = data_set.folder / METADATA_GROUPS
     if groups.is_file():
         hashes["file of groups"] = sha256(groups)
@@ -69,11 +71,23 @@ def cases_trained_on(checkpoint: Path, data_set: DataSet) -> tuple[str, ...]:
     """Cases of `data_set` that the checkpoint's run had for training, those held out included.
 
     By the split in the config beside the checkpoint; without one, the train part of `data_set`. Empty
-    where the run was trained on other data. UserError where the run's split file is gone.
+    where the run was trained on other data. Those of the weights that the run started from are
+    included as far as they are recorded. UserError where the run's split file is gone.
     """
     run = training_config(checkpoint)
     if run is None:
         return tuple(case.name for case in data_set.train)
+    cases: dict[str, None] = {}
+    followed: set[Path] = set()
+    while run is not None and run.run_folder not in followed:
+        cases |= dict.fromkeys(_cases_of_split(run, data_set))
+        followed.add(run.run_folder)
+        run = None if run.init_weights is None else training_config(run.init_weights)
+    return tuple(cases)
+
+
+def _cases_of_split(run: Config, data_set: DataSet) -> tuple[str, ...]:
+    """Cases of `data_set` in the train part of the run's own split, empty where it is of other data."""
     same_name = run.dataset == data_set.name
     try:
         split_file = find_split_file(run.pickle_file_path)
@@ -84,6 +98,11 @@ def cases_trained_on(checkpoint: Path, data_set: DataSet) -> tuple[str, ...]:
     if not same_name and split_file.parent.resolve() != data_set.folder.resolve():
         return ()
     return read_split(split_file).train
+
+
+def cases_recorded_of(checkpoint: Path, data_set: DataSet) -> tuple[str, ...]:
+    """Like `cases_trained_on`, but none where nothing beside the checkpoint says what it was trained on."""
+    return () if training_config(checkpoint) is None else cases_trained_on(checkpoint, data_set)
 
 
 def provenance(config: Config, data_set: DataSet, checkpoint: Path) -> dict[str, Any]:
@@ -102,6 +121,7 @@ def provenance(config: Config, data_set: DataSet, checkpoint: Path) -> dict[str,
         "vae_model": config.vae_model,
         "guidance_method": config.guidance_method,
         "vae_weights": config.vae_weights,
+        "init_weights": None if run is None or run.init_weights is None else str(run.init_weights),
         "checkpoint": str(checkpoint),
         "sha256": {
             "checkpoint": sha256(checkpoint),

@@ -113,7 +113,7 @@ def open_run(
         if is_main:
             log_to(folder / "logs" / "train.log")
             log.info(plan)
-            hashes = input_hashes(data_set, system)
+            hashes = input_hashes(config, data_set, system)
             precision = resolved_precision(accelerator)
             start_run(folder, config, hashes, precision, accelerator.num_processes)
         accelerator.wait_for_everyone()

@@ -8,7 +8,7 @@ from pathlib import Path
 from models.base import SegmentationModel, check_image_size
 from models.encoder import ENCODER_SIZES, HaarEncoder
 from models.latent_mapping import GROUPS, LatentMapping, ResAttnUNet_DS
-from models.losses import LossWeights
+from models.losses import LatentLoss, LossWeights
 from models.sft import SKFF, SFT_UNet_DS
 from models.vae import LATENT_CHANNELS, FrozenVAE
 from models.wave_gms import WaveGMS
@@ -28,6 +28,7 @@ def build_system(
     ch_mult: Sequence[int] = (1, 2, 4, 4),
     image_size: int = 224,
     loss_weights: LossWeights,
+    latent_loss: LatentLoss = "mse",
     model: str = "wave-gms",
     checkpoint_decoder: bool = False,
 ) -> SegmentationModel:
@@ -42,6 +43,7 @@ def build_system(
         in_channel, out_channels: channels of the latents, 4 as the VAEs have them.
         ch, ch_mult: width of the mapping, a multiple of 16, and its four multipliers.
         image_size: side in pixels, a multiple of 8.
+        loss_weights, latent_loss: see `models.losses`.
         model: `wave-gms`; or a baseline such as `smp/Unet?encoder=resnet18`, or a function of one's
             own as `package.module:function`, for which the arguments on VAE and latents have no
             meaning.
@@ -100,5 +102,6 @@ def build_system(
         loss_weights,
         encoder=HaarEncoder(vae_model) if vae_model in ENCODER_SIZES else None,
         guidance=SKFF() if guidance_method else None,
+        latent_loss=latent_loss,
         checkpoint_decoder=checkpoint_decoder,
     )

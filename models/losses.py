@@ -1,6 +1,7 @@
 """The losses of Wave-GMS and the Dice coefficient that training shows.
 
-Source: Wave-GMS (arXiv 2510.03216), section 2; GMS (arXiv 2403.18198), section 2.3.
+Source: Wave-GMS (arXiv 2510.03216), section 2; GMS (arXiv 2403.18198), section 2.3. The focal Tversky
+loss is that of Abraham and Khan (arXiv 1810.07842), section 3.1.
 
 Shapes: latents (B, 4, h, w); probability and mask (B, 1, H, W), both in [0, 1]. Results are scalars.
 """
@@ -9,32 +10,47 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 SMOOTH = 1e-5
+TVERSKY_MISSED = 0.7  # weight of missed foreground; that of false foreground is the rest to 1
+TVERSKY_POWER = 0.75  # 1 / gamma, with the paper's gamma of 4/3
+
+LatentLoss = Literal["mse", "l1"]
+"""Distance between the latents of heads and mask: mean squared (as published) or mean absolute error."""
 
 
 @dataclass(frozen=True)
 class LossWeights:
-    """Factors of the three losses; the config's keys are `w_rec`, `w_dice` and `align_loss`.
+    """Factors of the losses; the config's keys are `w_rec`, `w_dice`, `w_tversky`, `align_loss` and
+    `head_weights`.
 
     Attributes:
         rec: of latent matching.
-        dice: of segmentation.
+        dice: of the Dice loss.
         align: of the alignment of encoder and frozen VAE; 0 leaves it out.
+        tversky: of the focal Tversky loss, which the published recipe does not have; 0 leaves it out.
+        heads: of the heads `level2`, `level1` and `out` within each of the losses above, except the
+            alignment; a head of weight 0 is not decoded in training. That of `out` is above 0.
     """
 
     rec: float = 1.0
     dice: float = 1.0
     align: float = 1.0
+    tversky: float = 0.0
+    heads: tuple[float, float, float] = (1.0, 1.0, 1.0)
 
 
-def latent_matching_loss(heads: Sequence[Tensor], target: Tensor) -> Tensor:
-    """Sum over the heads of the mean squared error to the latent of the mask."""
-    return torch.stack([F.mse_loss(head, target) for head in heads]).sum()
+def latent_matching_loss(
+    heads: Sequence[Tensor], target: Tensor, weights: Sequence[float], kind: LatentLoss = "mse"
+) -> Tensor:
+    """Weighted sum over the heads of their mean squared (or absolute) error to the mask's latent."""
+    distance = {"mse": F.mse_loss, "l1": F.l1_loss}[kind]
+    return weighted_sum([distance(head, target) for head in heads], weights)
 
 
 def dice_loss(probability: Tensor, mask: Tensor) -> Tensor:
@@ -42,6 +58,26 @@ def dice_loss(probability: Tensor, mask: Tensor) -> Tensor:
     overlap = (probability * mask).sum(dim=(1, 2, 3))
     size = probability.sum(dim=(1, 2, 3)) + mask.sum(dim=(1, 2, 3))
     return 1 - ((2 * overlap + SMOOTH) / (size + SMOOTH)).mean()
+
+
+def focal_tversky_loss(probability: Tensor, mask: Tensor) -> Tensor:
+    """(1 - Tversky index)^0.75 of each sample, mean over the batch.
+
+    Missed foreground weighs 0.7 in the index, false foreground 0.3. The power's gradient has no bound
+    where the index approaches 1, so the loss is constant from 1 - 1e-5 on. An empty mask has loss 0
+    (but for that bound) with an empty prediction, else 1.
+    """
+    overlap = (probability * mask).sum(dim=(1, 2, 3))
+    missed = ((1 - probability) * mask).sum(dim=(1, 2, 3))
+    false = (probability * (1 - mask)).sum(dim=(1, 2, 3))
+    wrong = TVERSKY_MISSED * missed + (1 - TVERSKY_MISSED) * false
+    share = (wrong / (overlap + wrong + SMOOTH)).clamp(min=SMOOTH)
+    return share.pow(TVERSKY_POWER).mean()
+
+
+def weighted_sum(values: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
+    """Sum of scalars, each times its weight."""
+    return torch.stack([w * value for value, w in zip(values, weights, strict=True)]).sum()
 
 
 def alignment_loss(sample: Tensor, target: Tensor) -> Tensor:

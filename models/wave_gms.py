@@ -20,11 +20,14 @@ from models.base import SegmentationModel, check_image_size
 from models.encoder import HaarEncoder
 from models.latent_mapping import LatentMapping
 from models.losses import (
+    LatentLoss,
     LossWeights,
     alignment_loss,
     dice_loss,
+    focal_tversky_loss,
     hard_dice,
     latent_matching_loss,
+    weighted_sum,
 )
 from models.sft import SKFF, haar_details
 from models.vae import DOWNSAMPLING, LATENT_CHANNELS, FrozenVAE
@@ -43,6 +46,7 @@ class WaveGMS(SegmentationModel):
         mapping: from image latent to mask latents; takes the fused guidance too if there is one.
         encoder: gives the image latent in the frozen VAE's place, and is aligned with it.
         guidance: fuses the Haar details of the image for the mapping.
+        latent_loss: distance between the latents of heads and mask.
         checkpoint_decoder: decode twice in training rather than keep the activations.
     """
 
@@ -54,6 +58,7 @@ class WaveGMS(SegmentationModel):
         *,
         encoder: HaarEncoder | None = None,
         guidance: SKFF | None = None,
+        latent_loss: LatentLoss = "mse",
         checkpoint_decoder: bool = False,
     ) -> None:
         super().__init__()
@@ -62,9 +67,11 @@ class WaveGMS(SegmentationModel):
         self.encoder = encoder
         self.guidance = guidance
         self.loss_weights = loss_weights
+        self.latent_loss = latent_loss
         self.checkpoint_decoder = checkpoint_decoder
         self.aligned = encoder is not None and loss_weights.align != 0
-        self.loss_names = ("loss", "lm", "seg") + (("align",) if self.aligned else ())
+        optional = {"tversky": loss_weights.tversky != 0, "align": self.aligned}
+        self.loss_names = ("loss", "lm", "seg", *(name for name, on in optional.items() if on))
         self.noise_probability = vae.noise_probability if encoder is None else 1.0
 
     def latent_shape(self, image_size: int) -> tuple[int, int, int]:
@@ -101,8 +108,9 @@ class WaveGMS(SegmentationModel):
             noise: (B, 4, H/8, W/8), standard normal, for the latent of `image`; None for none.
 
         Returns:
-            "loss": their weighted sum; "lm": latent matching; "seg": Dice loss; "align": alignment,
-            where there is an encoder to align; "dice": Dice of `out` at threshold 0.5, to show.
+            "loss": their weighted sum; "lm": latent matching; "seg": Dice loss; "tversky": focal Tversky
+            loss, where it has a weight; "align": alignment, where there is an encoder to align; "dice":
+            Dice of `out` at threshold 0.5, to show.
         """
         mask_rgb = mask.to(image.dtype).expand(-1, 3, -1, -1)
         if self.encoder is None or self.aligned:
@@ -118,20 +126,34 @@ class WaveGMS(SegmentationModel):
         sample = reparameterise(latent_mean, latent_deviation, noise)
 
         latents = self.mask_latents(image, sample)
-        heads = [latents[name] for name in SUPERVISED_HEADS]
+        weights = dict(zip(SUPERVISED_HEADS, self.loss_weights.heads, strict=True))
+        heads = [latents[name] for name, weight in weights.items() if weight]
+        head_weights = [weight for weight in weights.values() if weight]
         probabilities = self.decode(torch.cat(heads)).chunk(len(heads))
 
         with torch.autocast(image.device.type, enabled=False):
             mask = mask.float()
             probabilities = tuple(grey.float().clamp(0, 1) for grey in probabilities)
-            lm = latent_matching_loss([head.float() for head in heads], mask_latent.float())
-            seg = torch.stack([dice_loss(grey, mask) for grey in probabilities]).sum()
+            lm = latent_matching_loss(
+                [head.float() for head in heads],
+                mask_latent.float(),
+                head_weights,
+                self.latent_loss,
+            )
+            seg = weighted_sum([dice_loss(grey, mask) for grey in probabilities], head_weights)
             loss = self.loss_weights.rec * lm + self.loss_weights.dice * seg
-            result = {"loss": loss, "lm": lm, "seg": seg}
+            result = {"lm": lm, "seg": seg}
+            if self.loss_weights.tversky:
+                tversky = weighted_sum(
+                    [focal_tversky_loss(grey, mask) for grey in probabilities], head_weights
+                )
+                loss = loss + self.loss_weights.tversky * tversky
+                result["tversky"] = tversky
             if self.aligned:
                 align = alignment_loss(sample.float(), vae_mean.float())
-                result |= {"loss": loss + self.loss_weights.align * align, "align": align}
-            return result | {"dice": hard_dice(probabilities[-1], mask)}
+                loss = loss + self.loss_weights.align * align
+                result["align"] = align
+            return result | {"loss": loss, "dice": hard_dice(probabilities[-1], mask)}
 
     def mask_latents(self, image: Tensor, latent: Tensor) -> dict[str, Tensor]:
         """The mapping's heads, each (B, 4, h, w), for `image` and its latent (B, 4, h, w)."""

@@ -105,6 +105,9 @@ def test_the_page_of_all_keys_is_current() -> None:
         ({"folds": 1}, "at least 2 folds"),
         ({"folds": 5, "select_on": "test"}, "set select_on: val"),
         ({"threshold": 1}, "threshold"),
+        ({"head_weights": [1, 1, 0]}, r"head_weights is \[1.0, 1.0, 0.0\].*must be above 0"),
+        ({"head_weights": [1, 1]}, "head_weights"),
+        ({"latent_loss": "l2"}, "latent_loss: .*'mse' or 'l1'"),
     ],
 )
 def test_bad_values_are_named(values: dict[str, object], message: str) -> None:

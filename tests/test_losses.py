@@ -4,7 +4,13 @@ import numpy as np
 import pytest
 import torch
 
-from models.losses import alignment_loss, dice_loss, hard_dice, latent_matching_loss
+from models.losses import (
+    alignment_loss,
+    dice_loss,
+    focal_tversky_loss,
+    hard_dice,
+    latent_matching_loss,
+)
 
 
 def random(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -14,7 +20,9 @@ def random(*shape: int, seed: int = 0) -> torch.Tensor:
 def test_latent_matching_is_the_sum_of_mean_squares() -> None:
     heads, target = [random(2, 4, 3, 3, seed=seed) for seed in range(3)], random(2, 4, 3, 3, seed=9)
     expected = sum(np.mean((head.numpy() - target.numpy()) ** 2) for head in heads)
-    assert latent_matching_loss(heads, target).item() == pytest.approx(expected, rel=1e-6)
+    assert latent_matching_loss(heads, target, [1, 1, 1]).item() == pytest.approx(
+        expected, rel=1e-6
+    )
 
 
 def test_dice_is_averaged_over_samples() -> None:
@@ -64,3 +72,35 @@ def test_hard_dice_is_averaged_over_samples() -> None:
     probability = torch.tensor([[1.0, 0.0], [1.0, 1.0]]).view(2, 1, 1, 2)
     mask = torch.tensor([[1.0, 0.0], [1.0, 0.0]]).view(2, 1, 1, 2)
     assert hard_dice(probability, mask).item() == pytest.approx((1 + 2 / 3) / 2)
+
+
+def test_heads_are_weighted_and_the_distance_can_be_absolute() -> None:
+    heads, target = [random(2, 4, 3, 3, seed=seed) for seed in range(3)], random(2, 4, 3, 3, seed=9)
+    far = [np.abs(head.numpy() - target.numpy()).mean() for head in heads]
+    expected = 0.5 * far[0] + 0.25 * far[1] + 2 * far[2]
+    loss = latent_matching_loss(heads, target, [0.5, 0.25, 2], kind="l1")
+    assert loss.item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_focal_tversky_is_averaged_over_samples_and_weighs_misses_more() -> None:
+    probability, mask = random(3, 1, 5, 6).sigmoid(), (random(3, 1, 5, 6, seed=1) > 0).float()
+    losses = []
+    for p, m in zip(probability.double().numpy(), mask.double().numpy(), strict=True):
+        hit, missed, false = np.sum(p * m), np.sum((1 - p) * m), np.sum(p * (1 - m))
+        losses.append((1 - hit / (hit + 0.7 * missed + 0.3 * false)) ** 0.75)
+    loss = focal_tversky_loss(probability, mask).item()
+    assert loss == pytest.approx(np.mean(losses), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("probability", "mask", "expected"),
+    [(1.0, 1.0, 0.0), (0.0, 0.0, 0.0), (0.0, 1.0, 1.0), (1.0, 0.0, 1.0)],
+)
+def test_focal_tversky_at_its_ends_has_finite_gradients(
+    probability: float, mask: float, expected: float
+) -> None:
+    p = torch.full((1, 1, 4, 4), probability, requires_grad=True)
+    loss = focal_tversky_loss(p, torch.full((1, 1, 4, 4), mask))
+    loss.backward()
+    assert loss.item() == pytest.approx(expected, abs=2e-4)
+    assert p.grad is not None and p.grad.isfinite().all()

@@ -257,6 +257,42 @@ def test_without_weight_the_alignment_is_left_out(vae_folders) -> None:
     torch.testing.assert_close(result["loss"], result["lm"] + result["seg"])
 
 
+@EACH
+def test_optional_losses_are_added_and_heads_weighted(name: str, vae_folders) -> None:
+    weights = LossWeights(rec=0.5, dice=2, align=3, tversky=4, heads=(0.25, 0.5, 1))
+    system = build(name, vae_folders, loss_weights=weights, latent_loss="l1").train()
+    image, mask, noise = batch(system)
+    result = system(image, mask, noise)
+    expected = 0.5 * result["lm"] + 2 * result["seg"] + 4 * result["tversky"]
+    if system.aligned:
+        expected = expected + 3 * result["align"]
+    torch.testing.assert_close(result["loss"], expected)
+    assert {*system.loss_names, "dice"} == set(result)
+
+    parts = [
+        build(name, vae_folders, loss_weights=LossWeights(tversky=1, heads=heads), latent_loss="l1")
+        for heads in ((1, 0, 1), (0, 1, 1), (0, 0, 1))
+    ]
+    first, second, last = (part(image, mask, noise) for part in parts)
+    for key in ("lm", "seg", "tversky"):
+        of_first, of_second = first[key] - last[key], second[key] - last[key]
+        expected = 0.25 * of_first + 0.5 * of_second + last[key]
+        torch.testing.assert_close(result[key], expected, rtol=1e-4, atol=1e-6, msg=key)
+
+
+def test_a_head_without_weight_is_not_decoded(vae_folders, monkeypatch: pytest.MonkeyPatch) -> None:
+    system = build("wave-gms", vae_folders, loss_weights=LossWeights(heads=(0, 0.5, 1))).train()
+    decode, decoded = system.vae.decode_to_grey, []
+
+    def counted(latent: Tensor) -> Tensor:
+        decoded.append(len(latent))
+        return decode(latent)
+
+    monkeypatch.setattr(system.vae, "decode_to_grey", counted)
+    system(*batch(system))
+    assert decoded == [4]  # two heads of two images
+
+
 def test_wave_gms_has_the_published_size(shared: Path) -> None:
     system = build("wave-gms", {"litevae": shared / "taesd"}, ch=32, image_size=224)
     trainable = sum(p.numel() for p in system.parameters() if p.requires_grad)

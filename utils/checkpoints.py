@@ -45,8 +45,8 @@ def save_weights(path: Path, system: SegmentationModel) -> None:
         save_tensors(path, weights)
 
 
-def load_weights(path: Path, system: SegmentationModel) -> None:
-    """Copy the weights in `path` into the trainable parts of `system`.
+def load_weights(path: Path, system: SegmentationModel, key: str = "model_weight") -> None:
+    """Copy the weights in `path`, which the config names under `key`, into the trainable parts of `system`.
 
     Raises:
         UserError: no such file; no readable weights in it; or keys that are missing, unexpected or
@@ -57,8 +57,8 @@ def load_weights(path: Path, system: SegmentationModel) -> None:
     path = Path(path)
     if not path.is_file():
         raise UserError(
-            f"no weights at {path.absolute()}; train a model (sh train.sh) or set `model_weight:` "
-            "to a checkpoint"
+            f"no weights at {path.absolute()}; train a model (sh train.sh) or set `{key}:` to a "
+            "checkpoint"
         )
     found = _read(path)
     parts = system.parts()

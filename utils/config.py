@@ -106,10 +106,25 @@ class Config(BaseModel):
     ch_mult: tuple[PositiveInt, ...] = Field(
         (1, 2, 4, 4), description="Channel multipliers of its four stages"
     )
+    init_weights: Path | None = Field(
+        None,
+        description="Checkpoint of the same architecture whose weights training starts from; null starts from "
+        "random ones",
+    )
 
     # Losses
     w_rec: Weight = Field(1.0, description="Weight of the latent loss")
     w_dice: Weight = Field(1.0, description="Weight of the Dice loss")
+    w_tversky: Weight = Field(
+        0.0, description="Weight of the focal Tversky loss beside the Dice loss; 0 leaves it out"
+    )
+    latent_loss: Literal["mse", "l1"] = Field(
+        "mse", description="Distance of the latent loss: mean squared or mean absolute error"
+    )
+    head_weights: tuple[Weight, Weight, Weight] = Field(
+        (1.0, 1.0, 1.0),
+        description="Weights of the heads `level2`, `level1` and `out` in these losses; one of weight 0 is not decoded",
+    )
     align_loss: Weight = Field(
         1.0,
         description="Weight of the alignment loss; true is 1, false is 0 (litevae encoders only)",
@@ -211,7 +226,9 @@ class Config(BaseModel):
             )
         return value
 
-    @field_validator("guidance_method", "model_weight", "save_seg_img_path", mode="before")
+    @field_validator(
+        "guidance_method", "init_weights", "model_weight", "save_seg_img_path", mode="before"
+    )
     @classmethod
     def _none_by_name(cls, value: object) -> object:
         return None if value in ("", "none", "None", False) else value
@@ -234,6 +251,16 @@ class Config(BaseModel):
         if self.guidance_method and self.vae_model != "tiny_vae":
             raise ValueError(
                 f"guidance_method: wavelet needs vae_model: tiny_vae, got vae_model: {self.vae_model}"
+            )
+        if not self.head_weights[-1]:
+            raise ValueError(
+                f"head_weights is {list(self.head_weights)}, but its last, that of the head that "
+                "predicts, must be above 0"
+            )
+        if self.init_weights and self.init_weights.parent.resolve() == self.run_folder.resolve():
+            raise ValueError(
+                f"init_weights lies in {self.run_folder}, where this run writes its own weights: set "
+                "another snapshot_path, or keep the weights elsewhere"
             )
         if self.folds == 1 or (self.fold and self.fold >= self.folds):
             raise ValueError(

@@ -1,0 +1,157 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+import train
+import valid
+from engine.training import Trainer
+from tests.cases_on_disk import write_data_set
+from tests.small_run import arguments
+from utils.checkpoints import load_weights, save_weights
+from utils.config import dump_config, load_config
+from utils.errors import UserError
+
+Weights = dict[str, torch.Tensor]
+
+
+def flat(parts: dict[str, Weights]) -> Weights:
+    return {f"{part}.{key}": value for part, state in parts.items() for key, value in state.items()}
+
+
+def other_data_set(folder: Path) -> str:
+    """A data set with other cases, as an argument."""
+    (folder / "elsewhere").mkdir()
+    split = write_data_set(folder / "elsewhere", train=9, test=3, size=32, name="spots")
+    return f"pickle_file_path={split}"
+
+
+@pytest.fixture
+def weights_at_start(monkeypatch: pytest.MonkeyPatch) -> list[Weights]:
+    """The weights with which each training began, filled as trainings run."""
+    seen: list[Weights] = []
+    fit = Trainer.fit
+
+    def watched(self: Trainer) -> None:
+        parts = {name: part.state_dict() for name, part in self.evaluated.parts().items()}
+        seen.append({key: value.clone() for key, value in flat(parts).items()})
+        fit(self)
+
+    monkeypatch.setattr(Trainer, "fit", watched)
+    return seen
+
+
+@pytest.mark.parametrize("ema", ["0", "0.9"])
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_training_starts_from_the_weights_of_another_run(
+    finished: Path,
+    tmp_path: Path,
+    vae: Path,
+    weights_at_start: list[Weights],
+    suffix: str,
+    ema: str,
+) -> None:
+    source = finished / "best_model.pth"
+    expected = flat(torch.load(source, weights_only=True))
+    if suffix == ".safetensors":
+        from engine.build import system_from
+
+        system = system_from(load_config(finished / "config.yaml"))
+        load_weights(source, system)
+        source = tmp_path / "kept.safetensors"
+        save_weights(source, system)
+    start = [f"init_weights={source}", "seed=5", f"ema_decay={ema}", "epochs=1"]
+    train.main(arguments(tmp_path, vae, other_data_set(tmp_path), *start, out="next"))
+    (began,) = weights_at_start
+    assert began.keys() == expected.keys()
+    assert all(torch.equal(began[key], expected[key]) for key in expected)
+    environment = json.loads((tmp_path / "next" / "epochs_1" / "environment.json").read_text())
+    assert len(environment["sha256"]["file of initial weights"]) == 64
+
+
+def test_a_score_names_the_initial_weights(finished: Path, tmp_path: Path, vae: Path) -> None:
+    source, data = finished / "best_model.pth", other_data_set(tmp_path)
+    run = arguments(tmp_path, vae, data, f"init_weights={source}", "epochs=1", out="next")
+    train.main(run)
+    valid.main(["--run", str(tmp_path / "next" / "epochs_1")])
+    summary = next((tmp_path / "next" / "epochs_1").glob("valid_results_*/summary.json"))
+    assert json.loads(summary.read_text())["provenance"]["init_weights"] == str(source)
+
+
+def test_the_plan_says_where_training_starts(
+    finished: Path, tmp_path: Path, vae: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, data = finished / "best_model.pth", other_data_set(tmp_path)
+    train.main([*arguments(tmp_path, vae, data, out="a"), "--dry-run"])
+    assert "starts from: random weights" in capsys.readouterr().out
+    train.main([*arguments(tmp_path, vae, data, f"init_weights={source}", out="b"), "--dry-run"])
+    assert f"starts from: {source}" in capsys.readouterr().out
+
+
+def test_a_run_is_not_resumed_with_other_initial_weights(
+    finished: Path, tmp_path: Path, vae: Path
+) -> None:
+    kept = tmp_path / "kept.pth"
+    kept.write_bytes((finished / "best_model.pth").read_bytes())
+    data = other_data_set(tmp_path)
+    run = arguments(tmp_path, vae, data, f"init_weights={kept}", "epochs=1", out="next")
+    train.main(run)
+    parts = torch.load(kept, weights_only=True)
+    next(iter(parts["model"].values())).add_(1)
+    torch.save(parts, kept)
+    with pytest.raises(UserError, match="file of initial weights is another file"):
+        train.main(run)
+    with pytest.raises(UserError, match="init_weights"):
+        train.main(arguments(tmp_path, vae, data, "epochs=1", out="next"))
+
+
+def test_weights_that_saw_test_cases_are_refused(finished: Path, tmp_path: Path, vae: Path) -> None:
+    split = tmp_path / "blobs" / "blobs_train_test_names.json"
+    config = load_config(finished / "config.yaml").model_copy(update={"pickle_file_path": split})
+    (finished / "config.yaml").write_text(dump_config(config))
+    names = json.loads(split.read_text())
+    moved = names["train"]["name_list"][:2]
+    names["test"]["name_list"] += moved
+    names["train"]["name_list"] = names["train"]["name_list"][2:]
+    other = split.with_name("other_train_test_names.json")
+    other.write_text(json.dumps(names))
+    start = f"init_weights={finished / 'best_model.pth'}"
+    with pytest.raises(UserError, match=rf"trained on 2 of the 5 test cases.*{moved[0]}"):
+        train.main(arguments(tmp_path, vae, f"pickle_file_path={other}", start, out="next"))
+    assert not (tmp_path / "next").exists()
+
+    # also where a run on other data lies between
+    train.main(arguments(tmp_path, vae, other_data_set(tmp_path), start, "epochs=1", out="between"))
+    start = f"init_weights={tmp_path / 'between' / 'epochs_1' / 'best_model.pth'}"
+    with pytest.raises(UserError, match="trained on 2 of the 5 test cases"):
+        train.main(arguments(tmp_path, vae, f"pickle_file_path={other}", start, out="next"))
+
+
+def test_the_same_split_may_be_trained_further(finished: Path, tmp_path: Path, vae: Path) -> None:
+    start = f"init_weights={finished / 'best_model.pth'}"
+    train.main(arguments(tmp_path, vae, start, "image_size=40", "epochs=1", out="larger"))
+    assert (tmp_path / "larger" / "epochs_1" / "best_model.pth").is_file()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (["init_weights={run}/none.pth"], "set `init_weights:` to a checkpoint"),
+        (["init_weights={run}/best_model.pth", "ch=16"], "does not fit this model"),
+        (
+            ["init_weights={run}/best_model.pth", "snapshot_path={run}/.."],
+            "where this run writes its own weights",
+        ),
+    ],
+)
+def test_weights_that_cannot_be_a_start_are_refused(
+    finished: Path, tmp_path: Path, vae: Path, changes: list[str], message: str
+) -> None:
+    named = [change.format(run=finished) for change in changes]
+    before = (finished / "best_model.pth").read_bytes()
+    with pytest.raises(UserError, match=message):
+        train.main(arguments(tmp_path, vae, *named, "resume=never", out="next"))
+    assert (finished / "best_model.pth").read_bytes() == before
