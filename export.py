@@ -1,11 +1,13 @@
-"""Write a trained model as one ONNX file: image in, probability out.
+"""Write a trained model as one ONNX file, image in, probability out; or its weights, to pass on.
 
     python export.py --run ckpt/wave_gms_busi/epochs_1000
     python export.py --config configs/busi_valid.yaml --weights best_model.pth --out busi.onnx
+    python export.py --run ckpt/wave_gms_busi/epochs_1000 --out shared/best_model.safetensors
 
 The input `image` is (B, 3, S, S) float32 RGB in [0, 1], the output `probability` (B, 1, S, S); any B,
 S as trained. The file is compared with PyTorch and kept only if they agree. `predict.py --onnx FILE`
-and `app.py --onnx FILE` run it without PyTorch. See docs/predict.md.
+and `app.py --onnx FILE` run it without PyTorch. With a name in .safetensors, the trained weights are
+written in 16 bits and config.yaml beside them. See docs/predict.md.
 """
 
 from __future__ import annotations
@@ -33,7 +35,10 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     add_model_arguments(parser, onnx=False)
     parser.add_argument(
-        "--out", type=Path, metavar="FILE", help="file to write; default: model.onnx by the weights"
+        "--out",
+        type=Path,
+        metavar="FILE",
+        help="file to write, .onnx or .safetensors; default: model.onnx by the weights",
     )
     parser.add_argument(
         "--tolerance",
@@ -49,13 +54,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parse_arguments(argv)
 
     from engine.backends import find_named_run, load_system
-    from engine.onnx_export import BATCH_SIZES, check_parity, export_graph
-    from utils.files import atomic_write
     from utils.runs import log_to
 
     log_to()
     config, checkpoint = find_named_run(arguments)
     system = load_system(config, checkpoint)
+    if arguments.out is not None and arguments.out.suffix == ".safetensors":
+        write_weights(arguments.out, config, system)
+        return
+
+    from engine.onnx_export import BATCH_SIZES, check_parity, export_graph
+    from utils.files import atomic_write
+
     graph = export_graph(system, config.image_size, describe(config, checkpoint, system))
     difference = check_parity(system, graph, config.image_size, tolerance=arguments.tolerance)
     path = arguments.out or checkpoint.with_name("model.onnx")
@@ -67,6 +77,22 @@ def main(argv: Sequence[str] | None = None) -> None:
         difference,
         ", ".join(map(str, BATCH_SIZES)),
     )
+
+
+def write_weights(path: Path, config: Config, system: SegmentationModel) -> None:
+    """Write the trained weights in 16 bits, and beside them the config without its `model_weight`.
+
+    Named best_model.safetensors, their folder then is one that `--run` takes.
+    """
+    from utils.checkpoints import save_weights
+    from utils.config import dump_config
+    from utils.files import atomic_write
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_weights(path, system, half=True)
+    described = config.model_copy(update={"model_weight": None})
+    atomic_write(path.with_name("config.yaml"), dump_config(described))
+    log.info("%s: %.1f MB, 16 bits, with its config.yaml", path, path.stat().st_size / 1e6)
 
 
 def describe(config: Config, checkpoint: Path, system: SegmentationModel) -> dict[str, str]:

@@ -44,7 +44,10 @@ def add_model_arguments(parser: argparse.ArgumentParser, onnx: bool = True) -> N
     """`--run`, `--config`, `--onnx` (one of them), `--weights` and `--set`."""
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument(
-        "--run", type=Path, metavar="DIR", help="folder of a run: config.yaml and best_model.pth"
+        "--run",
+        type=Path,
+        metavar="DIR",
+        help="folder of a run: config.yaml and best_model.pth (or .safetensors)",
     )
     source.add_argument("--config", type=Path, metavar="YAML", help="config of the model")
     if onnx:
@@ -85,7 +88,8 @@ def find_run(
     """Config and checkpoint of a run: of its folder, or of a config file where there is no folder.
 
     The checkpoint is `weights`, else what `overrides` (`key=value`) or the config file name as
-    `model_weight`, else the run's `best_model.pth`. UserError where one is missing.
+    `model_weight`, else the run's `best_model.pth`, or `.safetensors` as export.py writes it. UserError
+    where one is missing.
     """
     from engine.build import find_checkpoint
     from utils.config import load_config
@@ -100,8 +104,9 @@ def find_run(
         )
     config = load_config(path, overrides)
     named = any(override.startswith("model_weight=") for override in overrides)
-    if folder is not None and not named:
-        weights = weights or folder / "best_model.pth"
+    if folder is not None and not named and weights is None:
+        own, passed_on = folder / "best_model.pth", folder / "best_model.safetensors"
+        weights = passed_on if passed_on.is_file() and not own.is_file() else own
     if weights:
         config = config.model_copy(update={"model_weight": weights})
     return config, find_checkpoint(config)

@@ -24,16 +24,21 @@ if TYPE_CHECKING:
 SHOWN = 8
 
 
-def save_weights(path: Path, system: SegmentationModel) -> None:
+def save_weights(path: Path, system: SegmentationModel, half: bool = False) -> None:
     """Write the trainable parts of `system` to `path`, a `.pth` or `.safetensors` file.
 
+    With `half`, numbers are kept in 16 bits (fp16), half the size; they load as any others.
+
     Raises:
-        UserError: the name ends in neither.
+        UserError: the name ends in neither, or a weight is too large for 16 bits.
     """
     from safetensors.torch import save_file
 
     weights = {
-        name: {key: value.detach().cpu().contiguous() for key, value in part.state_dict().items()}
+        name: {
+            key: _halved(value, f"{name}.{key}") if half else value.detach().cpu().contiguous()
+            for key, value in part.state_dict().items()
+        }
         for name, part in system.parts().items()
     }
     if _is_safetensors(path):
@@ -77,6 +82,20 @@ def load_weights(path: Path, system: SegmentationModel, key: str = "model_weight
     with torch.no_grad():
         for name, part in parts.items():
             part.load_state_dict(found[name])
+
+
+def _halved(value: Tensor, name: str) -> Tensor:
+    """Floating-point values in 16 bits, others as they are."""
+    kept = value.detach().cpu().contiguous()
+    if not kept.is_floating_point():
+        return kept
+    halved = kept.half()
+    if not halved.isfinite().all():
+        raise UserError(
+            f"the weight {name!r} reaches {kept.abs().max().item():g}, 16 bits hold at most 65504: "
+            "keep these weights as they are (best_model.pth)"
+        )
+    return halved
 
 
 def _is_safetensors(path: Path) -> bool:

@@ -1,0 +1,68 @@
+"""Weights written to be passed on: 16 bits, in a folder that stands for a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+
+import export
+import predict
+from tests.cases_on_disk import blob_case
+from tests.run_on_disk import write_run, write_vae
+from utils.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def vae(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_vae(tmp_path_factory.mktemp("vae"))
+
+
+def test_exported_weights_stand_for_the_run(tmp_path: Path, vae: Path) -> None:
+    run, shared = tmp_path / "run" / "epochs_1", tmp_path / "shared"
+    write_run(run, vae, "threshold=0.45")
+    export.main(["--run", str(run), "--out", str(shared / "best_model.safetensors")])
+    assert {file.name for file in shared.iterdir()} == {"best_model.safetensors", "config.yaml"}
+    with safe_open(shared / "best_model.safetensors", "pt") as file:
+        kept = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    original = torch.load(run / "best_model.pth", weights_only=True)
+    assert {f"{part}.{key}" for part, state in original.items() for key in state} == set(kept)
+    assert {value.dtype for value in kept.values()} == {torch.float16}
+
+    image, _ = blob_case(0)
+    (tmp_path / "images").mkdir()
+    cv2.imwrite(str(tmp_path / "images" / "a.png"), image)
+    for folder, out in ((run, "original"), (shared, "passed_on")):
+        predict.main(["--run", str(folder), str(tmp_path / "images"), "--out", str(tmp_path / out)])
+    found = [
+        cv2.imread(str(tmp_path / out / "probabilities" / "a.png"), cv2.IMREAD_UNCHANGED) / 65535.0
+        for out in ("original", "passed_on")
+    ]
+    assert found[0].std() > 0.01
+    np.testing.assert_allclose(found[1], found[0], atol=0.02)
+
+
+def test_a_runs_own_weights_come_first(tmp_path: Path, vae: Path) -> None:
+    from engine.backends import find_run
+
+    run = tmp_path / "run" / "epochs_1"
+    write_run(run, vae)
+    export.main(["--run", str(run), "--out", str(run / "best_model.safetensors")])
+    assert find_run(run)[1] == run / "best_model.pth"
+    (run / "best_model.pth").unlink()
+    assert find_run(run)[1] == run / "best_model.safetensors"
+
+
+def test_weights_beyond_16_bits_are_refused(tmp_path: Path, vae: Path) -> None:
+    run = tmp_path / "run" / "epochs_1"
+    write_run(run, vae)
+    parts = torch.load(run / "best_model.pth", weights_only=True)
+    next(iter(parts["model"].values())).mul_(1e9)
+    torch.save(parts, run / "best_model.pth")
+    with pytest.raises(UserError, match=r"the weight 'model\..*16 bits hold at most 65504"):
+        export.main(["--run", str(run), "--out", str(tmp_path / "best_model.safetensors")])
+    assert not (tmp_path / "best_model.safetensors").exists()
