@@ -65,7 +65,7 @@ def test_commands_exist(page: Path) -> None:
 def test_commands_are_found() -> None:
     assert any(words[1] == "train.py" for words in commands(ROOT / "README.md"))
     assert any(words[1] == "-m" for words in commands(ROOT / "README.md"))
-    assert len(commands(ROOT / "docs" / "predict.md")) == 4
+    assert len(commands(ROOT / "docs" / "predict.md")) == 6
 
 
 @pytest.mark.parametrize("table", sorted((ROOT / "docs" / "results").glob("*/results.md")), ids=str)
