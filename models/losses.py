@@ -77,7 +77,8 @@ def focal_tversky_loss(probability: Tensor, mask: Tensor) -> Tensor:
 
 def weighted_sum(values: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
     """Sum of scalars, each times its weight."""
-    return torch.stack([w * value for value, w in zip(values, weights, strict=True)]).sum()
+    terms = [weight * value for value, weight in zip(values, weights, strict=True)]
+    return torch.stack(terms).sum()
 
 
 def alignment_loss(sample: Tensor, target: Tensor) -> Tensor:

@@ -68,10 +68,18 @@ class WaveGMS(SegmentationModel):
         self.guidance = guidance
         self.loss_weights = loss_weights
         self.latent_loss = latent_loss
+        weighted = zip(SUPERVISED_HEADS, loss_weights.heads, strict=True)
+        self.head_weights = {name: weight for name, weight in weighted if weight}
         self.checkpoint_decoder = checkpoint_decoder
         self.aligned = encoder is not None and loss_weights.align != 0
         optional = {"tversky": loss_weights.tversky != 0, "align": self.aligned}
         self.loss_names = ("loss", "lm", "seg", *(name for name, on in optional.items() if on))
+        self.factors = {
+            "lm": loss_weights.rec,
+            "seg": loss_weights.dice,
+            "tversky": loss_weights.tversky,
+            "align": loss_weights.align,
+        }
         self.noise_probability = vae.noise_probability if encoder is None else 1.0
 
     def latent_shape(self, image_size: int) -> tuple[int, int, int]:
@@ -126,33 +134,28 @@ class WaveGMS(SegmentationModel):
         sample = reparameterise(latent_mean, latent_deviation, noise)
 
         latents = self.mask_latents(image, sample)
-        weights = dict(zip(SUPERVISED_HEADS, self.loss_weights.heads, strict=True))
-        heads = [latents[name] for name, weight in weights.items() if weight]
-        head_weights = [weight for weight in weights.values() if weight]
+        heads, by_head = (
+            [latents[name] for name in self.head_weights],
+            [*self.head_weights.values()],
+        )
         probabilities = self.decode(torch.cat(heads)).chunk(len(heads))
 
         with torch.autocast(image.device.type, enabled=False):
             mask = mask.float()
             probabilities = tuple(grey.float().clamp(0, 1) for grey in probabilities)
-            lm = latent_matching_loss(
-                [head.float() for head in heads],
-                mask_latent.float(),
-                head_weights,
-                self.latent_loss,
-            )
-            seg = weighted_sum([dice_loss(grey, mask) for grey in probabilities], head_weights)
-            loss = self.loss_weights.rec * lm + self.loss_weights.dice * seg
-            result = {"lm": lm, "seg": seg}
+            target = mask_latent.float()
+            result = {
+                "lm": latent_matching_loss(
+                    [h.float() for h in heads], target, by_head, self.latent_loss
+                ),
+                "seg": weighted_sum([dice_loss(grey, mask) for grey in probabilities], by_head),
+            }
             if self.loss_weights.tversky:
-                tversky = weighted_sum(
-                    [focal_tversky_loss(grey, mask) for grey in probabilities], head_weights
-                )
-                loss = loss + self.loss_weights.tversky * tversky
-                result["tversky"] = tversky
+                tversky = [focal_tversky_loss(grey, mask) for grey in probabilities]
+                result["tversky"] = weighted_sum(tversky, by_head)
             if self.aligned:
-                align = alignment_loss(sample.float(), vae_mean.float())
-                loss = loss + self.loss_weights.align * align
-                result["align"] = align
+                result["align"] = alignment_loss(sample.float(), vae_mean.float())
+            loss = weighted_sum([*result.values()], [self.factors[name] for name in result])
             return result | {"loss": loss, "dice": hard_dice(probabilities[-1], mask)}
 
     def mask_latents(self, image: Tensor, latent: Tensor) -> dict[str, Tensor]:
