@@ -2,7 +2,7 @@
 
     python export.py --run ckpt/wave_gms_busi/epochs_1000
     python export.py --config configs/busi_valid.yaml --weights best_model.pth --out busi.onnx
-    python export.py --run ckpt/wave_gms_busi/epochs_1000 --out shared/best_model.safetensors
+    python export.py --run ckpt/wave_gms_busi/epochs_1000 --out ckpt/shared_model/best_model.safetensors
 
 The input `image` is (B, 3, S, S) float32 RGB in [0, 1], the output `probability` (B, 1, S, S); any B,
 S as trained. The file is compared with PyTorch and kept only if they agree. `predict.py --onnx FILE`
@@ -82,16 +82,24 @@ def main(argv: Sequence[str] | None = None) -> None:
 def write_weights(path: Path, config: Config, system: SegmentationModel) -> None:
     """Write the trained weights in 16 bits, and beside them the config without its `model_weight`.
 
-    Named best_model.safetensors, their folder then is one that `--run` takes.
+    Named best_model.safetensors, their folder then is one that `--run` takes. UserError where the folder
+    has the config of another run.
     """
     from utils.checkpoints import save_weights
     from utils.config import dump_config
+    from utils.errors import UserError
     from utils.files import atomic_write
 
+    described = dump_config(config.model_copy(update={"model_weight": None}))
+    beside = path.with_name("config.yaml")
+    if beside.exists() and beside.read_text(errors="replace") != described:
+        raise UserError(
+            f"{beside} is the config of another run, and would be replaced: write the weights into "
+            "another folder"
+        )
     path.parent.mkdir(parents=True, exist_ok=True)
     save_weights(path, system, half=True)
-    described = config.model_copy(update={"model_weight": None})
-    atomic_write(path.with_name("config.yaml"), dump_config(described))
+    atomic_write(beside, described)
     log.info("%s: %.1f MB, 16 bits, with its config.yaml", path, path.stat().st_size / 1e6)
 
 

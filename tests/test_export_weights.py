@@ -66,3 +66,14 @@ def test_weights_beyond_16_bits_are_refused(tmp_path: Path, vae: Path) -> None:
     with pytest.raises(UserError, match=r"the weight 'model\..*16 bits hold at most 65504"):
         export.main(["--run", str(run), "--out", str(tmp_path / "best_model.safetensors")])
     assert not (tmp_path / "best_model.safetensors").exists()
+
+
+def test_the_config_of_another_run_is_kept(tmp_path: Path, vae: Path) -> None:
+    run, other = tmp_path / "run" / "epochs_1", tmp_path / "other" / "epochs_1"
+    write_run(run, vae)
+    write_run(other, vae, "threshold=0.3")
+    before = (other / "config.yaml").read_text()
+    with pytest.raises(UserError, match="is the config of another run"):
+        export.main(["--run", str(run), "--out", str(other / "best_model.safetensors")])
+    assert (other / "config.yaml").read_text() == before
+    assert not (other / "best_model.safetensors").exists()
