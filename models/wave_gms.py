@@ -134,10 +134,8 @@ class WaveGMS(SegmentationModel):
         sample = reparameterise(latent_mean, latent_deviation, noise)
 
         latents = self.mask_latents(image, sample)
-        heads, by_head = (
-            [latents[name] for name in self.head_weights],
-            [*self.head_weights.values()],
-        )
+        heads = [latents[name] for name in self.head_weights]
+        by_head = list(self.head_weights.values())
         probabilities = self.decode(torch.cat(heads)).chunk(len(heads))
 
         with torch.autocast(image.device.type, enabled=False):
