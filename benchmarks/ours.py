@@ -14,6 +14,7 @@ from benchmarks.candidate import THRESHOLD, Candidate, Workload, fresh_system
 from benchmarks.step_parts import Part, convolution_peak
 from datasets.cases import Case, read_image
 from datasets.loading import EpochSampler, SegmentationDataset, make_loader
+from engine.cuda_graphs import Predictor, can_capture, capture_training_step
 from engine.device import choose_layout, describe_device, make_accelerator
 from engine.evaluation import predict_cases
 from engine.prediction import Method, segment
@@ -39,7 +40,10 @@ class Ours(Candidate):
         self.system = fresh_system(vae, workload.image_size, model)
         on_gpu = self.device.type == "cuda"
         choose_layout(self.system, on_gpu)
-        self.system.to(self.device)
+        self.system = self.accelerator.prepare_model(self.system)
+        self.eager = self.system.forward
+        self.to_capture = can_capture(self.system, self.accelerator)
+        self.probability = Predictor(self.system, self.accelerator)
         self.optimizer = torch.optim.AdamW(
             [p for p in self.system.parameters() if p.requires_grad],
             lr=2e-3,
@@ -71,15 +75,24 @@ class Ours(Candidate):
         return train_loader, make_loader(test_set, work.batch_size, pin_memory=on_gpu)
 
     def losses(self, image: Tensor, mask: Tensor, noise: Tensor) -> dict[str, Tensor]:
+        if self.to_capture:
+            capture_training_step(self.system, image, mask, noise)
+            self.to_capture = False
         with self.accelerator.autocast():
             losses = self.system(image, mask, noise)
         assert isinstance(losses, dict)
         return losses
 
+    def step_seconds(self, steps: int) -> dict[str, float]:
+        self.to_capture = False  # a step that is replayed as a whole has no parts to watch
+        self.system.forward = self.eager  # type: ignore[method-assign]
+        return super().step_seconds(steps)
+
     @torch.no_grad()
     def first_losses(self) -> dict[str, float]:
         with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-            losses = self.system(self.image, self.mask, self.noise)
+            losses = type(self.system).forward(self.system, self.image, self.mask, self.noise)
+        assert isinstance(losses, dict)
         return {name: value.item() for name, value in losses.items()}
 
     def step_arithmetic(self) -> dict[str, tuple[float, float]]:
@@ -93,11 +106,9 @@ class Ours(Candidate):
         self.optimizer.step()
         self.optimizer.zero_grad()
 
-    @torch.inference_mode()
     def predict(self, image: Tensor) -> Tensor:
         self.system.eval()
-        with self.accelerator.autocast():
-            probability = self.system(image)
+        probability = self.probability(image)
         self.system.train()
         return probability.float().cpu()
 
@@ -120,7 +131,7 @@ class Ours(Candidate):
             {key: batch[key].to(self.device) for key in ("image", "mask")}
             for batch in self.test_loader
         )
-        validate(self.system, batches, self.accelerator, THRESHOLD)
+        validate(self.probability, batches, THRESHOLD)
         return len(self.workload.test)
 
     def predict_files(self) -> int:

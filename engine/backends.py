@@ -139,22 +139,23 @@ class TorchBackend:
     """A trained run, on the first of its GPUs if there is one."""
 
     def __init__(self, config: Config, checkpoint: Path) -> None:
+        from engine.cuda_graphs import Predictor
         from engine.device import describe_device, make_accelerator, use_gpus
 
         use_gpus(config.GPUs[:1])
-        self._accelerator = make_accelerator(config.precision, 1, config.deterministic)
-        self._system = load_system(config, checkpoint).to(self._accelerator.device)
+        accelerator = make_accelerator(config.precision, 1, config.deterministic)
+        self._device = accelerator.device
+        self._predict = Predictor(load_system(config, checkpoint).to(self._device), accelerator)
         self.image_size = config.image_size
         self.threshold = config.threshold
         self.sha256 = sha256(checkpoint)
-        log.info("model: %s, %s", checkpoint, describe_device(self._accelerator))
+        log.info("model: %s, %s", checkpoint, describe_device(accelerator))
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
         import torch
 
-        with torch.inference_mode(), self._accelerator.autocast():
-            batch = torch.from_numpy(images).to(self._accelerator.device)
-            return self._system(batch)[:, 0].float().cpu().numpy()
+        batch = torch.from_numpy(images).to(self._device)
+        return self._predict(batch)[:, 0].float().cpu().numpy()
 
 
 class OnnxBackend:

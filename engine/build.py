@@ -48,6 +48,7 @@ def system_from(config: Config) -> SegmentationModel:
     )
     if config.channels_last:
         choose_layout(system, on_gpu=torch.cuda.is_available())
+    system.capturable = system.capturable and config.cuda_graphs and not config.compile
     if config.compile:
         torch._dynamo.config.suppress_errors = True  # what cannot be compiled runs as it is
         system.compile()

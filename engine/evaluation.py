@@ -14,6 +14,7 @@ from torch import Tensor
 
 from datasets.cases import Case, read_image, read_mask, resize_image, resize_mask
 from datasets.loading import SegmentationDataset, batches_of, make_loader
+from engine.cuda_graphs import Predictor
 from models.base import SegmentationModel
 from utils.errors import UserError
 from utils.files import atomic_write
@@ -58,11 +59,11 @@ def predict_cases(
     """
     dataset = SegmentationDataset(cases, image_size, title="test cases", progress=True)
     system.to(accelerator.device).eval()
+    predict = Predictor(system, accelerator)
     for batch in batches_of(make_loader(dataset, batch_size, num_workers=num_workers)):
-        with accelerator.autocast():
-            images = batch["image"].to(accelerator.device)
-            output = mean_over_orientations(system, images) if tta else system(images)
-            probabilities = output.float().cpu().numpy()
+        images = batch["image"].to(accelerator.device)
+        output = mean_over_orientations(predict, images) if tta else predict(images)
+        probabilities = output.float().cpu().numpy()
         indices: Tensor = batch["index"]
         for index, probability in zip(indices.tolist(), probabilities[:, 0], strict=True):
             case = cases[index]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 Row = dict[str, float | int | None]
 
-CURVES_SECONDS = 30.0  # between two drawings of curves.png
+PICTURE_SECONDS = 30.0  # between two drawings of curves.png, and two pictures for TensorBoard
 
 
 class HistoryWriter:
@@ -40,22 +40,22 @@ class HistoryWriter:
         with suppress(OSError):  # a full disk has been reported by then
             self._events.close()
 
-    def write(self, rows: Sequence[Row], samples: np.ndarray | None, last: bool) -> None:
-        """Write all epochs so far; `samples` (H, W, 3) uint8 are shown with the newest of them.
+    def write(self, rows: Sequence[Row], panel: Callable[[], np.ndarray], last: bool) -> None:
+        """Write all epochs so far; `panel()` (H, W, 3) uint8 shows examples of the newest of them.
 
-        Drawing takes half a second, which is long beside a short epoch on a GPU, so the curves are
-        drawn every CURVES_SECONDS and after the `last` epoch.
+        Pictures take half a second, which is long beside a short epoch on a GPU, and the panels of a
+        thousand epochs fill a disk, so that both are drawn every PICTURE_SECONDS and after the `last`
+        epoch.
         """
         write_history(self.folder / "history.csv", rows)
-        if last or time.monotonic() > self._drawn + CURVES_SECONDS:
-            draw_curves(self.folder / "curves.png", rows, self.title)
-            self._drawn = time.monotonic()
         epoch = rows[-1]["epoch"]
         for key, value in rows[-1].items():
             if value is not None and key != "epoch":
                 self._events.add_scalar(key, value, epoch)
-        if samples is not None:
-            self._events.add_image("samples", samples, epoch, dataformats="HWC")
+        if last or time.monotonic() > self._drawn + PICTURE_SECONDS:
+            draw_curves(self.folder / "curves.png", rows, self.title)
+            self._events.add_image("samples", panel(), epoch, dataformats="HWC")
+            self._drawn = time.monotonic()
         self._events.flush()
 
 

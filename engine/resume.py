@@ -40,7 +40,7 @@ FORMAT = 1
 # settings that may change when a run is resumed: they do not affect what is learned (the split
 # file and the frozen weights are compared by their hashes)
 FREE_SETTINGS = {
-    "GPUs", "cache_mb", "channels_last", "checkpoint_decoder", "compile", "deterministic",
+    "GPUs", "cache_mb", "channels_last", "checkpoint_decoder", "compile", "cuda_graphs", "deterministic",
     "drop_leaked", "evaluation_size", "hd95_empty", "log_every", "model_weight", "num_workers",
     "phase", "pickle_file_path", "precision", "resume", "save_freq", "save_minutes", "save_seg_img_path",
     "skip_nonfinite", "snapshot_path", "tta", "vae_weights", "validate_every",

@@ -33,6 +33,7 @@ from datasets.loading import (
     make_loader,
     worker_died,
 )
+from engine.cuda_graphs import Predictor, can_capture, capture_training_step
 from engine.epoch_losses import EpochLosses, NonFiniteLoss, write_nonfinite
 from engine.history import HistoryWriter, Row, sample_panel
 from engine.resume import load_state, save_state
@@ -147,6 +148,8 @@ class Trainer:
         if options.ema_decay:
             average = get_ema_multi_avg_fn(options.ema_decay)
             self.average = AveragedModel(system, multi_avg_fn=average)
+        self.predict = Predictor(self.evaluated, accelerator)
+        self.to_capture = options.accumulate == 1 and can_capture(system, accelerator)
         self.read_every = self._batches_between_reads()
         self.saved_at = time.monotonic()
 
@@ -216,6 +219,9 @@ class Trainer:
         Returns the losses in the order of `loss_names`, means over the processes, on the device,
         without waiting for it.
         """
+        if self.to_capture:
+            capture_training_step(self.model, batch["image"], batch["mask"], batch["noise"])
+            self.to_capture = False
         with self.accelerator.accumulate(self.model):
             with self.accelerator.autocast():
                 losses = self.model(batch["image"], batch["mask"], batch["noise"])
@@ -256,8 +262,8 @@ class Trainer:
             with writing_to(self.folder):
                 self._log(row, improved, seconds)
                 self._write_weights(improved)
-                samples = None if row[self.score_name] is None else self._samples()
-                history.write(progress.history, samples, last=progress.epoch == options.epochs)
+                last = progress.epoch == options.epochs
+                history.write(progress.history, self._samples, last)
         self.save()
 
     def _batches_per_epoch(self) -> int:
@@ -395,7 +401,7 @@ class Trainer:
         if self.accelerator.num_processes > 1:
             for buffer in self.evaluated.buffers():  # running statistics: those that are kept
                 torch.distributed.broadcast(buffer, 0)
-        return validate(self.evaluated, self.val_loader, self.accelerator, self.options.threshold)
+        return validate(self.predict, self.val_loader, self.options.threshold)
 
     def _log(self, row: Row, improved: bool, seconds: float) -> None:
         shown = "  ".join(
@@ -420,8 +426,7 @@ class Trainer:
         cases = [self.val_set[i] for i in range(min(SAMPLES_SHOWN, len(self.val_set)))]
         images = torch.stack([case["image"] for case in cases]).to(self.accelerator.device)
         self.evaluated.eval()
-        with self.accelerator.autocast():
-            probabilities = self.evaluated(images)
+        probabilities = self.predict(images)
         self.evaluated.train()
         return sample_panel(
             images.cpu(), torch.stack([case["mask"] for case in cases]), probabilities.cpu()

@@ -6,12 +6,11 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
 
 from datasets.loading import Sample
 
 if TYPE_CHECKING:
-    from accelerate import Accelerator
+    from engine.cuda_graphs import Predictor
 
 
 def overlap(
@@ -28,15 +27,13 @@ def overlap(
 
 
 @torch.inference_mode()
-def validate(
-    model: nn.Module, loader: Iterable[Sample], accelerator: Accelerator, threshold: float
-) -> tuple[float, float]:
+def validate(predict: Predictor, loader: Iterable[Sample], threshold: float) -> tuple[float, float]:
     """Mean Dice and mean IoU over the loader's cases, each counted once across all processes."""
+    model, accelerator = predict.system, predict.accelerator
     model.eval()
     scores = []
     for batch in loader:
-        with accelerator.autocast():
-            probability = model(batch["image"])
+        probability = predict(batch["image"])
         case_scores = torch.stack(overlap(probability, batch["mask"], threshold), dim=1)
         scores.append(accelerator.gather_for_metrics(case_scores))
     model.train()

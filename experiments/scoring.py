@@ -99,6 +99,7 @@ def dice_of_epochs(config: Config) -> dict[int, float]:
     from datasets.cases import open_data_set
     from datasets.loading import SegmentationDataset, make_loader
     from engine.build import system_from
+    from engine.cuda_graphs import Predictor
     from engine.device import make_accelerator
     from engine.validation import validate
     from utils.checkpoints import load_weights
@@ -118,10 +119,11 @@ def dice_of_epochs(config: Config) -> dict[int, float]:
     test = open_data_set(config.pickle_file_path).test
     data = SegmentationDataset(test, config.image_size, cache_bytes=config.cache_mb << 20)
     loader = accelerator.prepare(make_loader(data, config.batch_size))
+    predict = Predictor(system, accelerator)
     dice = {}
     for path in kept:
         load_weights(path, system)
-        dice[number(path)], _ = validate(system, loader, accelerator, config.threshold)
+        dice[number(path)], _ = validate(predict, loader, config.threshold)
     return dice
 
 

@@ -50,6 +50,8 @@ class WaveGMS(SegmentationModel):
         checkpoint_decoder: decode twice in training rather than keep the activations.
     """
 
+    capturable = True
+
     def __init__(
         self,
         vae: FrozenVAE,
@@ -168,7 +170,12 @@ class WaveGMS(SegmentationModel):
             # in chunks: what is recomputed for one is released before the next
             pieces = latents.split(DECODED_AT_ONCE)
             return torch.cat(
-                [checkpoint(self.vae.decode_to_grey, p, use_reentrant=False) for p in pieces]
+                [
+                    checkpoint(
+                        self.vae.decode_to_grey, p, use_reentrant=False, preserve_rng_state=False
+                    )
+                    for p in pieces
+                ]
             )
         return self.vae.decode_to_grey(latents)
 

@@ -369,16 +369,21 @@ def test_schedule_warms_up_and_ends_near_zero() -> None:
     assert warmup_then_cosine(0, 5)(0) == 1.0
 
 
-def test_curves_are_drawn_now_and_then_and_at_the_end(
+def test_pictures_are_drawn_now_and_then_and_at_the_end(
     tmp_path: Path, vae: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drawn: list[int] = []
+    shown: list[int] = []
     monkeypatch.setattr(
         "engine.history.draw_curves", lambda _, history, title: drawn.append(len(history))
     )
-    monkeypatch.setattr("engine.history.CURVES_SECONDS", 1e6)
+    monkeypatch.setattr(
+        "torch.utils.tensorboard.SummaryWriter.add_image",
+        lambda _, tag, image, epoch, dataformats: shown.append(epoch),
+    )
+    monkeypatch.setattr("engine.history.PICTURE_SECONDS", 1e6)
     train.main(arguments(tmp_path, vae, "epochs=4"))
-    assert drawn == [1, 4]
+    assert drawn == shown == [1, 4]
 
 
 def test_curves_are_drawn_with_gaps(tmp_path: Path) -> None:

@@ -165,6 +165,11 @@ class Config(BaseModel):
         True,
         description="Channels-last memory layout of weights and activations; on the CPU the encoder stays contiguous",
     )
+    cuda_graphs: bool = Field(
+        True,
+        description="On one GPU, launch all kernels of a training step or a prediction at once, as CUDA graphs; not "
+        "for baselines and networks of your own, not with `compile`, and steps not with `accumulate`",
+    )
     compile: bool = Field(False, description="torch.compile the networks (GPU)")
     checkpoint_decoder: bool = Field(
         False,
