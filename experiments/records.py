@@ -14,7 +14,7 @@ from utils.files import atomic_write
 RECORD = "trial.json"
 
 OF_THE_PLACE = {
-    "GPUs", "cache_mb", "channels_last", "checkpoint_decoder", "compile", "deterministic",
+    "GPUs", "cache_mb", "channels_last", "checkpoint_decoder", "compile", "cuda_graphs", "deterministic",
     "log_every", "num_workers", "phase", "pickle_file_path", "resume", "save_minutes",
     "snapshot_path",
 }  # fmt: skip
