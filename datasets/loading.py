@@ -120,9 +120,8 @@ class SegmentationDataset(Dataset[Sample]):
         image, mask = self.pixels(index)
         seed = np.random.SeedSequence((self.seed, epoch, index)).generate_state(1, np.uint64)[0]
         with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(
-                int(seed)
-            )  # torch.manual_seed seeds GPUs too, slowly
+            # of the CPU alone: torch.manual_seed takes milliseconds to prepare that of idle GPUs too
+            torch.default_generator.manual_seed(int(seed))
             noise = torch.randn(self.noise_shape) * (torch.rand(()) < self.noise_probability)
             picture, label = self.transform(
                 tv_tensors.Image(torch.from_numpy(image).permute(2, 0, 1)),

@@ -7,6 +7,7 @@ memory it was captured in, so that inputs are copied in and every batch has the 
 
 from __future__ import annotations
 
+from threading import Lock
 from typing import TYPE_CHECKING
 
 import torch
@@ -48,16 +49,22 @@ class Predictor:
     """`system(images)` under the run's autocast: (B, 3, S, S) in [0, 1] -> (B, 1, S, S).
 
     Captured for each shape of the batch where that can be, for the first MAX_SHAPES of them. The weights
-    may change between calls, not their memory. The system has to be in eval mode and on its device.
+    may change between calls, not their memory. The system has to be in eval mode and on its device. Calls
+    from several threads take turns, since they share the memory of the graphs.
     """
 
     def __init__(self, system: SegmentationModel, accelerator: Accelerator) -> None:
         self.system, self.accelerator = system, accelerator
         self.max_shapes = MAX_SHAPES if can_capture(system, accelerator) else 0
         self._captured: dict[torch.Size, tuple[torch.cuda.CUDAGraph, Tensor, Tensor]] = {}
+        self._turn = Lock()
 
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> Tensor:
+        with self._turn:
+            return self._replay(images)
+
+    def _replay(self, images: Tensor) -> Tensor:
         if images.shape not in self._captured:
             if len(self._captured) >= self.max_shapes:
                 return self._predict(images)

@@ -101,9 +101,7 @@ def make_accelerator(precision: str, accumulate: int, deterministic: bool) -> Ac
         keep_freed_memory()
     torch.set_flush_denormal(True)  # denormal numbers slow CPU training several times
     torch.backends.cudnn.benchmark = not deterministic
-    torch.backends.cudnn.benchmark_limit = (
-        3  # kernels tried per convolution; ten make the start slow
-    )
+    torch.backends.cudnn.benchmark_limit = 3  # kernels tried: ten are no faster, but start later
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
