@@ -83,9 +83,13 @@ class Ours(Candidate):
         assert isinstance(losses, dict)
         return losses
 
-    def step_seconds(self, steps: int) -> dict[str, float]:
-        self.to_capture = False  # a step that is replayed as a whole has no parts to watch
+    def _launch_one_by_one(self) -> None:
+        """From here on: a step that is replayed as a whole has no parts to watch."""
+        self.to_capture = False
         self.system.forward = self.eager  # type: ignore[method-assign]
+
+    def step_seconds(self, steps: int) -> dict[str, float]:
+        self._launch_one_by_one()
         return super().step_seconds(steps)
 
     @torch.no_grad()
@@ -96,6 +100,7 @@ class Ours(Candidate):
         return {name: value.item() for name, value in losses.items()}
 
     def step_arithmetic(self) -> dict[str, tuple[float, float]]:
+        self._launch_one_by_one()
         with self.accelerator.autocast():  # the parts are called again with what they got under it
             return super().step_arithmetic()
 

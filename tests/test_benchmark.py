@@ -106,6 +106,21 @@ def test_every_task_handles_every_image(candidates: tuple[Reference, Ours], whic
     assert handled["train_steps"].waited == 0
 
 
+@pytest.mark.parametrize("look", ["step_arithmetic", "step_seconds"])
+def test_a_replayed_step_is_taken_apart(
+    candidates: tuple[Reference, Ours], look: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, ours = candidates
+
+    def replay(*_: torch.Tensor) -> None:
+        raise AssertionError("replayed as a whole")
+
+    monkeypatch.setattr(ours.system, "forward", replay)
+    monkeypatch.setattr(ours, "to_capture", True)
+    parts = ours.step_seconds(1) if look == "step_seconds" else ours.step_arithmetic()
+    assert set(parts) >= PARTS
+
+
 def test_the_parts_of_a_step(candidates: tuple[Reference, Ours]) -> None:
     counts = []
     for candidate in candidates:

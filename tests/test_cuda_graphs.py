@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import csv
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ import train
 from engine.build import system_from
 from engine.cuda_graphs import MAX_SHAPES, Predictor, can_capture, capture_training_step
 from engine.device import make_accelerator
+from engine.memory import estimate_memory
 from models.base import SegmentationModel
 from models.build import build_system
 from models.losses import LossWeights
@@ -80,6 +83,42 @@ def test_without_a_gpu_predictions_are_computed_as_ever(vae: Path) -> None:
     predict.max_shapes = 0
     image, *_ = batch(2, 0, accelerator.device)
     torch.testing.assert_close(predict(image), system(image))
+
+
+def test_predictions_take_turns_and_try_out_no_kernels(vae: Path) -> None:
+    accelerator = make_accelerator("fp32", 1, deterministic=False)
+    system = build(vae).to(accelerator.device).eval()
+    inside, most, tried_out = 0, 0, []
+
+    def slowly(image: Tensor) -> Tensor:
+        nonlocal inside, most
+        inside += 1
+        most = max(most, inside)
+        tried_out.append(torch.backends.cudnn.benchmark)
+        time.sleep(0.05)
+        inside -= 1
+        return image
+
+    system.forward = slowly
+    predict = Predictor(system, accelerator)
+    predict.max_shapes = 0
+    image, *_ = batch(1, 0, accelerator.device)
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(predict, [image] * 4))
+    assert most == 1
+    assert tried_out == [False] * 4
+    assert torch.backends.cudnn.benchmark, "as training has it"
+
+
+def test_a_captured_step_is_not_replayed_to_estimate_its_memory(vae: Path) -> None:
+    system = build(vae)
+    expected = estimate_memory(system, 2, 32, "fp32")
+
+    def replay(*_: Tensor) -> Tensor:
+        raise AssertionError("called as if on the GPU")
+
+    system.forward = replay  # type: ignore[method-assign, assignment]
+    assert estimate_memory(system, 2, 32, "fp32") == expected
 
 
 @gpu

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import shutil
@@ -94,6 +95,23 @@ def test_epochs_differ(tmp_path: Path) -> None:
     first, second = batches[:5], batches[5:]
     assert [b["index"].tolist() for b in first] != [b["index"].tolist() for b in second]
     assert not same(first, second)
+
+
+def test_each_seed_epoch_and_case_has_its_own_random_numbers(tmp_path: Path) -> None:
+    cases = open_data_set(write_data_set(tmp_path)).train[:2]
+
+    def noise(seed: int, epoch: int, case: int) -> torch.Tensor:
+        dataset = SegmentationDataset(
+            cases, 32, augment=True, seed=seed, noise_shape=(4, 4, 4), noise_probability=1.0
+        )
+        return dataset[(epoch, case)]["noise"]
+
+    keys = list(itertools.product((1, 2), (0, 1), (0, 1)))
+    for a, b in itertools.combinations(keys, 2):
+        assert not torch.equal(noise(*a), noise(*b)), (a, b)
+    before = torch.get_rng_state()
+    assert torch.equal(noise(*keys[0]), noise(*keys[0]))
+    assert torch.equal(torch.get_rng_state(), before), "drawn from a state of their own"
 
 
 def test_an_epoch_can_start_part_way(tmp_path: Path) -> None:
