@@ -43,6 +43,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--cases", type=positive_int, default=48, help="cases of such an epoch (48)")
     add("--workers", type=int, default=2, help="loader workers of ours (2)")
     add("--precision", default="auto", choices=["auto", "fp32", "bf16", "fp16"])
+    add("--compile", action="store_true", help="ours with torch.compile, as `compile: true`")
     add("--out", type=Path, help="folder for tables, CSV files and plots")
     other = parser.add_mutually_exclusive_group()
     other.add_argument(
@@ -112,6 +113,7 @@ def workload_from(arguments: argparse.Namespace) -> Workload:
         arguments.workers,
         train,
         test,
+        arguments.compile,
     )
 
 

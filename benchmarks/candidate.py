@@ -39,6 +39,7 @@ class Workload:
     workers: int  # loader processes and reading threads of ours
     train: tuple[Case, ...] = ()
     test: tuple[Case, ...] = ()
+    compile: bool = False  # the training step of ours
 
 
 @dataclass(frozen=True)

@@ -43,6 +43,8 @@ def compare(
             f"{ours.call('describe')}; {workload.image_size} px, batch {workload.batch_size}; "
             f"{rounds} rounds"
         )
+        if workload.compile:
+            head += "; ours compiled"
         if data:
             head += f"; {len(workload.train)} + {len(workload.test)} cases of {data}"
         trained = {name: c for name, c in candidates.items() if not name.startswith("U-Net")}
@@ -128,5 +130,6 @@ def take_turns(
             measured[name].rounds.append(timing.images / timing.seconds)
             measured[name].waited.append(timing.waited / timing.seconds)
     for name, rates in measured.items():
-        log.info("  %s: %.2f images per second", name, rates.median)
+        waited = f", {max(rates.waited):.0%} of it waiting for data" if any(rates.waited) else ""
+        log.info("  %s: %.2f images per second%s", name, rates.median, waited)
     return list(measured.values())

@@ -14,7 +14,8 @@ from benchmarks.candidate import THRESHOLD, Candidate, Workload, fresh_system
 from benchmarks.step_parts import Part, convolution_peak
 from datasets.cases import Case, read_image
 from datasets.loading import EpochSampler, SegmentationDataset, make_loader
-from engine.cuda_graphs import Predictor, can_capture, capture_training_step
+from engine.build import compile_losses
+from engine.cuda_graphs import Predictor, TrainingPass, can_capture
 from engine.device import choose_layout, describe_device, make_accelerator
 from engine.evaluation import predict_cases
 from engine.prediction import Method, segment
@@ -40,9 +41,11 @@ class Ours(Candidate):
         self.system = fresh_system(vae, workload.image_size, model)
         on_gpu = self.device.type == "cuda"
         choose_layout(self.system, on_gpu)
+        if workload.compile:
+            compile_losses(self.system)
         self.system = self.accelerator.prepare_model(self.system)
-        self.eager = self.system.forward
-        self.to_capture = can_capture(self.system, self.accelerator)
+        to_capture = can_capture(self.system, self.accelerator)
+        self.training_pass = TrainingPass(self.system, self.accelerator, to_capture)
         self.probability = Predictor(self.system, self.accelerator)
         self.optimizer = torch.optim.AdamW(
             [p for p in self.system.parameters() if p.requires_grad],
@@ -75,18 +78,12 @@ class Ours(Candidate):
         return train_loader, make_loader(test_set, work.batch_size, pin_memory=on_gpu)
 
     def losses(self, image: Tensor, mask: Tensor, noise: Tensor) -> dict[str, Tensor]:
-        if self.to_capture:
-            capture_training_step(self.system, image, mask, noise)
-            self.to_capture = False
-        with self.accelerator.autocast():
-            losses = self.system(image, mask, noise)
-        assert isinstance(losses, dict)
-        return losses
+        return self.training_pass(image, mask, noise)
 
     def _launch_one_by_one(self) -> None:
-        """From here on: a step that is replayed as a whole has no parts to watch."""
-        self.to_capture = False
-        self.system.forward = self.eager  # type: ignore[method-assign]
+        """From here on: a step that is compiled or replayed as a whole has no parts to watch."""
+        self.training_pass.to_capture = False
+        self.system.__dict__.pop("forward", None)  # the class's own again
 
     def step_seconds(self, steps: int) -> dict[str, float]:
         self._launch_one_by_one()

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
+from types import MethodType
+from typing import Any
 
 from datasets.cases import Case, DataSet
 from datasets.loading import SegmentationDataset
@@ -17,6 +20,8 @@ from models.losses import LossWeights
 from utils.checkpoints import load_weights
 from utils.config import Config
 from utils.errors import UserError, listed
+
+log = logging.getLogger("wavegms")
 
 SHOWN = 4  # cases in a message
 
@@ -48,11 +53,30 @@ def system_from(config: Config) -> SegmentationModel:
     )
     if config.channels_last:
         choose_layout(system, on_gpu=torch.cuda.is_available())
-    system.capturable = system.capturable and config.cuda_graphs and not config.compile
-    if config.compile:
-        torch._dynamo.config.suppress_errors = True  # what cannot be compiled runs as it is
-        system.compile()
+    system.capturable = system.capturable and config.cuda_graphs
+    if config.compile and torch.cuda.is_available():  # on a CPU it takes minutes and gains nothing
+        log.info("compile: the first training step takes some minutes")
+        compile_losses(system)
     return system
+
+
+def compile_losses(system: SegmentationModel) -> None:
+    """Let `torch.compile` fuse the training pass of `system`, at its first call.
+
+    Predictions stay as they are: they are few in a training, and compiling takes minutes. What cannot be
+    compiled, for lack of a compiler say, runs as it is, with a warning.
+    """
+    import torch
+
+    torch._dynamo.config.suppress_errors = True
+    plain = type(system).forward
+    compiled = torch.compile(plain, dynamic=False)
+
+    def forward(self: SegmentationModel, image: Any, mask: Any = None, noise: Any = None) -> Any:
+        return plain(self, image) if mask is None else compiled(self, image, mask, noise)
+
+    # a method, so that a copy of the system (an average of its weights) has its own
+    system.forward = MethodType(forward, system)  # type: ignore[method-assign]
 
 
 def load_initial_weights(config: Config, data_set: DataSet, system: SegmentationModel) -> None:

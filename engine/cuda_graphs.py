@@ -28,6 +28,25 @@ def can_capture(system: SegmentationModel, accelerator: Accelerator) -> bool:
     return system.capturable and on_gpu and accelerator.num_processes == 1
 
 
+class TrainingPass:
+    """`model(image, mask, noise)` in training mode under the run's autocast: its losses.
+
+    With `capture` they and their gradients are replayed, from a capture at the first call. Every batch
+    then has the shape of the first.
+    """
+
+    def __init__(self, model: nn.Module, accelerator: Accelerator, capture: bool) -> None:
+        self.model, self.accelerator, self.to_capture = model, accelerator, capture
+
+    def __call__(self, image: Tensor, mask: Tensor, noise: Tensor) -> dict[str, Tensor]:
+        if self.to_capture:
+            capture_training_step(self.model, image, mask, noise)
+            self.to_capture = False
+        with self.accelerator.autocast():
+            losses: dict[str, Tensor] = self.model(image, mask, noise)
+        return losses
+
+
 def capture_training_step(model: nn.Module, image: Tensor, mask: Tensor, noise: Tensor) -> None:
     """From here on, the losses of `model` in training mode, and their gradients, are replayed.
 

@@ -33,7 +33,7 @@ from datasets.loading import (
     make_loader,
     worker_died,
 )
-from engine.cuda_graphs import Predictor, can_capture, capture_training_step
+from engine.cuda_graphs import Predictor, TrainingPass, can_capture
 from engine.epoch_losses import EpochLosses, NonFiniteLoss, write_nonfinite
 from engine.history import HistoryWriter, Row, sample_panel
 from engine.resume import load_state, save_state
@@ -149,7 +149,8 @@ class Trainer:
             average = get_ema_multi_avg_fn(options.ema_decay)
             self.average = AveragedModel(system, multi_avg_fn=average)
         self.predict = Predictor(self.evaluated, accelerator)
-        self.to_capture = options.accumulate == 1 and can_capture(system, accelerator)
+        to_capture = options.accumulate == 1 and can_capture(system, accelerator)
+        self.training_pass = TrainingPass(self.model, accelerator, to_capture)
         self.read_every = self._batches_between_reads()
         self.saved_at = time.monotonic()
 
@@ -219,12 +220,8 @@ class Trainer:
         Returns the losses in the order of `loss_names`, means over the processes, on the device,
         without waiting for it.
         """
-        if self.to_capture:
-            capture_training_step(self.model, batch["image"], batch["mask"], batch["noise"])
-            self.to_capture = False
         with self.accelerator.accumulate(self.model):
-            with self.accelerator.autocast():
-                losses = self.model(batch["image"], batch["mask"], batch["noise"])
+            losses = self.training_pass(batch["image"], batch["mask"], batch["noise"])
             loss = losses["loss"]
             values = torch.stack([losses[n].detach().double() for n in self.loss_names])
             values = cast(torch.Tensor, self.accelerator.reduce(values, "mean"))

@@ -67,7 +67,7 @@ def test_only_on_one_gpu(vae: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ({}, True),
         ({"cuda_graphs": False}, False),
-        ({"compile": True}, False),
+        ({"compile": True}, True),
         ({"model": "tests.own_networks:build"}, False),
     ],
 )

@@ -168,9 +168,13 @@ class Config(BaseModel):
     cuda_graphs: bool = Field(
         True,
         description="On one GPU, launch all kernels of a training step or a prediction at once, as CUDA graphs; not "
-        "for baselines and networks of your own, not with `compile`, and steps not with `accumulate`",
+        "for baselines and networks of your own, and steps not with `accumulate`",
     )
-    compile: bool = Field(False, description="torch.compile the networks (GPU)")
+    compile: bool = Field(
+        False,
+        description="On a GPU, let torch.compile fuse the training step: the first one then takes minutes, the others "
+        "are faster (docs/performance.md)",
+    )
     checkpoint_decoder: bool = Field(
         False,
         description="Recompute the decoder in the backward pass instead of keeping its activations",

@@ -1,0 +1,128 @@
+"""`compile: true`: what is compiled, and what happens where that fails."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from engine.build import compile_losses, system_from
+from engine.cuda_graphs import TrainingPass, can_capture
+from engine.device import make_accelerator
+from models.base import SegmentationModel
+from utils.config import make_config
+
+Batch = tuple[Tensor, Tensor, Tensor]
+
+
+def build(vae: Path, **settings: Any) -> SegmentationModel:
+    """The smallest system that there is, with the same weights each time."""
+    defaults = {"pickle_file_path": "x.json", "vae_weights": str(vae), "vae_model": "tiny_vae"}
+    return system_from(make_config(defaults | {"ch": 16, "image_size": 32} | settings))
+
+
+@pytest.fixture
+def batch() -> Batch:
+    random = torch.Generator().manual_seed(0)
+    mask = torch.rand(2, 1, 32, 32, generator=random).round()
+    return torch.rand(2, 3, 32, 32, generator=random), mask, torch.zeros(2, 4, 4, 4)
+
+
+@pytest.fixture(autouse=True)
+def forget_what_was_compiled() -> None:
+    torch._dynamo.reset()
+
+
+def test_without_a_compiler_training_goes_on_as_it_is(
+    vae: Path, batch: Batch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch._inductor.compile_fx as inductor
+
+    asked = []
+
+    def broken(*_: Any, **__: Any) -> None:
+        asked.append(True)
+        raise RuntimeError("no working compiler")
+
+    monkeypatch.setattr(inductor, "compile_fx", broken)
+    plain, compiled = build(vae), build(vae)
+    compile_losses(compiled)
+    for system in (plain, compiled):
+        system(*batch)["loss"].backward()
+    assert asked
+    for a, b in zip(plain.parameters(), compiled.parameters(), strict=True):
+        assert (a.grad is None) == (b.grad is None)
+        if a.grad is not None:
+            torch.testing.assert_close(b.grad, a.grad)
+
+
+def test_predictions_are_not_compiled(
+    vae: Path, batch: Batch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "compile", lambda function, **_: lambda *arguments: "compiled")
+    plain, compiled = build(vae), build(vae)
+    compile_losses(compiled)
+    assert compiled(*batch) == "compiled"
+    torch.testing.assert_close(compiled(batch[0]), plain(batch[0]))
+
+
+def test_a_copy_computes_with_its_own_weights(vae: Path, batch: Batch) -> None:
+    system = build(vae)
+    compile_losses(system)
+    average = copy.deepcopy(system)
+    before = system(batch[0])
+    with torch.no_grad():
+        for parameter in average.parts()["model"].parameters():
+            parameter.mul_(0.5)
+    torch.testing.assert_close(system(batch[0]), before)
+    assert not torch.allclose(average(batch[0]), before)
+
+
+@pytest.mark.parametrize("on_gpu", [True, False])
+def test_only_a_training_on_a_gpu_is_compiled(
+    on_gpu: bool, vae: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiled: list[SegmentationModel] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: on_gpu)
+    monkeypatch.setattr("engine.build.compile_losses", compiled.append)
+    build(vae)
+    assert not compiled
+    build(vae, compile=True)
+    assert bool(compiled) == on_gpu
+
+
+def losses_and_gradient(
+    system: SegmentationModel, accelerator: Accelerator, batch: Batch, capture: bool
+) -> tuple[dict[str, float], Tensor]:
+    """Of a second batch, so that one pass is a replayed one."""
+    model = accelerator.prepare_model(system)
+    training_pass = TrainingPass(model, accelerator, capture)
+    for turn in range(2):
+        model.zero_grad()
+        losses = training_pass(*(part.roll(turn, 0).to(accelerator.device) for part in batch))
+        losses["loss"].backward()
+    gradients = [p.grad.flatten() for p in model.parameters() if p.grad is not None]
+    return {name: value.item() for name, value in losses.items()}, torch.cat(gradients)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("graphs", [True, False])
+def test_compiled_losses_and_gradients_are_those_of_the_step(
+    graphs: bool, vae: Path, batch: Batch
+) -> None:
+    accelerator = make_accelerator("fp32", 1, deterministic=True)
+    plain, compiled = build(vae), build(vae)
+    compile_losses(compiled)
+    capture = graphs and can_capture(compiled, accelerator)
+    # TensorFloat-32 alone makes a difference of 2e-4 between kernels
+    with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
+        expected, gradient = losses_and_gradient(plain, accelerator, batch, capture=False)
+        losses, compiled_gradient = losses_and_gradient(compiled, accelerator, batch, capture)
+    assert losses == pytest.approx(expected, rel=1e-4, abs=1e-6)
+    assert (compiled_gradient - gradient).norm() < 1e-3 * gradient.norm()
