@@ -82,9 +82,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 def write_weights(path: Path, config: Config, system: SegmentationModel) -> None:
     """Write the trained weights in 16 bits, and beside them the config without its `model_weight`.
 
-    Named best_model.safetensors, their folder then is one that `--run` takes. UserError where the folder
+    The file also says by which split they were trained. Named best_model.safetensors, their folder then is one that `--run` takes. UserError where the folder
     has the config of another run.
     """
+    from engine.provenance import training_record
     from utils.checkpoints import save_weights
     from utils.config import dump_config
     from utils.errors import UserError
@@ -98,7 +99,7 @@ def write_weights(path: Path, config: Config, system: SegmentationModel) -> None
             "another folder"
         )
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_weights(path, system, half=True)
+    save_weights(path, system, half=True, metadata=training_record(config))
     atomic_write(beside, described)
     log.info("%s: %.1f MB, 16 bits, with its config.yaml", path, path.stat().st_size / 1e6)
 

@@ -5,6 +5,9 @@
     python valid.py --run ckpt/wave_gms_busi/epochs_1000 --datasets bus busi
     python valid.py --config configs/busi_valid.yaml model_weight=path/to/best_model.pth
 
+A config whose experiment has no run yet stands for the weights that come with the repository for its data
+set (ckpt/provided_models/), where there are some.
+
 Writes beside the checkpoint: predicted_masks_<dataset>/ and valid_results_<dataset>/.
 """
 
@@ -47,7 +50,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parse_arguments(argv)
 
     from engine.backends import find_run, load_system
+    from utils.runs import log_to, writing_to
 
+    log_to()
     config, checkpoint = find_run(arguments.run, arguments.config, overrides=arguments.overrides)
 
     from engine.device import make_accelerator, use_gpus
@@ -57,9 +62,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     from datasets.cases import open_data_set
     from engine.testing import score_test_split
-    from utils.runs import log_to, writing_to
 
-    log_to()
     system = load_system(config, checkpoint)
     log.info("weights: %s", checkpoint)
     paths = [Path(f"datasets/{name}/{name}_train_test_names.json") for name in arguments.datasets]

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("wavegms")
 
+PROVIDED_MODELS = Path("ckpt/provided_models")
+"""Weights that come with the repository, a folder like that of a run for each data set."""
+
 ONNX_FORMAT = "wave-gms 1"
 """Value of the metadata key `format` in the files of export.py."""
 
@@ -88,8 +91,9 @@ def find_run(
     """Config and checkpoint of a run: of its folder, or of a config file where there is no folder.
 
     The checkpoint is `weights`, else what `overrides` (`key=value`) or the config file name as
-    `model_weight`, else the run's `best_model.pth`, or `.safetensors` as export.py writes it. UserError
-    where one is missing.
+    `model_weight`, else the run's `best_model.pth`, or `.safetensors` as export.py writes it. A config
+    file whose experiment has no run yet stands for the weights of its data set that come with the
+    repository, where there are some. UserError where one is missing.
     """
     from engine.build import find_checkpoint
     from utils.config import load_config
@@ -109,7 +113,18 @@ def find_run(
         weights = passed_on if passed_on.is_file() and not own.is_file() else own
     if weights:
         config = config.model_copy(update={"model_weight": weights})
+    if folder is None and config.model_weight is None and (provided := provided_for(config)):
+        log.warning("no run in %s yet: using %s", config.snapshot_path, provided)
+        split = f"pickle_file_path={config.pickle_file_path}"
+        return find_run(provided, overrides=[split, *overrides])
     return config, find_checkpoint(config)
+
+
+def provided_for(config: Config) -> Path | None:
+    """The folder of weights that stands for the config's experiment as long as that has no run."""
+    folder = PROVIDED_MODELS / config.dataset
+    has_run = any(config.snapshot_path.glob("epochs_*/best_model.*"))
+    return None if has_run or not (folder / "config.yaml").is_file() else folder
 
 
 def load_system(config: Config, checkpoint: Path) -> SegmentationModel:

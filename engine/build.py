@@ -12,7 +12,7 @@ from datasets.loading import SegmentationDataset
 from datasets.splits import hold_out, hold_out_fold
 from datasets.staging import read_metadata_groups
 from engine.device import choose_layout
-from engine.provenance import cases_recorded_of
+from engine.provenance import cases_recorded_of, trained_on_another_split
 from engine.training import TrainingOptions
 from models.base import SegmentationModel
 from models.build import build_system
@@ -87,6 +87,12 @@ def load_initial_weights(config: Config, data_set: DataSet, system: Segmentation
     if config.init_weights is None:
         return
     load_weights(config.init_weights, system, key="init_weights")
+    if trained_on_another_split(config.init_weights, data_set):
+        raise UserError(
+            f"init_weights: {config.init_weights} was trained on another split of {data_set.name} than that of "
+            f"{data_set.split_file}, so that scores on its test cases could mean nothing. Prepare the data set "
+            "with the split that these weights name, or take weights of another data set"
+        )
     test = {case.name for case in data_set.test}
     seen = sorted(test.intersection(cases_recorded_of(config.init_weights, data_set)))
     if seen:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from datasets.cases import DataSet, find_split_file
 from datasets.splits import read_split
 from datasets.staging import METADATA_GROUPS
+from utils.checkpoints import read_metadata
 from utils.config import Config, load_config
 from utils.errors import UserError
 from utils.files import sha256
@@ -105,6 +107,29 @@ def cases_recorded_of(checkpoint: Path, data_set: DataSet) -> tuple[str, ...]:
     return () if training_config(checkpoint) is None else cases_trained_on(checkpoint, data_set)
 
 
+def training_record(config: Config) -> dict[str, str]:
+    """What weights that are passed on say of the split they were trained on: its data set, and a
+    SHA-256 of the names in train. Empty where the split file of `config` is gone.
+    """
+    try:
+        names = read_split(find_split_file(config.pickle_file_path)).train
+    except UserError:
+        return {}
+    return {"data_set": config.dataset, "training_cases": names_sha256(names)}
+
+
+def names_sha256(names: Iterable[str]) -> str:
+    """SHA-256 of the names, whatever their order."""
+    return hashlib.sha256("\n".join(sorted(names)).encode()).hexdigest()
+
+
+def trained_on_another_split(checkpoint: Path, data_set: DataSet) -> bool:
+    """Whether the weights say that they were trained on this data set with another split."""
+    record = read_metadata(checkpoint)
+    names = names_sha256(case.name for case in data_set.train)
+    return record.get("data_set") == data_set.name and record.get("training_cases", names) != names
+
+
 def provenance(config: Config, data_set: DataSet, checkpoint: Path) -> dict[str, Any]:
     """What a score rests on: weights and how they were chosen, data, settings, versions."""
     run = training_config(checkpoint)
@@ -115,6 +140,7 @@ def provenance(config: Config, data_set: DataSet, checkpoint: Path) -> dict[str,
     return {
         "selection": selection,
         "trained_on": trained_on,
+        "trained_on_another_split": trained_on_another_split(checkpoint, data_set),
         "trained_otherwise": trained_otherwise(config, run),
         "data_set": data_set.name,
         "model": config.model,

@@ -1,16 +1,23 @@
-"""The weights that come with the repository do what their cards say."""
+"""Weights that are passed on: those in the repository do what their cards say, others know their split."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 import pytest
 
+import export
+import train
+import valid
 from datasets.phantom import phantom_case
 from engine.backends import TorchBackend, find_run
+from tests.small_run import arguments
 from utils.config import load_config
+from utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
 PROVIDED = sorted((ROOT / "ckpt" / "provided_models").iterdir())
@@ -43,3 +50,63 @@ def test_the_weights_trained_on_phantoms_segment_others() -> None:
         for prediction, mask in zip(found, masks, strict=True)
     ]
     assert np.mean(dice) > 0.85
+
+
+def passed_on(run: Path, folder: Path) -> Path:
+    """The folder with the exported weights of a run."""
+    export.main(["--run", str(run), "--out", str(folder / "best_model.safetensors")])
+    return folder
+
+
+def summary_in(folder: Path) -> dict[str, Any]:
+    summary: dict[str, Any] = json.loads(
+        (folder / "valid_results_blobs" / "summary.json").read_text()
+    )
+    return summary
+
+
+def test_exported_weights_know_another_split(
+    finished: Path, tmp_path: Path, vae: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shared, split = passed_on(finished, tmp_path / "shared"), tmp_path / "blobs"
+    split /= "blobs_train_test_names.json"
+    data = f"pickle_file_path={split}"
+    valid.main(["--run", str(shared), data])
+    assert summary_in(shared)["provenance"]["trained_on_another_split"] is False
+    assert "another split" not in capsys.readouterr().out
+
+    content = json.loads(split.read_text())
+    train_names, test_names = (content[part]["name_list"] for part in ("train", "test"))
+    train_names[0], test_names[0] = test_names[0], train_names[0]
+    split.write_text(json.dumps(content))
+    valid.main(["--run", str(shared), data])
+    assert summary_in(shared)["provenance"]["trained_on_another_split"] is True
+    assert "was trained on another split of blobs" in capsys.readouterr().out
+    start = f"init_weights={shared / 'best_model.safetensors'}"
+    with pytest.raises(UserError, match="was trained on another split of blobs"):
+        train.main(arguments(tmp_path, vae, start, "seed=5", out="next"))
+
+
+def test_the_order_of_the_names_is_no_other_split(finished: Path, tmp_path: Path) -> None:
+    shared, split = passed_on(finished, tmp_path / "shared"), tmp_path / "blobs"
+    split /= "blobs_train_test_names.json"
+    content = json.loads(split.read_text())
+    content["train"]["name_list"].reverse()
+    split.write_text(json.dumps(content))
+    valid.main(["--run", str(shared), f"pickle_file_path={split}"])
+    assert summary_in(shared)["provenance"]["trained_on_another_split"] is False
+
+
+def test_provided_weights_stand_in_until_there_is_a_run(
+    finished: Path, tmp_path: Path, vae: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    provided = passed_on(finished, tmp_path / "provided" / "blobs")
+    monkeypatch.setattr("engine.backends.PROVIDED_MODELS", tmp_path / "provided")
+    valid.main(arguments(tmp_path, vae, out="no_run_yet"))
+    provenance = summary_in(provided)["provenance"]
+    assert provenance["checkpoint"] == str(provided / "best_model.safetensors")
+
+    valid.main(arguments(tmp_path, vae))
+    assert summary_in(finished)["provenance"]["checkpoint"] == str(finished / "best_model.pth")
+    with pytest.raises(UserError, match=r"no checkpoint at .*epochs_7"):  # a typo, say
+        valid.main(arguments(tmp_path, vae, "epochs=7"))

@@ -24,10 +24,16 @@ if TYPE_CHECKING:
 SHOWN = 8
 
 
-def save_weights(path: Path, system: SegmentationModel, half: bool = False) -> None:
+def save_weights(
+    path: Path,
+    system: SegmentationModel,
+    half: bool = False,
+    metadata: dict[str, str] | None = None,
+) -> None:
     """Write the trainable parts of `system` to `path`, a `.pth` or `.safetensors` file.
 
-    With `half`, numbers are kept in 16 bits (fp16), half the size; they load as any others.
+    With `half`, numbers are kept in 16 bits (fp16), half the size; they load as any others. `metadata`
+    goes into a `.safetensors`, see `read_metadata`.
 
     Raises:
         UserError: the name ends in neither, or a weight is too large for 16 bits.
@@ -45,9 +51,19 @@ def save_weights(path: Path, system: SegmentationModel, half: bool = False) -> N
         flat = {
             f"{name}.{key}": value for name, part in weights.items() for key, value in part.items()
         }
-        atomic_write(path, lambda temporary: save_file(flat, temporary))
+        atomic_write(path, lambda temporary: save_file(flat, temporary, metadata))
     else:
         save_tensors(path, weights)
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """What was written into a `.safetensors` beside its weights; empty for a `.pth`."""
+    from safetensors import safe_open
+
+    if not _is_safetensors(path):
+        return {}
+    with safe_open(path, "pt") as file:
+        return file.metadata() or {}
 
 
 def load_weights(path: Path, system: SegmentationModel, key: str = "model_weight") -> None:
