@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from typing import Any
+from zipfile import ZipFile
 
 import cv2
 import numpy as np
@@ -14,8 +15,11 @@ import export
 import train
 import valid
 from datasets.phantom import phantom_case
+from datasets.splits import read_split
 from engine.backends import TorchBackend, find_run
+from engine.provenance import names_sha256
 from tests.small_run import arguments
+from utils.checkpoints import read_metadata
 from utils.config import load_config
 from utils.errors import UserError
 
@@ -45,11 +49,36 @@ def test_the_weights_trained_on_phantoms_segment_others() -> None:
     masks = [cv2.resize(case.mask, (size, size), interpolation=cv2.INTER_NEAREST) for case in cases]
     batch = np.stack([np.repeat(image[None], 3, axis=0) for image in images]) / np.float32(255)
     found = backend(batch) >= backend.threshold
-    dice = [
-        2 * np.sum(prediction & (mask > 0)) / (prediction.sum() + (mask > 0).sum())
-        for prediction, mask in zip(found, masks, strict=True)
-    ]
-    assert np.mean(dice) > 0.85
+    assert np.mean([dice(each, mask > 0) for each, mask in zip(found, masks, strict=True)]) > 0.85
+
+
+def test_the_weights_trained_on_busi_segment_its_published_test_cases(shared: Path) -> None:
+    folder = ROOT / "ckpt" / "provided_models" / "busi"
+    split = read_split(shared / "splits" / "busi_train_test_names.pkl")
+    assert read_metadata(folder / "best_model.safetensors") == {
+        "data_set": "busi",
+        "training_cases": names_sha256(split.train),
+    }
+    backend = TorchBackend(*find_run(folder, overrides=[f"vae_weights={shared / 'taesd'}"]))
+    side = (backend.image_size, backend.image_size)
+    images, masks = [], []
+    with ZipFile(shared / "data" / "Dataset_BUSI_with_GT.zip") as archive:
+
+        def read(name: str, suffix: str, flag: int) -> np.ndarray:
+            kind, number = name.split("_")
+            content = archive.read(f"Dataset_BUSI_with_GT/{kind}/{kind} ({number}){suffix}.png")
+            return cv2.imdecode(np.frombuffer(content, np.uint8), flag)
+
+        for name in split.test[:6]:
+            images.append(cv2.resize(read(name, "", cv2.IMREAD_COLOR), side)[..., ::-1])
+            mask = read(name, "_mask", cv2.IMREAD_GRAYSCALE)
+            masks.append(cv2.resize(mask, side, interpolation=cv2.INTER_NEAREST))
+    found = backend(np.stack(images).transpose(0, 3, 1, 2) / np.float32(255)) >= backend.threshold
+    assert np.mean([dice(each, mask > 0) for each, mask in zip(found, masks, strict=True)]) > 0.7
+
+
+def dice(prediction: np.ndarray, mask: np.ndarray) -> float:
+    return float(2 * np.sum(prediction & mask) / (prediction.sum() + mask.sum()))
 
 
 def passed_on(run: Path, folder: Path) -> Path:
