@@ -82,8 +82,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 def write_weights(path: Path, config: Config, system: SegmentationModel) -> None:
     """Write the trained weights in 16 bits, and beside them the config without its `model_weight`.
 
-    The file also says by which split they were trained. Named best_model.safetensors, their folder then is one that `--run` takes. UserError where the folder
-    has the config of another run.
+    The file also says by which split they were trained. Named best_model.safetensors, their folder then
+    is one that `--run` takes. UserError where the folder has the config of another run.
     """
     from engine.provenance import training_record
     from utils.checkpoints import save_weights

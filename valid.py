@@ -5,8 +5,8 @@
     python valid.py --run ckpt/wave_gms_busi/epochs_1000 --datasets bus busi
     python valid.py --config configs/busi_valid.yaml model_weight=path/to/best_model.pth
 
-A config whose experiment has no run yet stands for the weights that come with the repository for its data
-set (ckpt/provided_models/), where there are some.
+As long as a data set's own config (configs/busi_valid.yaml) has no run, the weights that come with the
+repository (ckpt/provided_models/busi) are scored, where there are some.
 
 Writes beside the checkpoint: predicted_masks_<dataset>/ and valid_results_<dataset>/.
 """

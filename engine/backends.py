@@ -91,9 +91,9 @@ def find_run(
     """Config and checkpoint of a run: of its folder, or of a config file where there is no folder.
 
     The checkpoint is `weights`, else what `overrides` (`key=value`) or the config file name as
-    `model_weight`, else the run's `best_model.pth`, or `.safetensors` as export.py writes it. A config
-    file whose experiment has no run yet stands for the weights of its data set that come with the
-    repository, where there are some. UserError where one is missing.
+    `model_weight`, else the run's `best_model.pth`, or `.safetensors` as export.py writes it. As long as
+    a data set's own config has no run, it stands for the weights that come with the repository, where
+    there are some. UserError where one is missing.
     """
     from engine.build import find_checkpoint
     from utils.config import load_config
@@ -114,17 +114,25 @@ def find_run(
     if weights:
         config = config.model_copy(update={"model_weight": weights})
     if folder is None and config.model_weight is None and (provided := provided_for(config)):
-        log.warning("no run in %s yet: using %s", config.snapshot_path, provided)
+        log.warning(
+            "no run in %s yet: the weights that come with the repository are used, with their own config, %s",
+            *(config.snapshot_path, provided),
+        )
         split = f"pickle_file_path={config.pickle_file_path}"
         return find_run(provided, overrides=[split, *overrides])
     return config, find_checkpoint(config)
 
 
 def provided_for(config: Config) -> Path | None:
-    """The folder of weights that stands for the config's experiment as long as that has no run."""
-    folder = PROVIDED_MODELS / config.dataset
-    has_run = any(config.snapshot_path.glob("epochs_*/best_model.*"))
-    return None if has_run or not (folder / "config.yaml").is_file() else folder
+    """The folder of the weights that stand in for a run of the config's data set; None where there are none,
+    where there is a run, and for an experiment that is not the one in the data set's own config.
+    """
+    folder, experiment = PROVIDED_MODELS / config.dataset, config.snapshot_path
+    if experiment.name != f"wave_gms_{config.dataset}" or any(
+        experiment.glob("epochs_*/best_model.*")
+    ):
+        return None
+    return folder if (folder / "config.yaml").is_file() else None
 
 
 def load_system(config: Config, checkpoint: Path) -> SegmentationModel:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 from zipfile import ZipFile
@@ -131,11 +132,17 @@ def test_provided_weights_stand_in_until_there_is_a_run(
 ) -> None:
     provided = passed_on(finished, tmp_path / "provided" / "blobs")
     monkeypatch.setattr("engine.backends.PROVIDED_MODELS", tmp_path / "provided")
-    valid.main(arguments(tmp_path, vae, out="no_run_yet"))
-    provenance = summary_in(provided)["provenance"]
-    assert provenance["checkpoint"] == str(provided / "best_model.safetensors")
+    own, other = (arguments(tmp_path, vae, out=out) for out in ("wave_gms_blobs", "my_experiment"))
+    valid.main(own)
+    assert summary_in(provided)["provenance"]["checkpoint"] == str(
+        provided / "best_model.safetensors"
+    )
+    with pytest.raises(UserError, match=r"no checkpoint at .*my_experiment"):
+        valid.main(other)
 
-    valid.main(arguments(tmp_path, vae))
-    assert summary_in(finished)["provenance"]["checkpoint"] == str(finished / "best_model.pth")
+    run = tmp_path / "wave_gms_blobs" / "epochs_2"
+    shutil.copytree(finished, run)
+    valid.main(own)
+    assert summary_in(run)["provenance"]["checkpoint"] == str(run / "best_model.pth")
     with pytest.raises(UserError, match=r"no checkpoint at .*epochs_7"):  # a typo, say
-        valid.main(arguments(tmp_path, vae, "epochs=7"))
+        valid.main([*own, "epochs=7"])
