@@ -51,6 +51,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from datasets.cases import open_data_set
     from engine.build import (
         check_data,
+        compile_where_it_gains,
         load_initial_weights,
         options_from,
         system_from,
@@ -74,6 +75,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     with open_run(config, data_set, system, accelerator, plan) as folder:
         train_set, val_set = training_sets(config, data_set, system, progress=is_main)
+        compile_where_it_gains(config, system)
         trainer = Trainer(
             system, train_set, val_set, options_from(config), accelerator, folder, data_set.name
         )

@@ -144,8 +144,7 @@ def load_system(config: Config, checkpoint: Path) -> SegmentationModel:
     from engine.provenance import trained_otherwise, training_config
     from utils.checkpoints import load_weights
 
-    # compiling pays off only over a training, and a graph is exported from plain modules
-    system = system_from(config.model_copy(update={"compile": False}))
+    system = system_from(config)
     load_weights(checkpoint, system)
     others = trained_otherwise(config, training_config(checkpoint))
     if others:

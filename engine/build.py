@@ -54,10 +54,16 @@ def system_from(config: Config) -> SegmentationModel:
     if config.channels_last:
         choose_layout(system, on_gpu=torch.cuda.is_available())
     system.capturable = system.capturable and config.cuda_graphs
-    if config.compile and torch.cuda.is_available():  # on a CPU it takes minutes and gains nothing
+    return system
+
+
+def compile_where_it_gains(config: Config, system: SegmentationModel) -> None:
+    """`compile_losses` where `config` asks for it, on a GPU: on a CPU it takes minutes and gains nothing."""
+    import torch
+
+    if config.compile and torch.cuda.is_available():
         log.info("compile: the first training step takes some minutes")
         compile_losses(system)
-    return system
 
 
 def compile_losses(system: SegmentationModel) -> None:

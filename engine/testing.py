@@ -12,7 +12,7 @@ from datasets.integrity import leaked_names
 from datasets.splits import Split
 from engine.evaluation import predict_cases, report_cases, saving
 from engine.examples import draw_examples, names_by_quantile, write_overlays
-from engine.provenance import cases_trained_on, provenance, trained_on_another_split
+from engine.provenance import cases_trained_on, provenance
 from utils.metrics import EMPTY_RULES, score_cases
 from utils.report import write_report
 from utils.results import write_results
@@ -39,7 +39,8 @@ def score_test_split(
 
     Returns the summary that is also written as summary.json.
     """
-    if trained_on_another_split(checkpoint, data_set):
+    made_with = provenance(config, data_set, checkpoint)
+    if made_with["trained_on_another_split"]:
         log.warning(
             "%s was trained on another split of %s than that of %s: its test cases may have been trained on, "
             "and the scores are then too high. Prepare the data set with the split that these weights name",
@@ -66,7 +67,7 @@ def score_test_split(
     summary = write_results(
         results,
         rows,
-        provenance=provenance(config, data_set, checkpoint),
+        provenance=made_with,
         leaked=leaked,
         hd95_empty=config.hd95_empty,
     )

@@ -11,10 +11,12 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from engine.build import compile_losses, system_from
+import train
+from engine.build import compile_losses, compile_where_it_gains, system_from
 from engine.cuda_graphs import TrainingPass, can_capture
 from engine.device import make_accelerator
 from models.base import SegmentationModel
+from tests.small_run import arguments
 from utils.config import make_config
 
 Batch = tuple[Tensor, Tensor, Tensor]
@@ -90,10 +92,22 @@ def test_only_a_training_on_a_gpu_is_compiled(
     compiled: list[SegmentationModel] = []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: on_gpu)
     monkeypatch.setattr("engine.build.compile_losses", compiled.append)
-    build(vae)
-    assert not compiled
-    build(vae, compile=True)
-    assert bool(compiled) == on_gpu
+    system = build(vae)
+    for asked in (False, True):
+        config = make_config({"pickle_file_path": "x.json", "compile": asked})
+        compile_where_it_gains(config, system)
+        assert bool(compiled) == (asked and on_gpu)
+
+
+def test_train_compiles_where_the_config_asks_for_it(
+    tmp_path: Path, vae: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[bool] = []
+    monkeypatch.setattr(
+        "engine.build.compile_where_it_gains", lambda config, _: asked.append(config.compile)
+    )
+    train.main(arguments(tmp_path, vae, "compile=true", "epochs=1"))
+    assert asked == [True]
 
 
 def losses_and_gradient(
