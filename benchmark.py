@@ -118,14 +118,15 @@ def workload_from(arguments: argparse.Namespace) -> Workload:
 
 
 def compare_with_reference(arguments: argparse.Namespace, workload: Workload) -> None:
-    """Print the comparison; write benchmark.md, its CSV files and plot to `--out`."""
+    """Print the comparison; write benchmark.md, its CSV files and plot to `--out`, after each task."""
     from benchmarks.comparison import compare
     from benchmarks.report import format_results, write_results
 
-    results = compare(workload, arguments.vae, arguments.dataset, arguments.steps, arguments.rounds)
+    made = compare(workload, arguments.vae, arguments.dataset, arguments.steps, arguments.rounds)
+    for results in made:
+        if arguments.out:
+            write_results(arguments.out, results)
     log.info("\n%s", format_results(results))
-    if arguments.out:
-        write_results(arguments.out, results)
 
 
 def measure_growth(arguments: argparse.Namespace, workload: Workload) -> None:

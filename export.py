@@ -3,11 +3,13 @@
     python export.py --run ckpt/wave_gms_busi/epochs_1000
     python export.py --config configs/busi_valid.yaml --weights best_model.pth --out busi.onnx
     python export.py --run ckpt/wave_gms_busi/epochs_1000 --out ckpt/shared_model/best_model.safetensors
+    python export.py --run SEED_1 --average SEED_2 SEED_3 --out ckpt/averaged/best_model.safetensors
 
 The input `image` is (B, 3, S, S) float32 RGB in [0, 1], the output `probability` (B, 1, S, S); any B,
 S as trained. The file is compared with PyTorch and kept only if they agree. `predict.py --onnx FILE`
 and `app.py --onnx FILE` run it without PyTorch. With a name in .safetensors, the trained weights are
-written in 16 bits and config.yaml beside them. See docs/predict.md.
+written in 16 bits and config.yaml beside them. `--average` names other runs, whose weights are averaged
+with those of the first. See docs/predict.md and docs/pretraining.md.
 """
 
 from __future__ import annotations
@@ -41,6 +43,14 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         help="file to write, .onnx or .safetensors; default: model.onnx by the weights",
     )
     parser.add_argument(
+        "--average",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="DIR",
+        help="folders of runs whose weights are averaged with it, for a .safetensors",
+    )
+    parser.add_argument(
         "--tolerance",
         type=float,
         default=1e-4,
@@ -53,15 +63,22 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> None:
     arguments = parse_arguments(argv)
 
-    from engine.backends import find_named_run, load_system
+    from engine.backends import find_named_run, find_run, load_system
+    from utils.errors import UserError
     from utils.runs import log_to
 
     log_to()
     config, checkpoint = find_named_run(arguments)
     system = load_system(config, checkpoint)
     if arguments.out is not None and arguments.out.suffix == ".safetensors":
-        write_weights(arguments.out, config, system)
+        others = [find_run(folder, overrides=arguments.set) for folder in arguments.average]
+        write_weights(arguments.out, [(config, checkpoint), *others], system)
         return
+    if arguments.average:
+        raise UserError(
+            "--average writes weights: name them by --out, ending in .safetensors. Their folder is one "
+            "that --run takes, to write an ONNX file say"
+        )
 
     from engine.onnx_export import BATCH_SIZES, check_parity, export_graph
     from utils.files import atomic_write
@@ -79,18 +96,23 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
 
 
-def write_weights(path: Path, config: Config, system: SegmentationModel) -> None:
-    """Write the trained weights in 16 bits, and beside them the config without its `model_weight`.
+def write_weights(
+    path: Path, runs: Sequence[tuple[Config, Path]], system: SegmentationModel
+) -> None:
+    """Write the weights of the run, or the mean of several, in 16 bits, and beside them the config of the
+    first without its `model_weight`.
 
     The file also says by which split they were trained. Named best_model.safetensors, their folder then
     is one that `--run` takes. UserError where the folder has the config of another run.
     """
-    from engine.provenance import training_record
+    from engine.averaging import load_average
+    from engine.provenance import AVERAGED_RUNS, runs_in, training_record
     from utils.checkpoints import save_weights
     from utils.config import dump_config
     from utils.errors import UserError
     from utils.files import atomic_write
 
+    config, checkpoint = runs[0]
     described = dump_config(config.model_copy(update={"model_weight": None}))
     beside = path.with_name("config.yaml")
     if beside.exists() and beside.read_text(errors="replace") != described:
@@ -98,10 +120,17 @@ def write_weights(path: Path, config: Config, system: SegmentationModel) -> None
             f"{beside} is the config of another run, and would be replaced: write the weights into "
             "another folder"
         )
+    count = load_average(system, runs) if len(runs) > 1 else runs_in(checkpoint)
+    averaged = {AVERAGED_RUNS: str(count)} if count > 1 else {}
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_weights(path, system, half=True, metadata=training_record(config))
+    save_weights(path, system, half=True, metadata=training_record(config) | averaged)
     atomic_write(beside, described)
-    log.info("%s: %.1f MB, 16 bits, with its config.yaml", path, path.stat().st_size / 1e6)
+    log.info(
+        "%s: %s%.1f MB, 16 bits, with its config.yaml",
+        path,
+        f"mean of {count} runs, " if averaged else "",
+        path.stat().st_size / 1e6,
+    )
 
 
 def describe(config: Config, checkpoint: Path, system: SegmentationModel) -> dict[str, str]:

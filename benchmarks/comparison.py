@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
@@ -24,8 +24,10 @@ STEP_TASK = "training step, dummy"
 
 def compare(
     workload: Workload, vaes: Sequence[str], data: str | None, steps: int, rounds: int
-) -> Results:
-    """Rates, the parts of a step and peak memory of every candidate.
+) -> Iterator[Results]:
+    """Rates, the parts of a step and peak memory of every candidate, anew after each task.
+
+    The same results are yielded each time, with what has been measured since.
 
     Args:
         vaes: Tiny-VAEs; the reference takes the first, ours each of them.
@@ -48,20 +50,21 @@ def compare(
         if data:
             head += f"; {len(workload.train)} + {len(workload.test)} cases of {data}"
         trained = {name: c for name, c in candidates.items() if not name.startswith("U-Net")}
-        rates, memory = [], {}
+        results, memory = Results(head, workload.batch_size), {}
         for task, method, arguments in tasks(data, steps):
             log.info("measuring: %s", task)
             takes_part = candidates if "prediction" in task else trained
-            rates += take_turns(task, takes_part, method, arguments, rounds)
+            results.rates += take_turns(task, takes_part, method, arguments, rounds)
             if task == STEP_TASK:  # before anything else can raise the peak
                 memory = {name: c.call("peak_memory") for name, c in trained.items()}
+            yield results
         log.info("measuring: the parts of a step")
-        taken_apart = [
+        results.steps = [
             Step(name, c.call("step_seconds", steps), c.call("step_arithmetic"), memory[name])
             for name, c in trained.items()
         ]
-        peak = ours.call("convolution_peak")
-    return Results(head, workload.batch_size, peak, rates, taken_apart)
+        results.peak = ours.call("convolution_peak")
+        yield results
 
 
 def start_candidates(

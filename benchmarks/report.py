@@ -42,11 +42,11 @@ class Step:
 
 @dataclass
 class Results:
-    """All that a benchmark measured."""
+    """All that a benchmark has measured; the steps are taken apart last."""
 
     head: str
     batch: int
-    peak: float  # multiply-adds per second of the best convolution
+    peak: float = 0.0  # multiply-adds per second of the best convolution
     rates: list[Rates] = field(default_factory=list)
     steps: list[Step] = field(default_factory=list)
 
@@ -86,6 +86,15 @@ def format_results(results: Results) -> str:
         results.head,
         "## Rates\n\nMedians of the rounds; the reference is the first of each task.",
         rate_table(results),
+    ]
+    if results.steps:
+        sections += step_sections(results)
+    return "\n\n".join(sections) + "\n"
+
+
+def step_sections(results: Results) -> list[str]:
+    """Time, arithmetic and memory of the parts of a training step."""
+    return [
         "## Where a training step spends its time\n\nMilliseconds per image, in a pass of its own.",
         time_table(results),
         "## Arithmetic of a training step\n\nGMACs (10^9 multiply-adds) per image, forward + backward. "
@@ -98,7 +107,6 @@ def format_results(results: Results) -> str:
             ["way", "GiB"], [[step.way, f"{step.peak_memory / GIB:.2f}"] for step in results.steps]
         ),
     ]
-    return "\n\n".join(sections) + "\n"
 
 
 def rate_table(results: Results) -> str:
@@ -153,7 +161,7 @@ def arithmetic_table(results: Results) -> str:
 
 
 def write_results(folder: Path, results: Results) -> None:
-    """benchmark.md, benchmark.csv (every round), step_parts.csv and benchmark.png."""
+    """benchmark.md, benchmark.csv (every round), step_parts.csv and benchmark.png, of what there is."""
     atomic_write(folder / "benchmark.md", format_results(results))
     _write_csv(
         folder / "benchmark.csv",
@@ -199,28 +207,33 @@ def _save(path: Path, figure: Any) -> None:
 
 
 def _draw(path: Path, results: Results) -> None:
-    """Bars of the rates of each task in two rows, then the parts of a step on top of each other."""
-    columns = (len(results.tasks) + 2) // 2
-    figure, axes = _figure(2, columns)
+    """Bars of the rates of each task in two rows, then the parts of a step."""
+    panels = len(results.tasks) + bool(results.steps)
+    figure, axes = _figure(2, (panels + 1) // 2)
     axes = list(axes.flat)
-    for axis in axes[len(results.tasks) + 1 :]:
+    for axis in axes[panels:]:
         axis.remove()
     for axis, task in zip(axes, results.tasks, strict=False):
         ways = results.of(task)
         axis.bar([way.way for way in ways], [way.median for way in ways], color="C0")
         axis.set(title=task, ylabel="images per second")
         axis.tick_params(axis="x", labelrotation=25)
-    parts = axes[len(results.tasks)]
+    if results.steps:
+        _draw_steps(axes[panels - 1], results)
+    _save(path, figure)
+
+
+def _draw_steps(axis: Any, results: Results) -> None:
+    """The parts of each way's step on top of each other."""
     names = [step.way for step in results.steps]
     below = [0.0] * len(names)
     for part in _parts(results.steps, "seconds"):
         heights = [1000 * step.seconds.get(part, 0) / results.batch for step in results.steps]
-        parts.bar(names, heights, bottom=below, label=part)
+        axis.bar(names, heights, bottom=below, label=part)
         below = [b + h for b, h in zip(below, heights, strict=True)]
-    parts.set(title="a training step", ylabel="ms per image")
-    parts.tick_params(axis="x", labelrotation=25)
-    parts.legend(fontsize="x-small", loc="upper left", bbox_to_anchor=(1, 1), reverse=True)
-    _save(path, figure)
+    axis.set(title="a training step", ylabel="ms per image")
+    axis.tick_params(axis="x", labelrotation=25)
+    axis.legend(fontsize="x-small", loc="upper left", bbox_to_anchor=(1, 1), reverse=True)
 
 
 def write_growth(folder: Path, head: str, points_by: Mapping[str, Sequence[Any]]) -> str:

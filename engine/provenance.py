@@ -34,6 +34,9 @@ NETWORK_KEYS = (
 )
 """Keys of the config by which the same weights give another probability."""
 
+AVERAGED_RUNS = "averaged_runs"
+"""Key of the metadata of weights that are the mean of several runs: their number."""
+
 
 def weights_sha256(module: nn.Module) -> str:
     """SHA-256 over the names and values of a module's weights."""
@@ -130,13 +133,21 @@ def trained_on_another_split(checkpoint: Path, data_set: DataSet) -> bool:
     return record.get("data_set") == data_set.name and record.get("training_cases", names) != names
 
 
+def runs_in(checkpoint: Path) -> int:
+    """Of how many runs the weights are the mean; 1 for those of a run."""
+    number = read_metadata(checkpoint).get(AVERAGED_RUNS, "1")
+    return int(number) if number.isdecimal() else 1
+
+
 def provenance(config: Config, data_set: DataSet, checkpoint: Path) -> dict[str, Any]:
     """What a score rests on: weights and how they were chosen, data, settings, versions."""
     run = training_config(checkpoint)
     if run is not None:
-        selection, trained_on = selection_note(run.select_on), run.dataset
+        selection = selection_note(run.select_on, runs_in(checkpoint))
+        trained_on = run.dataset
     else:
-        selection, trained_on = "no record beside the checkpoint of how it was chosen", None
+        selection = "no record beside the checkpoint of how it was chosen"
+        trained_on = None
     return {
         "selection": selection,
         "trained_on": trained_on,
@@ -161,10 +172,11 @@ def provenance(config: Config, data_set: DataSet, checkpoint: Path) -> dict[str,
     }
 
 
-def selection_note(select_on: str) -> str:
-    """How the checkpoint was chosen, in the words that every output uses."""
+def selection_note(select_on: str, runs: int = 1) -> str:
+    """How the checkpoint was chosen, or those that were averaged, in the words that every output uses."""
+    note = "checkpoint chosen on a held-out part of train"
     if select_on == "test":
-        return (
+        note = (
             "checkpoint chosen on the TEST split (as in the published code; scores are optimistic)"
         )
-    return "checkpoint chosen on a held-out part of train"
+    return note if runs == 1 else f"mean of the weights of {runs} runs, each {note}"

@@ -288,6 +288,37 @@ def test_the_tables_say_what_was_measured(tmp_path: Path) -> None:
     assert (tmp_path / "benchmark.png").stat().st_size > 0
 
 
+def test_what_was_measured_is_kept_when_a_task_fails(
+    vae: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> int:
+        raise UserError("killed")
+
+    monkeypatch.setattr(comparison, "SeparateProcess", SameProcess)
+    monkeypatch.setattr(comparison, "UNET", "smp/none")
+    monkeypatch.setattr(Ours, "predict_one", fail)
+    settings = ["--image-size", "32", "--batch-size", "2", "--rounds", "1", "--workers", "0"]
+    with pytest.raises(UserError, match="killed"):
+        benchmark.main(["--vae", str(vae), *settings, "--out", str(tmp_path)])
+    page = (tmp_path / "benchmark.md").read_text()
+    assert "training step, dummy" in page and "validation, dummy" in page
+    assert "prediction" not in page and "share of the peak" not in page
+    with (tmp_path / "benchmark.csv").open() as file:
+        assert len(list(csv.DictReader(file))) == 4
+    assert (tmp_path / "benchmark.png").stat().st_size > 0
+
+
+@pytest.mark.parametrize("options", [[], ["--compile"]])
+def test_compile_reaches_the_training_pass(
+    vae: Path, options: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiled: list[Any] = []
+    monkeypatch.setattr("benchmarks.ours.compile_losses", compiled.append)
+    arguments = benchmark.parse_arguments(["--image-size", "32", "--batch-size", "2", *options])
+    ours = Ours(benchmark.workload_from(arguments), str(vae))
+    assert compiled == ([ours.system] if options else [])
+
+
 def test_growth_is_written(tmp_path: Path) -> None:
     sides = [
         Point("forward, math", 128, 0.5, 1 << 30),

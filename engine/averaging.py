@@ -1,0 +1,73 @@
+"""One model from several runs: the mean of their weights (Wortsman et al. 2022, arXiv 2203.05482)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from engine.provenance import runs_in, trained_otherwise, training_record
+from utils.checkpoints import load_weights
+from utils.config import Config
+from utils.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from models.base import SegmentationModel
+
+
+def load_average(system: SegmentationModel, runs: Sequence[tuple[Config, Path]]) -> int:
+    """Set the trainable parts of `system` to the mean of the checkpoints of all `runs`.
+
+    A checkpoint that is itself such a mean counts as the runs that went into it. Returns the number of
+    runs.
+
+    Raises:
+        UserError: the runs did not start from the same trained weights, which leaves the mean without a
+            meaning; differ in their networks, split or choice of the checkpoint; the networks have
+            batch normalisation, whose statistics would be those of no network; or a run stands there twice.
+    """
+    first, _ = runs[0]
+    if first.init_weights is None:
+        raise UserError(
+            "only runs that started from the same trained weights can be averaged, and the first one "
+            "started from random ones: train them with the same init_weights, see docs/pretraining.md"
+        )
+    if any(isinstance(module, _BatchNorm) for module in system.modules()):
+        raise UserError(
+            f"{first.model} has batch normalisation, whose statistics do not fit averaged weights"
+        )
+    if len({checkpoint.resolve() for _, checkpoint in runs}) < len(runs):
+        raise UserError("a run to average is named twice; name each once")
+    for config, checkpoint in runs[1:]:
+        check_common(first, config, checkpoint)
+    total = 0
+    sums: dict[tuple[str, str], Tensor] = {}
+    for _, checkpoint in runs:
+        load_weights(checkpoint, system)
+        count = runs_in(checkpoint)
+        for name, part in system.parts().items():
+            for key, value in part.state_dict().items():
+                weighted = count * value.double()
+                sums[name, key] = sums[name, key] + weighted if total else weighted
+        total += count
+    for name, part in system.parts().items():
+        part.load_state_dict({key: sums[name, key] / total for key in part.state_dict()})
+    return total
+
+
+def check_common(first: Config, other: Config, checkpoint: Path) -> None:
+    """UserError where the run of `checkpoint` has another start, network, split or choice."""
+    differ = [
+        *(["init_weights"] if first.init_weights != other.init_weights else []),
+        *(["select_on"] if first.select_on != other.select_on else []),
+        *(["split"] if training_record(first) != training_record(other) else []),
+        *trained_otherwise(first, other),
+    ]
+    if differ:
+        raise UserError(
+            f"{checkpoint} cannot be averaged with the first run, which has another {', '.join(differ)}"
+        )
