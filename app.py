@@ -24,12 +24,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from utils.entry import exit_from
+from utils.entry import check_values, exit_from, positive_int
 
 if TYPE_CHECKING:
     import gradio
     import numpy as np
 
+    from datasets.windowing import Window
     from engine.backends import Backend
     from engine.prediction import Segmentation
 
@@ -74,7 +75,12 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "--port", type=int, metavar="N", help="default: the first free one from 7860"
     )
     parser.add_argument(
-        "--max-mb", type=int, default=20, metavar="N", help="refuse larger uploads (20)"
+        "--window",
+        metavar="LOW,HIGH|auto",
+        help="values of black and white in images of more than 8 bits; auto: each one's range",
+    )
+    parser.add_argument(
+        "--max-mb", type=positive_int, default=20, metavar="N", help="refuse larger uploads (20)"
     )
     parser.add_argument(
         "--max-megapixels",
@@ -83,17 +89,25 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         metavar="N",
         help="refuse larger images before decoding them (16)",
     )
-    return parser.parse_args(argv)
+    arguments = parser.parse_args(argv)
+    check_values(
+        parser,
+        ("port", arguments.port is None or 0 < arguments.port < 65536, "from 1 to 65535"),
+        ("max-megapixels", arguments.max_megapixels > 0, "above 0"),
+    )
+    return arguments
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     arguments = parse_arguments(argv)
 
+    from datasets.windowing import parse_window
     from engine.backends import open_backend
     from utils.errors import UserError
     from utils.runs import log_to
 
     log_to()
+    window = None if arguments.window is None else parse_window(arguments.window)
     with tempfile.TemporaryDirectory(prefix="upload-") as uploads:
         os.environ["GRADIO_TEMP_DIR"] = uploads
         os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
@@ -102,7 +116,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         except ImportError as error:
             raise UserError("the page needs Gradio: pip install 'gradio>=6.0,<7'") from error
 
-        page = build_page(open_backend(arguments), arguments.max_megapixels)
+        page = build_page(open_backend(arguments), arguments.max_megapixels, window)
         try:
             _, address, _ = page.launch(
                 server_name=arguments.host,
@@ -135,7 +149,7 @@ def wait_for_stop() -> None:
     stop.wait()
 
 
-def build_page(backend: Backend, max_megapixels: float) -> gradio.Blocks:
+def build_page(backend: Backend, max_megapixels: float, window: Window = None) -> gradio.Blocks:
     """The page on top of a model."""
     import gradio
 
@@ -151,7 +165,7 @@ def build_page(backend: Backend, max_megapixels: float) -> gradio.Blocks:
     def upload(path: str, tta: bool, threshold: float) -> tuple[None, Shown | None, str]:
         name, content = Path(path).name, take(Path(path))
         try:
-            picture = read_picture(content, max_megapixels)
+            picture = read_picture(content, max_megapixels, window)
         except ImageError as error:
             return None, None, f'<p role="alert">{html.escape(f"{name}: {error}")}</p>'
         shown = segment_one(name, picture, tta)

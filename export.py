@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from utils.entry import exit_from
+from utils.entry import check_values, exit_from
 
 if TYPE_CHECKING:
     from models.base import SegmentationModel
@@ -57,7 +57,11 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         metavar="D",
         help="largest difference from PyTorch's probability (1e-4)",
     )
-    return parser.parse_args(argv)
+    arguments = parser.parse_args(argv)
+    out = arguments.out
+    known = out is None or out.suffix in (".onnx", ".safetensors")
+    check_values(parser, ("out", known, "a name ending in .onnx or .safetensors"))
+    return arguments
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -69,6 +73,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     log_to()
     config, checkpoint = find_named_run(arguments)
+    if arguments.out is not None and arguments.out.resolve() == checkpoint.resolve():
+        raise UserError(f"--out {arguments.out} is the checkpoint itself: name another file")
     system = load_system(config, checkpoint)
     if arguments.out is not None and arguments.out.suffix == ".safetensors":
         others = [find_run(folder, overrides=arguments.set) for folder in arguments.average]

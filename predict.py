@@ -129,7 +129,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     method = Method(arguments.tiles, arguments.overlap, arguments.tta)
     threshold = arguments.threshold or backend.threshold
     settings = {
-        "weights_sha256": backend.sha256,
+        **backend.origin,
         "image_size": backend.image_size,
         "threshold": threshold,
         **asdict(method),

@@ -31,13 +31,13 @@ class Ours(Candidate):
 
     # with `image_size` and `__call__`, what `engine.prediction.segment` asks of a backend
     threshold = THRESHOLD
-    sha256 = ""
 
     def __init__(self, workload: Workload, vae: str, model: str = "wave-gms") -> None:
         self.accelerator = make_accelerator(workload.precision, 1, deterministic=False)
         super().__init__(workload, self.accelerator.device)
         self.device_text = describe_device(self.accelerator)
         self.image_size = workload.image_size
+        self.origin: dict[str, str] = {}
         self.system = fresh_system(vae, workload.image_size, model)
         on_gpu = self.device.type == "cuda"
         choose_layout(self.system, on_gpu)

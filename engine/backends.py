@@ -36,8 +36,8 @@ class Backend(Protocol):
     """Side S of its square input, pixels."""
     threshold: float
     """Probability from which a pixel is foreground, as the model was validated."""
-    sha256: str
-    """Of the file that holds the weights."""
+    origin: dict[str, str]
+    """What its probabilities rest on besides the image: hashes of all weights, and the precision."""
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
         """Images (B, 3, S, S) float32 in [0, 1] -> probabilities (B, S, S) float32."""
@@ -163,14 +163,20 @@ class TorchBackend:
     def __init__(self, config: Config, checkpoint: Path) -> None:
         from engine.cuda_graphs import Predictor
         from engine.device import describe_device, make_accelerator, use_gpus
+        from engine.provenance import weights_sha256
 
         use_gpus(config.GPUs[:1])
         accelerator = make_accelerator(config.precision, 1, config.deterministic)
         self._device = accelerator.device
-        self._predict = Predictor(load_system(config, checkpoint).to(self._device), accelerator)
+        system = load_system(config, checkpoint)
+        self._predict = Predictor(system.to(self._device), accelerator)
         self.image_size = config.image_size
         self.threshold = config.threshold
-        self.sha256 = sha256(checkpoint)
+        self.origin = {
+            "weights_sha256": sha256(checkpoint),
+            **{f"{name} sha256": weights_sha256(part) for name, part in system.frozen().items()},
+            "precision": config.precision,
+        }
         log.info("model: %s, %s", checkpoint, describe_device(accelerator))
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
@@ -214,7 +220,7 @@ class OnnxBackend:
             )
         self.image_size = int(metadata["image_size"])
         self.threshold = float(metadata["threshold"])
-        self.sha256 = sha256(path)
+        self.origin = {"weights_sha256": sha256(path)}
         log.info("model: %s, ONNX Runtime, %s", path, self._session.get_providers()[0])
 
     def __call__(self, images: np.ndarray) -> np.ndarray:

@@ -87,8 +87,10 @@ def _is_prediction(folder: Path, out: Path) -> bool:
 
 def _holds_dicom(path: Path) -> bool:
     try:
+        if not path.is_file():  # opening a pipe would wait for its other end
+            return False
         with path.open("rb") as file:
-            return path.is_file() and is_dicom(file.read(132))
+            return is_dicom(file.read(132))
     except OSError:
         return False
 

@@ -10,12 +10,12 @@ from utils.config import Config, dump_config, load_config
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def write_vae(folder: Path) -> Path:
+def write_vae(folder: Path, seed: int = 0) -> Path:
     """A small Tiny-VAE with random weights whose images lie between 0 and 1."""
     import torch
     from diffusers import AutoencoderTiny
 
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     vae: Any = AutoencoderTiny(
         encoder_block_out_channels=(8, 8, 8, 8),
         decoder_block_out_channels=(8, 8, 8, 8),

@@ -21,6 +21,7 @@ import pytest
 
 import app
 import predict
+from engine.backends import TorchBackend, find_run
 from engine.prediction import Segmentation
 from tests.cases_on_disk import blob_case
 from tests.run_on_disk import ROOT, write_run, write_vae
@@ -58,6 +59,29 @@ def test_the_page_without_gradio(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "gradio", None)
     with pytest.raises(UserError, match="pip install 'gradio"):
         app.main(["--onnx", "model.onnx"])
+
+
+@pytest.mark.parametrize(("window", "answer"), [(None, "has float32 pixels"), ("auto", "Area")])
+def test_a_window_of_values(tmp_path: Path, window: str | None, answer: str) -> None:
+    pytest.importorskip("gradio", reason="the page needs gradio (optional)")
+    run, upload = tmp_path / "experiment" / "epochs_1", tmp_path / "hash" / "float.tif"
+    write_run(run, write_vae(tmp_path / "vae"), "vae_model=tiny_vae")
+    upload.parent.mkdir()
+    cv2.imwrite(str(upload), np.random.default_rng(0).random((40, 40), np.float32))
+    page = app.build_page(TorchBackend(*find_run(run)), 1, window)
+    (take_up,) = (event.fn for event in page.fns.values() if event.name == "upload")
+    assert answer in take_up(str(upload), False, 0.5)[2]
+
+
+@pytest.mark.parametrize(
+    ("option", "value"), [("--port", "99999"), ("--max-mb", "0"), ("--max-megapixels", "-1")]
+)
+def test_impossible_numbers_are_refused(
+    option: str, value: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        app.parse_arguments(["--run", "x", option, value])
+    assert option in capsys.readouterr().err
 
 
 def test_only_this_machine_by_default() -> None:

@@ -77,3 +77,24 @@ def test_the_config_of_another_run_is_kept(tmp_path: Path, vae: Path) -> None:
         export.main(["--run", str(run), "--out", str(other / "best_model.safetensors")])
     assert (other / "config.yaml").read_text() == before
     assert not (other / "best_model.safetensors").exists()
+
+
+@pytest.mark.parametrize("name", ["best_model.pth", "model.txt", "model"])
+def test_other_names_are_refused(tmp_path: Path, vae: Path, name: str) -> None:
+    run = tmp_path / "run" / "epochs_1"
+    write_run(run, vae)
+    before = (run / "best_model.pth").read_bytes()
+    with pytest.raises(SystemExit):
+        export.main(["--run", str(run), "--out", str(run / name)])
+    assert (run / "best_model.pth").read_bytes() == before
+    assert {file.name for file in run.iterdir()} == {"best_model.pth", "config.yaml"}
+
+
+def test_the_checkpoint_itself_is_not_replaced(tmp_path: Path, vae: Path) -> None:
+    run, shared = tmp_path / "run" / "epochs_1", tmp_path / "shared" / "best_model.safetensors"
+    write_run(run, vae)
+    export.main(["--run", str(run), "--out", str(shared)])
+    before = shared.read_bytes()
+    with pytest.raises(UserError, match="is the checkpoint itself"):
+        export.main(["--run", str(shared.parent), "--out", str(shared)])
+    assert shared.read_bytes() == before

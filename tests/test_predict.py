@@ -49,10 +49,10 @@ class GreyBackend:
 
     image_size = 16
     threshold = 0.5
-    sha256 = "0" * 64
 
     def __init__(self, answer: Callable[[np.ndarray], np.ndarray] | None = None) -> None:
         self.answer = answer or (lambda images: images.mean(1))
+        self.origin = {"weights_sha256": "0" * 64}
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
         assert images.shape[1:] == (3, 16, 16) and images.dtype == np.float32
@@ -446,6 +446,7 @@ def test_files_folders_and_patterns_are_found(tmp_path: Path) -> None:
     (folder / "IM0001").write_bytes(bytes(128) + b"DICM")
     (folder / "1.2.840.113619.2.55.1").write_bytes(bytes(128) + b"DICM")
     (folder / "README").write_bytes(b"no DICOM")
+    os.mkfifo(folder / "pipe")  # which would be waited for
 
     def found(*inputs: object, recursive: bool = False) -> list[str]:
         jobs = find_jobs([str(text) for text in inputs], recursive, out)
@@ -619,6 +620,9 @@ def test_resume_goes_on_where_it_stopped(
         other = tmp_path / "other" / "epochs_1"
         write_run(other, run_vae(run), "seed=5")
         predict.main([*command, str(parts), "--resume", "--weights", str(other / "best_model.pth")])
+    with pytest.raises(UserError, match="Tiny-VAE decoder sha256"):
+        vae = write_vae(tmp_path / "other_vae", seed=1)
+        predict.main([*command, str(parts), "--resume", "--set", f"vae_weights={vae}"])
     assert predict.main([*command, str(parts), "--overwrite"]) == 0
 
 
