@@ -136,11 +136,15 @@ class SegmentationDataset(Dataset[Sample]):
 
 
 class EpochSampler(Sampler[tuple[int, int]]):
-    """A shuffled order of `(epoch, index)`, fixed by seed and epoch, that can start part-way."""
+    """A shuffled order of `(epoch, index)`, fixed by seed and epoch, that can start part-way.
 
-    def __init__(self, length: int, seed: int) -> None:
+    An epoch has the first `count` cases of its order; by default all.
+    """
+
+    def __init__(self, length: int, seed: int, count: int | None = None) -> None:
         self.length = length
         self.seed = seed
+        self.count = length if count is None else count
         self.epoch = 0
         self.skip = 0
 
@@ -149,14 +153,14 @@ class EpochSampler(Sampler[tuple[int, int]]):
         self.epoch, self.skip = epoch, skip
 
     def __len__(self) -> int:
-        return self.length - self.skip
+        return self.count - self.skip
 
     def order(self, epoch: int) -> list[int]:
         """All indices in the order of `epoch`."""
         return np.random.default_rng((self.seed, epoch)).permutation(self.length).tolist()
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
-        return ((self.epoch, index) for index in self.order(self.epoch)[self.skip :])
+        return ((self.epoch, index) for index in self.order(self.epoch)[self.skip : self.count])
 
 
 def worker_died(error: RuntimeError) -> bool:

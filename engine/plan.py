@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING
 
 from datasets.cases import DataSet
 from engine.build import training_cases
 from engine.device import describe_device
 from engine.provenance import selection_note
+from engine.training import batches_per_epoch
 from models.base import SegmentationModel
 from utils.config import Config
 
@@ -42,11 +42,11 @@ def parameter_table(system: SegmentationModel) -> str:
 def describe_run(
     config: Config, data_set: DataSet, system: SegmentationModel, accelerator: Accelerator
 ) -> str:
-    """The plan as text."""
+    """The plan as text; UserError where the cases do not fill a step."""
     train, val = training_cases(config, data_set)
     processes = accelerator.num_processes
-    batches = len(train) // config.batch_size // processes
-    steps = math.ceil(batches / config.accumulate)
+    batches = batches_per_epoch(len(train), config.batch_size, config.accumulate, processes)
+    steps = batches // config.accumulate
     effective = config.batch_size * config.accumulate * processes
     return "\n".join(
         [

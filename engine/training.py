@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
@@ -104,6 +105,21 @@ def warmup_then_cosine(warmup_steps: float, total_steps: int) -> Callable[[int],
     return factor
 
 
+def batches_per_epoch(cases: int, batch_size: int, accumulate: int, processes: int) -> int:
+    """Batches that each process has in an epoch: as many as fill whole optimiser steps.
+
+    UserError where they fill none.
+    """
+    steps = cases // (batch_size * processes * accumulate)
+    if not steps:
+        each = f"a batch of {batch_size}" if accumulate == 1 else f"{accumulate} of {batch_size}"
+        raise UserError(
+            f"{cases} training cases do not fill {each} on each of {processes} process(es), as a "
+            f"step of the optimiser needs: lower batch_size{'' if accumulate == 1 else ' or accumulate'}"
+        )
+    return steps * accumulate
+
+
 class Trainer:
     """Trains one system on one data set; each process of a distributed run has its own.
 
@@ -130,17 +146,21 @@ class Trainer:
         self.loss_names = (*system.loss_names, "dice")
         self.progress = Progress(sums=[0.0] * len(self.loss_names))
 
-        self.batches = self._batches_per_epoch()
+        processes = accelerator.num_processes
+        self.batches = batches_per_epoch(
+            len(train_set), options.batch_size, options.accumulate, processes
+        )
         optimizer = torch.optim.AdamW(
             [p for p in system.parameters() if p.requires_grad],
             lr=options.lr,
             weight_decay=options.weight_decay,
             fused=True,
         )
-        steps = math.ceil(self.batches / options.accumulate)
+        steps = self.batches // options.accumulate
         self.rate_factor = warmup_then_cosine(options.warmup_epochs * steps, options.epochs * steps)
         self.scheduler = LambdaLR(optimizer, self.rate_factor)
-        self.sampler = EpochSampler(len(train_set), options.seed)
+        count = self.batches * options.batch_size * processes
+        self.sampler = EpochSampler(len(train_set), options.seed, count)
         self.model, self.optimizer, self.loader, self.val_loader = accelerator.prepare(
             system, optimizer, *self._loaders()
         )
@@ -151,6 +171,9 @@ class Trainer:
         self.predict = Predictor(self.evaluated, accelerator)
         to_capture = options.accumulate == 1 and can_capture(system, accelerator)
         self.training_pass = TrainingPass(self.model, accelerator, to_capture)
+        # running statistics of batch normalisation, say, which change in the forward pass already
+        self.statistics = [b for part in system.parts().values() for b in part.buffers()]
+        self.step_is_spoilt = False  # by a loss that is not finite, in one of its batches
         self.read_every = self._batches_between_reads()
         self.saved_at = time.monotonic()
 
@@ -217,27 +240,41 @@ class Trainer:
     def _step(self, batch: Sample) -> torch.Tensor:
         """One batch forward and backward, with an optimiser step where one is due.
 
-        Returns the losses in the order of `loss_names`, means over the processes, on the device,
-        without waiting for it.
+        Of a batch whose loss is not finite, where such ones may be skipped, nothing is kept, nor of the
+        optimiser step that it belongs to. Returns the losses in the order of `loss_names`, means over the
+        processes, on the device, without waiting for it.
         """
+        may_skip = self.options.skip_nonfinite > 0
+        before = [statistic.clone() for statistic in self.statistics] if may_skip else []
         with self.accelerator.accumulate(self.model):
             losses = self.training_pass(batch["image"], batch["mask"], batch["noise"])
             loss = losses["loss"]
             values = torch.stack([losses[n].detach().double() for n in self.loss_names])
             values = cast(torch.Tensor, self.accelerator.reduce(values, "mean"))
-            if self.options.skip_nonfinite and not torch.isfinite(values[0]):
-                self.optimizer.zero_grad()
-                return values
-            self.accelerator.backward(loss)
-            if self.accelerator.sync_gradients and self.options.clip_norm:
+            if may_skip and not torch.isfinite(values[0]):
+                self.step_is_spoilt = True
+                for statistic, kept in zip(self.statistics, before, strict=True):
+                    statistic.copy_(kept)
+            else:
+                self.accelerator.backward(loss)
+            if self.accelerator.sync_gradients:
+                self._update()
+        return values
+
+    def _update(self) -> None:
+        """A step of the optimiser, left out where one of its batches spoilt it."""
+        spoilt, self.step_is_spoilt = self.step_is_spoilt, False
+        if not spoilt:
+            if self.options.clip_norm:
                 self.accelerator.clip_grad_norm_(self.model.parameters(), self.options.clip_norm)
             self.optimizer.step()
-            self.optimizer.zero_grad()
-            if self.accelerator.sync_gradients:
-                self.scheduler.step()
-                if self.average is not None:
-                    self.average.update_parameters(self.system)
-        return values
+            if self.average is not None:
+                self.average.update_parameters(self.system)
+        self.optimizer.zero_grad()
+        with warnings.catch_warnings():
+            if spoilt:  # torch warns of a schedule that begins before the optimiser
+                warnings.simplefilter("ignore")
+            self.scheduler.step()
 
     def _finish_epoch(self, history: HistoryWriter | None, seconds: float) -> None:
         """Validate where it is due; write what was reached (`history`: in the main process), save."""
@@ -262,17 +299,6 @@ class Trainer:
                 last = progress.epoch == options.epochs
                 history.write(progress.history, self._samples, last)
         self.save()
-
-    def _batches_per_epoch(self) -> int:
-        """Whole batches that each process has; UserError where there is none."""
-        cases, size = len(self.train_set), self.options.batch_size
-        processes = self.accelerator.num_processes
-        if cases < size * processes:
-            raise UserError(
-                f"{cases} training cases do not fill one batch of {size} on each of {processes} "
-                "process(es): lower batch_size"
-            )
-        return cases // (size * processes)
 
     def _loaders(self) -> tuple[DataLoader[Sample], DataLoader[Sample]]:
         """Loaders of the training and of the validation cases."""
@@ -378,7 +404,8 @@ class Trainer:
 
     def _check_weights(self) -> None:
         """A finite loss can have gradients that are not; such weights must not replace good ones."""
-        finite = [p.isfinite().all() for p in self.system.parameters() if p.requires_grad]
+        trained = [p for p in self.system.parameters() if p.requires_grad]
+        finite = [value.isfinite().all() for value in [*trained, *self.statistics]]
         if not torch.stack(finite).all():
             raise NonFiniteLoss(
                 f"the weights became NaN or infinite in epoch {self.progress.epoch + 1}. The last good "

@@ -3,7 +3,7 @@
     python tests/launched_train.py FOLDER train.py's arguments
 
 What torchrun does, but the processes are forks of this one, which has imported everything and
-computed nothing. In the first launch process 1 sends a SIGTERM to the launcher in its seventh step and
+computed nothing. In the first launch process 1 sends a SIGTERM to the launcher in its sixth step and
 process 0 does not listen to signals; the second launch resumes. In both, process 1 must not write
 into FOLDER. Its second loss is NaN. The last line says how the launches ended.
 """
@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[1]
 os.environ |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"}
 sys.path.insert(0, str(ROOT))
 
-STOPPED_IN_STEP = 7
+STOPPED_IN_STEP = 6
 
 
 def forbid_writing(folder: str) -> None:

@@ -56,7 +56,7 @@ def test_two_processes_learn_like_one(
 
     log = (two / "logs" / "train.log").read_text()
     assert log.count("effective batch: 4 = 1 x 2 accumulated x 2 process(es)") == 2
-    # five batches per epoch; the stop comes in the second of the second
+    # four batches per epoch, of five that there are cases for; the stop comes in the second of the second
     assert log.count("resuming after epoch 1, batch 2") == 1
     assert [log.count(f"epoch {n}/2") for n in (1, 2)] == [1, 1]
     assert len(list(two.glob("logs/events*"))) == 2

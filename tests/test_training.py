@@ -15,7 +15,9 @@ import torch
 
 import train
 from engine.history import Row, draw_curves
+from engine.resume import load_state
 from engine.training import warmup_then_cosine
+from tests.cases_on_disk import write_data_set
 from tests.small_run import arguments
 from utils.errors import UserError
 from utils.interruption import Interrupted
@@ -231,8 +233,23 @@ def test_dry_run_checks_the_test_cases_too(tmp_path: Path, vae: Path) -> None:
 
 
 def test_too_few_cases_for_a_batch(tmp_path: Path, vae: Path) -> None:
-    with pytest.raises(UserError, match="7 training cases do not fill one batch of 8"):
-        train.main(arguments(tmp_path, vae, "batch_size=8"))
+    for command in ([], ["--dry-run"]):
+        with pytest.raises(UserError, match="7 training cases do not fill a batch of 8"):
+            train.main([*arguments(tmp_path, vae, "batch_size=8"), *command])
+    with pytest.raises(UserError, match=r"do not fill 4 of 2 .* batch_size or accumulate"):
+        train.main(arguments(tmp_path, vae, "accumulate=4"))
+
+
+def test_accumulated_batches_make_the_steps_of_a_large_one(tmp_path: Path, vae: Path) -> None:
+    """Also at the end of an epoch, where cases are left over: of 10 cases, 8 make the two steps."""
+    write_data_set(tmp_path, train=12, test=3, size=32)
+    settings = ("lr=1e-4", "warmup_epochs=0")  # at a larger one AdamW lifts rounding errors
+    train.main(arguments(tmp_path, vae, *settings, "batch_size=4", out="large"))
+    train.main(arguments(tmp_path, vae, *settings, "accumulate=2", out="small"))
+    large, small = (history(tmp_path / out / "epochs_2") for out in ("large", "small"))
+    for row, other in zip(small, large, strict=True):
+        for name in ("lr", "loss", "lm", "align", "train_dice"):
+            assert float(row[name]) == pytest.approx(float(other[name]), rel=1e-4), name
 
 
 def poison(monkeypatch: pytest.MonkeyPatch, bad_calls: set[int]) -> list[dict[str, float]]:
@@ -311,6 +328,45 @@ def test_nan_losses_can_be_skipped(
         assert float(first[column]) == pytest.approx((losses[0][name] + losses[2][name]) / 2)
         assert second[column] == ""
     assert second["val_dice"]
+
+
+@pytest.mark.parametrize("batch", [1, 2, 3, 4])
+def test_a_nan_loss_spoils_its_whole_step(
+    tmp_path: Path, vae: Path, monkeypatch: pytest.MonkeyPatch, batch: int
+) -> None:
+    """Wherever in it: the weights are those after the other step, and the schedule goes on."""
+    write_data_set(tmp_path, train=10, test=3, size=32)
+    poison(monkeypatch, {batch})
+    settings = ("accumulate=4", "batch_size=1", "epochs=1", "skip_nonfinite=1", "ema_decay=0.5")
+    train.main(arguments(tmp_path, vae, *settings))
+    state = load_state(tmp_path / "run" / "epochs_1")
+    assert state is not None
+    steps = {int(each["step"]) for each in state["optimizer"]["state"].values()}
+    assert steps == {1} and state["average"]["n_averaged"] == 1
+    assert state["scheduler"]["last_epoch"] == 2
+    assert state["progress"]["skipped"] == 1
+
+
+def test_a_skipped_batch_leaves_no_statistics(
+    tmp_path: Path, vae: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An overflow reaches batch normalisation before the loss is known."""
+    from models.baseline import Baseline
+
+    forward, calls = Baseline.forward, [0]
+
+    def overflowing(self, image, mask=None, noise=None):
+        calls[0] += mask is not None
+        bad = mask is not None and calls[0] == 2
+        return forward(self, image * float("inf") if bad else image, mask, noise)
+
+    monkeypatch.setattr(Baseline, "forward", overflowing)
+    model = "model=tests.own_networks:build"
+    train.main(arguments(tmp_path, vae, model, "skip_nonfinite=1", "epochs=1"))
+    kept = weights(tmp_path / "run" / "epochs_1")
+    assert all(value.isfinite().all() for value in kept.values())
+    (counted,) = (value for key, value in kept.items() if "num_batches_tracked" in key)
+    assert counted == 2
 
 
 def test_fewer_skips_may_be_allowed_later(

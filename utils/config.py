@@ -151,7 +151,8 @@ class Config(BaseModel):
         2333, description="Seed for all random numbers"
     )
     skip_nonfinite: Count = Field(
-        0, description="Steps with a NaN or infinite loss that may be skipped before the run stops"
+        0,
+        description="Batches whose loss may be NaN or infinite before the run stops; nothing is kept of their steps",
     )
 
     # Hardware
