@@ -73,12 +73,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         log.info("everything is in place; nothing was written")
         return
 
-    with open_run(config, data_set, system, accelerator, plan) as folder:
+    with open_run(config, data_set, system, accelerator, plan) as (folder, record):
         train_set, val_set = training_sets(config, data_set, system, progress=is_main)
         compile_where_it_gains(config, system)
         trainer = Trainer(
             system, train_set, val_set, options_from(config), accelerator, folder, data_set.name
         )
+        record()
         trainer.fit()
         best, epoch = trainer.progress.best, trainer.progress.best_epoch
         weights = folder / "best_model.pth"

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,6 +37,10 @@ log = logging.getLogger("wavegms")
 LAST = "last.pth"
 BEFORE_LAST = "last.previous.pth"
 FORMAT = 1
+LEFT_BY_A_RUN = (
+    "best_model.*", "epoch_*", "history.csv", "nonfinite.json",
+    "valid_results_*", "predicted_masks_*", "cross_domain",
+)  # besides its states, and what a new one writes at once  # fmt: skip
 
 # settings that may change when a run is resumed: they do not affect what is learned (the split
 # file and the frozen weights are compared by their hashes)
@@ -72,8 +77,7 @@ def load_state(folder: Path) -> dict[str, Any] | None:
     A damaged file is reported and the one before it is taken. UserError if all are damaged.
     """
     damaged = []
-    for name in (LAST, f"{LAST}.new", BEFORE_LAST):
-        path = folder / name
+    for path in _states(folder):
         if not path.exists():
             continue
         try:
@@ -100,11 +104,12 @@ def open_run(
     system: SegmentationModel,
     accelerator: Accelerator,
     plan: str,
-) -> Iterator[Path]:
-    """The folder of a run while it trains: checked and locked, with its log, config and inputs.
+) -> Iterator[tuple[Path, Callable[[], None]]]:
+    """The folder of a run while it trains, checked and locked, and what to call once it can start.
 
-    All of that is done by the main process; the others wait for it. UserErrors of `create_run_folder`,
-    `locked` and `start_run`.
+    That call is `record_run`; until then nothing of a run that is there has been touched. All of it is done
+    by the main process; the others wait for it. UserErrors of `create_run_folder`, `locked` and
+    `check_resumable`.
     """
     folder, is_main = config.run_folder, accelerator.is_main_process
     if is_main:
@@ -113,30 +118,28 @@ def open_run(
         if is_main:
             log_to(folder / "logs" / "train.log")
             log.info(plan)
-            hashes = input_hashes(config, data_set, system)
-            precision = resolved_precision(accelerator)
-            start_run(folder, config, hashes, precision, accelerator.num_processes)
+            inputs = {
+                "precision": resolved_precision(accelerator),
+                "processes": accelerator.num_processes,
+                "sha256": input_hashes(config, data_set, system),
+            }
+            check_resumable(folder, config, **inputs)
         accelerator.wait_for_everyone()
-        yield folder
+        yield folder, lambda: record_run(folder, config, inputs) if is_main else None
 
 
-def start_run(
-    folder: Path, config: Config, hashes: dict[str, str], precision: str, processes: int = 1
+def check_resumable(
+    folder: Path, config: Config, sha256: dict[str, str], precision: str, processes: int = 1
 ) -> None:
-    """Record config and environment in `folder`, after checking that the run there can be resumed.
+    """UserError where the run in `folder` is another one, which lists what differs, or lost its state.
 
-    `hashes` names what else the result rests on (split file, frozen weights), `precision` is the one
-    that `auto` selects here, `processes` is how many share the work. UserError lists what differs
-    from the run that is there, or says that its state is gone; nothing has been touched by then.
-    With `resume: never` the weights of the run that is there are deleted.
+    `sha256` names what else the result rests on (split file, frozen weights), `precision` is the one
+    that `auto` selects here, `processes` is how many share the work.
     """
-    states = [folder / name for name in (LAST, f"{LAST}.new", BEFORE_LAST)]
-    current = config.model_dump(mode="json")
     if config.resume == "never":
-        weights = [folder / "best_model.pth", *folder.glob("epoch_*.pth")]
-        for path in (*states, *weights, folder / "history.csv"):
-            path.unlink(missing_ok=True)
-    elif any(path.exists() for path in states):
+        return
+    current = config.model_dump(mode="json")
+    if any(path.exists() for path in _states(folder)):
         saved, environment = _recorded(folder)
         changed = [
             f"{key}: {saved.get(key)!r} in the saved run, {current[key]!r} now"
@@ -145,7 +148,7 @@ def start_run(
         ]
         changed += [
             f"the {name} is another file than in the saved run"
-            for name, value in hashes.items()
+            for name, value in sha256.items()
             if environment["sha256"].get(name) != value
         ]
         if (before := environment.get("precision", precision)) != precision:
@@ -169,18 +172,28 @@ def start_run(
             f"{folder} holds a trained run, but no {LAST} to resume from; training again would "
             "overwrite its weights. Set another snapshot_path, or start again with resume=never"
         )
+
+
+def record_run(folder: Path, config: Config, inputs: dict[str, Any]) -> None:
+    """Write config and environment, `inputs` among it, into `folder`.
+
+    With `resume: never` the weights and results of the run that is there are deleted first.
+    """
+    if config.resume == "never":
+        left = [path for pattern in LEFT_BY_A_RUN for path in folder.glob(pattern)]
+        for path in (*_states(folder), *left):
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
     remove_leftovers(folder)
     with writing_to(folder):
         atomic_write(folder / "config.yaml", dump_config(config))
-        write_environment(
-            folder / "environment.json",
-            {
-                "precision": precision,
-                "processes": processes,
-                "seed": config.seed,
-                "sha256": hashes,
-            },
-        )
+        write_environment(folder / "environment.json", inputs | {"seed": config.seed})
+
+
+def _states(folder: Path) -> list[Path]:
+    return [folder / name for name in (LAST, f"{LAST}.new", BEFORE_LAST)]
 
 
 def _epochs_recorded(folder: Path) -> int:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import pty
 import signal
+import struct
 import subprocess
 import sys
+import termios
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from engine.resume import load_state
+from tests.cases_on_disk import write_data_set
 from tests.small_run import ROOT, arguments
 from utils.entry import exit_from
 from utils.interruption import STOP_SIGNALS, Interrupted, StopRequest
@@ -29,12 +34,12 @@ def exit_code_of(work: Callable[[], object]) -> int:
 
 @pytest.mark.parametrize("number", STOP_SIGNALS)
 def test_the_first_signal_is_noted_and_gives_the_exit_code(number: signal.Signals) -> None:
-    before = signal.getsignal(number)
+    original = signal.signal(number, signal.SIG_DFL)  # the tests may run under nohup
     with StopRequest() as stop:
         assert not stop.requested
         os.kill(os.getpid(), number)
         assert stop.requested and stop.signal_number == number
-    assert signal.getsignal(number) == before
+    assert signal.signal(number, original) == signal.SIG_DFL
 
     def stopped() -> int:
         raise Interrupted(number)
@@ -60,6 +65,34 @@ def test_a_second_signal_exits_at_once_if_it_is_another_request(
             os.kill(os.getpid(), signal.SIGTERM)
 
     assert exit_code_of(twice) == code
+
+
+def test_under_nohup_a_closed_terminal_stops_nothing() -> None:
+    def hang_up() -> None:
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        with StopRequest() as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            os._exit(int(stop.requested))
+
+    assert exit_code_of(hang_up) == 0
+
+
+def test_a_closed_terminal_saves(tmp_path: Path, vae: Path) -> None:
+    write_data_set(tmp_path, train=100, test=1, size=32)
+    command = arguments(tmp_path, vae, "ch=16", "batch_size=1", "val_fraction=0.01", "epochs=1")
+    child, terminal = pty.fork()
+    if child == 0:
+        os.chdir(ROOT)
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+        os.execv(sys.executable, [sys.executable, "train.py", *command])
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+    shown = b""
+    while b"loss=" not in shown:  # beside the progress bar
+        shown += os.read(terminal, 1 << 16)  # fails where the child has ended
+    os.close(terminal)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 128 + signal.SIGHUP
+    state = load_state(tmp_path / "run" / "epochs_1")
+    assert state is not None and state["progress"]["batch"] > 0
 
 
 def test_ctrl_c_saves_and_exits_with_130(tmp_path: Path, vae: Path) -> None:

@@ -183,6 +183,29 @@ def test_a_new_start_leaves_no_weights_of_the_old_run(
     assert not list(finished.glob("best*")) and not list(finished.glob("epoch_*"))
 
 
+def test_a_new_start_that_fails_spares_the_old_run(
+    finished: Path, tmp_path: Path, vae: Path
+) -> None:
+    before = {path: path.read_bytes() for path in finished.glob("*.*") if path.suffix != ".lock"}
+    with pytest.raises(UserError, match="do not fill a batch"):
+        train.main(arguments(tmp_path, vae, "resume=never", "batch_size=100"))
+    (tmp_path / "blobs" / "images" / "case_1.png").write_bytes(b"rubbish")
+    with pytest.raises(UserError, match=r"case_1\.png"):
+        train.main(arguments(tmp_path, vae, "resume=never", "lr=0.1"))
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_a_new_start_leaves_no_results_of_the_old_run(
+    finished: Path, tmp_path: Path, vae: Path
+) -> None:
+    for name in ("valid_results_blobs", "predicted_masks_blobs", "epoch_1/valid_results_blobs"):
+        (finished / name).mkdir(parents=True)
+        (finished / name / "results.csv").write_text("of the old weights")
+    train.main(arguments(tmp_path, vae, "lr=0.1", "resume=never", "save_freq=5"))
+    assert not list(finished.glob("**/results.csv"))
+    assert not list(finished.glob("epoch_*"))
+
+
 def test_going_on_with_another_split_is_refused(finished: Path, tmp_path: Path, vae: Path) -> None:
     split = tmp_path / "blobs" / "blobs_train_test_names.json"
     names = json.loads(split.read_text())

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from typing import NoReturn
 
 from utils.errors import UserError
@@ -22,7 +23,8 @@ def exit_from(main: Callable[[], int | None]) -> NoReturn:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except Interrupted as stopped:
-        print(f"{stopped}; the same command resumes from here", file=sys.stderr)
+        with suppress(OSError):  # the terminal may be gone
+            print(f"{stopped}; the same command resumes from here", file=sys.stderr)
         sys.exit(stopped.exit_code)
     except KeyboardInterrupt:
         sys.exit(130)

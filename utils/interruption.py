@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import signal
 import time
+from contextlib import suppress
 from types import FrameType
 
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 NOTICE = "stopping after this step; a second signal stops at once, without saving"
 ECHO_SECONDS = 1.0
 
@@ -21,14 +22,15 @@ class Interrupted(Exception):
 
 
 class StopRequest:
-    """While entered, the first SIGINT, SIGTERM or SIGUSR1 is only noted; a later one exits at once.
+    """While entered, the first SIGINT, SIGTERM, SIGUSR1 or SIGHUP is only noted; a later one exits at once.
 
     What comes within ECHO_SECONDS of the first is taken for the same request: Ctrl-C in a terminal
     reaches a script's child twice, from the terminal and from the script. The first one prints
     `notice`. SIGTERM and SIGUSR1 are what Slurm sends before it takes a machine back
-    (`--signal=USR1@60`). `second_exits=False` is for the processes of a launcher: it passes on a
-    signal that they may have had already, ends them all when the first one leaves, and kills those
-    that take too long; they print nothing.
+    (`--signal=USR1@60`); SIGHUP comes when a terminal is closed, and stays ignored under `nohup`.
+    `second_exits=False` is for the processes of a launcher: it passes on a signal that they may have had
+    already, ends them all when the first one leaves, and kills those that take too long; they print
+    nothing.
     """
 
     def __init__(self, notice: str = NOTICE, second_exits: bool = True) -> None:
@@ -40,6 +42,8 @@ class StopRequest:
 
     def __enter__(self) -> StopRequest:
         for number in STOP_SIGNALS:
+            if number == signal.SIGHUP and signal.getsignal(number) is signal.SIG_IGN:
+                continue
             self._previous[number] = signal.signal(number, self._note)
         return self
 
@@ -52,7 +56,8 @@ class StopRequest:
             self.signal_number = number
             self._noted_at = time.monotonic()
             if self.second_exits:
-                os.write(2, f"\n{self.notice}\n".encode())
+                with suppress(OSError):  # the terminal may be gone
+                    os.write(2, f"\n{self.notice}\n".encode())
         elif self.second_exits and time.monotonic() - self._noted_at > ECHO_SECONDS:
             os._exit(128 + number)
 
