@@ -91,12 +91,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def describe_outcome(outcome: Outcome) -> str:
     """One line for the terminal."""
-    from experiments.scores import best_validation
+    from experiments.scores import CHOOSING, best_validation
 
     record, trial = outcome.record, outcome.trial
     parts = [record.status if outcome.ran else f"{record.status} before"]
     if (dice := best_validation(trial)) is not None:
-        parts.append(f"{trial.config.select_on} Dice {dice:.4f}")
+        parts.append(f"{CHOOSING[trial.config.select_on]} {dice:.4f}")
     parts.append(f"{sum(record.wall_seconds.values()):.0f} s")
     lines = [f"{trial.name}: {', '.join(parts)}"]
     if record.error and record.status == "failed":

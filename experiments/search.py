@@ -1,9 +1,9 @@
 """Searching for settings with Optuna: TPE proposes, the median of the earlier ones prunes.
 
-A trial of Optuna is a setting here; its value is the mean of the runs' best validation Dice. The
-study lies in the sweep's folder (SQLite) or in a storage that several machines share. A setting
-that was running when its sweep was stopped or killed stays so in the study, under the name of its
-sweep's slot; the next sweep that holds the slot resumes it.
+A trial of Optuna is a setting here; its value is the mean of the runs' best Dice on the cases that
+choose the checkpoint. The study lies in the sweep's folder (SQLite) or in a storage that several
+machines share. A setting that was running when its sweep was stopped or killed stays so in the study,
+under the name of its sweep's slot; the next sweep that holds the slot resumes it.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from datasets.cases import find_split_file
 from experiments.records import Status
 from experiments.runner import ROOT, Outcome, Trial
 from experiments.scores import (
+    CHOOSING,
     SettingScores,
     best_validation,
     score_setting,
@@ -160,7 +161,7 @@ class SearchPlan:
 
         figure = Figure(figsize=(10, 3.8), layout="constrained")
         history, importance = figure.subplots(1, 2, width_ratios=(3, 2))
-        _draw_history(history, self.study)
+        _draw_history(history, self.study, self.sweep.base.select_on)
         _draw_importance(importance, importances(self.study))
         figure.suptitle(title)
         return figure
@@ -415,7 +416,7 @@ def _other_search(sweep: Sweep, reasons: list[str]) -> str:
     )
 
 
-def _draw_history(axes: Axes, study: optuna.Study) -> None:
+def _draw_history(axes: Axes, study: optuna.Study, select_on: str) -> None:
     from matplotlib.ticker import MaxNLocator
     from optuna.trial import TrialState
 
@@ -431,7 +432,7 @@ def _draw_history(axes: Axes, study: optuna.Study) -> None:
     if pruned:
         last = [100 * max(each.intermediate_values.values()) for each in pruned]
         axes.plot([each.number for each in pruned], last, "x", color="0.5", label="pruned")
-    axes.set(xlabel="setting", ylabel="validation Dice, %", title="history")
+    axes.set(xlabel="setting", ylabel=f"{CHOOSING[select_on]}, %", title="history")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)

@@ -43,9 +43,12 @@ def plan_of(path: Path, owner: str = "me", retry_failed: bool = False) -> Search
 
 
 def write_curve(trial: Trial, *dice: float) -> None:
+    """A history whose Dice is on the cases that choose the trial's checkpoint."""
     trial.folder.mkdir(parents=True, exist_ok=True)
     rows = [f"{epoch},{value}" for epoch, value in enumerate(dice, 1)]
-    (trial.folder / "history.csv").write_text("\n".join(["epoch,val_dice", *rows]) + "\n")
+    (trial.folder / "history.csv").write_text(
+        "\n".join([f"epoch,{trial.config.select_on}_dice", *rows]) + "\n"
+    )
 
 
 def end(plan: SearchPlan, trial: Trial, status: Any) -> None:
@@ -91,6 +94,20 @@ def test_the_drawing_shows_every_setting_and_what_matters(tmp_path: Path) -> Non
     assert best == pytest.approx(np.maximum.accumulate(points))
     assert len(importance.patches) == 2
     assert sum(importances(plan.study).values()) == pytest.approx(1)
+
+
+def test_the_drawing_names_the_cases_that_choose(tmp_path: Path) -> None:
+    labels = []
+    for select_on in ("val", "test"):
+        (tmp_path / select_on).mkdir()
+        settings = {"search": RATES, "trials": 1}
+        plan = plan_of(write_sweep(tmp_path / select_on, settings, select_on=select_on))
+        (trial,) = plan.trials()
+        write_curve(trial, 0.5)
+        end(plan, trial, "finished")
+        labels.append(plan.figure("title").axes[0].get_ylabel())
+        assert plan.study.best_value == 0.5
+    assert labels == ["val Dice, %", "best test Dice, %"]
 
 
 def test_importance_is_not_told_of_a_few_settings(tmp_path: Path) -> None:

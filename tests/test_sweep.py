@@ -17,7 +17,7 @@ import yaml
 import sweep
 from experiments import runner
 from experiments.plan import describe_plan, make_plan, report
-from experiments.report import find_best, plot_settings, to_csv, to_markdown
+from experiments.report import find_best, plot_settings, to_csv, to_markdown, write_best
 from experiments.scores import SettingScores
 from experiments.settings import SweepSettings, describe_settings, load_sweep
 from experiments.slots import slot
@@ -76,6 +76,11 @@ def test_there_are_shipped_sweeps() -> None:
         ({"grid": {"lr": [0.1, 0.10]}}, "two settings are lr=0.1"),
         ({"grid": {"image_size": [64, 100]}}, "image_size is 100"),
         ({"grid": {"seed": [1, 2]}}, "seed cannot be swept: list the seeds"),
+        (
+            {"grid": {"select_on": ["val", "test"]}},
+            "select_on cannot be swept: scores on different",
+        ),
+        ({"search": {"select_on": ["val", "test"]}, "trials": 3}, "select_on cannot be swept"),
         ({"grid": {"lr": [1]}, "variants": {"a": {"lr": 2}}}, "lr is set by grid and by a variant"),
         ({"variants": {"a/b": {}}}, "sweep.variants.*pattern"),
         ({"variants": {"best": {}}}, "cannot be called best"),
@@ -287,7 +292,7 @@ def test_a_setting_with_runs_left_is_not_yet_the_best() -> None:
 def test_intervals_across_runs_and_across_cases_are_kept_apart() -> None:
     cases = np.random.default_rng(0).beta(8, 2, 50)
     row = scores("a", [0.8, 0.9], test=[0.7, 0.9], cases=cases)
-    (line,) = csv.DictReader(to_csv([row]).splitlines())
+    (line,) = csv.DictReader(to_csv([row], "val").splitlines())
     found, (low, high) = describe(cases), t_interval([0.7, 0.9])
     assert line["test_cases"] == "50"
     assert float(line["test_dice_cases_low"]) == pytest.approx(found.low)
@@ -297,7 +302,23 @@ def test_intervals_across_runs_and_across_cases_are_kept_apart() -> None:
     table = to_markdown("t", [row], "val")
     assert "95 % across runs" in table and "95 % across cases" in table
     assert f"{100 * found.low:.2f} to {100 * found.high:.2f}" in table
-    assert "TEST" not in table and "TEST" in to_markdown("t", [row], "test")
+    assert "TEST" not in table and "chosen by val Dice, not by test Dice" in table
+
+
+def test_a_choice_on_the_test_split_is_called_that_everywhere(tmp_path: Path) -> None:
+    row = scores("a", [0.8, 0.9], test=[0.7, 0.9])
+    config = load_sweep(write_sweep(tmp_path, {"seeds": [1, 2]}, select_on="test")).base
+    write_best(tmp_path, row, config)
+    chosen, tested = (axes.get_xlabel() for axes in plot_settings("t", [row], "test").axes)
+    assert (chosen, tested) == ("best test Dice, %", "test Dice, %")
+    table = to_markdown("t", [row], "test")
+    assert "| best test Dice | SD |" in table and "chosen on the TEST split" in table
+    (line,) = csv.DictReader(to_csv([row], "test").splitlines())
+    assert float(line["best_test_dice_mean"]) == pytest.approx(0.85)
+    assert float(line["test_dice_mean"]) == pytest.approx(0.8)
+    header = (tmp_path / "best.yaml").read_text().splitlines()[0]
+    assert header == "# a: mean best test Dice 0.8500 over 2 run(s)"
+    assert not any("val" in text for text in (table, header, *line))
 
 
 def test_missing_seconds_are_marked() -> None:
@@ -308,7 +329,7 @@ def test_missing_seconds_are_marked() -> None:
 
 def test_the_drawing_shows_runs_means_and_intervals() -> None:
     rows = [scores("a", [0.7, 0.8]), scores("b", [0.9, 0.8]), scores("c", [])]
-    (axes,) = plot_settings("title", rows).axes
+    (axes,) = plot_settings("title", rows, "val").axes
     assert [label.get_text() for label in axes.get_yticklabels()] == ["b", "a"]
     dots, interval, mean = (list(line.get_xdata()) for line in axes.lines[:3])
     assert dots == [90, 80] and mean == pytest.approx([85])
@@ -316,7 +337,7 @@ def test_the_drawing_shows_runs_means_and_intervals() -> None:
 
 
 def test_what_one_run_cannot_tell_is_left_empty() -> None:
-    (line,) = csv.DictReader(to_csv([scores("a", [0.8], planned=1)]).splitlines())
+    (line,) = csv.DictReader(to_csv([scores("a", [0.8], planned=1)], "val").splitlines())
     assert line["val_dice_mean"] == "0.8"
     assert line["val_dice_std"] == line["val_dice_runs_low"] == line["test_dice_mean"] == ""
 
