@@ -23,6 +23,7 @@ from experiments.scores import (
     CHOOSING,
     SettingScores,
     best_validation,
+    own_record,
     score_setting,
     validation_curve,
     values_of,
@@ -93,7 +94,7 @@ class SearchPlan:
             self._enqueue_failed()
 
     def trials(self) -> Iterator[Trial]:
-        """What an earlier sweep left running, then new settings until there are enough."""
+        """What an earlier sweep left running or unscored, then new settings until there are enough."""
         import optuna
 
         for found in self.study.get_trials(states=[optuna.trial.TrialState.RUNNING]):
@@ -104,6 +105,7 @@ class SearchPlan:
                 yield from self._runs(left, set(found.intermediate_values))
             else:  # killed while it was being asked for
                 self.study.tell(found.number, state=optuna.trial.TrialState.FAIL)
+        yield from self._unscored()
         while (asked := self._ask()) is not None:
             yield from self._runs(asked, set())
 
@@ -112,7 +114,9 @@ class SearchPlan:
 
         The other runs of a setting that was given up are hopeless, too.
         """
-        candidate = self.candidates[trial.name]
+        candidate = self.candidates.get(trial.name)
+        if candidate is None:  # the study knows its value
+            return False
         if not self.sweep.settings.prune or candidate.hopeless:
             return candidate.hopeless
         if trial is not candidate.setting.trials[0]:
@@ -126,7 +130,9 @@ class SearchPlan:
 
     def ended(self, outcome: Outcome) -> None:
         """When the setting's last run has ended, tell the study; one that was stopped stays open."""
-        candidate = self.candidates[outcome.trial.name]
+        candidate = self.candidates.get(outcome.trial.name)
+        if candidate is None:  # the study knows its value
+            return
         candidate.outcomes.append(outcome)
         statuses = {each.record.status for each in candidate.outcomes}
         candidate.hopeless |= "pruned" in statuses
@@ -150,7 +156,7 @@ class SearchPlan:
             setting = self._setting(each)
             row = score_setting(setting, self.keys)
             here = any(trial.folder.is_dir() for trial in setting.trials)
-            if not here or (each.state.name == "COMPLETE" and not row.complete):
+            if not here or (each.state.name == "COMPLETE" and row.statuses["waiting"]):
                 row = self._scores_elsewhere(setting, each)
             scores.append((setting, row))
         return scores
@@ -165,6 +171,17 @@ class SearchPlan:
         _draw_importance(importance, importances(self.study))
         figure.suptitle(title)
         return figure
+
+    def _unscored(self) -> Iterator[Trial]:
+        """Runs of finished settings that lie here, where a step that was added later is missing."""
+        from optuna.trial import TrialState
+
+        wanted = {"valid"} if self.sweep.settings.validate_runs else set()
+        for each in self.study.get_trials(deepcopy=False, states=[TrialState.COMPLETE]):
+            for trial in self._setting(each).trials if self._is_drawn(each) else ():
+                record = own_record(trial)
+                if record and not (record.status == "finished" and wanted <= set(record.done)):
+                    yield trial
 
     def _ask(self) -> optuna.Trial | None:
         """A new setting to try; None when there are enough.

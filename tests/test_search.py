@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import csv
 import os
+import shutil
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +15,12 @@ import numpy as np
 import pytest
 
 import sweep
+from experiments import runner
 from experiments.records import Record
-from experiments.runner import Outcome, Trial
+from experiments.runner import Outcome, Steps, Trial
 from experiments.settings import load_sweep
 from experiments.slots import slot
-from tests.quick_training import make_sweeps_quick, starts
+from tests.quick_training import make_sweeps_quick, quick_steps, starts
 from tests.test_sweep import run, write_sweep
 from utils.config import load_config
 from utils.errors import UserError
@@ -241,8 +244,6 @@ def test_a_second_sweep_of_a_shared_study_joins_in(tmp_path: Path, quick: None) 
 
 
 def test_scores_of_another_machine_come_from_the_study(tmp_path: Path) -> None:
-    import shutil
-
     storage = f"sqlite:///{tmp_path / 'shared.db'}"
     settings = {"search": RATES, "trials": 1, "seeds": [1, 2], "storage": storage}
     plan = plan_of(write_sweep(tmp_path, settings))
@@ -262,6 +263,48 @@ def test_a_finished_setting_keeps_its_value_when_its_folder_has_another_run(
     plan = plan_of(write_sweep(tmp_path, settings, tta=True))  # which chooses no checkpoint
     ((_, row),) = plan.scores()
     assert row.complete and row.val == [plan.study.best_value] and not row.test
+
+
+def validation_steps(code: str) -> Callable[[Trial], Steps]:
+    """Quick steps whose validation runs `code` in the run folder."""
+    command = [sys.executable, "-I", "-S", "-c", "import os, sys; os.chdir(sys.argv[1])\n" + code]
+    return lambda trial: {**quick_steps(trial), "valid": [*command, str(trial.folder)]}
+
+
+def test_validation_can_be_added_to_a_finished_search(
+    tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    count = validation_steps("open('validated', 'a').write('x')")
+    monkeypatch.setattr(runner, "training_and_validation_steps", count)
+    path = write_sweep(tmp_path, {"search": RATES, "trials": 3, "seeds": [1, 2]})
+    assert run(path) == 0
+    plan = plan_of(path)
+    *here, elsewhere = (setting for setting, _ in plan.scores())
+    values = [trial.value for trial in plan.study.trials]
+    for trial in elsewhere.trials:
+        shutil.rmtree(trial.folder.parent)
+    for _ in range(2):
+        assert run(path, "sweep.validate=true") == 0
+        for trial in (trial for setting in here for trial in setting.trials):
+            assert (trial.folder / "validated").read_text() == "x" and starts(trial) == 1
+    assert not any(trial.folder.exists() for trial in elsewhere.trials)
+    plan = plan_of(path)
+    assert states(plan) == ["COMPLETE"] * 3 and [t.value for t in plan.study.trials] == values
+    assert all(row.complete for _, row in plan.scores())
+
+
+def test_a_validation_that_was_added_and_fails_is_told(
+    tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fail = validation_steps("sys.exit('error: no such case')")
+    monkeypatch.setattr(runner, "training_and_validation_steps", fail)
+    path = write_sweep(tmp_path, {"search": RATES, "trials": 1})
+    assert run(path) == 0
+    assert run(path, "sweep.validate=true") == 1
+    assert "error: no such case" in (tmp_path / "out" / "sweep.md").read_text()
+    assert run(path) == 0, "without validation there is nothing that failed"
+    ((_, row),) = plan_of(path).scores()
+    assert row.complete and row.statuses["finished"] == 1
 
 
 def test_choices_are_given_back_as_written(tmp_path: Path) -> None:
