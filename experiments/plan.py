@@ -97,7 +97,7 @@ class ListedPlan:
 
 
 def report(sweep: Sweep, plan: Plan) -> list[SettingScores]:
-    """Write sweep.csv, sweep.md, sweep.png and, once there is a best setting, best.yaml."""
+    """Write sweep.csv, sweep.md, sweep.png and best.yaml; no best.yaml stays where no setting is best."""
     scores = plan.scores()
     rows = [row for _, row in scores]
     title = f"Sweep {sweep.path.stem}"
@@ -105,6 +105,8 @@ def report(sweep: Sweep, plan: Plan) -> list[SettingScores]:
         sweep.folder, title, rows, select_on=sweep.base.select_on, figure=plan.figure(title)
     )
     best = find_best(rows)
+    if best is None:
+        (sweep.folder / "best.yaml").unlink(missing_ok=True)
     for setting, row in scores:
         if row is best:
             write_best(sweep.folder, row, best_config(sweep, setting))

@@ -215,11 +215,31 @@ def test_the_same_command_goes_on(
         assert [starts(trial) for trial in trials] == [1, 1, 1, 1]
 
 
+def test_a_best_config_goes_when_its_setting_is_no_longer_complete(
+    tmp_path: Path, quick: None, capsys: pytest.CaptureFixture
+) -> None:
+    path = write_sweep(tmp_path, {"grid": {"lr": [0.03, 0.003]}, "seeds": [1]})
+    assert run(path) == 0
+    assert "sweep.png, best.yaml" in capsys.readouterr().out
+    added = load_sweep(path, ["sweep.seeds=[1, 2]"])
+    report(added, make_plan(added, "me", retry_failed=False))
+    assert not (tmp_path / "out" / "best.yaml").exists()
+    assert run(path) == 0 and (tmp_path / "out" / "best.yaml").is_file()
+
+
+def test_only_what_was_written_is_listed(
+    tmp_path: Path, quick: None, capsys: pytest.CaptureFixture
+) -> None:
+    assert run(write_sweep(tmp_path, {"seeds": [1]}, save_minutes=13)) == 1
+    printed = capsys.readouterr().out
+    assert "sweep.csv, sweep.png; best.yaml follows the first complete setting" in printed
+    assert not (tmp_path / "out" / "best.yaml").exists()
+
+
 def test_scores_of_other_settings_are_not_reported(tmp_path: Path, quick: None) -> None:
     """After a change of the shared keys, the trials of before are waiting."""
     path = write_sweep(tmp_path, {"grid": {"lr": [0.03, 0.003]}})
     assert run(path) == 0
-    (tmp_path / "out" / "best.yaml").unlink()
     changed = load_sweep(write_sweep(tmp_path, {"grid": {"lr": [0.03, 0.003]}}, w_dice=2))
     rows = report(changed, make_plan(changed, "me", retry_failed=False))
     assert [row.statuses["waiting"] for row in rows] == [1, 1]
