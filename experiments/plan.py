@@ -10,7 +10,7 @@ from experiments.report import find_best, write_best, write_report
 from experiments.runner import Outcome, Trial
 from experiments.scores import SettingScores, score_setting
 from experiments.settings import Range, Sweep
-from experiments.trials import Setting, best_config, check_search, settings_of
+from experiments.trials import Setting, best_config, check_search, check_weights, settings_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -45,7 +45,7 @@ def make_plan(sweep: Sweep, owner: str, retry_failed: bool) -> Plan:
 
 
 def describe_plan(sweep: Sweep) -> str:
-    """What would be run, after building every config; UserError if one does not fit."""
+    """What would be run, after building every config; UserError if one does not fit or has no weights."""
     settings = sweep.settings
     if settings.search:
         from experiments.search import distribution
@@ -61,6 +61,8 @@ def describe_plan(sweep: Sweep) -> str:
         lines.append(f"runs of a setting: {runs}")
     else:
         listed = settings_of(sweep)
+        for setting in listed:
+            check_weights(sweep, setting.trials[0].config)
         trials = [trial.name for setting in listed for trial in setting.trials]
         lines = [f"{len(listed)} setting(s), {len(trials)} trial(s):"]
         lines += [f"  {name}" for name in trials]

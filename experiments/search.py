@@ -13,12 +13,11 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from datasets.cases import find_split_file
 from experiments.records import Status
-from experiments.runner import ROOT, Outcome, Trial
+from experiments.runner import Outcome, Trial
 from experiments.scores import (
     CHOOSING,
     SettingScores,
@@ -29,7 +28,7 @@ from experiments.scores import (
     values_of,
 )
 from experiments.settings import Range, Sweep
-from experiments.trials import Setting, make_setting, text_of
+from experiments.trials import Setting, make_setting, text_of, weights_folder
 from utils.config import Config
 from utils.errors import UserError
 from utils.files import sha256
@@ -418,11 +417,9 @@ def _data(base: Config) -> dict[str, str]:
 
 def _weights(name: str) -> str:
     """The VAE's weights: a folder, which may lie elsewhere on each machine, by the hash of its file."""
-    for folder in (Path(name).expanduser(), ROOT / name):
-        file = folder / "diffusion_pytorch_model.safetensors"
-        if file.is_file():
-            return f"SHA-256 {sha256(file)}"
-    return name
+    folder = weights_folder(name)
+    file = folder / "diffusion_pytorch_model.safetensors" if folder else None
+    return f"SHA-256 {sha256(file)}" if file and file.is_file() else name
 
 
 def _other_search(sweep: Sweep, reasons: list[str]) -> str:

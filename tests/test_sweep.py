@@ -120,6 +120,44 @@ def test_what_does_not_fit_is_told_before_anything_runs(
 @pytest.mark.parametrize(
     ("values", "message"),
     [
+        (
+            {"vae_weights": "/nowhere/vae"},
+            "vae_weights: there is no folder /nowhere/vae here or in",
+        ),
+        ({"vae_weights": "taesd"}, "vae_weights: there is no folder taesd"),
+        ({"vae_weights": "ckpt/tiny_vea"}, "vae_weights: there is no folder ckpt/tiny_vea"),
+        ({"init_weights": "nowhere.pth"}, "init_weights: there is no file nowhere.pth"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["values", "grid", "search"])
+def test_missing_weights_are_told_before_anything_runs(
+    tmp_path: Path, kind: str, values: dict[str, str], message: str
+) -> None:
+    settings: dict[str, Any] = {"seeds": [1]}
+    if kind != "values":
+        settings |= {kind: {key: [value] for key, value in values.items()}}
+        settings |= {"trials": 1} if kind == "search" else {}
+        values = {}
+    with pytest.raises(UserError, match=message):
+        run(write_sweep(tmp_path, settings, **values))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"vae_weights": "owner/not-downloaded"},
+        {"vae_weights": "ckpt/tiny_vae"},
+        {"vae_weights": "unused", "model": "smp/Unet?encoder=resnet18"},
+    ],
+)
+def test_weights_that_may_be_there_are_left_to_the_trials(tmp_path: Path, values: dict) -> None:
+    assert run(write_sweep(tmp_path, {"seeds": [1]}, **values), "--dry-run") == 0
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
         ({"resume": "never"}, "resume: never would lose"),
         ({"select_on": "test"}, "set select_on: val"),
     ],
