@@ -45,7 +45,7 @@ COMPARED = {
     "validate_every",
     "vae_weights",
 }  # a run may change them as it resumes, a search may not
-MIN_FOR_IMPORTANCE = 10  # finished settings: it compares the best tenth of them with the rest
+MIN_FOR_IMPORTANCE = 10  # different scores: it compares the best tenth of them with the rest
 OWNER, NUMBER, RETRY_OF, SCORES, WALL, CPU = (
     "owner", "number", "retry_of", "scores", "wall_seconds", "cpu_seconds",
 )  # attributes of a setting in the study  # fmt: skip
@@ -458,7 +458,7 @@ def _draw_importance(axes: Axes, found: dict[str, float]) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     if not found:
         axes.set_axis_off()
-        axes.text(0.5, 0.5, f"after {MIN_FOR_IMPORTANCE} finished settings", ha="center")
+        axes.text(0.5, 0.5, f"from {MIN_FOR_IMPORTANCE} different scores on", ha="center")
         return
     axes.barh(list(found), list(found.values()), color="#0072b2")
     axes.invert_yaxis()

@@ -113,12 +113,15 @@ def test_the_drawing_names_the_cases_that_choose(tmp_path: Path) -> None:
     assert labels == ["val Dice, %", "best test Dice, %"]
 
 
-def test_importance_is_not_told_of_a_few_settings(tmp_path: Path) -> None:
-    plan = plan_of(write_sweep(tmp_path, {"search": RATES, "trials": 5}))
+@pytest.mark.parametrize(("settings", "step"), [(5, 0.1), (12, 0)])
+def test_importance_is_not_told_of_a_few_scores(tmp_path: Path, settings: int, step: float) -> None:
+    plan = plan_of(write_sweep(tmp_path, {"search": RATES, "trials": settings}))
     for number, trial in enumerate(plan.trials()):
-        write_curve(trial, 0.1 * number)
+        write_curve(trial, step * number)
         end(plan, trial, "finished")
     assert importances(plan.study) == {}
+    (text,) = plan.figure("title").axes[1].texts
+    assert text.get_text() == "from 10 different scores on"
 
 
 def test_a_search_that_was_stopped_proposes_what_it_would_have(
