@@ -45,6 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse_arguments(argv)
 
     from experiments.plan import describe_plan, make_plan, report
+    from experiments.report import find_best
     from experiments.runner import run_trials, training_and_validation_steps, training_steps
     from experiments.settings import load_sweep
     from experiments.slots import slot
@@ -79,7 +80,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         finally:
             rows = report(sweep, plan)
     log.info((sweep.folder / "sweep.md").read_text())
-    log.info("written to %s: sweep.md, sweep.csv, sweep.png, best.yaml", sweep.folder)
+    best = ", best.yaml" if find_best(rows) else "; best.yaml follows the first complete setting"
+    log.info("written to %s: sweep.md, sweep.csv, sweep.png%s", sweep.folder, best)
     failed = sum(row.statuses["failed"] for row in rows)
     stopped = sum(outcome.record.status == "interrupted" for outcome in outcomes)
     if failed:
@@ -91,12 +93,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def describe_outcome(outcome: Outcome) -> str:
     """One line for the terminal."""
-    from experiments.scores import best_validation
+    from experiments.scores import CHOOSING, best_validation
 
     record, trial = outcome.record, outcome.trial
     parts = [record.status if outcome.ran else f"{record.status} before"]
     if (dice := best_validation(trial)) is not None:
-        parts.append(f"{trial.config.select_on} Dice {dice:.4f}")
+        parts.append(f"{CHOOSING[trial.config.select_on]} {dice:.4f}")
     parts.append(f"{sum(record.wall_seconds.values()):.0f} s")
     lines = [f"{trial.name}: {', '.join(parts)}"]
     if record.error and record.status == "failed":

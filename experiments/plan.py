@@ -10,7 +10,7 @@ from experiments.report import find_best, write_best, write_report
 from experiments.runner import Outcome, Trial
 from experiments.scores import SettingScores, score_setting
 from experiments.settings import Range, Sweep
-from experiments.trials import Setting, best_config, check_search, settings_of
+from experiments.trials import Setting, best_config, check_search, check_weights, settings_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -45,7 +45,7 @@ def make_plan(sweep: Sweep, owner: str, retry_failed: bool) -> Plan:
 
 
 def describe_plan(sweep: Sweep) -> str:
-    """What would be run, after building every config; UserError if one does not fit."""
+    """What would be run, after building every config; UserError if one does not fit or has no weights."""
     settings = sweep.settings
     if settings.search:
         from experiments.search import distribution
@@ -61,6 +61,8 @@ def describe_plan(sweep: Sweep) -> str:
         lines.append(f"runs of a setting: {runs}")
     else:
         listed = settings_of(sweep)
+        for setting in listed:
+            check_weights(sweep, setting.trials[0].config)
         trials = [trial.name for setting in listed for trial in setting.trials]
         lines = [f"{len(listed)} setting(s), {len(trials)} trial(s):"]
         lines += [f"  {name}" for name in trials]
@@ -97,7 +99,7 @@ class ListedPlan:
 
 
 def report(sweep: Sweep, plan: Plan) -> list[SettingScores]:
-    """Write sweep.csv, sweep.md, sweep.png and, once there is a best setting, best.yaml."""
+    """Write sweep.csv, sweep.md, sweep.png and best.yaml; no best.yaml stays where no setting is best."""
     scores = plan.scores()
     rows = [row for _, row in scores]
     title = f"Sweep {sweep.path.stem}"
@@ -105,6 +107,8 @@ def report(sweep: Sweep, plan: Plan) -> list[SettingScores]:
         sweep.folder, title, rows, select_on=sweep.base.select_on, figure=plan.figure(title)
     )
     best = find_best(rows)
+    if best is None:
+        (sweep.folder / "best.yaml").unlink(missing_ok=True)
     for setting, row in scores:
         if row is best:
             write_best(sweep.folder, row, best_config(sweep, setting))

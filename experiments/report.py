@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
 from experiments.records import Status
-from experiments.scores import SettingScores
+from experiments.scores import CHOOSING, SettingScores
 from utils.config import Config, dump_config
 from utils.files import atomic_write
 from utils.runs import writing_to
@@ -31,7 +31,7 @@ MAX_BARS = 40  # settings drawn
 
 
 def find_best(rows: Sequence[SettingScores]) -> SettingScores | None:
-    """The setting with the highest mean validation Dice among those whose runs all finished."""
+    """The setting whose runs all finished and have the highest mean Dice on the choosing cases."""
     complete = [row for row in rows if row.complete]
     return max(complete, key=lambda row: describe(row.val).mean, default=None)
 
@@ -46,35 +46,37 @@ def write_report(
 ) -> None:
     """Write the tables and the figure; without `figure` it is one of the settings' scores.
 
-    `select_on` is what chose the checkpoints, which the table says.
+    `select_on` names the cases that chose the checkpoints.
     """
-    drawn = figure or plot_settings(title, rows)
+    drawn = figure or plot_settings(title, rows, select_on)
     with writing_to(folder):
-        atomic_write(folder / "sweep.csv", to_csv(rows))
+        atomic_write(folder / "sweep.csv", to_csv(rows, select_on))
         atomic_write(folder / "sweep.md", to_markdown(title, rows, select_on))
         atomic_write(folder / "sweep.png", _png(drawn))
 
 
 def write_best(folder: Path, best: SettingScores, config: Config) -> None:
     """Write `config`, that of the best setting, as best.yaml."""
-    runs = f"mean validation Dice {describe(best.val).mean:.4f} over {len(best.val)} run(s)"
+    dice = f"{CHOOSING[config.select_on]} {describe(best.val).mean:.4f}"
+    header = f"# {best.name}: mean {dice} over {len(best.val)} run(s)"
     with writing_to(folder):
-        atomic_write(folder / "best.yaml", f"# {best.name}: {runs}\n{dump_config(config)}")
+        atomic_write(folder / "best.yaml", f"{header}\n{dump_config(config)}")
 
 
-def to_csv(rows: Sequence[SettingScores]) -> str:
+def to_csv(rows: Sequence[SettingScores], select_on: str) -> str:
     """One row per setting, unrounded; empty where there is nothing to report."""
     best = find_best(rows)
+    choosing = CHOOSING[select_on].lower().replace(" ", "_")
     lines = []
     for row in rows:
         val, test = describe(row.val), describe(row.test)
         cases = describe(row.cases if row.cases is not None else [])
         line: dict[str, object] = {"setting": row.name, **row.values, "runs": row.planned}
         line |= {status: row.statuses[status] for status in STATUSES}
-        for name, found, values in (("val", val, row.val), ("test", test, row.test)):
+        for name, found, values in ((choosing, val, row.val), ("test_dice", test, row.test)):
             low, high = t_interval(values)
             numbers = {"mean": found.mean, "std": found.std, "runs_low": low, "runs_high": high}
-            line |= {f"{name}_dice_{key}": _or_empty(value) for key, value in numbers.items()}
+            line |= {f"{name}_{key}": _or_empty(value) for key, value in numbers.items()}
         line |= {
             "test_cases": cases.count,
             "test_dice_cases_low": _or_empty(cases.low),
@@ -93,7 +95,7 @@ def to_markdown(title: str, rows: Sequence[SettingScores], select_on: str) -> st
     best = find_best(rows)
     tested = any(row.test for row in rows)
     progress = _counts(sum((row.statuses for row in rows), start=Counter()))
-    header = ["setting", "n", "val Dice", "SD", "95 % across runs"]
+    header = ["setting", "n", CHOOSING[select_on], "SD", "95 % across runs"]
     header += ["test Dice", "SD", "95 % across runs", "95 % across cases"] if tested else []
     lines = [
         f"# {title}",
@@ -121,14 +123,14 @@ def to_markdown(title: str, rows: Sequence[SettingScores], select_on: str) -> st
     return "\n".join(lines)
 
 
-def plot_settings(title: str, rows: Sequence[SettingScores]) -> Figure:
+def plot_settings(title: str, rows: Sequence[SettingScores], select_on: str) -> Figure:
     """One line per setting, best on top: one dot per run, the mean and its interval across runs."""
     from matplotlib.figure import Figure
 
     shown = [row for row in sorted(rows, key=_rank) if row.val][:MAX_BARS]
     tested = any(row.test for row in shown)
     figure = Figure(figsize=(9 if tested else 6.4, 1.4 + 0.32 * len(shown)), layout="constrained")
-    panels = [("validation Dice, %", [row.val for row in shown])]
+    panels = [(f"{CHOOSING[select_on]}, %", [row.val for row in shown])]
     if tested:
         panels.append(("test Dice, %", [row.test for row in shown]))
     axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
@@ -190,15 +192,14 @@ def _legend(rows: Sequence[SettingScores], select_on: str, tested: bool) -> str:
     if select_on == "test":
         text = "**Checkpoints and best setting were chosen on the TEST split (select_on: test).** "
     text += (
-        "val Dice is each run's best epoch on the cases that chose it, so it is optimistic, the more "
-        "so the more settings are compared. n: finished runs (seeds, folds); SD across them; 95 % "
-        "across runs: Student t with n - 1 degrees of freedom."
+        f"{CHOOSING[select_on]} is each run's best epoch on the cases that chose it, so it is "
+        "optimistic, the more so the more settings are compared. n: finished runs (seeds, folds); SD "
+        "across them; 95 % across runs: Student t with n - 1 degrees of freedom."
     )
     if tested:
-        text += (
-            " 95 % across cases: bootstrap over the test cases, each one's Dice averaged over the "
-            "runs. The best setting was chosen by val Dice, not by test Dice."
-        )
+        text += " 95 % across cases: bootstrap over the test cases, each one's Dice averaged over the runs."
+    if tested and select_on == "val":
+        text += " The best setting was chosen by val Dice, not by test Dice."
     if any(row.untimed_attempts for row in rows):
         text += " +: without the seconds of an attempt whose sweep was killed."
     return text

@@ -266,7 +266,9 @@ class _Job:
             self.record = replace(found, config=self.record.config)
         record = self.record
         if all(step in record.done for step in self.steps):
-            record.status = "finished"
+            if record.status != "finished":  # a step that is no longer wanted had not ended well
+                record.status = "finished"
+                self._save()
             return
         if record.status == "pruned" or (record.status == "failed" and not self.retry_failed):
             return

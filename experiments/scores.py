@@ -15,13 +15,16 @@ from experiments.trials import Setting, text_of
 if TYPE_CHECKING:
     import numpy as np
 
+CHOOSING = {"val": "val Dice", "test": "best test Dice"}
+"""What a run's best Dice on the cases of `select_on` is called: it chose the checkpoint."""
+
 
 @dataclass(frozen=True)
 class SettingScores:
     """A row of the report: one setting over its runs.
 
-    `val` is each finished run's best Dice on the cases held out, `test` its mean Dice on the test
-    split, `cases` (N,) the Dice of every test case averaged over these runs.
+    `val` is each finished run's best Dice on the cases that choose its checkpoint (`CHOOSING`), `test`
+    its mean Dice on the test split, `cases` (N,) the Dice of every test case averaged over these runs.
     """
 
     name: str

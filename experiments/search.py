@@ -1,9 +1,9 @@
 """Searching for settings with Optuna: TPE proposes, the median of the earlier ones prunes.
 
-A trial of Optuna is a setting here; its value is the mean of the runs' best validation Dice. The
-study lies in the sweep's folder (SQLite) or in a storage that several machines share. A setting
-that was running when its sweep was stopped or killed stays so in the study, under the name of its
-sweep's slot; the next sweep that holds the slot resumes it.
+A trial of Optuna is a setting here; its value is the mean of the runs' best Dice on the cases that
+choose the checkpoint. The study lies in the sweep's folder (SQLite) or in a storage that several
+machines share. A setting that was running when its sweep was stopped or killed stays so in the study,
+under the name of its sweep's slot; the next sweep that holds the slot resumes it.
 """
 
 from __future__ import annotations
@@ -13,21 +13,22 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from datasets.cases import find_split_file
 from experiments.records import Status
-from experiments.runner import ROOT, Outcome, Trial
+from experiments.runner import Outcome, Trial
 from experiments.scores import (
+    CHOOSING,
     SettingScores,
     best_validation,
+    own_record,
     score_setting,
     validation_curve,
     values_of,
 )
 from experiments.settings import Range, Sweep
-from experiments.trials import Setting, make_setting, text_of
+from experiments.trials import Setting, make_setting, text_of, weights_folder
 from utils.config import Config
 from utils.errors import UserError
 from utils.files import sha256
@@ -44,7 +45,7 @@ COMPARED = {
     "validate_every",
     "vae_weights",
 }  # a run may change them as it resumes, a search may not
-MIN_FOR_IMPORTANCE = 10  # finished settings: it compares the best tenth of them with the rest
+MIN_FOR_IMPORTANCE = 10  # different scores: it compares the best tenth of them with the rest
 OWNER, NUMBER, RETRY_OF, SCORES, WALL, CPU = (
     "owner", "number", "retry_of", "scores", "wall_seconds", "cpu_seconds",
 )  # attributes of a setting in the study  # fmt: skip
@@ -92,7 +93,7 @@ class SearchPlan:
             self._enqueue_failed()
 
     def trials(self) -> Iterator[Trial]:
-        """What an earlier sweep left running, then new settings until there are enough."""
+        """What an earlier sweep left running or unscored, then new settings until there are enough."""
         import optuna
 
         for found in self.study.get_trials(states=[optuna.trial.TrialState.RUNNING]):
@@ -103,6 +104,7 @@ class SearchPlan:
                 yield from self._runs(left, set(found.intermediate_values))
             else:  # killed while it was being asked for
                 self.study.tell(found.number, state=optuna.trial.TrialState.FAIL)
+        yield from self._unscored()
         while (asked := self._ask()) is not None:
             yield from self._runs(asked, set())
 
@@ -111,7 +113,9 @@ class SearchPlan:
 
         The other runs of a setting that was given up are hopeless, too.
         """
-        candidate = self.candidates[trial.name]
+        candidate = self.candidates.get(trial.name)
+        if candidate is None:  # the study knows its value
+            return False
         if not self.sweep.settings.prune or candidate.hopeless:
             return candidate.hopeless
         if trial is not candidate.setting.trials[0]:
@@ -125,7 +129,9 @@ class SearchPlan:
 
     def ended(self, outcome: Outcome) -> None:
         """When the setting's last run has ended, tell the study; one that was stopped stays open."""
-        candidate = self.candidates[outcome.trial.name]
+        candidate = self.candidates.get(outcome.trial.name)
+        if candidate is None:  # the study knows its value
+            return
         candidate.outcomes.append(outcome)
         statuses = {each.record.status for each in candidate.outcomes}
         candidate.hopeless |= "pruned" in statuses
@@ -149,7 +155,7 @@ class SearchPlan:
             setting = self._setting(each)
             row = score_setting(setting, self.keys)
             here = any(trial.folder.is_dir() for trial in setting.trials)
-            if not here or (each.state.name == "COMPLETE" and not row.complete):
+            if not here or (each.state.name == "COMPLETE" and row.statuses["waiting"]):
                 row = self._scores_elsewhere(setting, each)
             scores.append((setting, row))
         return scores
@@ -160,10 +166,21 @@ class SearchPlan:
 
         figure = Figure(figsize=(10, 3.8), layout="constrained")
         history, importance = figure.subplots(1, 2, width_ratios=(3, 2))
-        _draw_history(history, self.study)
+        _draw_history(history, self.study, self.sweep.base.select_on)
         _draw_importance(importance, importances(self.study))
         figure.suptitle(title)
         return figure
+
+    def _unscored(self) -> Iterator[Trial]:
+        """Runs of finished settings that lie here, where a step that was added later is missing."""
+        from optuna.trial import TrialState
+
+        wanted = {"valid"} if self.sweep.settings.validate_runs else set()
+        for each in self.study.get_trials(deepcopy=False, states=[TrialState.COMPLETE]):
+            for trial in self._setting(each).trials if self._is_drawn(each) else ():
+                record = own_record(trial)
+                if record and not (record.status == "finished" and wanted <= set(record.done)):
+                    yield trial
 
     def _ask(self) -> optuna.Trial | None:
         """A new setting to try; None when there are enough.
@@ -400,11 +417,9 @@ def _data(base: Config) -> dict[str, str]:
 
 def _weights(name: str) -> str:
     """The VAE's weights: a folder, which may lie elsewhere on each machine, by the hash of its file."""
-    for folder in (Path(name).expanduser(), ROOT / name):
-        file = folder / "diffusion_pytorch_model.safetensors"
-        if file.is_file():
-            return f"SHA-256 {sha256(file)}"
-    return name
+    folder = weights_folder(name)
+    file = folder / "diffusion_pytorch_model.safetensors" if folder else None
+    return f"SHA-256 {sha256(file)}" if file and file.is_file() else name
 
 
 def _other_search(sweep: Sweep, reasons: list[str]) -> str:
@@ -415,7 +430,7 @@ def _other_search(sweep: Sweep, reasons: list[str]) -> str:
     )
 
 
-def _draw_history(axes: Axes, study: optuna.Study) -> None:
+def _draw_history(axes: Axes, study: optuna.Study, select_on: str) -> None:
     from matplotlib.ticker import MaxNLocator
     from optuna.trial import TrialState
 
@@ -431,7 +446,7 @@ def _draw_history(axes: Axes, study: optuna.Study) -> None:
     if pruned:
         last = [100 * max(each.intermediate_values.values()) for each in pruned]
         axes.plot([each.number for each in pruned], last, "x", color="0.5", label="pruned")
-    axes.set(xlabel="setting", ylabel="validation Dice, %", title="history")
+    axes.set(xlabel="setting", ylabel=f"{CHOOSING[select_on]}, %", title="history")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
@@ -443,7 +458,7 @@ def _draw_importance(axes: Axes, found: dict[str, float]) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     if not found:
         axes.set_axis_off()
-        axes.text(0.5, 0.5, f"after {MIN_FOR_IMPORTANCE} finished settings", ha="center")
+        axes.text(0.5, 0.5, f"from {MIN_FOR_IMPORTANCE} different scores on", ha="center")
         return
     axes.barh(list(found), list(found.values()), color="#0072b2")
     axes.invert_yaxis()

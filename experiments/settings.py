@@ -48,6 +48,7 @@ NOT_SWEPT = {
     "folds": "set the number of folds by `folds:` under `sweep:`",
     "snapshot_path": "each trial gets its own folder in the sweep's snapshot_path",
     "resume": "a sweep resumes its trials",
+    "select_on": "scores on different cases do not compare; set it outside of `sweep:`",
 }
 
 Number = int | float

@@ -85,7 +85,10 @@ def load_study(path: Path) -> Study:
 
 
 def trials_of(study: Study) -> list[Trial]:
-    """Every run, a split after the other and in it all systems of a seed; UserError for bad keys."""
+    """Every run, a split after the other and in it all systems of a seed.
+
+    UserError for bad keys, and for values that no run of a study can have.
+    """
     base = load_config(study.config).model_dump(mode="json")
     trials = [
         Trial(
@@ -111,6 +114,11 @@ def trials_of(study: Study) -> list[Trial]:
         if trial.config.resume == "never":
             raise UserError(
                 f"{trial.name}: resume: never would lose runs that were stopped; leave it out"
+            )
+        if trial.config.select_on == "test":
+            raise UserError(
+                f"{trial.name}: select_on is test, expected val: the choice on test has its own "
+                "column, and save_freq decides which epochs are its candidates"
             )
     return trials
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from experiments.runner import OWN_FILES, Trial
+from experiments.runner import OWN_FILES, ROOT, Trial
 from experiments.settings import BEST_NAME, Range, Sweep
 from utils.config import Config
 from utils.errors import UserError
@@ -21,6 +21,7 @@ from utils.errors import UserError
 BASE_NAME = "base"  # of the setting that changes nothing
 MAX_NAME = 120
 MAX_CORNERS = 1024
+HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
 
 @dataclass(frozen=True)
@@ -82,11 +83,31 @@ def best_config(sweep: Sweep, setting: Setting) -> Config:
     return sweep.config(setting.values | seed | place)
 
 
+def check_weights(sweep: Sweep, config: Config) -> None:
+    """UserError where the folder of the VAE's weights or the file of initial weights is missing.
+
+    Ids on the Hugging Face hub (`owner/name`) are left to the trials, unless `owner` is a folder of the
+    repository, such as ckpt.
+    """
+    name = config.vae_weights
+    on_hub = HUB_ID.fullmatch(name) and not (ROOT / name).parent.is_dir()
+    if config.model == "wave-gms" and not on_hub and weights_folder(name) is None:
+        raise UserError(f"{sweep.path}: vae_weights: there is no folder {name} here or in {ROOT}")
+    if config.init_weights and not config.init_weights.is_file():
+        raise UserError(f"{sweep.path}: init_weights: there is no file {config.init_weights}")
+
+
+def weights_folder(name: str) -> Path | None:
+    """Folder of the VAE's weights, here or in the repository; None where there is none."""
+    folders = (Path(name).expanduser(), ROOT / name)
+    return next((folder for folder in folders if folder.is_dir()), None)
+
+
 def check_search(sweep: Sweep) -> None:
     """Build the configs at the ends of all ranges and for all choices; UserError if one does not fit.
 
     All combinations are built where they are not too many, else each key's ends on their own. Two
-    choices of one name and steps that leave the whole numbers are refused, too.
+    choices of one name, steps that leave the whole numbers and weights that are missing are refused, too.
     """
     ends = {key: ends_of(each) for key, each in sweep.settings.search.items()}
     corners = 1
@@ -97,7 +118,7 @@ def check_search(sweep: Sweep) -> None:
     else:
         combinations = [{key: value} for key, values in ends.items() for value in values]
     for combination in combinations:
-        make_setting(sweep, combination, named=[])
+        check_weights(sweep, make_setting(sweep, combination, named=[]).trials[0].config)
     for key, each in sweep.settings.search.items():
         _check_values(sweep, key, each)
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import csv
 import os
+import shutil
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +15,12 @@ import numpy as np
 import pytest
 
 import sweep
+from experiments import runner
 from experiments.records import Record
-from experiments.runner import Outcome, Trial
+from experiments.runner import Outcome, Steps, Trial
 from experiments.settings import load_sweep
 from experiments.slots import slot
-from tests.quick_training import make_sweeps_quick, starts
+from tests.quick_training import make_sweeps_quick, quick_steps, starts
 from tests.test_sweep import run, write_sweep
 from utils.config import load_config
 from utils.errors import UserError
@@ -43,9 +46,12 @@ def plan_of(path: Path, owner: str = "me", retry_failed: bool = False) -> Search
 
 
 def write_curve(trial: Trial, *dice: float) -> None:
+    """A history whose Dice is on the cases that choose the trial's checkpoint."""
     trial.folder.mkdir(parents=True, exist_ok=True)
     rows = [f"{epoch},{value}" for epoch, value in enumerate(dice, 1)]
-    (trial.folder / "history.csv").write_text("\n".join(["epoch,val_dice", *rows]) + "\n")
+    (trial.folder / "history.csv").write_text(
+        "\n".join([f"epoch,{trial.config.select_on}_dice", *rows]) + "\n"
+    )
 
 
 def end(plan: SearchPlan, trial: Trial, status: Any) -> None:
@@ -93,12 +99,29 @@ def test_the_drawing_shows_every_setting_and_what_matters(tmp_path: Path) -> Non
     assert sum(importances(plan.study).values()) == pytest.approx(1)
 
 
-def test_importance_is_not_told_of_a_few_settings(tmp_path: Path) -> None:
-    plan = plan_of(write_sweep(tmp_path, {"search": RATES, "trials": 5}))
+def test_the_drawing_names_the_cases_that_choose(tmp_path: Path) -> None:
+    labels = []
+    for select_on in ("val", "test"):
+        (tmp_path / select_on).mkdir()
+        settings = {"search": RATES, "trials": 1}
+        plan = plan_of(write_sweep(tmp_path / select_on, settings, select_on=select_on))
+        (trial,) = plan.trials()
+        write_curve(trial, 0.5)
+        end(plan, trial, "finished")
+        labels.append(plan.figure("title").axes[0].get_ylabel())
+        assert plan.study.best_value == 0.5
+    assert labels == ["val Dice, %", "best test Dice, %"]
+
+
+@pytest.mark.parametrize(("settings", "step"), [(5, 0.1), (12, 0)])
+def test_importance_is_not_told_of_a_few_scores(tmp_path: Path, settings: int, step: float) -> None:
+    plan = plan_of(write_sweep(tmp_path, {"search": RATES, "trials": settings}))
     for number, trial in enumerate(plan.trials()):
-        write_curve(trial, 0.1 * number)
+        write_curve(trial, step * number)
         end(plan, trial, "finished")
     assert importances(plan.study) == {}
+    (text,) = plan.figure("title").axes[1].texts
+    assert text.get_text() == "from 10 different scores on"
 
 
 def test_a_search_that_was_stopped_proposes_what_it_would_have(
@@ -224,8 +247,6 @@ def test_a_second_sweep_of_a_shared_study_joins_in(tmp_path: Path, quick: None) 
 
 
 def test_scores_of_another_machine_come_from_the_study(tmp_path: Path) -> None:
-    import shutil
-
     storage = f"sqlite:///{tmp_path / 'shared.db'}"
     settings = {"search": RATES, "trials": 1, "seeds": [1, 2], "storage": storage}
     plan = plan_of(write_sweep(tmp_path, settings))
@@ -245,6 +266,48 @@ def test_a_finished_setting_keeps_its_value_when_its_folder_has_another_run(
     plan = plan_of(write_sweep(tmp_path, settings, tta=True))  # which chooses no checkpoint
     ((_, row),) = plan.scores()
     assert row.complete and row.val == [plan.study.best_value] and not row.test
+
+
+def validation_steps(code: str) -> Callable[[Trial], Steps]:
+    """Quick steps whose validation runs `code` in the run folder."""
+    command = [sys.executable, "-I", "-S", "-c", "import os, sys; os.chdir(sys.argv[1])\n" + code]
+    return lambda trial: {**quick_steps(trial), "valid": [*command, str(trial.folder)]}
+
+
+def test_validation_can_be_added_to_a_finished_search(
+    tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    count = validation_steps("open('validated', 'a').write('x')")
+    monkeypatch.setattr(runner, "training_and_validation_steps", count)
+    path = write_sweep(tmp_path, {"search": RATES, "trials": 3, "seeds": [1, 2]})
+    assert run(path) == 0
+    plan = plan_of(path)
+    *here, elsewhere = (setting for setting, _ in plan.scores())
+    values = [trial.value for trial in plan.study.trials]
+    for trial in elsewhere.trials:
+        shutil.rmtree(trial.folder.parent)
+    for _ in range(2):
+        assert run(path, "sweep.validate=true") == 0
+        for trial in (trial for setting in here for trial in setting.trials):
+            assert (trial.folder / "validated").read_text() == "x" and starts(trial) == 1
+    assert not any(trial.folder.exists() for trial in elsewhere.trials)
+    plan = plan_of(path)
+    assert states(plan) == ["COMPLETE"] * 3 and [t.value for t in plan.study.trials] == values
+    assert all(row.complete for _, row in plan.scores())
+
+
+def test_a_validation_that_was_added_and_fails_is_told(
+    tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fail = validation_steps("sys.exit('error: no such case')")
+    monkeypatch.setattr(runner, "training_and_validation_steps", fail)
+    path = write_sweep(tmp_path, {"search": RATES, "trials": 1})
+    assert run(path) == 0
+    assert run(path, "sweep.validate=true") == 1
+    assert "error: no such case" in (tmp_path / "out" / "sweep.md").read_text()
+    assert run(path) == 0, "without validation there is nothing that failed"
+    ((_, row),) = plan_of(path).scores()
+    assert row.complete and row.statuses["finished"] == 1
 
 
 def test_choices_are_given_back_as_written(tmp_path: Path) -> None:

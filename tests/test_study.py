@@ -98,6 +98,8 @@ def test_runs_score_their_own_weights(tmp_path: Path) -> None:
         ({"settings": {"epochs": 0}}, "epochs"),
         ({"settings": {"resume": "never"}}, "resume: never would lose"),
         ({"systems": {"a": {}, "b": {"resume": "never"}}}, "b, published.*resume: never"),
+        ({"settings": {"select_on": "test"}}, "Wave-GMS, published.*expected val.*own column"),
+        ({"systems": {"a": {}, "b": {"select_on": "test"}}}, "b, published.*select_on is test"),
         ({"systems": {"SFT": {}, "SFT +": {}}}, "'SFT' and 'SFT \\+' would share the folder sft"),
         ({"systems": {"Wave-GMS": {}, "wave-gms": {}}}, "would share the folder wave-gms"),
         ({"systems": {"我们": {}}}, "'我们' has no letter or digit of ASCII"),

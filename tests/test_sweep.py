@@ -17,7 +17,7 @@ import yaml
 import sweep
 from experiments import runner
 from experiments.plan import describe_plan, make_plan, report
-from experiments.report import find_best, plot_settings, to_csv, to_markdown
+from experiments.report import find_best, plot_settings, to_csv, to_markdown, write_best
 from experiments.scores import SettingScores
 from experiments.settings import SweepSettings, describe_settings, load_sweep
 from experiments.slots import slot
@@ -76,6 +76,11 @@ def test_there_are_shipped_sweeps() -> None:
         ({"grid": {"lr": [0.1, 0.10]}}, "two settings are lr=0.1"),
         ({"grid": {"image_size": [64, 100]}}, "image_size is 100"),
         ({"grid": {"seed": [1, 2]}}, "seed cannot be swept: list the seeds"),
+        (
+            {"grid": {"select_on": ["val", "test"]}},
+            "select_on cannot be swept: scores on different",
+        ),
+        ({"search": {"select_on": ["val", "test"]}, "trials": 3}, "select_on cannot be swept"),
         ({"grid": {"lr": [1]}, "variants": {"a": {"lr": 2}}}, "lr is set by grid and by a variant"),
         ({"variants": {"a/b": {}}}, "sweep.variants.*pattern"),
         ({"variants": {"best": {}}}, "cannot be called best"),
@@ -110,6 +115,44 @@ def test_what_does_not_fit_is_told_before_anything_runs(
     with pytest.raises(UserError, match=message):
         run(write_sweep(tmp_path, settings))
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (
+            {"vae_weights": "/nowhere/vae"},
+            "vae_weights: there is no folder /nowhere/vae here or in",
+        ),
+        ({"vae_weights": "taesd"}, "vae_weights: there is no folder taesd"),
+        ({"vae_weights": "ckpt/tiny_vea"}, "vae_weights: there is no folder ckpt/tiny_vea"),
+        ({"init_weights": "nowhere.pth"}, "init_weights: there is no file nowhere.pth"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["values", "grid", "search"])
+def test_missing_weights_are_told_before_anything_runs(
+    tmp_path: Path, kind: str, values: dict[str, str], message: str
+) -> None:
+    settings: dict[str, Any] = {"seeds": [1]}
+    if kind != "values":
+        settings |= {kind: {key: [value] for key, value in values.items()}}
+        settings |= {"trials": 1} if kind == "search" else {}
+        values = {}
+    with pytest.raises(UserError, match=message):
+        run(write_sweep(tmp_path, settings, **values))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"vae_weights": "owner/not-downloaded"},
+        {"vae_weights": "ckpt/tiny_vae"},
+        {"vae_weights": "unused", "model": "smp/Unet?encoder=resnet18"},
+    ],
+)
+def test_weights_that_may_be_there_are_left_to_the_trials(tmp_path: Path, values: dict) -> None:
+    assert run(write_sweep(tmp_path, {"seeds": [1]}, **values), "--dry-run") == 0
 
 
 @pytest.mark.parametrize(
@@ -210,11 +253,31 @@ def test_the_same_command_goes_on(
         assert [starts(trial) for trial in trials] == [1, 1, 1, 1]
 
 
+def test_a_best_config_goes_when_its_setting_is_no_longer_complete(
+    tmp_path: Path, quick: None, capsys: pytest.CaptureFixture
+) -> None:
+    path = write_sweep(tmp_path, {"grid": {"lr": [0.03, 0.003]}, "seeds": [1]})
+    assert run(path) == 0
+    assert "sweep.png, best.yaml" in capsys.readouterr().out
+    added = load_sweep(path, ["sweep.seeds=[1, 2]"])
+    report(added, make_plan(added, "me", retry_failed=False))
+    assert not (tmp_path / "out" / "best.yaml").exists()
+    assert run(path) == 0 and (tmp_path / "out" / "best.yaml").is_file()
+
+
+def test_only_what_was_written_is_listed(
+    tmp_path: Path, quick: None, capsys: pytest.CaptureFixture
+) -> None:
+    assert run(write_sweep(tmp_path, {"seeds": [1]}, save_minutes=13)) == 1
+    printed = capsys.readouterr().out
+    assert "sweep.csv, sweep.png; best.yaml follows the first complete setting" in printed
+    assert not (tmp_path / "out" / "best.yaml").exists()
+
+
 def test_scores_of_other_settings_are_not_reported(tmp_path: Path, quick: None) -> None:
     """After a change of the shared keys, the trials of before are waiting."""
     path = write_sweep(tmp_path, {"grid": {"lr": [0.03, 0.003]}})
     assert run(path) == 0
-    (tmp_path / "out" / "best.yaml").unlink()
     changed = load_sweep(write_sweep(tmp_path, {"grid": {"lr": [0.03, 0.003]}}, w_dice=2))
     rows = report(changed, make_plan(changed, "me", retry_failed=False))
     assert [row.statuses["waiting"] for row in rows] == [1, 1]
@@ -287,7 +350,7 @@ def test_a_setting_with_runs_left_is_not_yet_the_best() -> None:
 def test_intervals_across_runs_and_across_cases_are_kept_apart() -> None:
     cases = np.random.default_rng(0).beta(8, 2, 50)
     row = scores("a", [0.8, 0.9], test=[0.7, 0.9], cases=cases)
-    (line,) = csv.DictReader(to_csv([row]).splitlines())
+    (line,) = csv.DictReader(to_csv([row], "val").splitlines())
     found, (low, high) = describe(cases), t_interval([0.7, 0.9])
     assert line["test_cases"] == "50"
     assert float(line["test_dice_cases_low"]) == pytest.approx(found.low)
@@ -297,7 +360,23 @@ def test_intervals_across_runs_and_across_cases_are_kept_apart() -> None:
     table = to_markdown("t", [row], "val")
     assert "95 % across runs" in table and "95 % across cases" in table
     assert f"{100 * found.low:.2f} to {100 * found.high:.2f}" in table
-    assert "TEST" not in table and "TEST" in to_markdown("t", [row], "test")
+    assert "TEST" not in table and "chosen by val Dice, not by test Dice" in table
+
+
+def test_a_choice_on_the_test_split_is_called_that_everywhere(tmp_path: Path) -> None:
+    row = scores("a", [0.8, 0.9], test=[0.7, 0.9])
+    config = load_sweep(write_sweep(tmp_path, {"seeds": [1, 2]}, select_on="test")).base
+    write_best(tmp_path, row, config)
+    chosen, tested = (axes.get_xlabel() for axes in plot_settings("t", [row], "test").axes)
+    assert (chosen, tested) == ("best test Dice, %", "test Dice, %")
+    table = to_markdown("t", [row], "test")
+    assert "| best test Dice | SD |" in table and "chosen on the TEST split" in table
+    (line,) = csv.DictReader(to_csv([row], "test").splitlines())
+    assert float(line["best_test_dice_mean"]) == pytest.approx(0.85)
+    assert float(line["test_dice_mean"]) == pytest.approx(0.8)
+    header = (tmp_path / "best.yaml").read_text().splitlines()[0]
+    assert header == "# a: mean best test Dice 0.8500 over 2 run(s)"
+    assert not any("val" in text for text in (table, header, *line))
 
 
 def test_missing_seconds_are_marked() -> None:
@@ -308,7 +387,7 @@ def test_missing_seconds_are_marked() -> None:
 
 def test_the_drawing_shows_runs_means_and_intervals() -> None:
     rows = [scores("a", [0.7, 0.8]), scores("b", [0.9, 0.8]), scores("c", [])]
-    (axes,) = plot_settings("title", rows).axes
+    (axes,) = plot_settings("title", rows, "val").axes
     assert [label.get_text() for label in axes.get_yticklabels()] == ["b", "a"]
     dots, interval, mean = (list(line.get_xdata()) for line in axes.lines[:3])
     assert dots == [90, 80] and mean == pytest.approx([85])
@@ -316,7 +395,7 @@ def test_the_drawing_shows_runs_means_and_intervals() -> None:
 
 
 def test_what_one_run_cannot_tell_is_left_empty() -> None:
-    (line,) = csv.DictReader(to_csv([scores("a", [0.8], planned=1)]).splitlines())
+    (line,) = csv.DictReader(to_csv([scores("a", [0.8], planned=1)], "val").splitlines())
     assert line["val_dice_mean"] == "0.8"
     assert line["val_dice_std"] == line["val_dice_runs_low"] == line["test_dice_mean"] == ""
 
