@@ -35,7 +35,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "overrides", nargs="*", metavar="key=value", help="change keys of the config"
     )
-    return parser.parse_args(argv)
+    return parser.parse_intermixed_args(argv)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -64,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     is_main = accelerator.is_main_process
     log_to(level=logging.INFO if is_main else logging.ERROR)
     data_set = open_data_set(config.pickle_file_path)
-    system = system_from(config)
+    system = system_from(config, pretrained=config.init_weights is None)
     load_initial_weights(config, data_set, system)
     plan = describe_run(config, data_set, system, accelerator)
     if arguments.dry_run:

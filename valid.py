@@ -8,7 +8,8 @@
 As long as a data set's own config (configs/busi_valid.yaml) has no run, the weights that come with the
 repository (ckpt/provided_models/busi) are scored, where there are some.
 
-Writes beside the checkpoint: predicted_masks_<dataset>/ and valid_results_<dataset>/.
+Writes beside the checkpoint: predicted_masks_<dataset>/ and valid_results_<dataset>/; for another one than
+a run's best into a folder of its name (epoch_100/).
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "overrides", nargs="*", metavar="key=value", help="change keys of the config"
     )
-    arguments = parser.parse_args(argv)
+    arguments = parser.parse_intermixed_args(argv)
     # `--datasets a b key=value`: the values were taken as names
     names = arguments.datasets or []
     arguments.overrides += [name for name in names if "=" in name]
@@ -61,25 +62,25 @@ def main(argv: Sequence[str] | None = None) -> None:
     accelerator = make_accelerator(config.precision, 1, config.deterministic)
 
     from datasets.cases import open_data_set
-    from engine.testing import score_test_split
+    from engine.testing import results_folder, score_test_split
 
     system = load_system(config, checkpoint)
     log.info("weights: %s", checkpoint)
     paths = [Path(f"datasets/{name}/{name}_train_test_names.json") for name in arguments.datasets]
     data_sets = [open_data_set(path) for path in paths or [config.pickle_file_path]]
-    summaries = {}
+    beside, summaries = results_folder(checkpoint), {}
     for data_set in data_sets:
-        masks = config.save_seg_img_path or checkpoint.parent / f"predicted_masks_{data_set.name}"
+        masks = config.save_seg_img_path or beside / f"predicted_masks_{data_set.name}"
         if config.save_seg_img_path and len(data_sets) > 1:  # whose cases may share names
             masks = masks / data_set.name
-        with writing_to(checkpoint.parent):
+        with writing_to(beside):
             summaries[data_set.name] = score_test_split(
                 config, data_set, system, checkpoint, masks, accelerator
             )
     if len(summaries) > 1:
         from utils.cross_domain import write_matrix
 
-        folder = checkpoint.parent / "cross_domain"
+        folder = beside / "cross_domain"
         cells = {(s["provenance"]["trained_on"] or "?", name): s for name, s in summaries.items()}
         write_matrix(folder, cells)
         log.info("all data sets side by side: %s", folder)

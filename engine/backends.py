@@ -144,7 +144,7 @@ def load_system(config: Config, checkpoint: Path) -> SegmentationModel:
     from engine.provenance import trained_otherwise, training_config
     from utils.checkpoints import load_weights
 
-    system = system_from(config)
+    system = system_from(config, pretrained=False)
     load_weights(checkpoint, system)
     others = trained_otherwise(config, training_config(checkpoint))
     if others:

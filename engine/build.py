@@ -26,8 +26,11 @@ log = logging.getLogger("wavegms")
 SHOWN = 4  # cases in a message
 
 
-def system_from(config: Config) -> SegmentationModel:
-    """The model with its frozen VAE, initialised from the config's seed."""
+def system_from(config: Config, pretrained: bool = True) -> SegmentationModel:
+    """The model with its frozen VAE, initialised from the config's seed.
+
+    Without `pretrained`, for weights that are loaded next, a baseline's own are not downloaded.
+    """
     import torch
 
     torch.manual_seed(config.seed)
@@ -50,6 +53,7 @@ def system_from(config: Config) -> SegmentationModel:
         ),
         latent_loss=config.latent_loss,
         checkpoint_decoder=config.checkpoint_decoder,
+        pretrained=pretrained,
     )
     if config.channels_last:
         choose_layout(system, on_gpu=torch.cuda.is_available())
@@ -114,7 +118,7 @@ def training_cases(config: Config, data_set: DataSet) -> tuple[list[Case], list[
 
     These are a part of train, fixed by name and seed: `val_fraction` of it, or one of `folds`; cases of
     one group that the data set was prepared with stay together. With `select_on: test` they are the
-    test split.
+    test split. UserError where there is no case to choose by.
     """
     if config.select_on == "test":
         return list(data_set.train), list(data_set.test)
@@ -124,6 +128,11 @@ def training_cases(config: Config, data_set: DataSet) -> tuple[list[Case], list[
         held = set(hold_out_fold(names, config.folds, config.fold, config.seed, group_of)[1])
     else:
         held = set(hold_out(names, config.val_fraction, config.seed, group_of)[1])
+    if not held:
+        raise UserError(
+            f"no training case of {data_set.name} is held out to choose the checkpoint: raise val_fraction "
+            f"({config.val_fraction:g}), or choose on test with select_on: test"
+        )
     return (
         [case for case in data_set.train if case.name not in held],
         [case for case in data_set.train if case.name in held],

@@ -74,6 +74,8 @@ def choose_layout(system: SegmentationModel, on_gpu: bool) -> None:
     """
     import torch
 
+    if any(weight.dim() > 4 for weight in system.parameters()):
+        return  # 3D convolutions have no such layout, and torch converts all weights or none
     system.to(memory_format=torch.channels_last)
     encoder = system.parts().get("vae_model")
     if encoder is not None and not on_gpu:

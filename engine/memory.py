@@ -128,7 +128,14 @@ def estimate_memory(
         precision: `bf16` or `fp16`, mixed as by CUDA's autocast, or anything else for float32.
         averaged: whether an average of the weights is kept.
         processes: with several, their gradients are gathered in buckets of the same size.
+
+    Raises:
+        UserError: the network looks at values, which there are none of in an estimate.
     """
+    try:
+        step = _peak_of_step(system, batch_size, image_size, LOW_PRECISION.get(precision))
+    except Exception as error:  # whatever a network raises that meets tensors without values
+        raise UserError(f"cannot be estimated for this network ({type(error).__name__})") from error
     trained = sum(_bytes(p) for p in system.parameters() if p.requires_grad)
     weights = sum(map(_bytes, [*system.parameters(), *system.buffers()]))
     return MemoryEstimate(
@@ -136,7 +143,7 @@ def estimate_memory(
         weights=weights * (2 if averaged else 1),
         gradients=trained * (2 if processes > 1 else 1),
         optimizer=2 * trained,
-        step=_peak_of_step(system, batch_size, image_size, LOW_PRECISION.get(precision)),
+        step=step,
     )
 
 

@@ -11,6 +11,7 @@ from engine.provenance import selection_note
 from engine.training import batches_per_epoch
 from models.base import SegmentationModel
 from utils.config import Config
+from utils.errors import UserError
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -58,6 +59,11 @@ def describe_run(
             f"effective batch: {effective} = {config.batch_size} x {config.accumulate} accumulated "
             f"x {processes} process(es); peak learning rate {config.lr:g}",
             f"steps per epoch: {steps}; epochs: {config.epochs}; steps in all: {steps * config.epochs}",
+            *(
+                [f"warm-up: {config.warmup_epochs:g} epochs, so the peak rate is never reached"]
+                if config.warmup_epochs >= config.epochs
+                else []
+            ),
             f"device: {describe_device(accelerator)}",
             selection_note(config.select_on),
             f"writes to: {config.run_folder}",
@@ -74,13 +80,16 @@ def memory_line(config: Config, system: SegmentationModel, accelerator: Accelera
     on_gpu = accelerator.device.type == "cuda"
     precision = accelerator.mixed_precision if on_gpu else config.precision
     precision = {"auto": "bf16", "no": "fp32"}.get(precision, precision)
-    estimate = estimate_memory(
-        system,
-        config.batch_size,
-        config.image_size,
-        precision,
-        averaged=config.ema_decay > 0,
-        processes=accelerator.num_processes,
-    )
+    try:
+        estimate = estimate_memory(
+            system,
+            config.batch_size,
+            config.image_size,
+            precision,
+            averaged=config.ema_decay > 0,
+            processes=accelerator.num_processes,
+        )
+    except UserError as error:
+        return f"GPU memory: {error}"
     total = torch.cuda.get_device_properties(accelerator.device).total_memory if on_gpu else None
     return describe_memory(estimate, precision, total)

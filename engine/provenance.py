@@ -139,11 +139,18 @@ def runs_in(checkpoint: Path) -> int:
     return int(number) if number.isdecimal() else 1
 
 
+def is_unchosen(checkpoint: Path) -> bool:
+    """Whether the weights are a run's, but not those that it kept as its best."""
+    return checkpoint.stem != "best_model" and training_config(checkpoint) is not None
+
+
 def provenance(config: Config, data_set: DataSet, checkpoint: Path) -> dict[str, Any]:
     """What a score rests on: weights and how they were chosen, data, settings, versions."""
     run = training_config(checkpoint)
     if run is not None:
         selection = selection_note(run.select_on, runs_in(checkpoint))
+        if is_unchosen(checkpoint):
+            selection = f"{checkpoint.name} of the run, which no score chose"
         trained_on = run.dataset
     else:
         selection = "no record beside the checkpoint of how it was chosen"

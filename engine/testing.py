@@ -12,7 +12,7 @@ from datasets.integrity import leaked_names
 from datasets.splits import Split
 from engine.evaluation import predict_cases, report_cases, saving
 from engine.examples import draw_examples, names_by_quantile, write_overlays
-from engine.provenance import cases_trained_on, provenance
+from engine.provenance import cases_trained_on, is_unchosen, provenance
 from utils.metrics import EMPTY_RULES, score_cases
 from utils.report import write_report
 from utils.results import write_results
@@ -34,8 +34,8 @@ def score_test_split(
     masks: Path,
     accelerator: Accelerator,
 ) -> dict[str, Any]:
-    """Predict and score the test split of one data set; masks go into `masks`, the rest beside the
-    checkpoint.
+    """Predict and score the test split of one data set; masks go into `masks`, the rest into
+    `results_folder`.
 
     Returns the summary that is also written as summary.json.
     """
@@ -47,7 +47,7 @@ def score_test_split(
             *(checkpoint, data_set.name, data_set.split_file),
         )
     leaked = leaked_cases(data_set, checkpoint) if config.drop_leaked else set()
-    results = checkpoint.parent / f"valid_results_{data_set.name}"
+    results = results_folder(checkpoint) / f"valid_results_{data_set.name}"
     predictions = predict_cases(
         system,
         data_set.test,
@@ -89,6 +89,13 @@ def score_test_split(
     log.info("masks and probabilities: %s", masks)
     log.info("scores, examples.png and report.html: %s", results)
     return summary
+
+
+def results_folder(checkpoint: Path) -> Path:
+    """Where the results of a checkpoint go: beside it, and for another one than a run's best into a folder of
+    its name, so that they are not taken for the run's.
+    """
+    return checkpoint.with_suffix("") if is_unchosen(checkpoint) else checkpoint.parent
 
 
 def leaked_cases(data_set: DataSet, checkpoint: Path) -> set[str]:

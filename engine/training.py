@@ -461,15 +461,22 @@ class Trainer:
         from engine.memory import available_memory, estimate_memory, out_of_memory
 
         options, image_size = self.options, self.train_set.image_size
-        return out_of_memory(
-            estimate_memory(
+        try:
+            estimate = estimate_memory(
                 self.system,
                 options.batch_size,
                 image_size,
                 self.accelerator.mixed_precision,
                 averaged=self.average is not None,
                 processes=self.accelerator.num_processes,
-            ),
+            )
+        except UserError:
+            return UserError(
+                f"out of memory with batches of {options.batch_size} at {image_size} px: set a smaller "
+                "batch_size (a larger accumulate keeps the effective batch) or image_size"
+            )
+        return out_of_memory(
+            estimate,
             image_size=image_size,
             accumulate=options.accumulate,
             available=available_memory(self.accelerator.device),

@@ -106,7 +106,7 @@ def dice_of_epochs(config: Config) -> dict[int, float]:
     from utils.files import atomic_write
 
     accelerator = make_accelerator(config.precision, 1, config.deterministic)
-    system = system_from(config).to(accelerator.device)
+    system = system_from(config, pretrained=False).to(accelerator.device)
     trained = sum(p.numel() for p in system.parameters() if p.requires_grad)
     atomic_write(config.run_folder / "parameters.json", json.dumps({"trainable": trained}) + "\n")
 

@@ -75,8 +75,10 @@ class Baseline(SegmentationModel):
         return {"loss": seg + bce, "seg": seg, "bce": bce}
 
 
-def build_baseline(spec: str) -> Baseline:
+def build_baseline(spec: str, pretrained: bool = True) -> Baseline:
     """The network that `spec` names, its weights freshly initialised unless it says otherwise.
+
+    Without `pretrained` they are not downloaded even then, only how images were standardised for them.
 
     Raises:
         UserError: the package is absent, or it has no such architecture, encoder or weights.
@@ -99,11 +101,12 @@ def build_baseline(spec: str) -> Baseline:
     if not encoder.startswith("tu-") and encoder not in encoders:
         raise _unknown(spec, "encoder", encoder, encoders)
     try:
-        network = smp.create_model(architecture, encoder, weights, in_channels=3, classes=1)
+        loaded = weights if pretrained else None
+        network = smp.create_model(architecture, encoder, loaded, in_channels=3, classes=1)
+        standard = _standardisation(smp, encoder, weights) if weights else {}
     except Exception as error:  # whatever the package, timm or the hub raise for something missing
         reason = str(error).strip() or type(error).__name__
         raise UserError(f"model {spec!r} cannot be built: {reason}") from error
-    standard = _standardisation(smp, encoder, weights) if weights else {}
     multiple = network.encoder.output_stride if network.requires_divisible_input_shape else 1
     return Baseline(network, multiple, **standard)
 

@@ -31,6 +31,7 @@ def build_system(
     latent_loss: LatentLoss = "mse",
     model: str = "wave-gms",
     checkpoint_decoder: bool = False,
+    pretrained: bool = True,
 ) -> SegmentationModel:
     """The system that a config describes, its trainable parts freshly initialised.
 
@@ -48,6 +49,7 @@ def build_system(
             own as `package.module:function`, for which the arguments on VAE and latents have no
             meaning.
         checkpoint_decoder: decode twice in training rather than keep the activations.
+        pretrained: load the weights that a baseline's name asks for; False where others replace them.
 
     Raises:
         UserError: a value that no system has, or VAE weights that cannot be loaded.
@@ -60,7 +62,7 @@ def build_system(
     if model != "wave-gms":
         from models.baseline import build_baseline
 
-        baseline = build_baseline(model)
+        baseline = build_baseline(model, pretrained)
         check_image_size(image_size, image_size, baseline.size_multiple)
         return baseline
 

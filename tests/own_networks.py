@@ -57,6 +57,37 @@ def of_one_channel(**_: int) -> nn.Module:
     return Mean()
 
 
+class Checking(nn.Module):
+    """Looks at the values of its images."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Conv2d(3, 1, 1)
+
+    def forward(self, image: Tensor) -> Tensor:
+        assert image.min() >= 0
+        return self.layer(image)
+
+
+def checking(**_: int) -> nn.Module:
+    return Checking()
+
+
+class InThreeDimensions(nn.Module):
+    """Convolves the channels like a third axis."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Conv3d(1, 1, 3, padding=1)
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.layer(image[:, None]).mean(2)
+
+
+def in_three_dimensions(**_: int) -> nn.Module:
+    return InThreeDimensions()
+
+
 def nothing(**_: int) -> None:
     return None
 

@@ -10,6 +10,7 @@ import pytest
 
 import export
 import predict
+from tests.autoencoders import save_sd_vae
 from tests.cases_on_disk import blob_case
 from tests.run_on_disk import ROOT, write_run, write_vae
 from utils.errors import UserError
@@ -90,6 +91,13 @@ def test_a_baseline_exports_too(tmp_path: Path, vae: Path) -> None:
     pytest.importorskip("segmentation_models_pytorch", reason="baselines need it (optional)")
     folder = tmp_path / "epochs_1"
     write_run(folder, vae, "model=smp/Unet?encoder=resnet18")
+    export.main(["--run", str(folder)])
+    assert (folder / "model.onnx").is_file()
+
+
+def test_gms_exports_too(tmp_path: Path) -> None:
+    folder = tmp_path / "epochs_1"
+    write_run(folder, save_sd_vae(tmp_path / "sd"), "vae_model=sd_vae")
     export.main(["--run", str(folder)])
     assert (folder / "model.onnx").is_file()
 

@@ -95,3 +95,25 @@ def test_a_dry_run_plans_it(tmp_path: Path, vae: Path, capsys: pytest.CaptureFix
     train.main([*arguments(tmp_path, vae, "model=tests.own_networks:build"), "--dry-run"])
     plan = capsys.readouterr().out
     assert "network: build of " in plan and "trainable parameters: 249" in plan
+
+
+def test_the_memory_of_a_network_that_looks_at_values(
+    tmp_path: Path, vae: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = arguments(tmp_path, vae, "model=tests.own_networks:checking", "epochs=1")
+    train.main([*command, "--dry-run"])
+    assert "GPU memory: cannot be estimated for this network" in capsys.readouterr().out
+    train.main(command)
+
+    def too_large(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("engine.training.Trainer._step", too_large)
+    with pytest.raises(UserError, match="out of memory with batches of 2 at 32 px: set a smaller"):
+        train.main([*command, "resume=never"])
+
+
+def test_a_network_in_three_dimensions(tmp_path: Path, vae: Path) -> None:
+    model = "model=tests.own_networks:in_three_dimensions"
+    train.main(arguments(tmp_path, vae, model, "epochs=1"))
+    assert (tmp_path / "run" / "epochs_1" / "best_model.pth").is_file()

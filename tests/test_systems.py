@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from engine.backends import load_system
+from engine.build import system_from
 from models.base import SegmentationModel
 from models.baseline import Baseline, build_baseline
 from models.build import build_system
@@ -17,6 +19,7 @@ from models.losses import LossWeights, dice_loss
 from models.sft import haar_details
 from models.wave_gms import WaveGMS
 from tests.autoencoders import save_sd_vae, save_tiny_vae
+from tests.run_on_disk import write_run
 from utils.errors import UserError
 
 SIZE = 32
@@ -381,6 +384,24 @@ def test_a_baseline_that_does_not_exist_is_refused(spec: str, message: str) -> N
     pytest.importorskip("segmentation_models_pytorch")
     with pytest.raises(UserError, match=message):
         build_baseline(spec)
+
+
+def test_a_trained_baseline_needs_no_pretrained_weights_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The hub is offline here, so that asking it for them fails."""
+    smp = pytest.importorskip("segmentation_models_pytorch")
+    folder = tmp_path / "epochs_1"
+    config = write_run(folder, tmp_path, "model=smp/Unet?encoder=resnet18")
+    config = config.model_copy(update={"model": "smp/Unet?encoder=resnet18&weights=imagenet"})
+    with pytest.raises(UserError, match="cannot be built"):
+        load_system(config, folder / "best_model.pth")
+    standard = {"mean": [0.4, 0.5, 0.6], "std": [0.1, 0.2, 0.3]}
+    monkeypatch.setattr(smp.encoders, "get_preprocessing_params", lambda *_: standard)
+    with pytest.raises(UserError, match="cannot be built"):
+        system_from(config)
+    system: Any = load_system(config, folder / "best_model.pth")
+    assert system.mean.flatten().tolist() == pytest.approx(standard["mean"])
 
 
 def test_a_baseline_names_the_size_it_needs() -> None:

@@ -248,6 +248,27 @@ def test_dry_run_plans_and_writes_nothing(
     assert not (tmp_path / "run").exists()
 
 
+def test_dry_run_tells_of_a_warm_up_that_never_ends(
+    tmp_path: Path, vae: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for epochs, told in ((2, True), (3, False)):
+        train.main([*arguments(tmp_path, vae, f"epochs={epochs}", "warmup_epochs=2"), "--dry-run"])
+        assert ("the peak rate is never reached" in capsys.readouterr().out) == told
+
+
+def test_overrides_may_stand_on_both_sides_of_an_option(tmp_path: Path, vae: Path) -> None:
+    first, *others = arguments(tmp_path, vae)[2:]
+    config = arguments(tmp_path, vae)[:2]
+    parsed = train.parse_arguments([first, *config, *others[:2], "--dry-run", *others[2:]])
+    assert parsed.overrides == [first, *others] and parsed.dry_run
+    assert train.parse_arguments(config).overrides == []
+
+
+def test_no_case_to_choose_by(tmp_path: Path, vae: Path) -> None:
+    with pytest.raises(UserError, match="held out to choose the checkpoint: raise val_fraction"):
+        train.main(arguments(tmp_path, vae, "phase=test", "val_fraction=0"))
+
+
 def test_dry_run_checks_the_test_cases_too(tmp_path: Path, vae: Path) -> None:
     command = [*arguments(tmp_path, vae), "--dry-run"]
     (tmp_path / "blobs" / "images" / "case_10.png").write_bytes(b"rubbish")

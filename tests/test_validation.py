@@ -166,6 +166,20 @@ def test_a_checkpoint_elsewhere(finished: Path, tmp_path: Path, vae: Path) -> No
         valid.main(arguments(tmp_path, vae))
 
 
+def test_another_checkpoint_of_a_run_spares_the_results_of_its_best(
+    finished: Path, tmp_path: Path, vae: Path
+) -> None:
+    other = finished / "epoch_7.pth"
+    other.write_bytes((finished / "best_model.pth").read_bytes())
+    valid.main(["--run", str(finished), f"model_weight={other}"])
+    assert not list(finished.glob("valid_results_*")) and not list(finished.glob("predicted_*"))
+    apart = finished / "epoch_7"
+    summary = json.loads((apart / "valid_results_blobs" / "summary.json").read_text())
+    assert summary["provenance"]["selection"] == "epoch_7.pth of the run, which no score chose"
+    assert summary["provenance"]["trained_on"] == "blobs"
+    assert len(list((apart / "predicted_masks_blobs" / "binary").iterdir())) == 3
+
+
 def test_a_checkpoint_of_another_model(finished: Path, tmp_path: Path, vae: Path) -> None:
     with pytest.raises(UserError, match=r"(?s)vae_model"):
         valid.main(arguments(tmp_path, vae, "vae_model=litevae-b"))
