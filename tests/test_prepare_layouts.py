@@ -175,6 +175,28 @@ def test_own_data_matched_by_stem(tmp_path: Path, one_folder: bool) -> None:
     assert (len(split.train), len(split.test)) == (4, 1)
 
 
+@pytest.mark.parametrize("one_folder", [True, False])
+def test_own_data_with_several_masks_of_an_image(
+    tmp_path: Path, one_folder: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = {f"c{i}.png": png(picture(i)) for i in range(3)}
+    masks = {f"c{i}_mask.png": png(square(2, i)) for i in range(2)}
+    masks |= {"c0_mask_1.png": png(square(15, 20)), "c2_mask_10.png": png(square(1, 1))}
+    masks |= {"c9_mask_1.png": png(square(9, 9))}
+    where = tmp_path / ("images" if one_folder else "masks")
+    write_folder(tmp_path / "images", images)
+    write_folder(where, masks)
+    folder = run(
+        *("own", tmp_path, "--images", tmp_path / "images", "--masks", where),
+        *("--mask-suffix", "_mask"),
+    )
+    assert {path.name for path in (folder / "masks").iterdir()} == set(images)
+    assert np.array_equal(read(folder / "masks" / "c0.png"), square(2, 0) | square(15, 20))
+    assert np.array_equal(read(folder / "masks" / "c1.png"), square(2, 1))
+    assert np.array_equal(read(folder / "masks" / "c2.png"), square(1, 1))
+    assert "1 masks have no image and were left out: 'c9_mask_1.png'" in capsys.readouterr().err
+
+
 def test_own_data_problems_are_listed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     images = {f"{i}.png": png(picture(i)) for i in range(4)} | {"sub/1.png": png(picture(9))}
     masks = {f"{i}.png": png(square(i, i)) for i in range(3)} | {"2.bmp": bmp(square(1, 1))}
@@ -317,6 +339,18 @@ def test_masks_without_an_image_are_counted(
     assert prepare(own) == 0
     error = capsys.readouterr().err
     assert "2 masks have no image and were left out: '3.png', '7.png'" in error
+
+
+def test_masks_without_the_suffix_are_counted_too(
+    own: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for path in (tmp_path / "masks").iterdir():
+        path.rename(path.with_name(f"{path.stem}_mask.png"))
+    others = {"3_mask_left.png": png(square(9, 9)), "3.png": png(picture(3)), "notes.txt": b""}
+    write_folder(tmp_path / "masks", others)
+    assert prepare([*own, "--mask-suffix", "_mask"]) == 0
+    error = capsys.readouterr().err
+    assert "1 masks have no image and were left out: '3_mask_left.png'" in error
 
 
 def test_floating_point_masks_and_images_are_refused_by_kind(
