@@ -34,7 +34,7 @@ from datasets.preparation import (
 )
 from datasets.splits import read_split
 from datasets.staging import read_manifest
-from utils.entry import exit_from
+from utils.entry import exit_from, non_negative_int
 from utils.errors import UserError
 from utils.interruption import Interrupted
 
@@ -110,7 +110,7 @@ def parser() -> argparse.ArgumentParser:
     add("--root", type=Path, default=Path("datasets"), help="where prepared data lies [datasets]")
     add("--source", type=Path, nargs="+", default=[], metavar="PATH", help="zip files or folders")
     add("--splits", type=Path, metavar="FILE", help="split file, .pkl or .json [80/20 by --seed]")
-    add("--seed", type=int, help=f"for the split and the phantom [{SEED}]")
+    add("--seed", type=non_negative_int, metavar="N", help=f"of split and phantom [{SEED}]")
     add("--include-normal", action="store_true", help="busi: keep the images without lesion")
     add("--images", type=Path, metavar="DIR", help="own data: folder or zip of images")
     add("--masks", type=Path, metavar="DIR", help="own data: folder or zip of masks")

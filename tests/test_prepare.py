@@ -263,6 +263,11 @@ def test_wrong_arguments_are_one_line_and_exit_code_2(
     assert error.count("\n") == 1
 
 
+def test_a_negative_seed_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert prepare(["phantom", "--seed", "-1", "--root", str(tmp_path)]) == 2
+    assert "argument --seed: expected at least 0, got -1" in capsys.readouterr().err
+
+
 def test_a_full_disk_is_one_line_and_the_run_is_resumed(
     busi: list[str],
     tmp_path: Path,
