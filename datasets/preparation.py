@@ -104,6 +104,8 @@ def prepare_own(
     _check_groups(groups, group_of, split)
     record = {
         "sources": [images.name, masks.name],
+        "image_suffix": image_suffix,
+        "mask_suffix": mask_suffix,
         "groups_sha256": file_digest(groups),
         **_split_record(splits, split, seed),
     }

@@ -307,6 +307,22 @@ def test_a_complete_own_set_is_not_passed_off_as_another(
     assert ("with other groups" if other == "groups" else "sources images, masks") in error
 
 
+@pytest.mark.parametrize("option", ["--image-suffix", "--mask-suffix"])
+def test_a_complete_own_set_knows_its_suffixes(
+    own: list[str], tmp_path: Path, option: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert prepare(own) == 0
+    assert prepare([*own, option, "_2"]) == 2
+    difference = f"{option[2:].replace('-', '_')} '', asked for _2"
+    assert difference in capsys.readouterr().err
+    assert prepare(["own", "--root", str(tmp_path / "data")]) == 0
+    manifest = tmp_path / "data" / "own" / "dataset.json"
+    entries = json.loads(manifest.read_bytes())
+    older = {key: value for key, value in entries.items() if not key.endswith("_suffix")}
+    manifest.write_text(json.dumps(older))
+    assert prepare([*own, option, "_2"]) == 0
+
+
 def test_a_complete_own_set_without_groups_is_not_one_with(
     own: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
