@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from datasets.archives import Member
@@ -53,19 +53,22 @@ def own_cases(
     of_image = re.compile(f"(.*){re.escape(image_suffix)}", re.DOTALL)
     number = r"(?:_\d+)?" if mask_suffix else ""
     of_mask = re.compile(f"(.*){re.escape(mask_suffix)}{number}", re.DOTALL)
-    image_files, mask_files = (
-        [file for file in files if file.suffix in IMAGE_EXTENSIONS] for files in (images, masks)
-    )
-    images_of = _by_name(image_files, of_image)
+    images_of = _by_name(filter(_is_read, images), of_image)
     if mask_suffix:
         images_of = {
             name: files for name, files in images_of.items() if not of_mask.fullmatch(name)
         }
-    found = _paired(images_of, _by_name(mask_files, of_mask))
+    masks = list(masks)
+    read = list(filter(_is_read, masks))
+    found = _paired(images_of, _by_name(read, of_mask), _by_name(masks, of_mask))
     known = {file.stem for files in images_of.values() for file in files}
-    others = (file for file in mask_files if not of_mask.fullmatch(file.stem))
+    others = (file for file in read if not of_mask.fullmatch(file.stem))
     found.lone_masks.extend(file.path for file in others if file.stem not in known)
     return found
+
+
+def _is_read(file: Member) -> bool:
+    return file.suffix in IMAGE_EXTENSIONS
 
 
 def _by_name(files: Iterable[Member], stem: re.Pattern[str]) -> dict[str, list[Member]]:
@@ -77,7 +80,12 @@ def _by_name(files: Iterable[Member], stem: re.Pattern[str]) -> dict[str, list[M
     return found
 
 
-def _paired(images: dict[str, list[Member]], masks: dict[str, list[Member]]) -> Found:
+def _paired(
+    images: Mapping[str, Sequence[Member]],
+    masks: Mapping[str, Sequence[Member]],
+    in_any_format: Mapping[str, Sequence[Member]] = {},
+) -> Found:
+    """Images and masks of one name; `in_any_format` are masks as well as what is not read."""
     lone = (masks[name] for name in sorted(masks.keys() - images.keys()))
     found = Found({}, {}, [file.path for files in lone for file in files])
     for name in sorted(images):
@@ -89,6 +97,10 @@ def _paired(images: dict[str, list[Member]], masks: dict[str, list[Member]]) -> 
             found.problems[name] = f"the name {problem}"
         elif more_images:
             found.problems[name] = f"two images, {image} and {more_images[0]}"
+        elif not case_masks and name in in_any_format:
+            found.problems[name] = (
+                f"the mask {in_any_format[name][0]} is in a format that is not read; convert it to PNG"
+            )
         elif not case_masks:
             found.problems[name] = f"no mask for the image {image}"
         elif twice:

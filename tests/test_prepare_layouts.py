@@ -212,6 +212,17 @@ def test_own_data_problems_are_listed(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "no images named * in" in capsys.readouterr().err
 
 
+def test_a_mask_in_a_format_that_is_not_read_is_named(
+    own: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "masks" / "3.png").rename(tmp_path / "masks" / "3.gif")
+    (tmp_path / "masks" / "4.txt").write_text("beside its mask")
+    assert prepare(own) == 2
+    error = capsys.readouterr().err
+    assert "1 problem(s)" in error
+    assert "3.gif is in a format that is not read; convert it to PNG" in error
+
+
 def test_own_data_with_patients_is_split_by_patient(tmp_path: Path) -> None:
     write_folder(tmp_path / "images", {f"{i}.png": png(picture(i)) for i in range(10)})
     write_folder(tmp_path / "masks", {f"{i}.png": png(square(i, i)) for i in range(10)})
