@@ -432,9 +432,9 @@ def test_masks_with_other_values_are_cut_at_half_and_named(
     masks = {"0.png": png(soft), "1.png": png(deep), "2.png": png(square(1, 1) // 255)}
     write_folder(tmp_path / "masks", masks)
     folder = run("own", tmp_path, "--images", tmp_path / "images", "--masks", tmp_path / "masks")
-    warnings = [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
-    assert len(warnings) == 1
-    assert "0.png: values from 0 to 255, expected 0/1 or 0/255; cut at half" in warnings[0]
+    error = capsys.readouterr().err
+    assert f"warning: 1 odd files, listed in {folder / 'notes.txt'}:\n" in error
+    assert "0.png: values from 0 to 255, expected 0/1 or 0/255; cut at half" in error
     assert np.array_equal(read(folder / "masks" / "0.png"), (soft >= 128) * np.uint8(255))
     assert np.array_equal(read(folder / "masks" / "1.png"), square(2, 2))
     assert np.array_equal(read(folder / "masks" / "2.png"), square(1, 1))
