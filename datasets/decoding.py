@@ -17,6 +17,7 @@ import numpy as np
 from utils.errors import UserError
 
 MAX_MEGAPIXELS = 64
+AS_STORED = 6  # cv2.IMREAD_ANYDEPTH | cv2.IMREAD_ANYCOLOR, without importing it
 MANIFEST = "dataset.json"  # of a prepared data set; its entry max_megapixels is there if not 64
 
 _JPEG_FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
@@ -74,9 +75,8 @@ def decode(content: bytes, flags: int, max_megapixels: float = MAX_MEGAPIXELS) -
         raise ImageError("the JPEG is cut short")
     try:
         pixels = cv2.imdecode(np.frombuffer(content, np.uint8), flags)
-        as_stored = cv2.IMREAD_ANYCOLOR | cv2.IMREAD_ANYDEPTH
-        if pixels is None and flags != as_stored and content[:2] in (b"II", b"MM"):
-            stored = cv2.imdecode(np.frombuffer(content, np.uint8), as_stored)
+        if pixels is None and flags != AS_STORED and content[:2] in (b"II", b"MM"):
+            stored = cv2.imdecode(np.frombuffer(content, np.uint8), AS_STORED)
             if stored is not None:
                 raise ImageError(
                     f"holds {stored.dtype} pixels; save it with whole numbers of 8 or 16 bits"

@@ -12,10 +12,11 @@ from tqdm import tqdm
 from datasets.archives import Limits, Member
 from datasets.cases import MAX_LISTED_PROBLEMS
 from datasets.catalogue import DatasetSpec
-from datasets.decoding import ImageError, decode
+from datasets.decoding import AS_STORED, ImageError, decode
 from datasets.layouts import SourceCase
 from datasets.masks import aspect_ratio_differs, binary_mask
 from datasets.staging import Staging
+from datasets.windowing import dark_note, may_be_dark
 from utils.errors import UserError, listed
 from utils.machine import available_cores
 
@@ -53,8 +54,8 @@ def write_cases(
 def write_case(spec: DatasetSpec, case: SourceCase, staging: Staging, limits: Limits) -> list[str]:
     """Copy the image as it is and write the union of the masks as PNG of 0 and 255.
 
-    Returns a note for each mask that held other values than 0 and 1 or 0 and 255, the same ones
-    where the case was written by an earlier run. Raises UserError where a file cannot be decoded or
+    Returns notes on an image of 16 bits that is nearly black, and on each mask that held other values
+    than 0 and 1 or 0 and 255; the same ones where an earlier run wrote the case. Raises UserError where a file cannot be decoded or
     the aspect ratios of image and mask differ by over 1 %.
     """
     image = case.image.read()
@@ -62,9 +63,12 @@ def write_case(spec: DatasetSpec, case: SourceCase, staging: Staging, limits: Li
     mask_name = spec.mask_stem(case.name) + spec.mask_ext
     if staging.has("images", image_name, len(image)) and staging.has("masks", mask_name):
         return staging.read_notes(case.name)
-    height, width = _decoded(case.image, image, cv2.IMREAD_COLOR, limits).shape[:2]
+    pixels = _decoded(case.image, image, cv2.IMREAD_COLOR, limits)
+    height, width = pixels.shape[:2]
     masks: list[np.ndarray] = []
     notes = []
+    if may_be_dark(pixels) and (dark := dark_note(_decoded(case.image, image, AS_STORED, limits))):
+        notes.append(f"{case.image}: {dark}; spread its values over 0 to 65535")
     for file in case.masks:
         if spec.any_label:  # in colour, as grey rounds the darkest palette entries to 0
             mask = _decoded(file, file.read(), cv2.IMREAD_COLOR, limits).max(axis=2) > 0

@@ -440,6 +440,22 @@ def test_masks_with_other_values_are_cut_at_half_and_named(
     assert np.array_equal(read(folder / "masks" / "2.png"), square(1, 1))
 
 
+def test_12_bits_in_16_are_noted_by_preparation_and_check(
+    own: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    deep = np.random.default_rng(0).integers(0, 4096, (24, 32)).astype(np.uint16)
+    deep[0, 0] = 4095
+    (tmp_path / "images" / "3.png").write_bytes(png(deep))
+    (tmp_path / "images" / "4.png").write_bytes(png(deep * np.uint16(16)))
+    (tmp_path / "images" / "5.png").write_bytes(png(np.zeros((24, 32), np.uint8)))
+    assert prepare(own) == 0
+    error = capsys.readouterr().err
+    assert "warning: 1 odd files" in error
+    assert "3.png: 16 bits, but no value over 4095: nearly black to the model; spread" in error
+    assert prepare(["own", "--check", "--root", str(tmp_path / "data")]) == 0
+    assert "16 bits, nearly black to the model: 1 (3)" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("arguments", "name", "domain"),
     [
