@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from utils.entry import exit_from
-from utils.errors import UserError, listed
+from utils.errors import UserError
 from utils.tables import csv_text
 
 if TYPE_CHECKING:
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
 RESULTS_PREFIX = "valid_results_"
 PLOTTED = ("DSC", "IoU", "HD95")
-NAMES_SHOWN = 5
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -107,33 +106,11 @@ def label_runs(folders: list[Path]) -> list[str]:
 
 def check_comparable(runs: dict[str, Results]) -> None:
     """Raise `UserError` unless all runs scored the same cases, at one size, by one HD95 rule."""
+    from utils.results import check_same_cases
+
+    check_same_cases(runs)
     (first, reference), *others = runs.items()
     for label, run in others:
-        problems = []
-        for owner, names in (
-            (first, set(reference.names) - set(run.names)),
-            (label, set(run.names) - set(reference.names)),
-        ):
-            if names:
-                problems.append(
-                    f"{len(names)} only in {owner} ({listed(sorted(names), NAMES_SHOWN)})"
-                )
-        if problems:
-            raise UserError(
-                f"{first} and {label} were scored on different cases: {'; '.join(problems)}. "
-                "Validate both on the same test set"
-            )
-        differing = [
-            name
-            for name, mine, theirs in zip(run.names, run.rows, reference.rows, strict=True)
-            if any(mine[key] != theirs[key] for key in ("Height", "Width", "TruthPixels"))
-        ]
-        if differing:
-            raise UserError(
-                f"{first} and {label} were scored against different masks or at different sizes "
-                f"in {len(differing)} cases ({listed(differing, NAMES_SHOWN)}). Validate both on "
-                "the same masks at the same evaluation size"
-            )
         rules = [each.summary.get("hd95", {}).get("rule") for each in (reference, run)]
         if rules[0] != rules[1]:
             raise UserError(

@@ -88,6 +88,10 @@ class Member:
         return f"{self.source.title}: {self.path}"
 
     @property
+    def stem(self) -> str:
+        return PurePosixPath(self.path).stem
+
+    @property
     def suffix(self) -> str:
         return PurePosixPath(self.path).suffix.lower()
 

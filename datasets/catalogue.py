@@ -23,7 +23,7 @@ class DatasetSpec:
 
     In the archives, the images and masks are the files whose path ends as `image_pattern` and
     `mask_pattern` say (regular expressions, case ignored); their groups joined by `_` are the
-    case's name. `several_masks`: an image may have several masks, of which the union is meant.
+    case's name. Of several masks of one case the union is meant.
     `any_label`: masks number their objects, so that any value above 0 is foreground.
     `normal_prefix`: cases without a lesion, left out unless asked for. `group_columns`: columns of
     the metadata CSV that hold the image's name and what several images may show (a lesion).
@@ -42,7 +42,6 @@ class DatasetSpec:
     mask_ext: str = ".png"
     image_pattern: str = ""
     mask_pattern: str = ""
-    several_masks: bool = False
     any_label: bool = False
     normal_prefix: str = ""
     group_columns: tuple[str, str] | None = None
@@ -78,7 +77,6 @@ CATALOGUE: dict[str, DatasetSpec] = {
             test=130,
             image_pattern=r"(benign|malignant|normal) \((\d+)\)\.png",
             mask_pattern=r"(benign|malignant|normal) \((\d+)\)_mask(?:_\d+)?\.png",
-            several_masks=True,
             normal_prefix="normal_",
         ),
         DatasetSpec(

@@ -17,12 +17,15 @@ import numpy as np
 from utils.errors import UserError
 
 MAX_MEGAPIXELS = 64
+AS_STORED = 6  # cv2.IMREAD_ANYDEPTH | cv2.IMREAD_ANYCOLOR, without importing it
 MANIFEST = "dataset.json"  # of a prepared data set; its entry max_megapixels is there if not 64
 
 _JPEG_FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
 _JPEG_END, _JPEG_SCAN = 0xD9, 0xDA
 _JPEG_WITHOUT_LENGTH = {0x00, 0x01, *range(0xD0, 0xD9)}
-_TIFF_WIDTH, _TIFF_HEIGHT = 256, 257
+_TIFF_KIND, _TIFF_WIDTH, _TIFF_HEIGHT = 254, 256, 257
+_TIFF_DIRECTORIES = 16  # that are looked at, as a hostile file can chain any number
+_TIFF_NO_PAGE = 0b101  # bits of the kind: a smaller copy, a transparency mask
 
 
 class ImageError(UserError):
@@ -33,7 +36,7 @@ def check_image_size(content: bytes, max_megapixels: float = MAX_MEGAPIXELS) -> 
     """Declared (width, height) in pixels.
 
     Raises ImageError where `content` is not a PNG, JPEG, BMP or TIFF, where its header is cut short,
-    and where it declares no pixels or more than `max_megapixels` millions.
+    where it declares no pixels or more than `max_megapixels` millions, and for a TIFF of several pages.
     """
     try:
         width, height = _declared_size(content)
@@ -72,9 +75,8 @@ def decode(content: bytes, flags: int, max_megapixels: float = MAX_MEGAPIXELS) -
         raise ImageError("the JPEG is cut short")
     try:
         pixels = cv2.imdecode(np.frombuffer(content, np.uint8), flags)
-        as_stored = cv2.IMREAD_ANYCOLOR | cv2.IMREAD_ANYDEPTH
-        if pixels is None and flags != as_stored and content[:2] in (b"II", b"MM"):
-            stored = cv2.imdecode(np.frombuffer(content, np.uint8), as_stored)
+        if pixels is None and flags != AS_STORED and content[:2] in (b"II", b"MM"):
+            stored = cv2.imdecode(np.frombuffer(content, np.uint8), AS_STORED)
             if stored is not None:
                 raise ImageError(
                     f"holds {stored.dtype} pixels; save it with whole numbers of 8 or 16 bits"
@@ -157,13 +159,37 @@ def _jpeg_segments(content: bytes) -> Iterator[tuple[int, int]]:
 
 
 def _tiff_size(content: bytes) -> tuple[int, int]:
+    """Size of the first page; ImageError where another one follows that is not its thumbnail."""
     order = "<" if content.startswith(b"II") else ">"
     (directory,) = struct.unpack_from(order + "I", content, 4)
+    tags, end = _tiff_directory(content, order, directory)
+    if _has_page(content, order, end):
+        raise ImageError("holds several pages; export one image per file")
+    return tags.get(_TIFF_WIDTH, 0), tags.get(_TIFF_HEIGHT, 0)
+
+
+def _has_page(content: bytes, order: str, link: int) -> bool:
+    """Whether a full page is in the chain of directories from `link` on, as far as it can be read."""
+    for _ in range(_TIFF_DIRECTORIES):
+        try:
+            (directory,) = struct.unpack_from(order + "I", content, link)
+            if directory == 0:
+                return False
+            tags, link = _tiff_directory(content, order, directory)
+        except struct.error:
+            return False
+        if not tags.get(_TIFF_KIND, 0) & _TIFF_NO_PAGE:
+            return True
+    return False
+
+
+def _tiff_directory(content: bytes, order: str, directory: int) -> tuple[dict[int, int], int]:
+    """Kind, width and height as far as a directory holds them; its end, where the next is linked."""
     (entries,) = struct.unpack_from(order + "H", content, directory)
-    size = {_TIFF_WIDTH: 0, _TIFF_HEIGHT: 0}
+    tags = {}
     for entry in range(entries):
         at = directory + 2 + 12 * entry
         tag, kind = struct.unpack_from(order + "HH", content, at)
-        if tag in size:
-            (size[tag],) = struct.unpack_from(order + ("H" if kind == 3 else "I"), content, at + 8)
-    return size[_TIFF_WIDTH], size[_TIFF_HEIGHT]
+        if tag in (_TIFF_KIND, _TIFF_WIDTH, _TIFF_HEIGHT):
+            (tags[tag],) = struct.unpack_from(order + ("H" if kind == 3 else "I"), content, at + 8)
+    return tags, directory + 2 + 12 * entries

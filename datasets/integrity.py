@@ -29,7 +29,7 @@ from tqdm import tqdm
 from datasets.cases import data_set_name, own_split_file
 from datasets.catalogue import SPLIT_FILE_ENDING, DatasetSpec, find_case, spec_for
 from datasets.contact_sheets import contact_sheet, near_duplicate_sheet, write_sheet
-from datasets.decoding import ImageError, read_pixels
+from datasets.decoding import AS_STORED, ImageError, read_pixels
 from datasets.masks import aspect_ratio_differs, read_binary_mask
 from datasets.near_duplicates import (
     Description,
@@ -41,6 +41,7 @@ from datasets.near_duplicates import (
 )
 from datasets.splits import Split, cases_by_group, grouped_split, read_split, write_split
 from datasets.staging import read_metadata_groups
+from datasets.windowing import dark_note, may_be_dark
 from utils.errors import UserError, listed
 from utils.files import atomic_write
 from utils.machine import available_cores
@@ -60,6 +61,8 @@ class Inspected:
     mask_size: tuple[int, int]
     area: float
     """Foreground as a part of the mask, 0 to 1."""
+    dark: str | None
+    """What `dark_note` says of the image."""
     odd_values: str | None
     description: Description
 
@@ -87,6 +90,7 @@ def check_data_set(folder: Path) -> dict[str, Any]:
         **_sizes(inspected),
         **_masks(split, inspected),
         "problems": problems,
+        "dark_images": {case.name: case.dark for case in inspected if case.dark},
         "near_duplicates": _duplicate_counts(split, duplicates, read_metadata_groups(folder)),
         "leaks": _leaks(split, groups),
     }
@@ -131,6 +135,7 @@ def _inspect(spec: DatasetSpec, folder: Path, name: str) -> Inspected:
     reading = image
     try:
         grey = read_pixels(image, cv2.IMREAD_GRAYSCALE)
+        dark = dark_note(read_pixels(image, AS_STORED)) if may_be_dark(grey) else None
         reading = mask
         foreground, odd = read_binary_mask(mask)
     except ImageError as error:
@@ -142,6 +147,7 @@ def _inspect(spec: DatasetSpec, folder: Path, name: str) -> Inspected:
         size=(grey.shape[1], grey.shape[0]),
         mask_size=(foreground.shape[1], foreground.shape[0]),
         area=float(foreground.mean()),
+        dark=dark,
         odd_values=odd,
         description=describe(working_size(grey)),
     )
@@ -316,6 +322,7 @@ def summary(report: Mapping[str, Any]) -> str:
         f"  sizes: width {_range(report['width'])}, height {_range(report['height'])}",
         *_finding("unusable cases", [f"{n}: {p}" for n, p in report["problems"].items()]),
         *_finding("files of no case in the split", report["files_of_no_case"]),
+        *_finding("images of 16 bits, nearly black to the model", list(report["dark_images"])),
         *_finding("mask and image of different size", report["size_differs"]),
         *_finding("different aspect ratio, training would stop", report["aspect_differs"]),
         *_finding("masks with other values than 0 and 255", list(report["odd_mask_values"])),

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import PurePosixPath
 
 from datasets.archives import Member
 from datasets.catalogue import IMAGE_EXTENSIONS, DatasetSpec
@@ -40,7 +39,7 @@ def published_cases(spec: DatasetSpec, files: Iterable[Member]) -> Found:
         for pattern, found in ((image_pattern, images), (mask_pattern, masks)):
             if match := pattern.fullmatch(file.path):
                 found.setdefault("_".join(match.groups()), []).append(file)
-    return _paired(images, masks, spec.several_masks)
+    return _paired(images, masks)
 
 
 def own_cases(
@@ -48,40 +47,73 @@ def own_cases(
 ) -> Found:
     """Cases of any data set, matched by stem: `<name><image_suffix>.*`, `<name><mask_suffix>.*`.
 
-    Images and masks may lie in one folder if `mask_suffix` tells them apart.
+    With a `mask_suffix`, `<name><mask_suffix>_<number>.*` are further masks of the image, and images
+    and masks may lie in one folder.
     """
-    by_name = _by_stem(images, image_suffix)
+    of_image = re.compile(f"(.*){re.escape(image_suffix)}", re.DOTALL)
+    number = r"(?:_\d+)?" if mask_suffix else ""
+    of_mask = re.compile(f"(.*){re.escape(mask_suffix)}{number}", re.DOTALL)
+    images_of = _by_name(filter(_is_read, images), of_image)
     if mask_suffix:
-        by_name = {name: found for name, found in by_name.items() if not name.endswith(mask_suffix)}
-    return _paired(by_name, _by_stem(masks, mask_suffix), several_masks=False)
+        images_of = {
+            name: files for name, files in images_of.items() if not of_mask.fullmatch(name)
+        }
+    masks = list(masks)
+    read = list(filter(_is_read, masks))
+    found = _paired(images_of, _by_name(read, of_mask), _by_name(masks, of_mask))
+    known = {file.stem for files in images_of.values() for file in files}
+    others = (file for file in read if not of_mask.fullmatch(file.stem))
+    found.lone_masks.extend(file.path for file in others if file.stem not in known)
+    return found
 
 
-def _by_stem(files: Iterable[Member], suffix: str) -> dict[str, list[Member]]:
+def _is_read(file: Member) -> bool:
+    return file.suffix in IMAGE_EXTENSIONS
+
+
+def _by_name(files: Iterable[Member], stem: re.Pattern[str]) -> dict[str, list[Member]]:
+    """Files by the name in the first group of `stem`, without those that it does not match."""
     found: dict[str, list[Member]] = {}
     for file in files:
-        stem = PurePosixPath(file.path).stem
-        if file.suffix in IMAGE_EXTENSIONS and stem.endswith(suffix):
-            found.setdefault(stem.removesuffix(suffix), []).append(file)
+        if match := stem.fullmatch(file.stem):
+            found.setdefault(match[1], []).append(file)
     return found
 
 
 def _paired(
-    images: dict[str, list[Member]], masks: dict[str, list[Member]], several_masks: bool
+    images: Mapping[str, Sequence[Member]],
+    masks: Mapping[str, Sequence[Member]],
+    in_any_format: Mapping[str, Sequence[Member]] = {},
 ) -> Found:
+    """Images and masks of one name; `in_any_format` are masks as well as what is not read."""
     lone = (masks[name] for name in sorted(masks.keys() - images.keys()))
     found = Found({}, {}, [file.path for files in lone for file in files])
     for name in sorted(images):
         image, *more_images = images[name]
         case_masks = masks.get(name, [])
+        twice = _same_stem(case_masks)
         problem = name_problem(name)
         if problem:
             found.problems[name] = f"the name {problem}"
         elif more_images:
             found.problems[name] = f"two images, {image} and {more_images[0]}"
+        elif not case_masks and name in in_any_format:
+            found.problems[name] = (
+                f"the mask {in_any_format[name][0]} is in a format that is not read; convert it to PNG"
+            )
         elif not case_masks:
             found.problems[name] = f"no mask for the image {image}"
-        elif len(case_masks) > 1 and not several_masks:
-            found.problems[name] = f"two masks, {case_masks[0]} and {case_masks[1]}"
+        elif twice:
+            found.problems[name] = f"two masks, {twice[0]} and {twice[1]}"
         else:
             found.cases[name] = SourceCase(name, image, tuple(case_masks))
     return found
+
+
+def _same_stem(files: Iterable[Member]) -> tuple[Member, Member] | None:
+    """Two files that differ in folder or extension alone, if there are any."""
+    first: dict[str, Member] = {}
+    for file in files:
+        if (other := first.setdefault(file.stem, file)) is not file:
+            return other, file
+    return None

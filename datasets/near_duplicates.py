@@ -2,7 +2,8 @@
 
 1. Candidates, from all pairs: equal pixels; thumbnails that correlate; ORB features
    (Rublee et al. 2011) that agree, counted with locality-sensitive hashing (Indyk and Motwani
-   1998), so that the cost grows with the number of images and not of pairs.
+   1998). By thumbnails and by features, each image keeps its best few partners, so that the
+   candidates grow with the number of images and not of pairs.
 2. Each candidate is confirmed or dropped: an affine map is fitted to the matched features by
    RANSAC, one image is warped onto the other, and their overlap must correlate.
 
@@ -31,6 +32,8 @@ THUMBNAIL = 32
 MIN_VOTES = 4
 """Feature pairs that make two images a candidate."""
 MIN_THUMBNAIL_CORRELATION = 0.95
+PARTNERS = 8
+"""Candidates that each image contributes, by thumbnails and by features: its best ones."""
 MAX_HAMMING = 40
 """Bits of 256 in which two ORB descriptors of the same spot may differ."""
 MIN_INLIERS = 30
@@ -123,20 +126,35 @@ def _equal_pixels(descriptions: Sequence[Description]) -> set[tuple[int, int]]:
 
 
 def _correlated_thumbnails(
-    thumbnails: NDArray[np.float32], block: int = 1024
+    thumbnails: NDArray[np.float32], block: int = 256
 ) -> set[tuple[int, int]]:
+    """Each image with its best partners among those whose thumbnails correlate.
+
+    Where all images share a field of view, all correlate. The best are therefore chosen by the
+    correlation of what is left of the thumbnails without their mean.
+    """
+    centred = thumbnails - thumbnails.mean(axis=0)
+    centred /= np.maximum(np.linalg.norm(centred, axis=1, keepdims=True), 1e-6)
     pairs = set()
     for start in range(0, len(thumbnails), block):
-        correlation = thumbnails[start : start + block] @ thumbnails[start:].T
-        rows, columns = np.nonzero(np.triu(correlation > MIN_THUMBNAIL_CORRELATION, 1))
-        pairs |= set(zip((rows + start).tolist(), (columns + start).tolist(), strict=True))
+        rows = slice(start, start + block)
+        score = centred[rows] @ centred.T
+        score[thumbnails[rows] @ thumbnails.T <= MIN_THUMBNAIL_CORRELATION] = -np.inf
+        images = np.arange(len(score))
+        score[images, images + start] = -np.inf
+        best = np.argpartition(-score, min(PARTNERS, len(thumbnails)) - 1)[:, :PARTNERS]
+        image, place = np.nonzero(np.take_along_axis(score, best, axis=1) > -np.inf)
+        partner = best[image, place].tolist()
+        pairs |= {
+            tuple(sorted(pair)) for pair in zip((image + start).tolist(), partner, strict=True)
+        }
     return pairs
 
 
 def _agreeing_features(
     descriptors: Sequence[NDArray[np.uint64]], tables: int = 8, crowd: int = 16
 ) -> set[tuple[int, int]]:
-    """Pairs of images with at least MIN_VOTES pairs of nearly equal descriptors.
+    """Each image with its best partners, by at least MIN_VOTES pairs of nearly equal descriptors.
 
     In each table, descriptors that agree in a random choice of bits meet. Where more than `crowd`
     meet they are skipped: such a pattern (caption, compression block) says nothing about a
@@ -166,10 +184,19 @@ def _agreeing_features(
     met = np.unique(np.concatenate(found))
     images = owner[met // len(bits)] * len(descriptors) + owner[met % len(bits)]
     pair, votes = np.unique(images, return_counts=True)
-    pair = pair[votes >= MIN_VOTES]
-    return set(
-        zip((pair // len(descriptors)).tolist(), (pair % len(descriptors)).tolist(), strict=True)
-    )
+    pair, votes = pair[votes >= MIN_VOTES], votes[votes >= MIN_VOTES]
+    return _best_pairs(pair // len(descriptors), pair % len(descriptors), votes)
+
+
+def _best_pairs(
+    first: NDArray[np.int64], second: NDArray[np.int64], score: NDArray[np.int64]
+) -> set[tuple[int, int]]:
+    """Pairs (P,) that are among the PARTNERS of highest score of one of their two images."""
+    image = np.concatenate([first, second])
+    order = np.lexsort((-np.tile(score, 2), image))
+    rank = np.arange(len(order)) - np.searchsorted(image[order], image[order])
+    kept = np.unique(order[rank < PARTNERS] % max(len(first), 1))
+    return set(zip(first[kept].tolist(), second[kept].tolist(), strict=True))
 
 
 def find_near_duplicates(
@@ -185,7 +212,8 @@ def find_near_duplicates(
 
     def check(pair: tuple[int, int]) -> NearDuplicate | None:
         i, j = pair
-        return confirm(names[i], names[j], (load(i), load(j)), (descriptions[i], descriptions[j]))
+        described = descriptions[i], descriptions[j]
+        return confirm(names[i], names[j], described, lambda: (load(i), load(j)))
 
     with ThreadPoolExecutor(available_cores()) as pool:
         checked = tqdm(
@@ -211,10 +239,13 @@ def connected(pairs: Iterable[tuple[str, str]]) -> list[list[str]]:
 def confirm(
     first: str,
     second: str,
-    images: tuple[Grey, Grey],
     descriptions: tuple[Description, Description],
+    load: Callable[[], tuple[Grey, Grey]],
 ) -> NearDuplicate | None:
-    """The near-duplicate that two candidate images are, or None. Images are (H, W) of working size."""
+    """The near-duplicate that two candidate images are, or None.
+
+    `load` gives both, (H, W) of working size; it is called only if their features agree.
+    """
     one, two = descriptions
     if one.digest == two.digest:
         return NearDuplicate(first, second, correlation=1.0, overlap=1.0, inliers=0)
@@ -230,11 +261,11 @@ def confirm(
         method=cv2.RANSAC,
         ransacReprojThreshold=3,
     )
-    if transform is None:
+    inliers = 0 if transform is None else int(agreeing.sum())
+    if inliers < MIN_INLIERS:
         return None
-    inliers = int(agreeing.sum())
-    correlation, overlap = aligned_correlation(*images, transform)
-    if inliers < MIN_INLIERS or correlation < MIN_CORRELATION or overlap < MIN_OVERLAP:
+    correlation, overlap = aligned_correlation(*load(), transform)
+    if correlation < MIN_CORRELATION or overlap < MIN_OVERLAP:
         return None
     return NearDuplicate(first, second, round(correlation, 4), round(overlap, 3), inliers)
 

@@ -13,12 +13,18 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from datasets.decoding import MAX_MEGAPIXELS, ImageError, check_image_size, check_megapixels, decode
+from datasets.decoding import (
+    AS_STORED,
+    MAX_MEGAPIXELS,
+    ImageError,
+    check_image_size,
+    check_megapixels,
+    decode,
+)
 from datasets.dicom import read_dicom
-from datasets.windowing import Window, scale_to_8_bit
+from datasets.windowing import Window, dark_note, scale_to_8_bit
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".dcm", ".dicom")
-DARK_16_BIT = 8192  # a 16-bit image without a value above this is black to the model
 BYTES_A_PIXEL = 8  # RGBA in 16 bits, the most that an uncompressed file needs
 HEADER_BYTES = 16 << 20
 
@@ -67,16 +73,13 @@ def read_picture(
         return Picture(read_dicom(content, max_megapixels, window))
 
     declared = check_declared_size(content, max_megapixels)
-    pixels = decode(content, cv2.IMREAD_ANYCOLOR | cv2.IMREAD_ANYDEPTH, max_megapixels)
+    pixels = decode(content, AS_STORED, max_megapixels)
     notes = []
     if pixels.shape[:2] == declared and declared[0] != declared[1]:
         notes.append("turned upright by its orientation tag, and so are its mask and maps")
     if pixels.dtype == np.uint16 and window is None:
-        if pixels.max() < DARK_16_BIT:
-            notes.append(
-                f"16 bits, but no value over {pixels.max()}: nearly black to the model; "
-                "--window auto spreads its own range"
-            )
+        if dark := dark_note(pixels):
+            notes.append(f"{dark}; --window auto spreads its own range")
         pixels = decode(content, cv2.IMREAD_COLOR, max_megapixels)  # rounds as training does
     else:
         pixels = scale_to_8_bit(pixels, window)

@@ -20,13 +20,14 @@ from datasets.catalogue import IMAGE_EXTENSIONS, DatasetSpec, spec_for
 from datasets.decoding import MAX_MEGAPIXELS
 from datasets.layouts import Found, own_cases, published_cases
 from datasets.splits import Split, grouped_split, random_split, read_split, some_of
-from datasets.staging import Staging, staged
+from datasets.staging import NOTES, Staging, staged
 from datasets.writing import listed_problems, png, write_cases
 from utils.errors import UserError, listed
 from utils.machine import available_cores
 
 SEED = 2333
 PHANTOM_CASES = 400
+NOTES_SHOWN = 5
 
 
 def prepare_published(
@@ -104,6 +105,8 @@ def prepare_own(
     _check_groups(groups, group_of, split)
     record = {
         "sources": [images.name, masks.name],
+        "image_suffix": image_suffix,
+        "mask_suffix": mask_suffix,
         "groups_sha256": file_digest(groups),
         **_split_record(splits, split, seed),
     }
@@ -334,12 +337,13 @@ def _write(
         if problems:
             drawn = record["splits"] == "drawn"
             raise UserError(listed_problems(spec.name, problems, drawn))
-        for note in notes:
-            _warn(note)
+        if notes:
+            shown = listed(notes, NOTES_SHOWN, separator="\n  ")
+            _warn(f"{len(notes)} odd files, listed in {staging.final / NOTES}:\n  {shown}")
         left_out = len(found.cases) - len(wanted)
         if left_out:
             print(f"{left_out} cases of the source are not in the split and were left out")
         groups = {name: group_of[name] for name in sorted(names) if name in group_of}
         if limits.megapixels != MAX_MEGAPIXELS:
             record = {**record, "max_megapixels": limits.megapixels}
-        return staging.finish(split, _manifest(spec, split, record), groups)
+        return staging.finish(split, _manifest(spec, split, record), groups, notes)

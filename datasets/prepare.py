@@ -34,7 +34,7 @@ from datasets.preparation import (
 )
 from datasets.splits import read_split
 from datasets.staging import read_manifest
-from utils.entry import exit_from
+from utils.entry import exit_from, non_negative_int
 from utils.errors import UserError
 from utils.interruption import Interrupted
 
@@ -43,15 +43,18 @@ def is_prepared(folder: Path, asked: Mapping[str, Any]) -> bool:
     """Whether `folder` is a complete data set; UserError if not the one that is `asked` for.
 
     `asked` holds entries of the manifest; None means that any will do. The order of lists does not
-    matter.
+    matter. Suffixes that an older manifest does not hold are taken as asked for.
     """
     manifest = read_manifest(folder)
     if manifest is None:
         return False
+    unknown = {"image_suffix", "mask_suffix"} - manifest.keys()
     other = [
         _difference(key, manifest.get(key), value)
         for key, value in asked.items()
-        if value is not None and _comparable(manifest.get(key)) != _comparable(value)
+        if key not in unknown
+        and value is not None
+        and _comparable(manifest.get(key)) != _comparable(value)
     ]
     if other:
         raise UserError(
@@ -71,7 +74,11 @@ def _difference(key: str, recorded: Any, asked: Any) -> str:
         return f"with {'other' if recorded else 'no'} {key.removesuffix('_sha256')}"
     if isinstance(asked, list):
         recorded, asked = (", ".join(map(str, names or ())) for names in (recorded, asked))
-    return f"{key} {recorded}, asked for {asked}"
+    return f"{key} {_shown(recorded)}, asked for {_shown(asked)}"
+
+
+def _shown(value: Any) -> Any:
+    return "''" if value == "" else value
 
 
 OPTIONS = {
@@ -110,7 +117,7 @@ def parser() -> argparse.ArgumentParser:
     add("--root", type=Path, default=Path("datasets"), help="where prepared data lies [datasets]")
     add("--source", type=Path, nargs="+", default=[], metavar="PATH", help="zip files or folders")
     add("--splits", type=Path, metavar="FILE", help="split file, .pkl or .json [80/20 by --seed]")
-    add("--seed", type=int, help=f"for the split and the phantom [{SEED}]")
+    add("--seed", type=non_negative_int, metavar="N", help=f"of split and phantom [{SEED}]")
     add("--include-normal", action="store_true", help="busi: keep the images without lesion")
     add("--images", type=Path, metavar="DIR", help="own data: folder or zip of images")
     add("--masks", type=Path, metavar="DIR", help="own data: folder or zip of masks")
@@ -153,6 +160,7 @@ def run(arguments: argparse.Namespace) -> None:
         "splits_sha256": split_digest(read_split(arguments.splits)) if arguments.splits else None,
         "groups_sha256": file_digest(arguments.groups),
         "sources": _asked_sources(spec, arguments),
+        **_asked_suffixes(arguments),
     }
     if is_prepared(folder, asked):
         return
@@ -209,6 +217,13 @@ def _asked_sources(spec: DatasetSpec, arguments: argparse.Namespace) -> list[str
     if arguments.images and arguments.masks:
         return [arguments.images.name, arguments.masks.name]
     return None
+
+
+def _asked_suffixes(arguments: argparse.Namespace) -> dict[str, str]:
+    """The manifest's entries for the suffixes; without the folders, "" means that none is asked for."""
+    suffixes = {key: getattr(arguments, key) for key in ("image_suffix", "mask_suffix")}
+    named = arguments.images and arguments.masks
+    return {key: suffix for key, suffix in suffixes.items() if named or suffix}
 
 
 def _check(folder: Path, check: bool, group_split: bool, seed: int) -> None:

@@ -18,7 +18,8 @@ from datasets.safe_pickle import PlainPickleError, read_plain_pickle
 from utils.errors import UserError, listed
 from utils.files import atomic_write
 
-MAX_SPLIT_BYTES = 2 << 20  # about 120,000 names; the largest published split has 150 kB
+MAX_PICKLE_BYTES = 2 << 20  # about 120,000 names; the largest published split has 150 kB
+MAX_JSON_BYTES = 64 << 20
 
 
 class SplitError(UserError):
@@ -55,17 +56,18 @@ def name_problem(name: object) -> str | None:
     return "is longer than 200 bytes" if len(encoded) > 200 else None
 
 
-def read_split(path: Path, max_bytes: int = MAX_SPLIT_BYTES) -> Split:
+def read_split(path: Path) -> Split:
     """Read a `.pkl`, `.pickle` or `.json` split file.
 
     Nothing in the file is ever executed. Raises SplitError where the file is missing, larger than
-    `max_bytes`, hostile, damaged or malformed, where a list is empty, where a name is repeated,
-    is in both lists, or is not a plain file stem.
+    2 MiB (pickle) or 64 MiB (JSON), hostile, damaged or malformed, where a list is empty, where a
+    name is repeated, is in both lists, or is not a plain file stem.
     """
     path = Path(path)
     suffix = path.suffix.lower()
     if suffix not in (".json", ".pkl", ".pickle"):
         raise SplitError(f"{path}: a split file ends in .json or .pkl, got {path.suffix!r}")
+    max_bytes = MAX_JSON_BYTES if suffix == ".json" else MAX_PICKLE_BYTES
     try:
         with path.open("rb") as file:
             content = file.read(max_bytes + 1)

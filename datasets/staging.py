@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,9 @@ from utils.errors import UserError
 from utils.files import atomic_write
 
 METADATA_GROUPS = "groups.json"
+NOTES = "notes.txt"
 _PLAN = "plan"
+_PARTS = ("images", "masks", "notes")
 _PNG_END = b"IEND\xaeB`\x82"
 
 
@@ -86,7 +88,7 @@ class Staging:
         resumed = record.is_file() and record.read_text() == digest
         if not resumed:
             shutil.rmtree(self.folder, ignore_errors=True)
-        for part in ("images", "masks"):
+        for part in _PARTS:
             (self.folder / part).mkdir(parents=True, exist_ok=True)
         record.write_text(digest)
         return resumed
@@ -111,13 +113,30 @@ class Staging:
         except FileNotFoundError:
             return False
 
+    def write_notes(self, case: str, notes: Sequence[str]) -> None:
+        """Keep what is odd about a case for a run that resumes; before the case itself is written."""
+        if notes:
+            self.write("notes", case, "\n".join(notes).encode())
+
+    def read_notes(self, case: str) -> list[str]:
+        """What `write_notes` kept of a case."""
+        path = self.folder / "notes" / case
+        return path.read_text(encoding="utf-8").split("\n") if path.is_file() else []
+
     def finish(
-        self, split: Split, manifest: Mapping[str, Any], groups: Mapping[str, Any] | None
+        self,
+        split: Split,
+        manifest: Mapping[str, Any],
+        groups: Mapping[str, Any] | None,
+        notes: Sequence[str] = (),
     ) -> Path:
-        """Write split, groups and manifest, make all durable, move the folder to its place."""
+        """Write split, groups, notes and manifest, make all durable, move the folder to its place."""
         write_split(self.folder / split_file(self.final).name, split)
         if groups:
             atomic_write(self.folder / METADATA_GROUPS, json.dumps(groups, indent=1) + "\n")
+        if notes:
+            atomic_write(self.folder / NOTES, "".join(f"{note}\n" for note in notes))
+        shutil.rmtree(self.folder / "notes")
         (self.folder / _PLAN).unlink()
         os.sync()
         atomic_write(self.folder / MANIFEST, json.dumps(manifest, indent=1) + "\n")

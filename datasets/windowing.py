@@ -11,6 +11,20 @@ from utils.errors import UserError
 
 Window = tuple[float, float] | str | None
 """Values that become black and white: (low, high), "auto" for an image's own range, or None."""
+DARK_16_BIT = 8192
+"""A 16-bit image without a value from this on is black to the model."""
+
+
+def may_be_dark(pixels: np.ndarray) -> bool:
+    """Whether an image, decoded to 8 bits, can be one of which `dark_note` says something."""
+    return int(pixels.max()) <= DARK_16_BIT >> 8
+
+
+def dark_note(stored: np.ndarray) -> str | None:
+    """A note on 16-bit pixels of which the upper 8 bits hold next to nothing; None for others."""
+    if stored.dtype != np.uint16 or stored.max() >= DARK_16_BIT:
+        return None
+    return f"16 bits, but no value over {stored.max()}: nearly black to the model"
 
 
 def parse_window(text: str) -> Window:

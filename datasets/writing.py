@@ -12,10 +12,11 @@ from tqdm import tqdm
 from datasets.archives import Limits, Member
 from datasets.cases import MAX_LISTED_PROBLEMS
 from datasets.catalogue import DatasetSpec
-from datasets.decoding import ImageError, decode
+from datasets.decoding import AS_STORED, ImageError, decode
 from datasets.layouts import SourceCase
 from datasets.masks import aspect_ratio_differs, binary_mask
 from datasets.staging import Staging
+from datasets.windowing import dark_note, may_be_dark
 from utils.errors import UserError, listed
 from utils.machine import available_cores
 
@@ -27,44 +28,47 @@ def write_cases(
     limits: Limits,
     problems: dict[str, str],
 ) -> list[str]:
-    """Write all cases by a pool of threads; fills `problems`, returns notes about odd masks."""
+    """Write all cases by a pool of threads; fills `problems`, returns notes about odd files."""
     notes: list[str] = []
 
-    def write(case: SourceCase) -> tuple[str, str | None, str | None]:
+    def write(case: SourceCase) -> tuple[str, str | None, list[str]]:
         try:
             return case.name, None, write_case(spec, case, staging, limits)
         except UserError as error:
-            return case.name, str(error), None
+            return case.name, str(error), []
 
     pool = ThreadPoolExecutor(available_cores())
     try:
         done = pool.map(write, cases)
-        for name, problem, note in tqdm(
+        for name, problem, of_case in tqdm(
             done, f"preparing {spec.name}", len(cases), unit="case", disable=None
         ):
             if problem:
                 problems[name] = problem
-            if note:
-                notes.append(note)
+            notes += of_case
     finally:
         pool.shutdown(cancel_futures=True)
     return notes
 
 
-def write_case(spec: DatasetSpec, case: SourceCase, staging: Staging, limits: Limits) -> str | None:
+def write_case(spec: DatasetSpec, case: SourceCase, staging: Staging, limits: Limits) -> list[str]:
     """Copy the image as it is and write the union of the masks as PNG of 0 and 255.
 
-    Returns a note if a mask held other values than 0 and 1 or 0 and 255. Raises UserError where a
-    file cannot be decoded or the aspect ratios of image and mask differ by over 1 %.
+    Returns notes on an image of 16 bits that is nearly black, and on each mask that held other values
+    than 0 and 1 or 0 and 255; the same ones where an earlier run wrote the case. Raises UserError where a file cannot be decoded or
+    the aspect ratios of image and mask differ by over 1 %.
     """
     image = case.image.read()
     image_name = spec.image_stem(case.name) + case.image.suffix
     mask_name = spec.mask_stem(case.name) + spec.mask_ext
     if staging.has("images", image_name, len(image)) and staging.has("masks", mask_name):
-        return None
-    height, width = _decoded(case.image, image, cv2.IMREAD_COLOR, limits).shape[:2]
+        return staging.read_notes(case.name)
+    pixels = _decoded(case.image, image, cv2.IMREAD_COLOR, limits)
+    height, width = pixels.shape[:2]
     masks: list[np.ndarray] = []
-    note = None
+    notes = []
+    if may_be_dark(pixels) and (dark := dark_note(_decoded(case.image, image, AS_STORED, limits))):
+        notes.append(f"{case.image}: {dark}; spread its values over 0 to 65535")
     for file in case.masks:
         if spec.any_label:  # in colour, as grey rounds the darkest palette entries to 0
             mask = _decoded(file, file.read(), cv2.IMREAD_COLOR, limits).max(axis=2) > 0
@@ -74,7 +78,8 @@ def write_case(spec: DatasetSpec, case: SourceCase, staging: Staging, limits: Li
                 mask, odd = binary_mask(grey)
             except ImageError as error:
                 raise UserError(f"{file}: {error}") from None
-            note = f"{file}: {odd}" if odd else note
+            if odd:
+                notes.append(f"{file}: {odd}")
         if aspect_ratio_differs((height, width), (mask.shape[0], mask.shape[1])):
             raise UserError(
                 f"the mask {file} has {mask.shape[1]} x {mask.shape[0]} px, "
@@ -84,9 +89,10 @@ def write_case(spec: DatasetSpec, case: SourceCase, staging: Staging, limits: Li
             raise UserError(f"the mask {file} differs in size from the case's other masks")
         masks.append(mask)
     union = np.logical_or.reduce(masks)
+    staging.write_notes(case.name, notes)
     staging.write("images", image_name, image)
     staging.write("masks", mask_name, png(union.astype(np.uint8) * 255))
-    return note
+    return notes
 
 
 def _decoded(file: Member, content: bytes, flags: int, limits: Limits) -> np.ndarray:

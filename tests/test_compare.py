@@ -165,6 +165,21 @@ def test_matrix_refuses_distances_that_do_not_compare(tmp_path, how, message):
         cross_domain.collect([tmp_path / "a", tmp_path / "b"])
 
 
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ({"count": 17}, r"different cases: 3 only in .*a/valid_results_phantom \(case_17"),
+        ({"size": 48}, "different masks or at different sizes in 20 cases"),
+    ],
+)
+def test_matrix_refuses_a_column_of_different_cases(tmp_path, how, message):
+    for run, each in (("a", {}), ("b", how)):
+        of = {"trained_on": run, "data_set": "phantom"}
+        validated(tmp_path / run / "valid_results_phantom", shift=0, provenance=of, **each)
+    with pytest.raises(UserError, match=message):
+        cross_domain.collect([tmp_path / "a", tmp_path / "b"])
+
+
 def test_a_run_of_unknown_training_goes_by_its_folder(tmp_path):
     runs = [tmp_path / "mine" / name for name in ("one", "two")]
     for run in runs:

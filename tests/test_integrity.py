@@ -12,8 +12,11 @@ import pytest
 
 from datasets.integrity import check_data_set, leaked_names, summary, write_group_split
 from datasets.near_duplicates import (
+    MIN_THUMBNAIL_CORRELATION,
+    PARTNERS,
     NearDuplicate,
     aligned_correlation,
+    candidates,
     connected,
     describe,
     find_near_duplicates,
@@ -91,6 +94,35 @@ def test_large_images_are_compared_at_working_size() -> None:
     assert pairs(duplicates_of({"small": scan(1), "large": large, "other": scan(2)})) == {
         ("small", "large")
     }
+
+
+@functools.cache
+def round_view(index: int) -> np.ndarray:
+    """(96, 96) uint8, a round field of view on black, as in fundus images, with its own texture."""
+    texture = np.random.default_rng(index).normal(0, 40, (96, 96))
+    image = 140 + cv2.GaussianBlur(texture, (0, 0), 1.5)
+    row, column = np.mgrid[:96, :96] - 47.5
+    return np.where(np.hypot(row, column) < 46, image, 0).clip(0, 255).astype(np.uint8)
+
+
+def test_images_of_one_field_of_view_are_not_all_compared() -> None:
+    images = [round_view(index) for index in range(80)]
+    images.append(cv2.convertScaleAbs(round_view(7), alpha=1.1))
+    descriptions = [describe(image) for image in images]
+    thumbnails = np.stack([description.thumbnail for description in descriptions])
+    assert (thumbnails @ thumbnails.T).min() > MIN_THUMBNAIL_CORRELATION
+    found = candidates(descriptions)
+    assert (7, 80) in found
+    assert len(found) <= 2 * PARTNERS * len(images) < 81 * 80 / 2
+    loaded = []
+
+    def load(index: int) -> np.ndarray:
+        loaded.append(index)
+        return images[index]
+
+    names = [str(index) for index in range(81)]
+    assert pairs(find_near_duplicates(names, descriptions, load, progress=False)) == {("7", "80")}
+    assert loaded == [7, 80]
 
 
 def test_aligned_correlation_of_a_known_map() -> None:

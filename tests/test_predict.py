@@ -285,6 +285,27 @@ def test_unreadable_pictures_say_why(content: bytes, message: str) -> None:
         read_picture(content)
 
 
+def paged_tiff(*kinds: int) -> bytes:
+    """A TIFF of 8 x 8 px for each kind (NewSubfileType), brighter from page to page."""
+    content = b"II*\0" + struct.pack("<I", 8)
+    for number, kind in enumerate(kinds, 1):
+        at = len(content)
+        pixels_at = at + 2 + 12 * 8 + 4
+        tags = {254: kind, 256: 8, 257: 8, 258: 8, 262: 1, 273: pixels_at, 278: 8, 279: 64}
+        entries = b"".join(struct.pack("<HHII", tag, 4, 1, tags[tag]) for tag in sorted(tags))
+        following = pixels_at + 64 if number < len(kinds) else 0
+        content += struct.pack("<H", 8) + entries + struct.pack("<I", following)
+        content += bytes([50 * number]) * 64
+    return content
+
+
+def test_a_tiff_of_several_pages_is_refused() -> None:
+    assert (read_picture(paged_tiff(0, 1, 5)).pixels == 50).all()
+    for kinds in ((0, 0), (0, 1, 2)):
+        with pytest.raises(ImageError, match="holds several pages; export one image per file"):
+            read_picture(paged_tiff(*kinds))
+
+
 def test_floats_are_read_by_a_window() -> None:
     pixels: np.ndarray = np.array([[0.0, 0.5, 1.0]], np.float32)
     read = read_picture(encoded(pixels, ".tif"), window=(0, 1)).pixels

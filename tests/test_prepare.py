@@ -174,11 +174,11 @@ def test_an_interrupted_run_is_resumed_and_never_looks_complete(
     write = writing.write_case
     written: list[str] = []
 
-    def interrupted(spec: object, case: SourceCase, staging: Staging, limits: object) -> None:
+    def interrupted(spec: object, case: SourceCase, staging: Staging, limits: object) -> list[str]:
         if len(written) == 3:
             raise KeyboardInterrupt
-        write(spec, case, staging, limits)  # type: ignore[arg-type]
         written.append(case.name)
+        return write(spec, case, staging, limits)  # type: ignore[arg-type]
 
     monkeypatch.setattr(writing, "available_cores", lambda: 1)
     monkeypatch.setattr(writing, "write_case", interrupted)
@@ -202,6 +202,36 @@ def test_an_interrupted_run_is_resumed_and_never_looks_complete(
     assert unchanged == {f"{name}.png" for name in written[1:3]}
     prepare([*busi[:-1], str(tmp_path / "whole")])
     assert contents(folder) == contents(tmp_path / "whole" / "busi")
+
+
+def test_notes_survive_an_interruption_and_are_summed_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    grey = np.full((24, 32), 128, np.uint8)
+    write_folder(tmp_path / "images", {f"{i}.png": png(picture(i)) for i in range(8)})
+    write_folder(tmp_path / "masks", {f"{i}.png": png(grey) for i in range(8)})
+    command = f"own --images {tmp_path}/images --masks {tmp_path}/masks --root {tmp_path}/data"
+    write = writing.write_case
+    done: list[object] = []
+
+    def interrupted(*arguments: object) -> list[str]:
+        if len(done) == 3:
+            raise KeyboardInterrupt
+        done.append(arguments)
+        return write(*arguments)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(writing, "available_cores", lambda: 1)
+        patch.setattr(writing, "write_case", interrupted)
+        assert prepare(command.split()) == 130
+    capsys.readouterr()
+    assert prepare(command.split()) == 0
+    error = capsys.readouterr().err
+    folder = tmp_path / "data" / "own"
+    assert f"8 odd files, listed in {folder / 'notes.txt'}:" in error and "and 3 more" in error
+    assert error.count("values from 128 to 128") == 5
+    assert len((folder / "notes.txt").read_text().splitlines()) == 8
+    assert not (folder / "notes").exists()
 
 
 def test_a_partial_run_of_another_plan_is_not_mixed_in(busi: list[str], tmp_path: Path) -> None:
@@ -261,6 +291,11 @@ def test_wrong_arguments_are_one_line_and_exit_code_2(
     assert message in error
     assert error.startswith("error: ")
     assert error.count("\n") == 1
+
+
+def test_a_negative_seed_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert prepare(["phantom", "--seed", "-1", "--root", str(tmp_path)]) == 2
+    assert "argument --seed: expected at least 0, got -1" in capsys.readouterr().err
 
 
 def test_a_full_disk_is_one_line_and_the_run_is_resumed(

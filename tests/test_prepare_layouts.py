@@ -175,6 +175,28 @@ def test_own_data_matched_by_stem(tmp_path: Path, one_folder: bool) -> None:
     assert (len(split.train), len(split.test)) == (4, 1)
 
 
+@pytest.mark.parametrize("one_folder", [True, False])
+def test_own_data_with_several_masks_of_an_image(
+    tmp_path: Path, one_folder: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = {f"c{i}.png": png(picture(i)) for i in range(3)}
+    masks = {f"c{i}_mask.png": png(square(2, i)) for i in range(2)}
+    masks |= {"c0_mask_1.png": png(square(15, 20)), "c2_mask_10.png": png(square(1, 1))}
+    masks |= {"c9_mask_1.png": png(square(9, 9))}
+    where = tmp_path / ("images" if one_folder else "masks")
+    write_folder(tmp_path / "images", images)
+    write_folder(where, masks)
+    folder = run(
+        *("own", tmp_path, "--images", tmp_path / "images", "--masks", where),
+        *("--mask-suffix", "_mask"),
+    )
+    assert {path.name for path in (folder / "masks").iterdir()} == set(images)
+    assert np.array_equal(read(folder / "masks" / "c0.png"), square(2, 0) | square(15, 20))
+    assert np.array_equal(read(folder / "masks" / "c1.png"), square(2, 1))
+    assert np.array_equal(read(folder / "masks" / "c2.png"), square(1, 1))
+    assert "1 masks have no image and were left out: 'c9_mask_1.png'" in capsys.readouterr().err
+
+
 def test_own_data_problems_are_listed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     images = {f"{i}.png": png(picture(i)) for i in range(4)} | {"sub/1.png": png(picture(9))}
     masks = {f"{i}.png": png(square(i, i)) for i in range(3)} | {"2.bmp": bmp(square(1, 1))}
@@ -188,6 +210,17 @@ def test_own_data_problems_are_listed(tmp_path: Path, capsys: pytest.CaptureFixt
     write_folder(tmp_path / "empty", {"a.txt": b""})
     assert prepare(arguments.replace("/images ", "/empty ").split()) == 2
     assert "no images named * in" in capsys.readouterr().err
+
+
+def test_a_mask_in_a_format_that_is_not_read_is_named(
+    own: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "masks" / "3.png").rename(tmp_path / "masks" / "3.gif")
+    (tmp_path / "masks" / "4.txt").write_text("beside its mask")
+    assert prepare(own) == 2
+    error = capsys.readouterr().err
+    assert "1 problem(s)" in error
+    assert "3.gif is in a format that is not read; convert it to PNG" in error
 
 
 def test_own_data_with_patients_is_split_by_patient(tmp_path: Path) -> None:
@@ -285,6 +318,22 @@ def test_a_complete_own_set_is_not_passed_off_as_another(
     assert ("with other groups" if other == "groups" else "sources images, masks") in error
 
 
+@pytest.mark.parametrize("option", ["--image-suffix", "--mask-suffix"])
+def test_a_complete_own_set_knows_its_suffixes(
+    own: list[str], tmp_path: Path, option: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert prepare(own) == 0
+    assert prepare([*own, option, "_2"]) == 2
+    difference = f"{option[2:].replace('-', '_')} '', asked for _2"
+    assert difference in capsys.readouterr().err
+    assert prepare(["own", "--root", str(tmp_path / "data")]) == 0
+    manifest = tmp_path / "data" / "own" / "dataset.json"
+    entries = json.loads(manifest.read_bytes())
+    older = {key: value for key, value in entries.items() if not key.endswith("_suffix")}
+    manifest.write_text(json.dumps(older))
+    assert prepare([*own, option, "_2"]) == 0
+
+
 def test_a_complete_own_set_without_groups_is_not_one_with(
     own: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -317,6 +366,18 @@ def test_masks_without_an_image_are_counted(
     assert prepare(own) == 0
     error = capsys.readouterr().err
     assert "2 masks have no image and were left out: '3.png', '7.png'" in error
+
+
+def test_masks_without_the_suffix_are_counted_too(
+    own: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for path in (tmp_path / "masks").iterdir():
+        path.rename(path.with_name(f"{path.stem}_mask.png"))
+    others = {"3_mask_left.png": png(square(9, 9)), "3.png": png(picture(3)), "notes.txt": b""}
+    write_folder(tmp_path / "masks", others)
+    assert prepare([*own, "--mask-suffix", "_mask"]) == 0
+    error = capsys.readouterr().err
+    assert "1 masks have no image and were left out: '3_mask_left.png'" in error
 
 
 def test_floating_point_masks_and_images_are_refused_by_kind(
@@ -371,12 +432,28 @@ def test_masks_with_other_values_are_cut_at_half_and_named(
     masks = {"0.png": png(soft), "1.png": png(deep), "2.png": png(square(1, 1) // 255)}
     write_folder(tmp_path / "masks", masks)
     folder = run("own", tmp_path, "--images", tmp_path / "images", "--masks", tmp_path / "masks")
-    warnings = [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
-    assert len(warnings) == 1
-    assert "0.png: values from 0 to 255, expected 0/1 or 0/255; cut at half" in warnings[0]
+    error = capsys.readouterr().err
+    assert f"warning: 1 odd files, listed in {folder / 'notes.txt'}:\n" in error
+    assert "0.png: values from 0 to 255, expected 0/1 or 0/255; cut at half" in error
     assert np.array_equal(read(folder / "masks" / "0.png"), (soft >= 128) * np.uint8(255))
     assert np.array_equal(read(folder / "masks" / "1.png"), square(2, 2))
     assert np.array_equal(read(folder / "masks" / "2.png"), square(1, 1))
+
+
+def test_12_bits_in_16_are_noted_by_preparation_and_check(
+    own: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    deep = np.random.default_rng(0).integers(0, 4096, (24, 32)).astype(np.uint16)
+    deep[0, 0] = 4095
+    (tmp_path / "images" / "3.png").write_bytes(png(deep))
+    (tmp_path / "images" / "4.png").write_bytes(png(deep * np.uint16(16)))
+    (tmp_path / "images" / "5.png").write_bytes(png(np.zeros((24, 32), np.uint8)))
+    assert prepare(own) == 0
+    error = capsys.readouterr().err
+    assert "warning: 1 odd files" in error
+    assert "3.png: 16 bits, but no value over 4095: nearly black to the model; spread" in error
+    assert prepare(["own", "--check", "--root", str(tmp_path / "data")]) == 0
+    assert "16 bits, nearly black to the model: 1 (3)" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -191,9 +191,13 @@ def test_files_that_are_no_split(tmp_path: Path) -> None:
         (tmp_path / "bad.json").write_bytes(content)
         with pytest.raises(SplitError, match=r"bad\.json"):
             read_split(tmp_path / "bad.json")
-    (tmp_path / "large.pkl").write_bytes(b"}" * 1001)
-    with pytest.raises(SplitError, match="larger than 1,000 bytes"):
-        read_split(tmp_path / "large.pkl", max_bytes=1000)
+    (tmp_path / "large.pkl").write_bytes(b"}" * (2 << 20) + b".")
+    with pytest.raises(SplitError, match="larger than 2,097,152 bytes"):
+        read_split(tmp_path / "large.pkl")
+    with (tmp_path / "large.json").open("wb") as file:
+        file.truncate((64 << 20) + 1)
+    with pytest.raises(SplitError, match="larger than 67,108,864 bytes"):
+        read_split(tmp_path / "large.json")
 
 
 def test_round_trip_keeps_order(tmp_path: Path) -> None:
@@ -202,6 +206,14 @@ def test_round_trip_keeps_order(tmp_path: Path) -> None:
     assert read_split(tmp_path / "split.json") == split
     with pytest.raises(SplitError, match="both"):
         write_split(tmp_path / "split.json", Split(train=("a",), test=("a",)))
+    assert read_split(tmp_path / "split.json") == split
+
+
+def test_a_large_split_is_read_back(tmp_path: Path) -> None:
+    names = [f"a_series_with_a_long_name_and_its_slice_{i:05}" for i in range(60_000)]
+    split = random_split(names)
+    write_split(tmp_path / "split.json", split)
+    assert (tmp_path / "split.json").stat().st_size > 2 << 20
     assert read_split(tmp_path / "split.json") == split
 
 

@@ -46,20 +46,20 @@ def collect(runs: Sequence[Path]) -> dict[tuple[str, str], Summary]:
     """The summaries of all validations in the run folders, by train set and test set.
 
     Both names come from the provenance, its keys `trained_on` and `data_set`; where the former is not
-    known, the run's folder stands for it. UserError where HD95 would not compare: scored at different
-    sizes, or by different rules for empty masks.
+    known, the run's folder stands for it. UserError where one test set's scores are of different
+    cases, and where HD95 would not compare: scored at different sizes, or by different rules for empty
+    masks.
     """
-    from utils.results import read_results
+    from utils.results import Results, check_same_cases, read_results
 
-    cells: dict[tuple[str, str], Summary] = {}
-    sources: dict[tuple[str, str], Path] = {}
+    found: dict[tuple[str, str], Results] = {}
     for run in runs:
         folders = sorted(path.parent for path in run.glob("valid_results_*/results.csv"))
         if not folders:
             raise UserError(f"{run} holds no valid_results_*: run valid.py on it first")
         for folder in folders:
-            summary = read_results(folder).summary
-            provenance = summary.get("provenance", {})
+            results = read_results(folder)
+            provenance = results.summary.get("provenance", {})
             if not {"trained_on", "data_set"} <= provenance.keys():
                 raise UserError(
                     f"{folder}/summary.json does not say trained_on and data_set in its "
@@ -67,18 +67,21 @@ def collect(runs: Sequence[Path]) -> dict[tuple[str, str], Summary]:
                 )
             trained_on = provenance["trained_on"] or f"{run.parent.name}/{run.name}"
             key = (str(trained_on), str(provenance["data_set"]))
-            if key in cells:
+            if key in found:
                 raise UserError(
-                    f"{folder} and {sources[key]} are both trained on {key[0]} and tested on "
+                    f"{folder} and {found[key].folder} are both trained on {key[0]} and tested on "
                     f"{key[1]}; give one of the two runs"
                 )
-            cells[key], sources[key] = summary, folder
+            found[key] = results
     for what, of in SCORED_ALIKE.items():
-        first, *others = (of(summary) for summary in cells.values())
-        if any(value != first for value in others):
-            found = "; ".join(f"{sources[key]}: {of(cells[key])}" for key in cells)
-            raise UserError(f"{what} differs ({found}): validate again with the same settings")
-    return cells
+        values = {str(each.folder): of(each.summary) for each in found.values()}
+        if any(value != next(iter(values.values())) for value in values.values()):
+            listing = "; ".join(f"{folder}: {value}" for folder, value in values.items())
+            raise UserError(f"{what} differs ({listing}): validate again with the same settings")
+    for test_set in dict.fromkeys(test for _, test in found):
+        column = [each for (_, test), each in found.items() if test == test_set]
+        check_same_cases({str(each.folder): each for each in column})
+    return {key: each.summary for key, each in found.items()}
 
 
 def axes_of(cells: Cells) -> tuple[list[str], list[str]]:

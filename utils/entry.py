@@ -32,9 +32,18 @@ def exit_from(main: Callable[[], int | None]) -> NoReturn:
 
 def positive_int(text: str) -> int:
     """Type of an argument that counts something of which there is at least one."""
+    return _int_from(1, text)
+
+
+def non_negative_int(text: str) -> int:
+    """Type of an argument such as a seed, which may be 0."""
+    return _int_from(0, text)
+
+
+def _int_from(least: int, text: str) -> int:
     number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"expected at least 1, got {number}")
+    if number < least:
+        raise argparse.ArgumentTypeError(f"expected at least {least}, got {number}")
     return number
 
 

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from utils.errors import UserError
+from utils.errors import UserError, listed
 from utils.files import atomic_write
 from utils.metrics import METRICS, SIZES, EmptyRule, Row
 from utils.statistics import CONFIDENCE, RESAMPLES, SEED, describe
@@ -30,6 +30,7 @@ from utils.tables import csv_text
 COLUMNS = ("Name", *METRICS, *SIZES)
 CSV_NAME = "results.csv"
 SUMMARY_NAME = "summary.json"
+NAMES_SHOWN = 5
 
 
 @dataclass(frozen=True)
@@ -133,6 +134,37 @@ def read_results(folder: Path) -> Results:
             "run valid.py again"
         )
     return Results(folder, rows, summary)
+
+
+def check_same_cases(runs: Mapping[str, Results]) -> None:
+    """Raise `UserError` unless all runs, by label, scored the same cases by the same masks."""
+    (first, reference), *others = runs.items()
+    for label, run in others:
+        only = {
+            first: sorted(set(reference.names) - set(run.names)),
+            label: sorted(set(run.names) - set(reference.names)),
+        }
+        problems = [
+            f"{len(names)} only in {owner} ({listed(names, NAMES_SHOWN)})"
+            for owner, names in only.items()
+            if names
+        ]
+        if problems:
+            raise UserError(
+                f"{first} and {label} were scored on different cases: {'; '.join(problems)}. "
+                "Validate both on the same test set"
+            )
+        differing = [
+            name
+            for name, mine, theirs in zip(run.names, run.rows, reference.rows, strict=True)
+            if any(mine[key] != theirs[key] for key in ("Height", "Width", "TruthPixels"))
+        ]
+        if differing:
+            raise UserError(
+                f"{first} and {label} were scored against different masks or at different sizes "
+                f"in {len(differing)} cases ({listed(differing, NAMES_SHOWN)}). Validate both on "
+                "the same masks at the same evaluation size"
+            )
 
 
 def column(rows: Sequence[Row], name: str) -> np.ndarray:
