@@ -55,8 +55,8 @@ def write_case(spec: DatasetSpec, case: SourceCase, staging: Staging, limits: Li
     """Copy the image as it is and write the union of the masks as PNG of 0 and 255.
 
     Returns notes on an image of 16 bits that is nearly black, and on each mask that held other values
-    than 0 and 1 or 0 and 255; the same ones where an earlier run wrote the case. Raises UserError where a file cannot be decoded or
-    the aspect ratios of image and mask differ by over 1 %.
+    than 0 and 1 or 0 and 255; the same ones where an earlier run wrote the case. Raises UserError where
+    a file cannot be decoded or the aspect ratios of image and mask differ by over 1 %.
     """
     image = case.image.read()
     image_name = spec.image_stem(case.name) + case.image.suffix
