@@ -16,7 +16,8 @@ from __future__ import annotations
 
 import argparse
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -92,7 +93,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     graph = export_graph(system, config.image_size, describe(config, checkpoint, system))
     difference = check_parity(system, graph, config.image_size, tolerance=arguments.tolerance)
     path = arguments.out or checkpoint.with_name("model.onnx")
-    atomic_write(path, graph)
+    with writing(path):
+        atomic_write(path, graph)
     log.info(
         "%s: %.1f MB; differs from PyTorch by %.1g at most, for batches of %s",
         path,
@@ -108,11 +110,11 @@ def write_weights(
     """Write the weights of the run, or the mean of several, in 16 bits, and beside them the config of the
     first without its `model_weight`.
 
-    The file also says by which split they were trained. Named best_model.safetensors, their folder then
+    The file also says how they were chosen, and by which split they were trained. Named best_model.safetensors, their folder then
     is one that `--run` takes. UserError where the folder has the config of another run.
     """
     from engine.averaging import load_average
-    from engine.provenance import AVERAGED_RUNS, runs_in, training_record
+    from engine.provenance import AVERAGED_RUNS, origin_of
     from utils.checkpoints import save_weights
     from utils.config import dump_config
     from utils.errors import UserError
@@ -126,17 +128,32 @@ def write_weights(
             f"{beside} is the config of another run, and would be replaced: write the weights into "
             "another folder"
         )
-    count = load_average(system, runs) if len(runs) > 1 else runs_in(checkpoint)
-    averaged = {AVERAGED_RUNS: str(count)} if count > 1 else {}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_weights(path, system, half=True, metadata=training_record(config) | averaged)
-    atomic_write(beside, described)
+    origin = origin_of(checkpoint)
+    if len(runs) > 1:
+        origin[AVERAGED_RUNS] = str(load_average(system, runs))
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_weights(path, system, half=True, metadata=origin)
+        atomic_write(beside, described)
     log.info(
         "%s: %s%.1f MB, 16 bits, with its config.yaml",
         path,
-        f"mean of {count} runs, " if averaged else "",
+        f"mean of {origin[AVERAGED_RUNS]} runs, " if AVERAGED_RUNS in origin else "",
         path.stat().st_size / 1e6,
     )
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn a file that cannot be written into a UserError."""
+    from utils.errors import UserError
+
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"cannot write {path}: {error.strerror or error}; name another file by --out"
+        ) from error
 
 
 def describe(config: Config, checkpoint: Path, system: SegmentationModel) -> dict[str, str]:
@@ -144,7 +161,7 @@ def describe(config: Config, checkpoint: Path, system: SegmentationModel) -> dic
     from importlib import metadata
 
     from engine.backends import ONNX_FORMAT
-    from engine.provenance import weights_sha256
+    from engine.provenance import choice_of, weights_sha256
     from utils.files import sha256
 
     frozen = {
@@ -155,10 +172,13 @@ def describe(config: Config, checkpoint: Path, system: SegmentationModel) -> dic
         "image_size": str(config.image_size),
         "threshold": str(config.threshold),
         "model": config.model,
-        "vae_model": config.vae_model,
-        "guidance_method": config.guidance_method or "",
+        **(
+            {"vae_model": config.vae_model, "guidance_method": config.guidance_method or ""}
+            if config.model == "wave-gms"
+            else {}
+        ),
         "data_set": config.dataset,
-        "checkpoint_chosen_on": config.select_on,
+        "checkpoint_chosen": choice_of(checkpoint),
         "sha256 checkpoint": sha256(checkpoint),
         "torch": metadata.version("torch"),
         **frozen,

@@ -9,7 +9,7 @@ As long as a data set's own config (configs/busi_valid.yaml) has no run, the wei
 repository (ckpt/provided_models/busi) are scored, where there are some.
 
 Writes beside the checkpoint: predicted_masks_<dataset>/ and valid_results_<dataset>/; for another one than
-a run's best into a folder of its name (epoch_100/).
+best_model.pth into a folder of its name (epoch_100/).
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from engine.provenance import runs_in, trained_otherwise, training_record
+from engine.provenance import AVERAGED_RUNS, origin_of, runs_in, trained_otherwise
 from utils.checkpoints import load_weights
 from utils.config import Config
 from utils.errors import UserError
@@ -30,7 +30,7 @@ def load_average(system: SegmentationModel, runs: Sequence[tuple[Config, Path]])
             meaning; differ in their networks, split or choice of the checkpoint; the networks have
             batch normalisation, whose statistics would be those of no network; or a run stands there twice.
     """
-    first, _ = runs[0]
+    first = runs[0][0]
     if first.init_weights is None:
         raise UserError(
             "only runs that started from the same trained weights can be averaged, and the first one "
@@ -43,7 +43,7 @@ def load_average(system: SegmentationModel, runs: Sequence[tuple[Config, Path]])
     if len({checkpoint.resolve() for _, checkpoint in runs}) < len(runs):
         raise UserError("a run to average is named twice; name each once")
     for config, checkpoint in runs[1:]:
-        check_common(first, config, checkpoint)
+        check_common(runs[0], (config, checkpoint))
     total = 0
     sums: dict[tuple[str, str], Tensor] = {}
     for _, checkpoint in runs:
@@ -59,15 +59,20 @@ def load_average(system: SegmentationModel, runs: Sequence[tuple[Config, Path]])
     return total
 
 
-def check_common(first: Config, other: Config, checkpoint: Path) -> None:
-    """UserError where the run of `checkpoint` has another start, network, split or choice."""
+def check_common(first: tuple[Config, Path], other: tuple[Config, Path]) -> None:
+    """UserError where the other run has another start, network, split or choice."""
+    (config, checkpoint), (other_config, other_checkpoint) = first, other
+    origins = [origin_of(path) | {AVERAGED_RUNS: ""} for path in (checkpoint, other_checkpoint)]
     differ = [
-        *(["init_weights"] if first.init_weights != other.init_weights else []),
-        *(["select_on"] if first.select_on != other.select_on else []),
-        *(["split"] if training_record(first) != training_record(other) else []),
-        *trained_otherwise(first, other),
+        *(["init_weights"] if config.init_weights != other_config.init_weights else []),
+        *(
+            key
+            for key in origins[0].keys() | origins[1]
+            if origins[0].get(key) != origins[1].get(key)
+        ),
+        *trained_otherwise(config, other_config),
     ]
     if differ:
         raise UserError(
-            f"{checkpoint} cannot be averaged with the first run, which has another {', '.join(differ)}"
+            f"{other_checkpoint} cannot be averaged with the first run, which has another {', '.join(sorted(differ))}"
         )

@@ -75,9 +75,9 @@ class OutputFolder:
         """Make ready for writing; returns the jobs that are still to be done.
 
         Raises:
-            UserError: the folder holds predictions and neither `resume` nor `overwrite` is set, those
-                to resume from were made by other settings or would lose their names to other images,
-                or the folder cannot be written to.
+            UserError: the folder holds predictions and neither `resume` nor `overwrite` is set, or masks
+                that are no predictions; those to resume from were made by other settings or would lose
+                their names to other images; or the folder cannot be written to.
         """
         used = self._table.exists() or self._partial.exists()
         if used and not (resume or overwrite):
@@ -85,6 +85,8 @@ class OutputFolder:
                 f"{self.folder} already holds predictions: --resume continues them, --overwrite "
                 "starts again, or name another folder by --out"
             )
+        if not used:
+            self._check_nothing_else_is_there()
         if used and resume:
             self._check_settings()
             done = self._finished()
@@ -177,6 +179,15 @@ class OutputFolder:
             atomic_write(self._table, csv_text(COLUMNS, [*self._earlier, *rows]))
             self._partial.unlink()
         return [row for row in rows if row["status"] != "ok"]
+
+    def _check_nothing_else_is_there(self) -> None:
+        """UserError where files lie in the folders of the outputs, such as the masks of a data set."""
+        for name in OUTPUT_FOLDERS.values():
+            if (other := next((self.folder / name).glob("*"), None)) is not None:
+                raise UserError(
+                    f"{other} is no prediction of an earlier run, and predictions would lie among such files or "
+                    "replace them: name another folder by --out"
+                )
 
     def _check_settings(self) -> None:
         path = self.folder / "settings.json"

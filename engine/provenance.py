@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,8 +35,9 @@ NETWORK_KEYS = (
 )
 """Keys of the config by which the same weights give another probability."""
 
-AVERAGED_RUNS = "averaged_runs"
-"""Key of the metadata of weights that are the mean of several runs: their number."""
+DATA_SET, TRAINING_CASES = "data_set", "training_cases"
+SELECTION, AVERAGED_RUNS = "selection", "averaged_runs"
+"""With those above, keys of the metadata of weights that are passed on, see `origin_of`."""
 
 
 def weights_sha256(module: nn.Module) -> str:
@@ -110,15 +112,36 @@ def cases_recorded_of(checkpoint: Path, data_set: DataSet) -> tuple[str, ...]:
     return () if training_config(checkpoint) is None else cases_trained_on(checkpoint, data_set)
 
 
-def training_record(config: Config) -> dict[str, str]:
-    """What weights that are passed on say of the split they were trained on: its data set, and a
-    SHA-256 of the names in train. Empty where the split file of `config` is gone.
+def origin_of(checkpoint: Path) -> dict[str, str]:
+    """What weights that are passed on say of where they come from.
+
+    That is how the checkpoint was chosen, of how many runs it is the mean, the data set that it was
+    trained on, and a SHA-256 of the names in its train part. Of weights that were passed on before it is
+    what they say themselves; of others it is found beside them, as far as it is there.
     """
-    try:
-        names = read_split(find_split_file(config.pickle_file_path)).train
-    except UserError:
-        return {}
-    return {"data_set": config.dataset, "training_cases": names_sha256(names)}
+    said = read_metadata(checkpoint)
+    if checkpoint.suffix == ".safetensors":
+        kept = {key: said[key] for key in (DATA_SET, TRAINING_CASES, AVERAGED_RUNS) if key in said}
+        return {SELECTION: choice_of(checkpoint)} | kept
+    origin = {SELECTION: choice_of(checkpoint)}
+    run = training_config(checkpoint)
+    if run is not None:
+        with suppress(UserError):
+            names = read_split(find_split_file(run.pickle_file_path)).train
+            origin |= {DATA_SET: run.dataset, TRAINING_CASES: names_sha256(names)}
+    return origin
+
+
+def choice_of(checkpoint: Path) -> str:
+    """How the checkpoint was chosen, or each of those whose mean it is, as far as that is recorded."""
+    said, run = read_metadata(checkpoint), training_config(checkpoint)
+    if SELECTION in said:
+        return said[SELECTION]
+    if run is None or (checkpoint.suffix == ".safetensors" and checkpoint.stem != "best_model"):
+        return "no record beside the checkpoint of how it was chosen"
+    if checkpoint.stem != "best_model":
+        return f"{checkpoint.name} of the run, which no score chose"
+    return selection_note(run.select_on)
 
 
 def names_sha256(names: Iterable[str]) -> str:
@@ -130,7 +153,7 @@ def trained_on_another_split(checkpoint: Path, data_set: DataSet) -> bool:
     """Whether the weights say that they were trained on this data set with another split."""
     record = read_metadata(checkpoint)
     names = names_sha256(case.name for case in data_set.train)
-    return record.get("data_set") == data_set.name and record.get("training_cases", names) != names
+    return record.get(DATA_SET) == data_set.name and record.get(TRAINING_CASES, names) != names
 
 
 def runs_in(checkpoint: Path) -> int:
@@ -139,32 +162,23 @@ def runs_in(checkpoint: Path) -> int:
     return int(number) if number.isdecimal() else 1
 
 
-def is_unchosen(checkpoint: Path) -> bool:
-    """Whether the weights are a run's, but not those that it kept as its best."""
-    return checkpoint.stem != "best_model" and training_config(checkpoint) is not None
-
-
 def provenance(config: Config, data_set: DataSet, checkpoint: Path) -> dict[str, Any]:
     """What a score rests on: weights and how they were chosen, data, settings, versions."""
     run = training_config(checkpoint)
-    if run is not None:
-        selection = selection_note(run.select_on, runs_in(checkpoint))
-        if is_unchosen(checkpoint):
-            selection = f"{checkpoint.name} of the run, which no score chose"
-        trained_on = run.dataset
-    else:
-        selection = "no record beside the checkpoint of how it was chosen"
-        trained_on = None
+    selection, runs = choice_of(checkpoint), runs_in(checkpoint)
+    if runs > 1:
+        selection = f"mean of the weights of {runs} runs, each {selection}"
+    is_wave_gms = config.model == "wave-gms"  # for others the keys on VAE and guidance mean nothing
     return {
         "selection": selection,
-        "trained_on": trained_on,
+        "trained_on": None if run is None else run.dataset,
         "trained_on_another_split": trained_on_another_split(checkpoint, data_set),
         "trained_otherwise": trained_otherwise(config, run),
         "data_set": data_set.name,
         "model": config.model,
-        "vae_model": config.vae_model,
-        "guidance_method": config.guidance_method,
-        "vae_weights": config.vae_weights,
+        "vae_model": config.vae_model if is_wave_gms else None,
+        "guidance_method": config.guidance_method if is_wave_gms else None,
+        "vae_weights": config.vae_weights if is_wave_gms else None,
         "init_weights": None if run is None or run.init_weights is None else str(run.init_weights),
         "checkpoint": str(checkpoint),
         "sha256": {
@@ -179,11 +193,18 @@ def provenance(config: Config, data_set: DataSet, checkpoint: Path) -> dict[str,
     }
 
 
-def selection_note(select_on: str, runs: int = 1) -> str:
-    """How the checkpoint was chosen, or those that were averaged, in the words that every output uses."""
-    note = "checkpoint chosen on a held-out part of train"
+def network_name(config: Config) -> str:
+    """The network in a few words, as `wave-gms (litevae)`."""
+    if config.model != "wave-gms":
+        return config.model
+    parts = [config.vae_model, *([config.guidance_method] if config.guidance_method else [])]
+    return f"{config.model} ({', '.join(parts)})"
+
+
+def selection_note(select_on: str) -> str:
+    """How the checkpoint was chosen, in the words that every output uses."""
     if select_on == "test":
-        note = (
+        return (
             "checkpoint chosen on the TEST split (as in the published code; scores are optimistic)"
         )
-    return note if runs == 1 else f"mean of the weights of {runs} runs, each {note}"
+    return "checkpoint chosen on a held-out part of train"

@@ -12,7 +12,7 @@ from datasets.integrity import leaked_names
 from datasets.splits import Split
 from engine.evaluation import predict_cases, report_cases, saving
 from engine.examples import draw_examples, names_by_quantile, write_overlays
-from engine.provenance import cases_trained_on, is_unchosen, provenance
+from engine.provenance import cases_trained_on, network_name, provenance
 from utils.metrics import EMPTY_RULES, score_cases
 from utils.report import write_report
 from utils.results import write_results
@@ -76,7 +76,7 @@ def score_test_split(
         report_cases(data_set.test, masks),
         rows=rows,
         summary=summary,
-        title=f"{config.model} ({config.vae_model}) on {data_set.name}",
+        title=f"{network_name(config)} on {data_set.name}",
         threshold=config.threshold,
     )
     write_overlays(results / "overlays", report_cases(data_set.test, masks), config.threshold)
@@ -92,10 +92,10 @@ def score_test_split(
 
 
 def results_folder(checkpoint: Path) -> Path:
-    """Where the results of a checkpoint go: beside it, and for another one than a run's best into a folder of
-    its name, so that they are not taken for the run's.
+    """Where the results of a checkpoint go: beside it, and for another one than a `best_model` into a folder
+    of its name, so that they neither replace those of others nor are taken for the run's.
     """
-    return checkpoint.with_suffix("") if is_unchosen(checkpoint) else checkpoint.parent
+    return checkpoint.parent if checkpoint.stem == "best_model" else checkpoint.with_suffix("")
 
 
 def leaked_cases(data_set: DataSet, checkpoint: Path) -> set[str]:

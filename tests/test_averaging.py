@@ -79,8 +79,8 @@ def test_scores_say_that_weights_were_averaged(runs: list[Path], tmp_path: Path)
     ("change", "named"),
     [
         ("init_weights=other.pth", "another init_weights"),
-        ("select_on=test", "another select_on"),
-        ("pickle_file_path=other_train_test_names.json", "another split"),
+        ("select_on=test", "another selection"),
+        ("pickle_file_path=other_train_test_names.json", "another data_set, training_cases"),
         ("image_size=40", "another image_size"),
     ],
 )

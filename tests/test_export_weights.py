@@ -79,6 +79,17 @@ def test_the_config_of_another_run_is_kept(tmp_path: Path, vae: Path) -> None:
     assert not (other / "best_model.safetensors").exists()
 
 
+@pytest.mark.parametrize("name", ["model.onnx", "best_model.safetensors"])
+def test_a_place_that_cannot_be_written_is_told(tmp_path: Path, vae: Path, name: str) -> None:
+    run = tmp_path / "run" / "epochs_1"
+    write_run(run, vae, "vae_model=tiny_vae")
+    (tmp_path / "file").write_text("no folder")
+    if name.endswith("onnx"):
+        pytest.importorskip("onnxruntime", reason="exporting needs onnxruntime (optional)")
+    with pytest.raises(UserError, match=r"cannot write .*name another file by --out"):
+        export.main(["--run", str(run), "--out", str(tmp_path / "file" / name)])
+
+
 @pytest.mark.parametrize("name", ["best_model.pth", "model.txt", "model"])
 def test_other_names_are_refused(tmp_path: Path, vae: Path, name: str) -> None:
     run = tmp_path / "run" / "epochs_1"

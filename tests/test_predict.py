@@ -647,6 +647,18 @@ def test_resume_goes_on_where_it_stopped(
     assert predict.main([*command, str(parts), "--overwrite"]) == 0
 
 
+@pytest.mark.parametrize("options", [[], ["--overwrite"], ["--resume"]])
+def test_masks_of_a_data_set_are_spared(tmp_path: Path, run: Path, options: list[str]) -> None:
+    """A folder with images/ and masks/ may be taken for a place to write to."""
+    images = picture_folder(tmp_path / "study" / "images", 2)
+    (images / "scan_1.png").write_bytes(b"damaged")
+    masks = picture_folder(tmp_path / "study" / "masks", 2)
+    before = {path: path.read_bytes() for path in masks.iterdir()}
+    with pytest.raises(UserError, match=r"is no prediction of an earlier run.*--out"):
+        predict.main(["--run", str(run), str(images), "--out", str(masks.parent), *options])
+    assert {path: path.read_bytes() for path in masks.iterdir()} == before
+
+
 def run_vae(run: Path) -> Path:
     from utils.config import load_config
 

@@ -95,6 +95,41 @@ def summary_in(folder: Path) -> dict[str, Any]:
     return summary
 
 
+def test_what_is_passed_on_again_keeps_its_record(finished: Path, tmp_path: Path) -> None:
+    """Whatever data this machine has by then, and under whatever name."""
+    first = passed_on(finished, tmp_path / "first") / "best_model.safetensors"
+    record = read_metadata(first)
+    assert record.keys() == {"data_set", "training_cases", "selection"}
+    assert record["selection"] == "checkpoint chosen on a held-out part of train"
+    split = tmp_path / "blobs" / "blobs_train_test_names.json"
+    for change in ("another split", "no data"):
+        if change == "no data":
+            split.unlink()
+        else:
+            content = json.loads(split.read_text())
+            content["train"]["name_list"].pop()
+            split.write_text(json.dumps(content))
+        again = tmp_path / change / "blobs.safetensors"
+        export.main(["--run", str(first.parent), "--out", str(again)])
+        assert read_metadata(again) == record
+
+
+def test_weights_that_no_score_chose_say_so_when_passed_on(finished: Path, tmp_path: Path) -> None:
+    other, out = finished / "epoch_1.pth", tmp_path / "shared" / "best_model.safetensors"
+    other.write_bytes((finished / "best_model.pth").read_bytes())
+    export.main(["--run", str(finished), "--weights", str(other), "--out", str(out)])
+    valid.main(["--run", str(out.parent)])
+    said = summary_in(out.parent)["provenance"]["selection"]
+    assert said == "epoch_1.pth of the run, which no score chose"
+
+    unknown = tmp_path / "downloaded.pth"
+    unknown.write_bytes(other.read_bytes())
+    run = ["--config", str(finished / "config.yaml"), "--weights", str(unknown)]
+    export.main([*run, "--out", str(tmp_path / "unknown" / "best_model.safetensors")])
+    record = read_metadata(tmp_path / "unknown" / "best_model.safetensors")
+    assert record.keys() == {"selection"} and "no record" in record["selection"]
+
+
 def test_exported_weights_know_another_split(
     finished: Path, tmp_path: Path, vae: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
