@@ -64,6 +64,9 @@ def test_trains_goes_on_and_validates(
     valid.main(command)
     summary = json.loads((folder / "valid_results_blobs" / "summary.json").read_text())
     assert summary["count"] == 3
+    if name == "unet":  # whose config names a VAE that it does not have
+        report = (folder / "valid_results_blobs" / "report.html").read_text()
+        assert "smp/Unet?encoder=resnet18 on blobs" in report and "litevae" not in report
     predict.main(
         ["--run", str(folder), str(tmp_path / "blobs" / "images"), "--out", str(tmp_path / "out")]
     )
