@@ -21,7 +21,7 @@ from engine.backends import TorchBackend, find_run
 from engine.provenance import names_sha256
 from tests.small_run import arguments
 from utils.checkpoints import read_metadata
-from utils.config import load_config
+from utils.config import dump_config, load_config
 from utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -101,7 +101,12 @@ def test_what_is_passed_on_again_keeps_its_record(finished: Path, tmp_path: Path
     record = read_metadata(first)
     assert record.keys() == {"data_set", "training_cases", "selection"}
     assert record["selection"] == "checkpoint chosen on a held-out part of train"
-    split = tmp_path / "blobs" / "blobs_train_test_names.json"
+    split, beside = (
+        tmp_path / "blobs" / "blobs_train_test_names.json",
+        first.with_name("config.yaml"),
+    )
+    config = load_config(beside).model_copy(update={"pickle_file_path": split})
+    beside.write_text(dump_config(config))
     for change in ("another split", "no data"):
         if change == "no data":
             split.unlink()
