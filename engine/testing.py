@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from datasets.cases import DataSet
-from datasets.integrity import leaked_names
+from datasets.integrity import leaked_names, same_source_file
 from datasets.splits import Split
 from engine.evaluation import predict_cases, report_cases, saving
 from engine.examples import draw_examples, names_by_quantile, write_overlays
@@ -46,7 +46,7 @@ def score_test_split(
             "and the scores are then too high. Prepare the data set with the split that these weights name",
             *(checkpoint, data_set.name, data_set.split_file),
         )
-    leaked = leaked_cases(data_set, checkpoint) if config.drop_leaked else set()
+    leaked = leaked_cases(data_set, checkpoint) if looks_for_leaks(config, data_set) else set()
     results = results_folder(checkpoint) / f"valid_results_{data_set.name}"
     predictions = predict_cases(
         system,
@@ -96,6 +96,13 @@ def results_folder(checkpoint: Path) -> Path:
     of its name, so that they neither replace those of others nor are taken for the run's.
     """
     return checkpoint.parent if checkpoint.stem == "best_model" else checkpoint.with_suffix("")
+
+
+def looks_for_leaks(config: Config, data_set: DataSet) -> bool:
+    """Whether `drop_leaked` says so, or where it says nothing, whether the data set was checked."""
+    if config.drop_leaked is None:
+        return same_source_file(data_set.folder).is_file()
+    return config.drop_leaked
 
 
 def leaked_cases(data_set: DataSet, checkpoint: Path) -> set[str]:

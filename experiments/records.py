@@ -15,11 +15,11 @@ RECORD = "trial.json"
 
 OF_THE_PLACE = {
     "GPUs", "cache_mb", "channels_last", "checkpoint_decoder", "compile", "cuda_graphs", "deterministic",
-    "log_every", "num_workers", "phase", "pickle_file_path", "resume", "save_minutes",
+    "drop_leaked", "log_every", "num_workers", "phase", "pickle_file_path", "resume", "save_minutes",
     "snapshot_path",
 }  # fmt: skip
-"""Keys that say where a run is made and how fast, not what it is: its scores compare with those of a
-run that differs in them. Of the path of the split file the data set's name counts. `precision` is
+"""Keys that say where a run is made, how fast, and what else to report, not what it is: its scores
+compare with those of a run that differs in them. Of the path of the split file the data set's name counts. `precision` is
 none of them, nor is anything that chooses a checkpoint or scores it."""
 
 Status = Literal["finished", "running", "interrupted", "failed", "pruned", "waiting"]

@@ -56,7 +56,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     folder = config.run_folder
     if not (folder / "best_model.pth").is_file():
         raise UserError(f"{folder} holds no best_model.pth: train the run first")
-    leaks = f"drop_leaked={checked(config)}".lower()
 
     def score(variant: Path, changes: dict[str, object], *overrides: str) -> None:
         atomic_write(variant / "config.yaml", dump_config(config.model_copy(update=changes)))
@@ -64,7 +63,6 @@ def main(argv: Sequence[str] | None = None) -> None:
             [
                 "--config",
                 str(arguments.config),
-                leaks,
                 f"model_weight={variant / 'best_model.pth'}",
                 *overrides,
             ]
@@ -76,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         score(folder / TTA, {}, "tta=true")
         return
 
-    valid.main(["--config", str(arguments.config), leaks])
+    valid.main(["--config", str(arguments.config)])
     dice = dice_of_epochs(config)
     if dice:
         best = max(dice, key=lambda epoch: dice[epoch])
@@ -85,13 +83,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         score(folder / ON_TEST, {"select_on": "test"})
         content = {"best_epoch": best, "dice": dice}
         atomic_write(folder / f"{ON_TEST}.json", json.dumps(content, indent=1) + "\n")
-
-
-def checked(config: Config) -> bool:
-    """Whether the data set was checked for leaks."""
-    from datasets.integrity import same_source_file
-
-    return same_source_file(config.pickle_file_path.parent).is_file()
 
 
 def dice_of_epochs(config: Config) -> dict[int, float]:

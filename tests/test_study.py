@@ -245,7 +245,14 @@ def test_scores_of_runs_on_another_machine_are_kept(
     assert (out / "results.csv").read_text() == to_csv(rows), "nothing is lost or changed"
     assert (out / "curves.png").read_bytes() == b"drawn there"
 
-    place = {"num_workers": 3, "cache_mb": 1, "GPUs": [2], "compile": True, "channels_last": False}
+    place = {
+        "num_workers": 3,
+        "cache_mb": 1,
+        "GPUs": [2],
+        "compile": True,
+        "drop_leaked": False,
+        "channels_last": False,
+    }
     place |= {"cuda_graphs": False}
     settings = {"epochs": 2, "image_size": 32, "save_freq": 1} | place
     splits = {"published": "/elsewhere/blobs_train_test_names.json"}

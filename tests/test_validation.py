@@ -98,8 +98,14 @@ def test_scores_without_leaked_cases(
     trained_on(tmp_path / "blobs" / "blobs_train_test_names.json")
     groups = {"by": "near-duplicates", "groups": [["case_0", "case_9"], ["case_10", "case_11"]]}
     (tmp_path / "blobs" / "check").mkdir()
+    valid.main(arguments(tmp_path, vae))
+    before = json.loads((finished / "valid_results_blobs" / "summary.json").read_text())
+    assert before["without_leaked"] is None, "the data set has not been checked"
     (tmp_path / "blobs" / "check" / "same_source_groups.json").write_text(json.dumps(groups))
-    valid.main(arguments(tmp_path, vae, "drop_leaked=true"))
+    valid.main(arguments(tmp_path, vae, "drop_leaked=false"))
+    off = json.loads((finished / "valid_results_blobs" / "summary.json").read_text())
+    assert off["without_leaked"] is None
+    valid.main(arguments(tmp_path, vae))
     summary = json.loads((finished / "valid_results_blobs" / "summary.json").read_text())
     kept = summary["without_leaked"]
     assert (summary["count"], kept["count"], kept["dropped"]) == (3, 2, ["case_9"])

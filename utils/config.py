@@ -74,8 +74,10 @@ class Config(BaseModel):
         4096,
         description="Memory for decoded images in MiB; cases beyond it are decoded on every access",
     )
-    drop_leaked: bool = Field(
-        False, description="Also score without the test cases that have a near-duplicate in train"
+    drop_leaked: bool | None = Field(
+        None,
+        description="Also score without the test cases that have a near-duplicate in train; `true` needs the "
+        "data set to have been checked (`--check`), `null` does so where it was",
     )
 
     # Model
