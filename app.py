@@ -59,7 +59,7 @@ class Shown:
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    from engine.backends import add_model_arguments
+    from engine.trained_run import add_model_arguments
 
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -155,11 +155,11 @@ def build_page(backend: Backend, max_megapixels: float, window: Window = None) -
 
     from datasets.decoding import ImageError
     from datasets.pictures import SUFFIXES, Picture, read_picture
-    from engine.prediction import Method, segment
+    from engine.prediction import PredictionOptions, segment
 
     def segment_one(name: str, picture: Picture, tta: bool) -> Shown:
         pictures = [(None, picture.pixels)]
-        ((_, segmentation),) = segment(backend, pictures, Method(tta=tta), batch_size=8)
+        ((_, segmentation),) = segment(backend, pictures, PredictionOptions(tta=tta), batch_size=8)
         return Shown(name, picture.pixels, picture.note, segmentation)
 
     def upload(path: str, tta: bool, threshold: float) -> tuple[None, Shown | None, str]:
@@ -183,7 +183,7 @@ def build_page(backend: Backend, max_megapixels: float, window: Window = None) -
             "# Wave-GMS\nDrop an image to segment it. For research; **not for clinical use**."
         )
         state = gradio.State(time_to_live=FORGET_SECONDS)
-        with gradio.Row():
+        with gradio.ScoreRow():
             with gradio.Column(scale=1, min_width=260):
                 file = gradio.File(
                     label="Image", file_types=list(SUFFIXES), height=160, elem_id="picture"

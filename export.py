@@ -31,7 +31,7 @@ log = logging.getLogger("wavegms")
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    from engine.backends import add_model_arguments
+    from engine.trained_run import add_model_arguments
 
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -68,7 +68,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> None:
     arguments = parse_arguments(argv)
 
-    from engine.backends import find_named_run, find_run, load_system
+    from engine.trained_run import find_named_run, find_run, load_system
     from utils.errors import UserError
     from utils.runs import log_to
 
@@ -161,7 +161,7 @@ def describe(config: Config, checkpoint: Path, system: SegmentationModel) -> dic
     from importlib import metadata
 
     from engine.backends import ONNX_FORMAT
-    from engine.provenance import choice_of, weights_sha256
+    from engine.provenance import selection_of, weights_sha256
     from utils.files import sha256
 
     frozen = {
@@ -178,7 +178,7 @@ def describe(config: Config, checkpoint: Path, system: SegmentationModel) -> dic
             else {}
         ),
         "data_set": config.dataset,
-        "checkpoint_chosen": choice_of(checkpoint),
+        "checkpoint_chosen": selection_of(checkpoint),
         "sha256 checkpoint": sha256(checkpoint),
         "torch": metadata.version("torch"),
         **frozen,

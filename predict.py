@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     from datasets.pictures import Picture
     from datasets.windowing import Window
     from engine.backends import Backend
-    from engine.inputs import Job
-    from engine.outputs import OutputFolder, Row
-    from engine.prediction import Method, Segmentation
+    from engine.prediction import PredictionOptions, Segmentation
+    from engine.prediction_inputs import Job
+    from engine.prediction_outputs import OutputFolder, PredictionRow
 
 log = logging.getLogger("wavegms")
 SHOWN_FAILURES = 20
@@ -35,7 +35,7 @@ SHOWN_FAILURES = 20
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     from datasets.decoding import MAX_MEGAPIXELS
-    from engine.backends import add_model_arguments
+    from engine.trained_run import add_model_arguments
 
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -117,16 +117,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     from datasets.windowing import parse_window
     from engine.backends import open_backend
-    from engine.inputs import find_jobs
-    from engine.outputs import OutputFolder, stops_when_full
-    from engine.prediction import Method
+    from engine.prediction import PredictionOptions
+    from engine.prediction_inputs import find_jobs
+    from engine.prediction_outputs import OutputFolder, stops_when_full
     from utils.runs import log_to
 
     log_to()
     window = None if arguments.window is None else parse_window(arguments.window)
     jobs = find_jobs(arguments.inputs, arguments.recursive, arguments.out)
     backend = open_backend(arguments)
-    method = Method(arguments.tiles, arguments.overlap, arguments.tta)
+    method = PredictionOptions(arguments.tiles, arguments.overlap, arguments.tta)
     threshold = arguments.threshold or backend.threshold
     settings = {
         **backend.origin,
@@ -163,14 +163,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 def predict(
     jobs: Sequence[Job],
     backend: Backend,
-    method: Method,
+    method: PredictionOptions,
     folder: OutputFolder,
     *,
     batch_size: int,
     workers: int,
     window: Window,
     max_megapixels: float,
-) -> Iterator[Row]:
+) -> Iterator[PredictionRow]:
     """Read, segment and write in a stream; yields the row of each image, failed or not."""
     from datasets.decoding import ImageError
     from datasets.pictures import read_content, read_picture
@@ -178,7 +178,7 @@ def predict(
     from utils.errors import UserError
     from utils.streams import bounded_map
 
-    failed: list[Row] = []
+    failed: list[PredictionRow] = []
 
     def read(job: Job) -> tuple[Job, Picture | ImageError]:
         try:
@@ -194,7 +194,7 @@ def predict(
             else:
                 yield (job, picture), picture.pixels
 
-    def write(segmented: tuple[tuple[Job, Picture], Segmentation]) -> Row:
+    def write(segmented: tuple[tuple[Job, Picture], Segmentation]) -> PredictionRow:
         (job, picture), segmentation = segmented
         try:
             return folder.write(job, picture.pixels, picture.note, segmentation)
@@ -209,7 +209,7 @@ def predict(
     yield from failed
 
 
-def report(failed: Sequence[Row], total: int, out: Path) -> int:
+def report(failed: Sequence[PredictionRow], total: int, out: Path) -> int:
     """Say how it went; returns the exit code."""
     log.info("%d of %d images predicted: %s", total - len(failed), total, out)
     if not failed:

@@ -104,11 +104,11 @@ def some_of(names: Sequence[str]) -> str:
 
 def training_and_scoring_steps(trial: Trial, tta: bool) -> Steps:
     """Train the run, then score it, with test-time augmentation if `tta`."""
-    from experiments.scoring import TTA
+    from experiments.study_scoring import TTA
 
     root = Path(__file__).resolve().parent
     config = ["--config", str(trial.config_file)]
-    scoring = [sys.executable, "-m", "experiments.scoring", *config]
+    scoring = [sys.executable, "-m", "experiments.study_scoring", *config]
     steps = {"train": [sys.executable, str(root / "train.py"), *config], "score": scoring}
     return steps | ({TTA: [*scoring, "--tta"]} if tta else {})
 

@@ -44,11 +44,11 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse_arguments(argv)
 
-    from experiments.plan import describe_plan, make_plan, report
-    from experiments.report import find_best
     from experiments.runner import run_trials, training_and_validation_steps, training_steps
-    from experiments.settings import load_sweep
-    from experiments.slots import slot
+    from experiments.sweep_plan import describe_plan, make_plan, report
+    from experiments.sweep_report import find_best
+    from experiments.sweep_settings import load_sweep
+    from experiments.sweep_slots import slot
     from utils.runs import log_to
 
     log_to()
@@ -74,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 settings.workers,
                 steps=training_and_validation_steps if settings.validate_runs else training_steps,
                 retry_failed=arguments.retry_failed,
-                hopeless=plan.hopeless,
+                should_prune=plan.should_prune,
                 on_end=on_end,
             )
         finally:
@@ -93,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def describe_outcome(outcome: Outcome) -> str:
     """One line for the terminal."""
-    from experiments.scores import CHOOSING, best_validation
+    from experiments.sweep_scores import CHOOSING, best_validation
 
     record, trial = outcome.record, outcome.trial
     parts = [record.status if outcome.ran else f"{record.status} before"]

@@ -51,14 +51,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     from datasets.cases import open_data_set
     from engine.build import (
         check_data,
-        compile_where_it_gains,
+        compile_on_gpu,
         load_initial_weights,
         options_from,
         system_from,
         training_sets,
     )
     from engine.plan import describe_run, memory_line
-    from engine.resume import open_run
+    from engine.run_folder import open_run
     from engine.training import Trainer
 
     is_main = accelerator.is_main_process
@@ -73,16 +73,16 @@ def main(argv: Sequence[str] | None = None) -> None:
         log.info("everything is in place; nothing was written")
         return
 
-    with open_run(config, data_set, system, accelerator, plan) as (folder, record):
+    with open_run(config, data_set, system, accelerator, plan) as run:
         train_set, val_set = training_sets(config, data_set, system, progress=is_main)
-        compile_where_it_gains(config, system)
+        compile_on_gpu(config, system)
         trainer = Trainer(
-            system, train_set, val_set, options_from(config), accelerator, folder, data_set.name
+            system, train_set, val_set, options_from(config), accelerator, run.path, data_set.name
         )
-        record()
+        run.begin()
         trainer.fit()
         best, epoch = trainer.progress.best, trainer.progress.best_epoch
-        weights = folder / "best_model.pth"
+        weights = run.path / "best_model.pth"
         log.info("best %s Dice %.4f in epoch %d: %s", config.select_on, best, epoch, weights)
     accelerator.end_training()
 

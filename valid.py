@@ -50,7 +50,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> None:
     arguments = parse_arguments(argv)
 
-    from engine.backends import find_run, load_system
+    from engine.trained_run import find_run, load_system
     from utils.runs import log_to, writing_to
 
     log_to()
@@ -62,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     accelerator = make_accelerator(config.precision, 1, config.deterministic)
 
     from datasets.cases import open_data_set
-    from engine.testing import results_folder, score_test_split
+    from engine.scoring import results_folder, score_test_split
 
     system = load_system(config, checkpoint)
     log.info("weights: %s", checkpoint)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from benchmarks.step_parts import Part, count_parts, synchronise, time_parts
 from datasets.cases import Case
-from engine.validation import overlap
+from engine.validation import dice_and_iou
 from models.base import SegmentationModel
 from models.build import build_system
 from models.losses import LossWeights
@@ -139,7 +139,7 @@ class Candidate(ABC):
 
     def validate_batch(self) -> int:
         """Predict and score the dummy batch."""
-        overlap(self.predict(self.image), self.mask.cpu(), THRESHOLD)[0].mean().item()
+        dice_and_iou(self.predict(self.image), self.mask.cpu(), THRESHOLD)[0].mean().item()
         return len(self.image)
 
     def predict_one(self, count: int) -> int:

@@ -15,10 +15,10 @@ from benchmarks.step_parts import Part, convolution_peak
 from datasets.cases import Case, read_image
 from datasets.loading import EpochSampler, SegmentationDataset, make_loader
 from engine.build import compile_losses
+from engine.case_predictions import predict_cases
 from engine.cuda_graphs import Predictor, TrainingPass, can_capture
 from engine.device import choose_layout, describe_device, make_accelerator
-from engine.evaluation import predict_cases
-from engine.prediction import Method, segment
+from engine.prediction import PredictionOptions, segment
 from engine.validation import validate
 from models.wave_gms import WaveGMS
 from utils.streams import bounded_map
@@ -141,7 +141,9 @@ class Ours(Candidate):
             return case.image, read_image(case.image)
 
         pictures = bounded_map(read, self.workload.test, max(1, self.workload.workers))
-        return sum(1 for _ in segment(self, pictures, Method(), self.workload.batch_size))
+        return sum(
+            1 for _ in segment(self, pictures, PredictionOptions(), self.workload.batch_size)
+        )
 
     def predict_cases(self) -> int:
         """What valid.py streams through: every test case's probability at the evaluation size."""

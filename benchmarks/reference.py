@@ -13,7 +13,7 @@ from benchmarks.candidate import THRESHOLD, Candidate, Workload, fresh_system
 from benchmarks.reference_loop import ReferenceLoop, reference_batches
 from benchmarks.step_parts import Part
 from datasets.cases import read_image, resize_image
-from engine.validation import overlap
+from engine.validation import dice_and_iou
 from models.losses import LossWeights
 from models.tiny_vae import load_tiny_vae
 from models.wave_gms import WaveGMS
@@ -62,7 +62,7 @@ class Reference(Candidate):
         for image, mask in reference_batches(self.workload.test, size, batch, augment=False):
             probability = self.predict(image.to(self.device))
             for one, truth in zip(probability, mask, strict=True):
-                overlap(one[None], truth[None], THRESHOLD)[0].item()
+                dice_and_iou(one[None], truth[None], THRESHOLD)[0].item()
             count += len(image)
         return count
 

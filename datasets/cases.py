@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 MAX_LISTED_PROBLEMS = 50
-_told_odd: set[Path] = set()
+_warned_masks: set[Path] = set()
 
 
 class CaseError(UserError):
@@ -166,8 +166,8 @@ def read_mask(path: Path) -> np.ndarray:
         foreground, odd = read_binary_mask(path)
     except ImageError as error:
         raise CaseError(f"{path}: {error}") from None
-    if odd and path not in _told_odd and multiprocessing.parent_process() is None:
-        _told_odd.add(path)
+    if odd and path not in _warned_masks and multiprocessing.parent_process() is None:
+        _warned_masks.add(path)
         log.warning("%s: %s", path, odd)
     return foreground.astype(np.uint8)
 

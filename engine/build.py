@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from pathlib import Path
 from types import MethodType
 from typing import Any
 
@@ -61,7 +60,7 @@ def system_from(config: Config, pretrained: bool = True) -> SegmentationModel:
     return system
 
 
-def compile_where_it_gains(config: Config, system: SegmentationModel) -> None:
+def compile_on_gpu(config: Config, system: SegmentationModel) -> None:
     """`compile_losses` where `config` asks for it, on a GPU: on a CPU it takes minutes and gains nothing."""
     import torch
 
@@ -181,17 +180,3 @@ def options_from(config: Config) -> TrainingOptions:
     return TrainingOptions(
         **{name: getattr(config, name) for name in TrainingOptions.__dataclass_fields__}
     )
-
-
-def find_checkpoint(config: Config) -> Path:
-    """The weights to validate: `model_weight`, or the best of the run that the config describes.
-
-    UserError that says where it looked.
-    """
-    path = config.model_weight or config.run_folder / "best_model.pth"
-    if not path.is_file():
-        raise UserError(
-            f"no checkpoint at {path}. Train one with the same config (python train.py --config ...), "
-            "or name one: model_weight=path/to/best_model.pth"
-        )
-    return path

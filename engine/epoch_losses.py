@@ -21,25 +21,25 @@ class NonFiniteLoss(UserError):
 class EpochLosses:
     """Sums of losses over the batches of an epoch that are finite, on the device.
 
-    Adding does not wait for a GPU; `read` and `tolist` do.
+    Adding does not wait for a GPU; `take_nonfinite` and `tolist` do.
     """
 
     def __init__(self, sums: Sequence[float], device: torch.device) -> None:
         self._sums = torch.tensor(sums, dtype=torch.float64, device=device)
-        self._unread: list[tuple[int, Tensor]] = []
+        self._unchecked: list[tuple[int, Tensor]] = []
 
     def add(self, batch: int, losses: Tensor) -> None:
         """Add the losses, float64 in the order of the sums, of the epoch's batch of that number."""
         self._sums += torch.where(torch.isfinite(losses).all(), losses, 0)
-        self._unread.append((batch, losses))
+        self._unchecked.append((batch, losses))
 
-    def read(self) -> list[tuple[int, list[float]]]:
-        """Numbers and losses of the batches since the last read that are not finite."""
-        if not self._unread:
+    def take_nonfinite(self) -> list[tuple[int, list[float]]]:
+        """Numbers and losses of the batches that are not finite, among those added since the last call."""
+        if not self._unchecked:
             return []
-        numbers = [number for number, _ in self._unread]
-        values = torch.stack([losses for _, losses in self._unread]).cpu()
-        self._unread.clear()
+        numbers = [number for number, _ in self._unchecked]
+        values = torch.stack([losses for _, losses in self._unchecked]).cpu()
+        self._unchecked.clear()
         finite = torch.isfinite(values).all(dim=1).tolist()
         return [
             (number, row.tolist())

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 
 from utils.files import atomic_write
-from utils.metrics import Row
+from utils.metrics import ScoreRow
 from utils.report import ReportCase
 
 TRUTH_COLOUR = (86, 180, 233)  # RGB, blue; those of report.html
@@ -44,7 +44,7 @@ def write_overlays(folder: Path, cases: Iterable[ReportCase], threshold: float) 
         atomic_write(folder / f"{case.name}.png", encoded.tobytes())
 
 
-def names_by_quantile(rows: Sequence[Row]) -> dict[str, str]:
+def names_by_quantile(rows: Sequence[ScoreRow]) -> dict[str, str]:
     """The cases at the quantiles of Dice, from best to worst; of few cases only these two.
 
     Of the cases with a lesion, if there are any: a case without one has a Dice of 0 or 1.
@@ -60,7 +60,7 @@ def names_by_quantile(rows: Sequence[Row]) -> dict[str, str]:
 
 
 def draw_examples(
-    path: Path, rows: Sequence[Row], cases: Mapping[str, ReportCase], threshold: float
+    path: Path, rows: Sequence[ScoreRow], cases: Mapping[str, ReportCase], threshold: float
 ) -> None:
     """A column for each of `names_by_quantile`: image, truth, prediction."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg

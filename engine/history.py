@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
-Row = dict[str, float | int | None]
+EpochRow = dict[str, float | int | None]
 
 PICTURE_SECONDS = 30.0  # between two drawings of curves.png, and two pictures for TensorBoard
 
@@ -40,7 +40,7 @@ class HistoryWriter:
         with suppress(OSError):  # a full disk has been reported by then
             self._events.close()
 
-    def write(self, rows: Sequence[Row], panel: Callable[[], np.ndarray], last: bool) -> None:
+    def write(self, rows: Sequence[EpochRow], panel: Callable[[], np.ndarray], last: bool) -> None:
         """Write all epochs so far; `panel()` (H, W, 3) uint8 shows examples of the newest of them.
 
         Pictures take half a second, which is long beside a short epoch on a GPU, and the panels of a
@@ -59,7 +59,7 @@ class HistoryWriter:
         self._events.flush()
 
 
-def write_history(path: Path, rows: Sequence[Row]) -> None:
+def write_history(path: Path, rows: Sequence[EpochRow]) -> None:
     """Write one line per epoch; a value that was not measured in an epoch is left empty."""
     rounded = [
         {key: f"{value:.9g}" if isinstance(value, float) else value for key, value in row.items()}
@@ -68,7 +68,7 @@ def write_history(path: Path, rows: Sequence[Row]) -> None:
     atomic_write(path, csv_text(list(rows[0]), rounded))
 
 
-def draw_curves(path: Path, rows: Sequence[Row], title: str) -> None:
+def draw_curves(path: Path, rows: Sequence[EpochRow], title: str) -> None:
     """Draw losses, Dice and learning rate over the epochs."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

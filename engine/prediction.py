@@ -25,7 +25,7 @@ HELD_PIXELS = 64_000_000  # of images that wait for their batch to fill
 
 
 @dataclass(frozen=True)
-class Method:
+class PredictionOptions:
     """How an image goes through the model."""
 
     tiles: bool = False
@@ -48,7 +48,10 @@ class Segmentation:
 
 
 def segment(
-    backend: Backend, pictures: Iterable[tuple[T, np.ndarray]], method: Method, batch_size: int
+    backend: Backend,
+    pictures: Iterable[tuple[T, np.ndarray]],
+    method: PredictionOptions,
+    batch_size: int,
 ) -> Iterator[tuple[T, Segmentation]]:
     """Segment the images in their order, each with the key that came with it.
 
@@ -170,7 +173,7 @@ class _TiledCanvas(_Canvas):
         )
 
 
-def _canvas(pixels: np.ndarray, side: int, method: Method) -> _Canvas:
+def _canvas(pixels: np.ndarray, side: int, method: PredictionOptions) -> _Canvas:
     return _TiledCanvas(pixels, side, method.overlap) if method.tiles else _Canvas(pixels, side)
 
 

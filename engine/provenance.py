@@ -122,8 +122,8 @@ def origin_of(checkpoint: Path) -> dict[str, str]:
     said = read_metadata(checkpoint)
     if checkpoint.suffix == ".safetensors":
         kept = {key: said[key] for key in (DATA_SET, TRAINING_CASES, AVERAGED_RUNS) if key in said}
-        return {SELECTION: choice_of(checkpoint)} | kept
-    origin = {SELECTION: choice_of(checkpoint)}
+        return {SELECTION: selection_of(checkpoint)} | kept
+    origin = {SELECTION: selection_of(checkpoint)}
     run = training_config(checkpoint)
     if run is not None:
         with suppress(UserError):
@@ -132,7 +132,7 @@ def origin_of(checkpoint: Path) -> dict[str, str]:
     return origin
 
 
-def choice_of(checkpoint: Path) -> str:
+def selection_of(checkpoint: Path) -> str:
     """How the checkpoint was chosen, or each of those whose mean it is, as far as that is recorded."""
     said, run = read_metadata(checkpoint), training_config(checkpoint)
     if SELECTION in said:
@@ -165,7 +165,7 @@ def runs_in(checkpoint: Path) -> int:
 def provenance(config: Config, data_set: DataSet, checkpoint: Path) -> dict[str, Any]:
     """What a score rests on: weights and how they were chosen, data, settings, versions."""
     run = training_config(checkpoint)
-    selection, runs = choice_of(checkpoint), runs_in(checkpoint)
+    selection, runs = selection_of(checkpoint), runs_in(checkpoint)
     if runs > 1:
         selection = f"mean of the weights of {runs} runs, each {selection}"
     is_wave_gms = config.model == "wave-gms"  # for others the keys on VAE and guidance mean nothing

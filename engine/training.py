@@ -36,8 +36,8 @@ from datasets.loading import (
 )
 from engine.cuda_graphs import Predictor, TrainingPass, can_capture
 from engine.epoch_losses import EpochLosses, NonFiniteLoss, write_nonfinite
-from engine.history import HistoryWriter, Row, sample_panel
-from engine.resume import load_state, save_state
+from engine.history import EpochRow, HistoryWriter, sample_panel
+from engine.saved_state import LAST_STATE, load_state, save_state
 from engine.validation import validate
 from models.base import SegmentationModel
 from utils.checkpoints import save_weights
@@ -87,7 +87,7 @@ class Progress:
     skipped: int = 0  # batches with non-finite losses, in all epochs
     skipped_in_epoch: int = 0
     sums: list[float] = field(default_factory=list)  # of the losses, over the others of the epoch
-    history: list[Row] = field(default_factory=list)
+    history: list[EpochRow] = field(default_factory=list)
 
 
 def warmup_then_cosine(warmup_steps: float, total_steps: int) -> Callable[[int], float]:
@@ -168,17 +168,17 @@ class Trainer:
         if options.ema_decay:
             average = get_ema_multi_avg_fn(options.ema_decay)
             self.average = AveragedModel(system, multi_avg_fn=average)
-        self.predict = Predictor(self.evaluated, accelerator)
+        self.predict = Predictor(self.evaluated_system, accelerator)
         to_capture = options.accumulate == 1 and can_capture(system, accelerator)
         self.training_pass = TrainingPass(self.model, accelerator, to_capture)
-        # running statistics of batch normalisation, say, which change in the forward pass already
-        self.statistics = [b for part in system.parts().values() for b in part.buffers()]
-        self.step_is_spoilt = False  # by a loss that is not finite, in one of its batches
-        self.read_every = self._batches_between_reads()
+        # such as running statistics of batch normalisation, which the forward pass already changes
+        self.buffers = [b for part in system.parts().values() for b in part.buffers()]
+        self.skip_update = False  # after a loss that is not finite, in a batch of the next step
+        self.check_every = self._batches_between_checks()
         self.saved_at = time.monotonic()
 
     @property
-    def evaluated(self) -> SegmentationModel:
+    def evaluated_system(self) -> SegmentationModel:
         """The weights that are validated and kept: the average, where there is one."""
         return self.system if self.average is None else cast(SegmentationModel, self.average.module)
 
@@ -227,12 +227,12 @@ class Trainer:
                     sums.add(progress.batch, losses)
                     progress.batch += 1
                     bar.update()
-                    if progress.batch % self.read_every == 0 or progress.batch == self.batches:
-                        self._read(sums)
+                    if progress.batch % self.check_every == 0 or progress.batch == self.batches:
+                        self._check_losses(sums)
                         self._show(bar, losses)
                         self._save_if_due(stop)
             except (CaseError, LoaderDied):  # between two steps, so nothing is lost
-                self._read(sums)
+                self._check_losses(sums)
                 if self._can_be_saved():
                     self.save()
                 raise
@@ -240,21 +240,21 @@ class Trainer:
     def _step(self, batch: Sample) -> torch.Tensor:
         """One batch forward and backward, with an optimiser step where one is due.
 
-        Of a batch whose loss is not finite, where such ones may be skipped, nothing is kept, nor of the
-        optimiser step that it belongs to. Returns the losses in the order of `loss_names`, means over the
+        If the loss is not finite and may be skipped, the batch and the whole optimiser step that it
+        belongs to are discarded. Returns the losses in the order of `loss_names`, means over the
         processes, on the device, without waiting for it.
         """
         may_skip = self.options.skip_nonfinite > 0
-        before = [statistic.clone() for statistic in self.statistics] if may_skip else []
+        before = [buffer.clone() for buffer in self.buffers] if may_skip else []
         with self.accelerator.accumulate(self.model):
             losses = self.training_pass(batch["image"], batch["mask"], batch["noise"])
             loss = losses["loss"]
             values = torch.stack([losses[n].detach().double() for n in self.loss_names])
             values = cast(torch.Tensor, self.accelerator.reduce(values, "mean"))
             if may_skip and not torch.isfinite(values[0]):
-                self.step_is_spoilt = True
-                for statistic, kept in zip(self.statistics, before, strict=True):
-                    statistic.copy_(kept)
+                self.skip_update = True
+                for buffer, kept in zip(self.buffers, before, strict=True):
+                    buffer.copy_(kept)
             else:
                 self.accelerator.backward(loss)
             if self.accelerator.sync_gradients:
@@ -262,9 +262,9 @@ class Trainer:
         return values
 
     def _update(self) -> None:
-        """A step of the optimiser, left out where one of its batches spoilt it."""
-        spoilt, self.step_is_spoilt = self.step_is_spoilt, False
-        if not spoilt:
+        """A step of the optimiser, left out where the loss of one of its batches was not finite."""
+        skipped, self.skip_update = self.skip_update, False
+        if not skipped:
             if self.options.clip_norm:
                 self.accelerator.clip_grad_norm_(self.model.parameters(), self.options.clip_norm)
             self.optimizer.step()
@@ -272,7 +272,7 @@ class Trainer:
                 self.average.update_parameters(self.system)
         self.optimizer.zero_grad()
         with warnings.catch_warnings():
-            if spoilt:  # torch warns of a schedule that begins before the optimiser
+            if skipped:  # torch warns of a schedule that begins before the optimiser
                 warnings.simplefilter("ignore")
             self.scheduler.step()
 
@@ -312,8 +312,8 @@ class Trainer:
         )
         return train_loader, make_loader(self.val_set, size, pin_memory=pin_memory)
 
-    def _batches_between_reads(self) -> int:
-        """Reading a loss waits for the GPU, so it is done every few batches, where a state can be saved.
+    def _batches_between_checks(self) -> int:
+        """Looking at a loss waits for the GPU, so it is done every few batches, where a state can be saved.
 
         The CPU has no queue, and a loss that may be skipped has to be known before its step.
         """
@@ -344,9 +344,9 @@ class Trainer:
         named = zip(self.loss_names, losses.tolist(), strict=True)
         bar.set_postfix({name: f"{value:.3f}" for name, value in named if value})
 
-    def _read(self, sums: EpochLosses) -> None:
+    def _check_losses(self, sums: EpochLosses) -> None:
         """Take the sums so far; NonFiniteLoss where more losses than allowed were not finite."""
-        bad = sums.read()
+        bad = sums.take_nonfinite()
         self.progress.skipped += len(bad)
         self.progress.skipped_in_epoch += len(bad)
         if bad and self.progress.skipped > self.options.skip_nonfinite:
@@ -405,29 +405,31 @@ class Trainer:
     def _check_weights(self) -> None:
         """A finite loss can have gradients that are not; such weights must not replace good ones."""
         trained = [p for p in self.system.parameters() if p.requires_grad]
-        finite = [value.isfinite().all() for value in [*trained, *self.statistics]]
+        finite = [value.isfinite().all() for value in [*trained, *self.buffers]]
         if not torch.stack(finite).all():
             raise NonFiniteLoss(
                 f"the weights became NaN or infinite in epoch {self.progress.epoch + 1}. The last good "
                 "state is kept: lower lr, set clip_norm=1, or use precision=fp32, and start again"
             )
 
-    def _training_row(self) -> Row:
+    def _training_row(self) -> EpochRow:
         """Rate of the epoch's last step, and means of the losses, None where all were skipped."""
         counted = self.batches - self.progress.skipped_in_epoch
         means = [total / counted if counted else None for total in self.progress.sums]
         rate = self.options.lr * self.rate_factor(self.scheduler.last_epoch - 1)
-        row: Row = {"epoch": self.progress.epoch, "lr": rate}
+        row: EpochRow = {"epoch": self.progress.epoch, "lr": rate}
         return row | dict(zip((*self.loss_names[:-1], "train_dice"), means, strict=True))
 
     def _validate(self) -> tuple[float, float]:
         """Mean Dice and IoU of the weights that would be kept."""
         if self.accelerator.num_processes > 1:
-            for buffer in self.evaluated.buffers():  # running statistics: those that are kept
+            for (
+                buffer
+            ) in self.evaluated_system.buffers():  # running statistics: those that are kept
                 torch.distributed.broadcast(buffer, 0)
         return validate(self.predict, self.val_loader, self.options.threshold)
 
-    def _log(self, row: Row, improved: bool, seconds: float) -> None:
+    def _log(self, row: EpochRow, improved: bool, seconds: float) -> None:
         shown = "  ".join(
             f"{k} {v:.4g}" for k, v in row.items() if isinstance(v, float) and k != "lr" and v
         )
@@ -440,48 +442,33 @@ class Trainer:
         """`best_model.pth` where they are the best so far, and those of every `save_freq` epochs."""
         epoch, every = self.progress.epoch, self.options.save_freq
         if improved:
-            save_weights(self.folder / "best_model.pth", self.evaluated)
+            save_weights(self.folder / "best_model.pth", self.evaluated_system)
         if every and epoch % every == 0:
-            save_weights(self.folder / f"epoch_{epoch}.pth", self.evaluated)
+            save_weights(self.folder / f"epoch_{epoch}.pth", self.evaluated_system)
 
     @torch.inference_mode()
     def _samples(self) -> Any:
         """Image, truth and probability of a few validation cases, as one uint8 image."""
         cases = [self.val_set[i] for i in range(min(SAMPLES_SHOWN, len(self.val_set)))]
         images = torch.stack([case["image"] for case in cases]).to(self.accelerator.device)
-        self.evaluated.eval()
+        self.evaluated_system.eval()
         probabilities = self.predict(images)
-        self.evaluated.train()
+        self.evaluated_system.train()
         return sample_panel(
             images.cpu(), torch.stack([case["mask"] for case in cases]), probabilities.cpu()
         )
 
     def _out_of_memory(self) -> UserError:
-        """An error that says what to do, from an estimate of the memory that a batch takes."""
-        from engine.memory import available_memory, estimate_memory, out_of_memory
+        from engine.memory import out_of_memory_error
 
-        options, image_size = self.options, self.train_set.image_size
-        try:
-            estimate = estimate_memory(
-                self.system,
-                options.batch_size,
-                image_size,
-                self.accelerator.mixed_precision,
-                averaged=self.average is not None,
-                processes=self.accelerator.num_processes,
-            )
-        except UserError:
-            return UserError(
-                f"out of memory with batches of {options.batch_size} at {image_size} px: set a smaller "
-                "batch_size (a larger accumulate keeps the effective batch) or image_size"
-            )
-        return out_of_memory(
-            estimate,
-            image_size=image_size,
-            accumulate=options.accumulate,
-            available=available_memory(self.accelerator.device),
-            checkpointed=getattr(self.system, "checkpoint_decoder", True),
-            has_saved=(self.folder / "last.pth").exists(),
+        return out_of_memory_error(
+            self.system,
+            self.accelerator,
+            batch_size=self.options.batch_size,
+            image_size=self.train_set.image_size,
+            accumulate=self.options.accumulate,
+            averaged=self.average is not None,
+            has_saved=(self.folder / LAST_STATE).exists(),
         )
 
     def save(self) -> None:
@@ -497,7 +484,7 @@ class Trainer:
                 "weights": {n: part.state_dict() for n, part in self.system.parts().items()},
                 "average": None
                 if self.average is None
-                else {n: part.state_dict() for n, part in self.evaluated.parts().items()}
+                else {n: part.state_dict() for n, part in self.evaluated_system.parts().items()}
                 | {"n_averaged": self.average.n_averaged},
                 "optimizer": self.optimizer.state_dict(),
                 "scheduler": self.scheduler.state_dict(),
@@ -516,7 +503,7 @@ class Trainer:
             for name, part in self.system.parts().items():
                 part.load_state_dict(state["weights"][name])
             if self.average is not None:
-                for name, part in self.evaluated.parts().items():
+                for name, part in self.evaluated_system.parts().items():
                     part.load_state_dict(state["average"][name])
                 self.average.n_averaged.copy_(state["average"]["n_averaged"])
             self.optimizer.load_state_dict(state["optimizer"])

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from engine.cuda_graphs import Predictor
 
 
-def overlap(
+def dice_and_iou(
     probability: torch.Tensor, mask: torch.Tensor, threshold: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Dice and IoU per case: (B, 1, S, S) twice -> (B,) twice; both 1 where both masks are empty."""
@@ -34,7 +34,7 @@ def validate(predict: Predictor, loader: Iterable[Sample], threshold: float) -> 
     scores = []
     for batch in loader:
         probability = predict(batch["image"])
-        case_scores = torch.stack(overlap(probability, batch["mask"], threshold), dim=1)
+        case_scores = torch.stack(dice_and_iou(probability, batch["mask"], threshold), dim=1)
         scores.append(accelerator.gather_for_metrics(case_scores))
     model.train()
     dice, iou = torch.cat(scores).mean(0).tolist()

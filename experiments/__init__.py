@@ -1,1 +1,1 @@
-"""Many runs at once: sweeps over settings, seeds and folds, each run an ordinary train.py."""
+"""Many runs at once, each an ordinary train.py: sweeps (`sweep_*`) and accuracy studies (`study*`)."""

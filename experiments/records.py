@@ -7,20 +7,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from utils.config import Config, make_config
+from utils.config import MACHINE_SETTINGS, Config, make_config
 from utils.errors import UserError
 from utils.files import atomic_write
 
 RECORD = "trial.json"
-
-OF_THE_PLACE = {
-    "GPUs", "cache_mb", "channels_last", "checkpoint_decoder", "compile", "cuda_graphs", "deterministic",
-    "drop_leaked", "log_every", "num_workers", "phase", "pickle_file_path", "resume", "save_minutes",
-    "snapshot_path",
-}  # fmt: skip
-"""Keys that say where a run is made, how fast, and what else to report, not what it is: its scores
-compare with those of a run that differs in them. Of the path of the split file the data set's name counts. `precision` is
-none of them, nor is anything that chooses a checkpoint or scores it."""
 
 Status = Literal["finished", "running", "interrupted", "failed", "pruned", "waiting"]
 
@@ -71,16 +62,16 @@ def recorded_config(record: Record) -> Config | None:
         return None
 
 
-def settings_of(config: Config) -> dict[str, Any]:
+def scored_settings(config: Config) -> dict[str, Any]:
     """What decides the scores of a run, as far as it is not the default."""
-    values = config.model_dump(mode="json", exclude_defaults=True, exclude=OF_THE_PLACE)
+    values = config.model_dump(mode="json", exclude_defaults=True, exclude=set(MACHINE_SETTINGS))
     return values | {"data set": config.dataset}
 
 
 def is_record_of(record: Record, config: Config) -> bool:
     """Whether what is on record was made with the settings of `config`."""
     recorded = recorded_config(record)
-    return recorded is not None and settings_of(recorded) == settings_of(config)
+    return recorded is not None and scored_settings(recorded) == scored_settings(config)
 
 
 def write_record(folder: Path, record: Record) -> None:

@@ -44,7 +44,7 @@ STOPPED_CODES = {code for number in STOP_SIGNALS for code in (-number, 128 + num
 Steps = Mapping[str, Sequence[str]]  # name of a step -> its command
 
 
-OWN_FILES = {"model_weight": None, "save_seg_img_path": None}
+NOT_INHERITED = {"model_weight": None, "save_seg_img_path": None}
 """Keys that a trial does not take from its base: it scores its own weights and writes by them."""
 
 
@@ -99,12 +99,12 @@ def run_trials(
     *,
     steps: Callable[[Trial], Steps] = training_steps,
     retry_failed: bool = False,
-    hopeless: Callable[[Trial], bool] | None = None,
+    should_prune: Callable[[Trial], bool] | None = None,
     on_end: Callable[[Outcome], None] | None = None,
 ) -> list[Outcome]:
     """Run each trial's steps one after the other, up to `workers` trials at a time.
 
-    `trials` is read lazily, one whenever a worker is free. `hopeless` is asked about every trial in
+    `trials` is read lazily, one whenever a worker is free. `should_prune` is asked about every trial in
     its first step several times a second; if it says so, the trial is stopped (SIGTERM) and counts
     as pruned. `on_end` is called with every outcome, also of trials that were skipped. A trial that fails
     stops no other one. With several workers, each gets one of the config's GPUs, in turn.
@@ -146,7 +146,7 @@ def run_trials(
                 for job in jobs.values():
                     if stop.requested:
                         job.stop("interrupted")
-                    elif hopeless is not None and job.in_first_step and hopeless(job.trial):
+                    elif should_prune is not None and job.in_first_step and should_prune(job.trial):
                         job.stop("pruned")
                 if not take_ended() and jobs:
                     time.sleep(POLL_SECONDS)
@@ -223,7 +223,7 @@ class _Job:
                 return True
             if not self._take_lock():
                 return False
-            self._take_up_record()
+            self._resume_record()
         if self._process is not None and not self._command_ended():
             return False
         record = self.record
@@ -257,7 +257,7 @@ class _Job:
         if self._lock is not None:
             self._lock.close()
 
-    def _take_up_record(self) -> None:
+    def _resume_record(self) -> None:
         """Resume from the record on disk; its status stays as it is if there is nothing to do."""
         found = read_record(self.trial.folder)
         if found is not None:
@@ -320,11 +320,11 @@ class _Job:
             record.status = "interrupted"
         else:
             record.status = "failed"
-            record.error = self._last_words(code)
+            record.error = self._failure_reason(code)
         self._save()
         return True
 
-    def _last_words(self, code: int) -> str:
+    def _failure_reason(self, code: int) -> str:
         """Why the command failed: its error message, or the last lines that it printed."""
         with self.trial.log_file.open("rb") as file:
             file.seek(max(self._log_start, file.seek(0, os.SEEK_END) - MAX_ERROR))

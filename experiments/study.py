@@ -24,7 +24,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from experiments.runner import OWN_FILES, Trial
+from experiments.runner import NOT_INHERITED, Trial
 from utils.config import load_config, make_config, read_yaml, shown, unknown_key
 from utils.errors import UserError
 
@@ -97,7 +97,7 @@ def trials_of(study: Study) -> list[Trial]:
                 base
                 | study.settings
                 | changes
-                | OWN_FILES
+                | NOT_INHERITED
                 | {
                     "pickle_file_path": study.splits[split],
                     "snapshot_path": run_parent(study, system, split, seed),

@@ -22,10 +22,10 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from datasets.cases import find_split_file
-from experiments.records import Record, is_record_of, read_record, settings_of
+from experiments.records import Record, is_record_of, read_record, scored_settings
 from experiments.runner import Trial
-from experiments.scoring import ON_TEST, TTA
 from experiments.study import GROUPED, PUBLISHED, Study, by_run, trials_of
+from experiments.study_scoring import ON_TEST, TTA
 from utils.config import Config
 from utils.errors import UserError
 from utils.files import atomic_write, sha256
@@ -36,7 +36,7 @@ from utils.tables import csv_text
 TABLE = "results.csv"
 ON_VAL = "validation"
 WAYS = {ON_VAL: ".", TTA: TTA, ON_TEST: ON_TEST}
-"""Ways of scoring a run, and where in its folder `experiments.scoring` puts them."""
+"""Ways of scoring a run, and where in its folder `experiments.study_scoring` puts them."""
 
 
 EXPLAINED = {
@@ -222,7 +222,7 @@ def digest(config: Config, processes: int = 1) -> str:
     Each of several `processes` trains with batches of its own, so their number counts; which GPUs
     they have does not.
     """
-    content = settings_of(config) | ({"processes": processes} if processes > 1 else {})
+    content = scored_settings(config) | ({"processes": processes} if processes > 1 else {})
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
 
 

@@ -78,7 +78,7 @@ def die_in_write(number: int, where: str, part: float) -> None:
             kill_self()  # the one moment without a last.pth
         return renamed
 
-    for name in ("utils.files", "utils.runs", "utils.tensor_files", "engine.resume",
+    for name in ("utils.files", "utils.runs", "utils.tensor_files", "engine.run_folder",
                  "engine.history", "engine.epoch_losses"):  # fmt: skip
         vars(sys.modules[name])["atomic_write"] = atomic_write
     os.fsync = sync
@@ -168,7 +168,7 @@ def build_vae(folder: Path) -> None:
 def preload() -> None:
     """Import what a run imports, so that its fork need not; nothing is computed yet."""
     for module in (
-        "accelerate", "diffusers.models.autoencoders.autoencoder_tiny", "engine.build",
+        "accelerate", "diffusers.models.autoencoders.autoencoder_tiny", "engine.build", "engine.run_folder",
         "engine.training", "matplotlib.backends.backend_agg", "torch.utils.tensorboard", "train",
     ):  # fmt: skip
         importlib.import_module(module)

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from experiments import report, runner
+from experiments import runner, sweep_report
 from experiments.runner import Steps, Trial
 
 # the best learning rate is 0.003; each seed above 1 adds a hundredth; a `save_minutes` of 13 fails
@@ -40,5 +40,5 @@ def starts(trial: Trial) -> int:
 def make_sweeps_quick(patch: pytest.MonkeyPatch) -> None:
     """Trials that take milliseconds, and no drawing after each of them."""
     patch.setattr(runner, "training_steps", quick_steps)
-    patch.setattr(report, "_png", lambda figure: b"not drawn")
-    patch.setattr(report, "plot_settings", lambda *_: None)
+    patch.setattr(sweep_report, "_png", lambda figure: b"not drawn")
+    patch.setattr(sweep_report, "plot_settings", lambda *_: None)

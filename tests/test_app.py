@@ -21,8 +21,9 @@ import pytest
 
 import app
 import predict
-from engine.backends import TorchBackend, find_run
+from engine.backends import TorchBackend
 from engine.prediction import Segmentation
+from engine.trained_run import find_run
 from tests.cases_on_disk import blob_case
 from tests.run_on_disk import ROOT, write_run, write_vae
 from utils.errors import UserError

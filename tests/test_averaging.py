@@ -11,8 +11,8 @@ from safetensors.torch import load_file
 
 import export
 from datasets.cases import open_data_set
-from engine.backends import find_run
 from engine.provenance import provenance, runs_in
+from engine.trained_run import find_run
 from tests.cases_on_disk import write_data_set
 from tests.run_on_disk import write_run, write_vae
 from utils.errors import UserError

@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 import train
-from engine.build import compile_losses, compile_where_it_gains, system_from
+from engine.build import compile_losses, compile_on_gpu, system_from
 from engine.cuda_graphs import TrainingPass, can_capture
 from engine.device import make_accelerator
 from models.base import SegmentationModel
@@ -95,7 +95,7 @@ def test_only_a_training_on_a_gpu_is_compiled(
     system = build(vae)
     for asked in (False, True):
         config = make_config({"pickle_file_path": "x.json", "compile": asked})
-        compile_where_it_gains(config, system)
+        compile_on_gpu(config, system)
         assert bool(compiled) == (asked and on_gpu)
 
 
@@ -104,7 +104,7 @@ def test_train_compiles_where_the_config_asks_for_it(
 ) -> None:
     asked: list[bool] = []
     monkeypatch.setattr(
-        "engine.build.compile_where_it_gains", lambda config, _: asked.append(config.compile)
+        "engine.build.compile_on_gpu", lambda config, _: asked.append(config.compile)
     )
     train.main(arguments(tmp_path, vae, "compile=true", "epochs=1"))
     assert asked == [True]

@@ -71,8 +71,9 @@ def test_the_file_says_what_it_is(model: Path, run: Path) -> None:
 def test_any_batch_agrees_with_pytorch(tmp_path: Path, vae: Path, settings: tuple[str]) -> None:
     import torch
 
-    from engine.backends import OnnxBackend, load_system
+    from engine.backends import OnnxBackend
     from engine.onnx_export import example_images
+    from engine.trained_run import load_system
 
     folder = tmp_path / "epochs_1"
     config = write_run(folder, vae, *settings)
@@ -129,16 +130,16 @@ def test_a_graph_that_differs_is_not_kept(
 def test_a_model_that_says_nothing_is_not_kept(
     small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from engine import backends
+    from engine import trained_run
 
-    load = backends.load_system
+    load = trained_run.load_system
 
     def blank(*args: Any) -> Any:
         system: Any = load(*args)
         system.vae.grey_bias.fill_(-1000)
         return system
 
-    monkeypatch.setattr(backends, "load_system", blank)
+    monkeypatch.setattr(trained_run, "load_system", blank)
     with pytest.raises(UserError, match="0 or 1 everywhere"):
         export.main(["--run", str(small), "--out", str(tmp_path / "model.onnx")])
     assert not list(tmp_path.iterdir())

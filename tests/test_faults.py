@@ -22,7 +22,7 @@ import torch
 
 import train
 from datasets.loading import SegmentationDataset
-from engine.resume import load_state, save_state
+from engine.saved_state import load_state, save_state
 from engine.training import Trainer
 from tests.kill_test import same_end
 from tests.small_run import ROOT, arguments
@@ -102,7 +102,7 @@ def test_a_full_disk_keeps_the_last_state(
 def test_a_full_disk_at_the_start_is_told(
     tmp_path: Path, vae: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("engine.resume.atomic_write", no_space)
+    monkeypatch.setattr("engine.run_folder.atomic_write", no_space)
     with pytest.raises(UserError, match=r"cannot write to.*No space left"):
         train.main(arguments(tmp_path, vae, *SETTINGS))
 

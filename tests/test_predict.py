@@ -22,8 +22,15 @@ from datasets.cases import read_image
 from datasets.decoding import ImageError
 from datasets.pictures import read_content, read_picture
 from datasets.windowing import parse_window
-from engine.inputs import find_jobs, unique_names
-from engine.prediction import Method, blending_window, orientations, segment, tile_starts, upright
+from engine.prediction import (
+    PredictionOptions,
+    blending_window,
+    orientations,
+    segment,
+    tile_starts,
+    upright,
+)
+from engine.prediction_inputs import find_jobs, unique_names
 from tests.cases_on_disk import blob_case, write_data_set
 from tests.run_on_disk import ROOT, write_run, write_vae
 from utils.errors import UserError
@@ -97,7 +104,7 @@ def everything_under(folder: Path) -> dict[str, bytes]:
 @pytest.mark.parametrize("shape", [(16, 16), (50, 37), (9, 70), (5, 3), (1, 1), (17, 16)])
 def test_tiles_put_every_pixel_back_in_its_place(shape: tuple[int, int], tta: bool) -> None:
     pixels = noise(*shape)
-    method = Method(tiles=True, overlap=0.5, tta=tta)
+    method = PredictionOptions(tiles=True, overlap=0.5, tta=tta)
     ((key, result),) = segment(GreyBackend(), [("a", pixels)], method, batch_size=5)
     assert key == "a"
     np.testing.assert_allclose(result.probability, pixels[..., 0] / 255, atol=1e-6)
@@ -122,7 +129,9 @@ def test_tiles_blend_smoothly() -> None:
     backend = GreyBackend(
         lambda images: np.stack([np.full((16, 16), next(constants)) for _ in images])
     )
-    ((_, result),) = segment(backend, [("a", noise(16, 40))], Method(tiles=True), batch_size=8)
+    ((_, result),) = segment(
+        backend, [("a", noise(16, 40))], PredictionOptions(tiles=True), batch_size=8
+    )
     jumps = np.abs(np.diff(result.probability, axis=1))
     assert jumps.max() < 0.5 * (1 / 99)
 
@@ -130,7 +139,7 @@ def test_tiles_blend_smoothly() -> None:
 def test_resizing_keeps_the_size_of_the_picture() -> None:
     pixels = np.zeros((30, 80, 3), np.uint8)
     pixels[:, 40:] = 255
-    ((_, result),) = segment(GreyBackend(), [("a", pixels)], Method(), batch_size=1)
+    ((_, result),) = segment(GreyBackend(), [("a", pixels)], PredictionOptions(), batch_size=1)
     assert result.probability.shape == (30, 80)
     mask = result.mask(0.5)
     assert not mask[:, :38].any() and mask[:, 42:].all()
@@ -150,7 +159,7 @@ def test_augmentation_gives_mean_and_deviation(tiles: bool) -> None:
     left = np.zeros((16, 16), np.float32)
     left[:, :8] = 1
     backend = GreyBackend(lambda images: np.repeat(left[None], len(images), axis=0))
-    method = Method(tiles=tiles, tta=True)
+    method = PredictionOptions(tiles=tiles, tta=True)
     ((_, result),) = segment(backend, [("a", noise(16, 16))], method, batch_size=3)
     np.testing.assert_allclose(result.probability, 0.5, atol=1e-6)
     assert result.uncertainty is not None
@@ -159,7 +168,7 @@ def test_augmentation_gives_mean_and_deviation(tiles: bool) -> None:
 
 def test_batches_change_nothing_and_keep_the_order() -> None:
     pictures = [(index, noise(10 + index, 40 - index, index)) for index in range(7)]
-    method = Method(tiles=True, tta=True)
+    method = PredictionOptions(tiles=True, tta=True)
     whole = list(segment(GreyBackend(), pictures, method, batch_size=1000))
     assert [key for key, _ in whole] == list(range(7))
     for batch_size in (1, 3, 8):
@@ -181,7 +190,9 @@ def test_few_pictures_wait_at_a_time() -> None:
             yield index, noise(8, 8)
 
     read = bounded_map(lambda item: item, pictures(), workers=2)
-    written = bounded_map(lambda item: item, segment(GreyBackend(), read, Method(), 4), workers=2)
+    written = bounded_map(
+        lambda item: item, segment(GreyBackend(), read, PredictionOptions(), 4), workers=2
+    )
     for _ in written:
         returned += 1
     assert returned == 200
@@ -545,9 +556,9 @@ def test_a_folder_of_mixed_pictures(
 
 def test_masks_are_those_of_validation(tmp_path: Path, run: Path) -> None:
     from datasets.cases import open_data_set
-    from engine.backends import load_system
+    from engine.case_predictions import predict_cases
     from engine.device import make_accelerator
-    from engine.evaluation import predict_cases
+    from engine.trained_run import load_system
     from utils.config import load_config
 
     data_set = open_data_set(write_data_set(tmp_path, train=1, test=3, size=50))

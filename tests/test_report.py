@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from utils.errors import UserError
-from utils.metrics import Row, dice, score_case, score_cases
+from utils.metrics import ScoreRow, dice, score_case, score_cases
 from utils.report import ReportCase, write_report
 from utils.results import write_results
 
@@ -44,7 +44,7 @@ def names(count: int) -> list[str]:
     return [HOSTILE, *(f"case {index}" for index in range(1, count))]
 
 
-def write(path: Path, cases: list[ReportCase], max_side: int = 512) -> list[Row]:
+def write(path: Path, cases: list[ReportCase], max_side: int = 512) -> list[ScoreRow]:
     rows = score_cases(
         ((case.name, case.probability >= THRESHOLD, case.truth) for case in cases), progress=False
     )
@@ -444,7 +444,7 @@ def test_large_pictures_are_reduced_and_the_page_says_so(browser, tmp_path):
 def test_two_thousand_cases_open_and_are_built_as_they_are_needed(browser, report, tmp_path):
     case = make_case(1, "", (24, 32))
     scores = score_case(case.probability >= THRESHOLD, case.truth)
-    rows: list[Row] = [
+    rows: list[ScoreRow] = [
         {"Name": f"case {index}"} | scores | {"DSC": index * 7 % 2000 / 2000}
         for index in range(2000)
     ]

@@ -161,7 +161,7 @@ def test_a_signal_reaches_the_running_trials_and_nothing_is_lost(
         return False
 
     with pytest.raises(Interrupted) as caught:
-        run_trials(trials, 2, steps=commands(STOPPABLE), hopeless=signal_when_both_run)
+        run_trials(trials, 2, steps=commands(STOPPABLE), should_prune=signal_when_both_run)
     assert caught.value.exit_code == 128 + number
     for trial in trials[:2]:
         record = read_record(trial.folder)
@@ -184,7 +184,7 @@ def test_an_error_of_the_caller_stops_the_running_trials(tmp_path: Path) -> None
         return False
 
     with pytest.raises(UserError, match="disk full"):
-        run_trials([trial], steps=commands(STOPPABLE), hopeless=full_disk)
+        run_trials([trial], steps=commands(STOPPABLE), should_prune=full_disk)
     record = read_record(trial.folder)
     assert record is not None and record.status == "interrupted"
 
@@ -195,7 +195,7 @@ def test_a_hopeless_trial_is_stopped_and_stays_so(tmp_path: Path) -> None:
     wanted = {"a": "pruned", "b": "finished"}
     for _ in range(2):
         outcomes = run_trials(
-            trials, steps=steps, hopeless=lambda trial: (trial.folder / "ready").exists()
+            trials, steps=steps, should_prune=lambda trial: (trial.folder / "ready").exists()
         )
         assert statuses(outcomes) == wanted
     assert outcomes[0].record.attempts == 1

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import train
-from engine.resume import load_state
+from engine.saved_state import load_state
 from tests.cases_on_disk import write_data_set
 from tests.small_run import ROOT, arguments
 from tests.test_training import history, poison

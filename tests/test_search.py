@@ -18,8 +18,8 @@ import sweep
 from experiments import runner
 from experiments.records import Record
 from experiments.runner import Outcome, Steps, Trial
-from experiments.settings import load_sweep
-from experiments.slots import slot
+from experiments.sweep_settings import load_sweep
+from experiments.sweep_slots import slot
 from tests.quick_training import make_sweeps_quick, quick_steps, starts
 from tests.test_sweep import run, write_sweep
 from utils.config import load_config
@@ -28,7 +28,7 @@ from utils.interruption import Interrupted
 
 optuna = pytest.importorskip("optuna", reason="searches need Optuna (optional)")
 
-from experiments.search import SearchPlan, importances  # noqa: E402
+from experiments.sweep_search import SearchPlan, importances  # noqa: E402
 
 RATES = {"lr": {"low": 1e-4, "high": 0.1, "log": True}}
 
@@ -178,19 +178,19 @@ def test_a_setting_below_the_median_is_pruned_with_all_its_runs(
     trials = plan.trials()
     for _ in range(4):
         good = next(trials)
-        assert not plan.hopeless(good)  # nothing is known of it yet
+        assert not plan.should_prune(good)  # nothing is known of it yet
         write_curve(good, 0.6, 0.7, 0.8, 0.9)
-        assert not plan.hopeless(good)
+        assert not plan.should_prune(good)
         end(plan, good, "finished")
     bad, second = next(trials), next(trials)
     write_curve(second, 0.1, 0.1)
-    assert not plan.hopeless(second)  # the first run decides
+    assert not plan.should_prune(second)  # the first run decides
     write_curve(bad, 0.1)
-    assert not plan.hopeless(bad)  # within the warm-up
+    assert not plan.should_prune(bad)  # within the warm-up
     write_curve(bad, 0.1, 0.2)
     os.utime(bad.folder / "history.csv", ns=(1, 1))
-    assert plan.hopeless(bad) is prune
-    assert plan.hopeless(second) is prune
+    assert plan.should_prune(bad) is prune
+    assert plan.should_prune(second) is prune
     if prune:
         end(plan, bad, "pruned")
         assert states(plan)[-1] == "RUNNING"  # until its other run has ended

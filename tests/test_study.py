@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 import study
-from experiments import scoring
+from experiments import study_scoring
 from experiments.records import Record, Status, write_record
 from experiments.runner import Outcome, Trial
 from experiments.study import (
@@ -135,7 +135,7 @@ def test_a_run_is_scored_in_every_way_and_reported(
     finished.rename(trial.folder)
     trial.config_file.write_text(yaml.safe_dump(trial.config.model_dump(mode="json")))
     for step in ("score", "tta"):
-        scoring.main(study.training_and_scoring_steps(trial, tta=True)[step][3:])
+        study_scoring.main(study.training_and_scoring_steps(trial, tta=True)[step][3:])
 
     on_test = json.loads((trial.folder / "chosen_on_test.json").read_text())
     assert set(on_test["dice"]) == {"1", "2"}
@@ -188,7 +188,7 @@ def test_a_run_that_is_not_trained_cannot_be_scored(tmp_path: Path) -> None:
     path = tmp_path / "trial.yaml"
     path.write_text(yaml.safe_dump(trial.config.model_dump(mode="json")))
     with pytest.raises(UserError, match=r"holds no best_model\.pth: train the run first"):
-        scoring.main(["--config", str(path)])
+        study_scoring.main(["--config", str(path)])
 
 
 def row(

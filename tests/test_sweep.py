@@ -16,12 +16,12 @@ import yaml
 
 import sweep
 from experiments import runner
-from experiments.plan import describe_plan, make_plan, report
-from experiments.report import find_best, plot_settings, to_csv, to_markdown, write_best
-from experiments.scores import SettingScores
-from experiments.settings import SweepSettings, describe_settings, load_sweep
-from experiments.slots import slot
-from experiments.trials import settings_of
+from experiments.sweep_plan import describe_plan, make_plan, report
+from experiments.sweep_report import find_best, plot_settings, to_csv, to_markdown, write_best
+from experiments.sweep_scores import SettingScores
+from experiments.sweep_settings import SweepSettings, describe_settings, load_sweep
+from experiments.sweep_slots import slot
+from experiments.sweep_trials import list_settings
 from tests.quick_training import make_sweeps_quick, quick_steps, starts
 from tests.small_run import arguments
 from utils.config import load_config
@@ -177,7 +177,7 @@ def test_trials_combine_variants_grid_seeds_and_folds(tmp_path: Path) -> None:
             "folds": 3,
         },
     )
-    settings = settings_of(load_sweep(path, ["epochs=7"]))
+    settings = list_settings(load_sweep(path, ["epochs=7"]))
     assert [each.name for each in settings] == [
         f"{variant}_lr={lr}_ch_mult=1-1-2-2"
         for variant in ("wave-gms", "sft")
@@ -194,7 +194,7 @@ def test_trials_combine_variants_grid_seeds_and_folds(tmp_path: Path) -> None:
 
 def test_names_of_paths_stay_in_the_folder(tmp_path: Path) -> None:
     path = write_sweep(tmp_path, {"grid": {"vae_weights": ["../a b", "hub/taesd"]}})
-    names = [each.name for each in settings_of(load_sweep(path))]
+    names = [each.name for each in list_settings(load_sweep(path))]
     assert names == ["vae_weights=..-a-b", "vae_weights=hub-taesd"]
 
 
@@ -226,7 +226,7 @@ def test_a_sweep_leaves_tables_and_the_best_config(tmp_path: Path, quick: None) 
     assert "**lr=0.003** (best)" in (folder / "sweep.md").read_text()
     assert (folder / "sweep.png").is_file()
 
-    chosen = settings_of(load_sweep(path))[1].trials[0].config
+    chosen = list_settings(load_sweep(path))[1].trials[0].config
     config = load_config(folder / "best.yaml")
     assert config == chosen.model_copy(update={"snapshot_path": folder / "best"})
 
@@ -235,7 +235,7 @@ def test_the_same_command_goes_on(
     tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = write_sweep(tmp_path, {"grid": {"lr": [0.03, 0.003]}, "seeds": [1, 2]})
-    trials = [trial for each in settings_of(load_sweep(path)) for trial in each.trials]
+    trials = [trial for each in list_settings(load_sweep(path)) for trial in each.trials]
     with monkeypatch.context() as patch:
 
         def interrupt(outcome: runner.Outcome) -> str:
@@ -293,7 +293,7 @@ def test_a_failed_trial_is_told_and_stops_no_other(
     tmp_path: Path, quick: None, capsys: pytest.CaptureFixture
 ) -> None:
     path = write_sweep(tmp_path, {"grid": {"save_minutes": [13, 14]}})
-    bad, good = (each.trials[0] for each in settings_of(load_sweep(path)))
+    bad, good = (each.trials[0] for each in list_settings(load_sweep(path)))
     assert run(path) == 1
     assert "error: thirteen" in capsys.readouterr().out
     table = (tmp_path / "out" / "sweep.md").read_text()
@@ -430,7 +430,7 @@ def test_validated_trials_are_scored_by_case(
 
 
 def test_validation_follows_training_with_the_same_config(tmp_path: Path) -> None:
-    (trial,) = settings_of(load_sweep(write_sweep(tmp_path, {"seeds": [1]})))[0].trials
+    (trial,) = list_settings(load_sweep(write_sweep(tmp_path, {"seeds": [1]})))[0].trials
     steps = runner.training_and_validation_steps(trial)
     assert list(steps) == ["train", "valid"]
     assert steps["train"] == runner.training_steps(trial)["train"]

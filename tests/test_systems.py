@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from engine.backends import load_system
 from engine.build import system_from
+from engine.trained_run import load_system
 from models.base import SegmentationModel
 from models.baseline import Baseline, build_baseline
 from models.build import build_system

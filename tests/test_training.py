@@ -14,8 +14,8 @@ import pytest
 import torch
 
 import train
-from engine.history import Row, draw_curves
-from engine.resume import load_state
+from engine.history import EpochRow, draw_curves
+from engine.saved_state import load_state
 from engine.training import warmup_then_cosine
 from tests.cases_on_disk import write_data_set
 from tests.small_run import arguments
@@ -487,7 +487,7 @@ def test_pictures_are_drawn_now_and_then_and_at_the_end(
 
 
 def test_curves_are_drawn_with_gaps(tmp_path: Path) -> None:
-    rows: list[Row] = [
+    rows: list[EpochRow] = [
         {"epoch": 1, "loss": 2.0, "lr": 0.1, "val_dice": None},
         {"epoch": 2, "loss": 1.0, "lr": 0.1, "val_dice": 0.5},
     ]

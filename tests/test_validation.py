@@ -10,13 +10,13 @@ import pytest
 import torch
 
 import valid
-from engine.evaluation import mean_over_orientations
+from engine.case_predictions import mean_over_orientations
 from engine.examples import TRUTH_COLOUR, names_by_quantile
 from tests.cases_on_disk import write_data_set
 from tests.small_run import arguments
 from utils.config import dump_config, load_config
 from utils.errors import UserError
-from utils.metrics import Row
+from utils.metrics import ScoreRow
 
 
 def scores(folder: Path) -> list[dict[str, str]]:
@@ -270,8 +270,8 @@ def test_several_data_sets_become_a_matrix(
 
 
 def test_examples_span_best_to_worst() -> None:
-    rows: list[Row] = [{"Name": f"c{i}", "DSC": i / 10, "TruthPixels": 9} for i in range(11)]
-    normal: Row = {"Name": "normal", "DSC": 1.0, "TruthPixels": 0}
+    rows: list[ScoreRow] = [{"Name": f"c{i}", "DSC": i / 10, "TruthPixels": 9} for i in range(11)]
+    normal: ScoreRow = {"Name": "normal", "DSC": 1.0, "TruthPixels": 0}
     assert names_by_quantile([normal]) == {"best": "normal"}
     rows.append(normal)
     assert list(names_by_quantile(rows).values()) == ["c10", "c8", "c5", "c2", "c0"]

@@ -299,6 +299,23 @@ class Config(BaseModel):
         return self.snapshot_path / f"epochs_{self.epochs}"
 
 
+MACHINE_SETTINGS = frozenset({
+    "GPUs", "cache_mb", "channels_last", "checkpoint_decoder", "compile", "cuda_graphs", "deterministic",
+    "drop_leaked", "log_every", "num_workers", "phase", "pickle_file_path", "resume", "save_minutes",
+    "snapshot_path",
+})  # fmt: skip
+"""Keys that say where a run is made, how fast, and what else to report, not what it is: its scores
+compare with those of a run that differs in them. Of the path of the split file the data set's name
+counts. `precision` is none of them, nor is anything that chooses a checkpoint or scores it."""
+
+CHANGEABLE_ON_RESUME = MACHINE_SETTINGS | {
+    "evaluation_size", "hd95_empty", "model_weight", "precision", "save_freq", "save_seg_img_path",
+    "skip_nonfinite", "tta", "vae_weights", "validate_every",
+}  # fmt: skip
+"""Keys that may change when a run is resumed: they do not affect what is learned (the split file and the
+frozen weights are compared by their hashes, the precision by what it means on the device)."""
+
+
 class _PlainLoader(yaml.SafeLoader):
     """SafeLoader that refuses what no config needs.
 

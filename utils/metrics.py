@@ -29,7 +29,7 @@ EMPTY_RULES = {"diagonal": "misses as diagonal", "zero": "misses as 0"}
 """Each rule for HD95 where one mask is empty, in the words of terminal and report."""
 
 Case = tuple[str, Mask, Mask]
-Row = dict[str, str | float]
+ScoreRow = dict[str, str | float]
 
 METRICS = ("DSC", "IoU", "HD95", "ASSD", "NSD", "Sensitivity", "Specificity", "Precision")
 LOWER_IS_BETTER = frozenset({"HD95", "ASSD"})
@@ -184,7 +184,7 @@ def score_cases(
     nsd_tolerance: float = 2.0,
     total: int | None = None,
     progress: bool = True,
-) -> list[Row]:
+) -> list[ScoreRow]:
     """`score_case` of each (name, prediction, truth), as rows with a `Name`, sorted by it.
 
     `workers` processes score `batch` cases at a time; 0 scores in this process. `cases` is drawn
@@ -195,7 +195,7 @@ def score_cases(
     from tqdm import tqdm
 
     score = partial(_score_batch, hd95_empty=hd95_empty, nsd_tolerance=nsd_tolerance)
-    rows: dict[str, Row] = {}
+    rows: dict[str, ScoreRow] = {}
     with tqdm(total=total, desc="Scoring", unit="case", disable=None if progress else True) as bar:
         for scored in _map_ahead(score, _batches(cases, batch), workers):
             for row in scored:
@@ -244,8 +244,10 @@ def _surface(mask: Mask) -> npt.NDArray[np.intp]:
     return np.argwhere(inside[1:-1, 1:-1] & ~interior) + (top + 1, left + 1)
 
 
-def _score_batch(batch: list[Case], *, hd95_empty: EmptyRule, nsd_tolerance: float) -> list[Row]:
-    rows: list[Row] = []
+def _score_batch(
+    batch: list[Case], *, hd95_empty: EmptyRule, nsd_tolerance: float
+) -> list[ScoreRow]:
+    rows: list[ScoreRow] = []
     for name, prediction, truth in batch:
         try:
             scores = score_case(
@@ -264,15 +266,15 @@ def _batches(cases: Iterable[Case], size: int) -> Iterator[list[Case]]:
 
 
 def _map_ahead(
-    score: Callable[[list[Case]], list[Row]], batches: Iterable[list[Case]], workers: int
-) -> Iterator[list[Row]]:
+    score: Callable[[list[Case]], list[ScoreRow]], batches: Iterable[list[Case]], workers: int
+) -> Iterator[list[ScoreRow]]:
     """`map` in `workers` processes that draws only a few batches ahead of what is done."""
     if workers == 0:
         yield from map(score, batches)
         return
     # Processes are spawned, not forked: the caller may hold CUDA contexts and threads.
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        running: deque[Future[list[Row]]] = deque()
+        running: deque[Future[list[ScoreRow]]] = deque()
         for batch in batches:
             running.append(pool.submit(score, batch))
             if len(running) >= 2 * workers:

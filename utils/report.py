@@ -24,7 +24,7 @@ import numpy as np
 
 from utils.errors import UserError
 from utils.files import atomic_write
-from utils.metrics import EMPTY_RULES, LOWER_IS_BETTER, METRICS, Row
+from utils.metrics import EMPTY_RULES, LOWER_IS_BETTER, METRICS, ScoreRow
 from utils.results import column
 
 TEMPLATE = Path(__file__).with_name("report_template.html")
@@ -50,7 +50,7 @@ def write_report(
     path: Path,
     cases: Iterable[ReportCase],
     *,
-    rows: Sequence[Row],
+    rows: Sequence[ScoreRow],
     summary: Mapping[str, Any],
     title: str,
     threshold: float = 0.5,
@@ -122,7 +122,7 @@ def _pictures(case: ReportCase, levels: np.ndarray, max_side: int) -> str:
 
 
 def _page(
-    rows: Sequence[Row],
+    rows: Sequence[ScoreRow],
     summary: Mapping[str, Any],
     title: str,
     threshold: float,
@@ -267,7 +267,7 @@ def _flatten(value: Any, key: str = "") -> list[tuple[str, str]]:
     return [(key, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))]
 
 
-def _histogram(metric: str, rows: Sequence[Row], summary: Mapping[str, Any]) -> str:
+def _histogram(metric: str, rows: Sequence[ScoreRow], summary: Mapping[str, Any]) -> str:
     """A figure with an SVG histogram of one metric; a bar carries the filter for its cases.
 
     Distances that stand for an empty mask, the image diagonal, share the last bar, since on a

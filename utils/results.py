@@ -23,7 +23,7 @@ import numpy as np
 
 from utils.errors import UserError, listed
 from utils.files import atomic_write
-from utils.metrics import METRICS, SIZES, EmptyRule, Row
+from utils.metrics import METRICS, SIZES, EmptyRule, ScoreRow
 from utils.statistics import CONFIDENCE, RESAMPLES, SEED, describe
 from utils.tables import csv_text
 
@@ -38,7 +38,7 @@ class Results:
     """A validation read back: its rows sorted by name, and its summary."""
 
     folder: Path
-    rows: list[Row]
+    rows: list[ScoreRow]
     summary: dict[str, Any]
 
     @property
@@ -52,7 +52,7 @@ class Results:
 
 def write_results(
     folder: Path,
-    rows: Sequence[Row],
+    rows: Sequence[ScoreRow],
     *,
     provenance: Mapping[str, Any],
     leaked: Collection[str] = (),
@@ -83,7 +83,7 @@ def write_results(
     return summary
 
 
-def summarise(rows: Sequence[Row], hd95_empty: EmptyRule = "diagonal") -> dict[str, Any]:
+def summarise(rows: Sequence[ScoreRow], hd95_empty: EmptyRule = "diagonal") -> dict[str, Any]:
     """Descriptions of every metric, and what empty masks did to HD95.
 
     A miss is a case with true foreground and an empty prediction, a false alarm the reverse.
@@ -167,7 +167,7 @@ def check_same_cases(runs: Mapping[str, Results]) -> None:
             )
 
 
-def column(rows: Sequence[Row], name: str) -> np.ndarray:
+def column(rows: Sequence[ScoreRow], name: str) -> np.ndarray:
     """One column of numbers (N,) of `rows`."""
     return np.array([row[name] for row in rows], dtype=np.float64)
 
@@ -186,7 +186,7 @@ def _or_none(number: float) -> float | None:
     return None if math.isnan(number) else number
 
 
-def _to_csv(rows: Sequence[Row], metrics: Mapping[str, Mapping[str, Any]]) -> str:
+def _to_csv(rows: Sequence[ScoreRow], metrics: Mapping[str, Mapping[str, Any]]) -> str:
     averages = [
         {"Name": name} | {metric: each[key] for metric, each in metrics.items()}
         for name, key in (("Avg", "mean"), ("Std", "std"))
@@ -194,7 +194,7 @@ def _to_csv(rows: Sequence[Row], metrics: Mapping[str, Mapping[str, Any]]) -> st
     return csv_text(COLUMNS, [*rows, *averages])
 
 
-def _from_csv(path: Path) -> list[Row]:
+def _from_csv(path: Path) -> list[ScoreRow]:
     try:
         with path.open(newline="", encoding="utf-8") as file:
             lines = list(csv.reader(file, strict=True))
@@ -215,11 +215,11 @@ def _from_csv(path: Path) -> list[Row]:
     return sorted(rows, key=lambda row: str(row["Name"]))
 
 
-def _parse(path: Path, number: int, line: list[str]) -> Row:
+def _parse(path: Path, number: int, line: list[str]) -> ScoreRow:
     """A row of the CSV file; every number in it is finite."""
     if len(line) != len(COLUMNS):
         raise UserError(f"{path}, row {number}: {len(line)} columns, expected {len(COLUMNS)}")
-    row: Row = {"Name": line[0]}
+    row: ScoreRow = {"Name": line[0]}
     try:
         row |= zip(COLUMNS[1:], map(float, line[1:]), strict=True)
     except ValueError as error:

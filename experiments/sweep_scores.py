@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from experiments.records import Record, Status, is_record_of, read_record
 from experiments.runner import Trial
-from experiments.trials import Setting, text_of
+from experiments.sweep_trials import Setting, text_of
 
 if TYPE_CHECKING:
     import numpy as np

@@ -23,8 +23,8 @@ from typing import IO, Any
 import cv2
 import numpy as np
 
-from engine.inputs import OUTPUT_FOLDERS, Job
 from engine.prediction import Segmentation
+from engine.prediction_inputs import OUTPUT_FOLDERS, Job
 from utils.errors import UserError
 from utils.files import atomic_write
 from utils.overlay import draw_overlay
@@ -42,9 +42,8 @@ COLUMNS = (
     "message",
 )
 STEPS = 65535  # 16-bit PNG
-OVERLAYS = ("jpg", "png", "none")
 
-Row = dict[str, str]
+PredictionRow = dict[str, str]
 
 
 class OutputFolder:
@@ -53,7 +52,7 @@ class OutputFolder:
     Args:
         folder: made if it does not exist.
         settings: what the files depend on; kept, and compared when a run is resumed.
-        overlay: one of OVERLAYS.
+        overlay: "jpg", "png" or "none".
         tta: whether there is an uncertainty.
     """
 
@@ -67,8 +66,8 @@ class OutputFolder:
         self._tta = tta
         self._table = folder / "predictions.csv"
         self._partial = folder / "predictions.partial.csv"
-        self._rows: dict[str, Row] = {}
-        self._earlier: list[Row] = []  # of images that are not among the jobs of this run
+        self._rows: dict[str, PredictionRow] = {}
+        self._earlier: list[PredictionRow] = []  # of images that are not among the jobs of this run
         self._journal: IO[str] | None = None
 
     def open(self, jobs: Sequence[Job], resume: bool, overwrite: bool) -> list[Job]:
@@ -115,7 +114,9 @@ class OutputFolder:
             for what, ending in endings.items()
         }
 
-    def write(self, job: Job, pixels: np.ndarray, note: str, segmentation: Segmentation) -> Row:
+    def write(
+        self, job: Job, pixels: np.ndarray, note: str, segmentation: Segmentation
+    ) -> PredictionRow:
         """Write the files of an image; returns its row. May run in several threads.
 
         UserError where the model's output is not a number; OSError where a file cannot be written.
@@ -151,7 +152,7 @@ class OutputFolder:
             "message": note,
         }
 
-    def fail(self, job: Job, reason: str) -> Row:
+    def fail(self, job: Job, reason: str) -> PredictionRow:
         """The row of an image that could not be predicted, without files."""
         for path in self.paths(job.name).values():
             path.unlink(missing_ok=True)  # of an earlier run
@@ -163,14 +164,14 @@ class OutputFolder:
             "message": " ".join(reason.split()),
         }
 
-    def add(self, row: Row) -> None:
+    def add(self, row: PredictionRow) -> None:
         """Take an image's row into the table."""
         assert self._journal is not None
         self._rows[row["name"]] = row
         self._journal.write(csv_text(COLUMNS, [row], header=False))
         self._journal.flush()
 
-    def close(self, jobs: Sequence[Job]) -> list[Row]:
+    def close(self, jobs: Sequence[Job]) -> list[PredictionRow]:
         """Write the table, earlier rows first, then the jobs' in their order; returns the failed."""
         assert self._journal is not None
         rows = [self._rows[job.name] for job in jobs]
@@ -209,7 +210,7 @@ class OutputFolder:
                 "--overwrite, or another --out"
             )
 
-    def _check_names(self, jobs: Sequence[Job], done: Iterable[Row]) -> None:
+    def _check_names(self, jobs: Sequence[Job], done: Iterable[PredictionRow]) -> None:
         """UserError where a finished image has another name now, or its name another image."""
         names = {job.file: job.name for job in jobs}
         files = {job.name.casefold(): job.file for job in jobs}
@@ -222,7 +223,7 @@ class OutputFolder:
                     "which the run was started, or use another --out"
                 )
 
-    def _finished(self) -> dict[str, Row]:
+    def _finished(self) -> dict[str, PredictionRow]:
         """Complete rows of an earlier run whose prediction succeeded."""
         path = self._partial if self._partial.exists() else self._table
         lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
@@ -234,7 +235,7 @@ class OutputFolder:
             if row.get("status") == "ok" and None not in row and None not in row.values()
         }
 
-    def _is_done(self, job: Job, done: Mapping[str, Row]) -> bool:
+    def _is_done(self, job: Job, done: Mapping[str, PredictionRow]) -> bool:
         return (
             job.name in done
             and done[job.name]["file"] == job.file

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
 from experiments.records import Status
-from experiments.scores import CHOOSING, SettingScores
+from experiments.sweep_scores import CHOOSING, SettingScores
 from utils.config import Config, dump_config
 from utils.files import atomic_write
 from utils.runs import writing_to

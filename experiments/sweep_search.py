@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from datasets.cases import find_split_file
 from experiments.records import Status
 from experiments.runner import Outcome, Trial
-from experiments.scores import (
+from experiments.sweep_scores import (
     CHOOSING,
     SettingScores,
     best_validation,
@@ -27,9 +27,9 @@ from experiments.scores import (
     validation_curve,
     values_of,
 )
-from experiments.settings import Range, Sweep
-from experiments.trials import Setting, make_setting, text_of, weights_folder
-from utils.config import Config
+from experiments.sweep_settings import Range, Sweep
+from experiments.sweep_trials import Setting, make_setting, text_of, weights_folder
+from utils.config import CHANGEABLE_ON_RESUME, Config
 from utils.errors import UserError
 from utils.files import sha256
 
@@ -68,19 +68,19 @@ class Candidate:
     reported: set[int]  # epochs that the study knows
     unstarted: int
     outcomes: list[Outcome] = field(default_factory=list)
-    hopeless: bool = False
+    pruned: bool = False
     seen: int = 0  # time stamp of the history that was read last
 
     @property
     def over(self) -> bool:
         """Whether no run of it will still start: one of them was pruned or has failed."""
-        return self.hopeless or any(each.record.status == "failed" for each in self.outcomes)
+        return self.pruned or any(each.record.status == "failed" for each in self.outcomes)
 
 
 class SearchPlan:
     """The trials of a study, asked for one setting at a time.
 
-    `owner` names the slot that this process holds (`experiments.slots`).
+    `owner` names the slot that this process holds (`experiments.sweep_slots`).
     """
 
     def __init__(self, sweep: Sweep, owner: str, retry_failed: bool) -> None:
@@ -108,24 +108,24 @@ class SearchPlan:
         while (asked := self._ask()) is not None:
             yield from self._runs(asked, set())
 
-    def hopeless(self, trial: Trial) -> bool:
+    def should_prune(self, trial: Trial) -> bool:
         """Whether the setting's first run falls behind the median of the other settings' first runs.
 
-        The other runs of a setting that was given up are hopeless, too.
+        The other runs of a setting that was given up are pruned, too.
         """
         candidate = self.candidates.get(trial.name)
         if candidate is None:  # the study knows its value
             return False
-        if not self.sweep.settings.prune or candidate.hopeless:
-            return candidate.hopeless
+        if not self.sweep.settings.prune or candidate.pruned:
+            return candidate.pruned
         if trial is not candidate.setting.trials[0]:
             return False
         with suppress(FileNotFoundError):
             stamp = (trial.folder / "history.csv").stat().st_mtime_ns
             if stamp != candidate.seen:
                 candidate.seen = stamp
-                candidate.hopeless = self._falls_behind(candidate)
-        return candidate.hopeless
+                candidate.pruned = self._falls_behind(candidate)
+        return candidate.pruned
 
     def ended(self, outcome: Outcome) -> None:
         """When the setting's last run has ended, tell the study; one that was stopped stays open."""
@@ -134,7 +134,7 @@ class SearchPlan:
             return
         candidate.outcomes.append(outcome)
         statuses = {each.record.status for each in candidate.outcomes}
-        candidate.hopeless |= "pruned" in statuses
+        candidate.pruned |= "pruned" in statuses
         if candidate.unstarted and not candidate.over:
             return
         started = len(candidate.setting.trials) - candidate.unstarted
@@ -256,7 +256,7 @@ class SearchPlan:
             handle.set_user_attr(SCORES, values)
             self.study.tell(candidate.number, sum(values) / len(values))
         else:
-            state = TrialState.PRUNED if candidate.hopeless else TrialState.FAIL
+            state = TrialState.PRUNED if candidate.pruned else TrialState.FAIL
             self.study.tell(candidate.number, state=state)
 
     def _enqueue_failed(self) -> None:
@@ -378,10 +378,8 @@ def importances(study: optuna.Study) -> dict[str, float]:
 
 def _check_same_search(sweep: Sweep, study: optuna.Study) -> None:
     """UserError if the study's values were reached with other settings, and so do not compare."""
-    from engine.resume import FREE_SETTINGS
-
     shared = sweep.base.model_dump(mode="json") | {"vae_weights": _weights(sweep.base.vae_weights)}
-    free = (FREE_SETTINGS - COMPARED) | sweep.settings.search.keys()
+    free = (CHANGEABLE_ON_RESUME - COMPARED) | sweep.settings.search.keys()
     current = {key: value for key, value in shared.items() if key not in free}
     if "pickle_file_path" not in sweep.settings.search:
         current |= _data(sweep.base)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from datasets.cases import DataSet
 from datasets.integrity import leaked_names, same_source_file
 from datasets.splits import Split
-from engine.evaluation import predict_cases, report_cases, saving
+from engine.case_predictions import predict_cases, report_cases, save_each
 from engine.examples import draw_examples, names_by_quantile, write_overlays
 from engine.provenance import cases_trained_on, network_name, provenance
 from utils.metrics import EMPTY_RULES, score_cases
@@ -59,7 +59,7 @@ def score_test_split(
         tta=config.tta,
     )
     rows = score_cases(
-        saving(predictions, masks, config.threshold),
+        save_each(predictions, masks, config.threshold),
         hd95_empty=config.hd95_empty,
         workers=config.num_workers,
         total=len(data_set.test),

@@ -1,7 +1,7 @@
 """Score a finished run of a study on its test split, by each way of choosing the checkpoint.
 
-    python -m experiments.scoring --config <run folder>/trial.yaml
-    python -m experiments.scoring --config <run folder>/trial.yaml --tta
+    python -m experiments.study_scoring --config <run folder>/trial.yaml
+    python -m experiments.study_scoring --config <run folder>/trial.yaml --tta
 
 The first writes into the run folder, through valid.py,
 

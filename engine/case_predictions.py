@@ -116,10 +116,10 @@ def save_prediction(folder: Path, prediction: Prediction, threshold: float) -> N
         atomic_write(path, cv2.imencode(".png", pixels)[1].tobytes())
 
 
-def saving(
+def save_each(
     predictions: Iterable[Prediction], folder: Path, threshold: float
 ) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
-    """Save each prediction and pass on what is scored: name, mask, truth."""
+    """Save each prediction into `folder`, and yield what is scored: its name, mask and truth."""
     for prediction in predictions:
         save_prediction(folder, prediction, threshold)
         yield prediction.case.name, prediction.mask(threshold), prediction.truth

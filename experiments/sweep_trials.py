@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from experiments.runner import OWN_FILES, ROOT, Trial
-from experiments.settings import BEST_NAME, Range, Sweep
+from experiments.runner import NOT_INHERITED, ROOT, Trial
+from experiments.sweep_settings import BEST_NAME, Range, Sweep
 from utils.config import Config
 from utils.errors import UserError
 
@@ -33,7 +33,7 @@ class Setting:
     trials: tuple[Trial, ...]
 
 
-def settings_of(sweep: Sweep) -> list[Setting]:
+def list_settings(sweep: Sweep) -> list[Setting]:
     """All variants with all combinations of the grid, each with its runs.
 
     Every config is built here; UserError if one does not fit or two have the same name.
@@ -73,13 +73,15 @@ def make_setting(
 def make_trial(sweep: Sweep, name: str, values: dict[str, Any]) -> Trial:
     """The trial that runs in the folder `name` of the sweep."""
     folder = sweep.folder / (name or BASE_NAME)
-    return Trial(name or BASE_NAME, sweep.config(values | OWN_FILES | {"snapshot_path": folder}))
+    return Trial(
+        name or BASE_NAME, sweep.config(values | NOT_INHERITED | {"snapshot_path": folder})
+    )
 
 
 def best_config(sweep: Sweep, setting: Setting) -> Config:
     """What to train with next: the setting with its first seed, no fold held out, another folder."""
     seed = {"seed": sweep.settings.seeds[0]} if sweep.settings.seeds else {}
-    place = OWN_FILES | {"snapshot_path": sweep.folder / BEST_NAME}
+    place = NOT_INHERITED | {"snapshot_path": sweep.folder / BEST_NAME}
     return sweep.config(setting.values | seed | place)
 
 

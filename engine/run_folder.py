@@ -1,19 +1,19 @@
-"""Resuming a run: `last.pth` holds what that needs, and other settings are refused."""
+"""The folder of a training run: opened and locked, refused to other settings, begun."""
 
 from __future__ import annotations
 
 import json
 import logging
-import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engine.device import resolved_precision
 from engine.provenance import input_hashes
-from utils.config import Config, dump_config, load_config
+from engine.saved_state import LAST_STATE, state_files
+from utils.config import CHANGEABLE_ON_RESUME, Config, dump_config, load_config
 from utils.errors import UserError
 from utils.files import atomic_write
 from utils.runs import (
@@ -24,7 +24,6 @@ from utils.runs import (
     write_environment,
     writing_to,
 )
-from utils.tensor_files import load_tensors, save_tensors
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -34,67 +33,43 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("wavegms")
 
-LAST = "last.pth"
-BEFORE_LAST = "last.previous.pth"
-FORMAT = 1
 LEFT_BY_A_RUN = (
     "best_model.*", "epoch_*", "history.csv", "nonfinite.json",
     "valid_results_*", "predicted_masks_*", "cross_domain",
 )  # besides its states, and what a new one writes at once  # fmt: skip
 
-# settings that may change when a run is resumed: they do not affect what is learned (the split
-# file and the frozen weights are compared by their hashes)
-FREE_SETTINGS = {
-    "GPUs", "cache_mb", "channels_last", "checkpoint_decoder", "compile", "cuda_graphs", "deterministic",
-    "drop_leaked", "evaluation_size", "hd95_empty", "log_every", "model_weight", "num_workers",
-    "phase", "pickle_file_path", "precision", "resume", "save_freq", "save_minutes", "save_seg_img_path",
-    "skip_nonfinite", "snapshot_path", "tta", "vae_weights", "validate_every",
-}  # fmt: skip
 
+class RunFolder:
+    """The folder at `path`, locked for this run. Nothing of a run that is there is touched before `begin`.
 
-def save_state(folder: Path, state: dict[str, Any]) -> None:
-    """Write `last.pth`, keeping the one before it until the new one is whole.
-
-    UserError if that fails; what was saved before is then still there.
+    `inputs` is what the result rests on besides the config; None in all but the main process, which alone
+    writes.
     """
-    last, before = folder / LAST, folder / BEFORE_LAST
-    incoming = folder / f"{LAST}.new"
-    with writing_to(folder):
-        save_tensors(incoming, {"format": FORMAT} | state)
-        if last.exists():
-            last.replace(before)
-        incoming.replace(last)
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
+    def __init__(self, path: Path, config: Config, inputs: dict[str, Any] | None) -> None:
+        self.path = path
+        self._config, self._inputs = config, inputs
 
-def load_state(folder: Path) -> dict[str, Any] | None:
-    """The newest whole state in `folder`, or None if the run has not saved one.
+    def begin(self) -> None:
+        """Write config.yaml and environment.json; call it once the run can start.
 
-    A damaged file is reported and the one before it is taken. UserError if all are damaged.
-    """
-    damaged = []
-    for path in _states(folder):
-        if not path.exists():
-            continue
-        try:
-            state = load_tensors(path)
-            if not isinstance(state, dict) or state.get("format") != FORMAT:
-                raise ValueError("is not a training state of this version")
-        except Exception as error:  # torch.load has no common error for damaged files
-            log.warning("%s cannot be used (%s); trying the one before", path, error)
-            damaged.append(str(path))
-            continue
-        return state
-    if damaged:
-        raise UserError(
-            f"no saved state of this run can be read: {', '.join(damaged)}. "
-            "Delete them, or set resume=never, to start again"
-        )
-    return None
+        With `resume: never` the weights and results of the run that is there are deleted first.
+        """
+        if self._inputs is None:
+            return
+        if self._config.resume == "never":
+            left = [path for pattern in LEFT_BY_A_RUN for path in self.path.glob(pattern)]
+            for path in (*state_files(self.path), *left):
+                if path.is_dir() and not path.is_symlink():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink(missing_ok=True)
+        remove_leftovers(self.path)
+        with writing_to(self.path):
+            atomic_write(self.path / "config.yaml", dump_config(self._config))
+            write_environment(
+                self.path / "environment.json", self._inputs | {"seed": self._config.seed}
+            )
 
 
 @contextmanager
@@ -104,17 +79,17 @@ def open_run(
     system: SegmentationModel,
     accelerator: Accelerator,
     plan: str,
-) -> Iterator[tuple[Path, Callable[[], None]]]:
-    """The folder of a run while it trains, checked and locked, and what to call once it can start.
+) -> Iterator[RunFolder]:
+    """The folder of a run while it trains, checked and locked; `plan` goes into its log.
 
-    That call is `record_run`; until then nothing of a run that is there has been touched. All of it is done
-    by the main process; the others wait for it. UserErrors of `create_run_folder`, `locked` and
+    The main process does this; the others wait for it. UserErrors of `create_run_folder`, `locked` and
     `check_resumable`.
     """
     folder, is_main = config.run_folder, accelerator.is_main_process
     if is_main:
         create_run_folder(folder)
     with locked(folder) if is_main else nullcontext():
+        inputs = None
         if is_main:
             log_to(folder / "logs" / "train.log")
             log.info(plan)
@@ -125,7 +100,7 @@ def open_run(
             }
             check_resumable(folder, config, **inputs)
         accelerator.wait_for_everyone()
-        yield folder, lambda: record_run(folder, config, inputs) if is_main else None
+        yield RunFolder(folder, config, inputs)
 
 
 def check_resumable(
@@ -139,12 +114,12 @@ def check_resumable(
     if config.resume == "never":
         return
     current = config.model_dump(mode="json")
-    if any(path.exists() for path in _states(folder)):
+    if any(path.exists() for path in state_files(folder)):
         saved, environment = _recorded(folder)
         changed = [
             f"{key}: {saved.get(key)!r} in the saved run, {current[key]!r} now"
             for key in current
-            if key not in FREE_SETTINGS and saved.get(key) != current[key]
+            if key not in CHANGEABLE_ON_RESUME and saved.get(key) != current[key]
         ]
         changed += [
             f"the {name} is another file than in the saved run"
@@ -169,31 +144,9 @@ def check_resumable(
             )
     elif _epochs_recorded(folder) > 1:  # after one epoch a kill may have come before the state
         raise UserError(
-            f"{folder} holds a trained run, but no {LAST} to resume from; training again would "
+            f"{folder} holds a trained run, but no {LAST_STATE} to resume from; training again would "
             "overwrite its weights. Set another snapshot_path, or start again with resume=never"
         )
-
-
-def record_run(folder: Path, config: Config, inputs: dict[str, Any]) -> None:
-    """Write config and environment, `inputs` among it, into `folder`.
-
-    With `resume: never` the weights and results of the run that is there are deleted first.
-    """
-    if config.resume == "never":
-        left = [path for pattern in LEFT_BY_A_RUN for path in folder.glob(pattern)]
-        for path in (*_states(folder), *left):
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)
-            else:
-                path.unlink(missing_ok=True)
-    remove_leftovers(folder)
-    with writing_to(folder):
-        atomic_write(folder / "config.yaml", dump_config(config))
-        write_environment(folder / "environment.json", inputs | {"seed": config.seed})
-
-
-def _states(folder: Path) -> list[Path]:
-    return [folder / name for name in (LAST, f"{LAST}.new", BEFORE_LAST)]
 
 
 def _epochs_recorded(folder: Path) -> int:

@@ -6,11 +6,17 @@ from collections.abc import Iterator
 from contextlib import suppress
 from typing import TYPE_CHECKING, Protocol
 
-from experiments.report import find_best, write_best, write_report
 from experiments.runner import Outcome, Trial
-from experiments.scores import SettingScores, score_setting
-from experiments.settings import Range, Sweep
-from experiments.trials import Setting, best_config, check_search, check_weights, settings_of
+from experiments.sweep_report import find_best, write_best, write_report
+from experiments.sweep_scores import SettingScores, score_setting
+from experiments.sweep_settings import Range, Sweep
+from experiments.sweep_trials import (
+    Setting,
+    best_config,
+    check_search,
+    check_weights,
+    list_settings,
+)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -22,7 +28,7 @@ class Plan(Protocol):
     def trials(self) -> Iterator[Trial]:
         """The trials in the order in which they start; read lazily."""
 
-    def hopeless(self, trial: Trial) -> bool:
+    def should_prune(self, trial: Trial) -> bool:
         """Whether a running trial should be stopped for good."""
 
     def ended(self, outcome: Outcome) -> None:
@@ -38,17 +44,17 @@ class Plan(Protocol):
 def make_plan(sweep: Sweep, owner: str, retry_failed: bool) -> Plan:
     """The plan of a sweep whose slot is held under the identity `owner`."""
     if sweep.settings.search:
-        from experiments.search import SearchPlan
+        from experiments.sweep_search import SearchPlan
 
         return SearchPlan(sweep, owner, retry_failed)
-    return ListedPlan(sweep, settings_of(sweep))
+    return ListedPlan(sweep, list_settings(sweep))
 
 
 def describe_plan(sweep: Sweep) -> str:
     """What would be run, after building every config; UserError if one does not fit or has no weights."""
     settings = sweep.settings
     if settings.search:
-        from experiments.search import distribution
+        from experiments.sweep_search import distribution
 
         check_search(sweep)
         with suppress(ImportError):  # without Optuna a search can be looked at
@@ -60,7 +66,7 @@ def describe_plan(sweep: Sweep) -> str:
         runs = max(1, len(settings.seeds)) * (settings.folds or 1)
         lines.append(f"runs of a setting: {runs}")
     else:
-        listed = settings_of(sweep)
+        listed = list_settings(sweep)
         for setting in listed:
             check_weights(sweep, setting.trials[0].config)
         trials = [trial.name for setting in listed for trial in setting.trials]
@@ -85,7 +91,7 @@ class ListedPlan:
         for runs in zip(*(setting.trials for setting in self.settings), strict=True):
             yield from runs
 
-    def hopeless(self, trial: Trial) -> bool:
+    def should_prune(self, trial: Trial) -> bool:
         return False
 
     def ended(self, outcome: Outcome) -> None:

@@ -1,0 +1,68 @@
+"""The state of a training run on disk, `last.pth`: everything that an exact resume needs."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+from utils.errors import UserError
+from utils.runs import writing_to
+from utils.tensor_files import load_tensors, save_tensors
+
+log = logging.getLogger("wavegms")
+
+LAST_STATE = "last.pth"
+STATE_BEFORE = "last.previous.pth"
+FORMAT = 1
+
+
+def state_files(folder: Path) -> list[Path]:
+    """Where the states of a run may lie, the newest first."""
+    return [folder / name for name in (LAST_STATE, f"{LAST_STATE}.new", STATE_BEFORE)]
+
+
+def save_state(folder: Path, state: dict[str, Any]) -> None:
+    """Write `last.pth`, keeping the one before it until the new one is whole.
+
+    UserError if that fails; what was saved before is then still there.
+    """
+    last, before = folder / LAST_STATE, folder / STATE_BEFORE
+    incoming = folder / f"{LAST_STATE}.new"
+    with writing_to(folder):
+        save_tensors(incoming, {"format": FORMAT} | state)
+        if last.exists():
+            last.replace(before)
+        incoming.replace(last)
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def load_state(folder: Path) -> dict[str, Any] | None:
+    """The newest whole state in `folder`, or None if the run has not saved one.
+
+    A damaged file is reported and the one before it is taken. UserError if all are damaged.
+    """
+    damaged = []
+    for path in state_files(folder):
+        if not path.exists():
+            continue
+        try:
+            state = load_tensors(path)
+            if not isinstance(state, dict) or state.get("format") != FORMAT:
+                raise ValueError("is not a training state of this version")
+        except Exception as error:  # torch.load has no common error for damaged files
+            log.warning("%s cannot be used (%s); trying the one before", path, error)
+            damaged.append(str(path))
+            continue
+        return state
+    if damaged:
+        raise UserError(
+            f"no saved state of this run can be read: {', '.join(damaged)}. "
+            "Delete them, or set resume=never, to start again"
+        )
+    return None

@@ -1,0 +1,154 @@
+"""Finding a trained run, by its folder or config, and loading its weights."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from utils.errors import UserError
+
+if TYPE_CHECKING:
+    from models.base import SegmentationModel
+    from utils.config import Config
+
+log = logging.getLogger("wavegms")
+
+PROVIDED_MODELS = Path("ckpt/provided_models")
+"""Weights that come with the repository, a folder like that of a run for each data set."""
+
+
+def add_model_arguments(parser: argparse.ArgumentParser, onnx: bool = True) -> None:
+    """`--run`, `--config`, `--onnx` (one of them), `--weights` and `--set`."""
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument(
+        "--run",
+        type=Path,
+        metavar="DIR",
+        help="folder of a run: config.yaml and best_model.pth (or .safetensors)",
+    )
+    source.add_argument("--config", type=Path, metavar="YAML", help="config of the model")
+    if onnx:
+        source.add_argument("--onnx", type=Path, metavar="FILE", help="model written by export.py")
+    parser.add_argument(
+        "--weights", type=Path, metavar="PTH", help="checkpoint, in place of the run's best"
+    )
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="key=value",
+        help="change a key of the run's config, such as vae_weights, GPUs or precision",
+    )
+
+
+def find_named_run(arguments: argparse.Namespace) -> tuple[Config, Path]:
+    """Config and checkpoint that the arguments of `add_model_arguments` name."""
+    return find_run(arguments.run, arguments.config, arguments.weights, arguments.set)
+
+
+def find_run(
+    folder: Path | None = None,
+    config_file: Path | None = None,
+    weights: Path | None = None,
+    overrides: Sequence[str] = (),
+) -> tuple[Config, Path]:
+    """Config and checkpoint of a run: of its folder, or of a config file where there is no folder.
+
+    The checkpoint is `weights`, else what `overrides` (`key=value`) or the config file name as
+    `model_weight`, else the run's `best_model.pth`, or `.safetensors` as export.py writes it. As long as
+    a data set's own config has no run, it stands for the weights that come with the repository, where
+    there are some. UserError where one is missing.
+    """
+    if folder is not None:
+        return _run_in_folder(folder, weights, overrides)
+    if config_file is not None:
+        return _run_of_config(config_file, weights, overrides)
+    raise UserError("name the folder of a run, or a config file")
+
+
+def _run_in_folder(
+    folder: Path, weights: Path | None, overrides: Sequence[str]
+) -> tuple[Config, Path]:
+    from utils.config import load_config
+
+    config_file = folder / "config.yaml"
+    if not config_file.is_file():
+        raise UserError(
+            f"{folder} is not the folder of a run: it has no config.yaml. Name one as "
+            "train.py wrote it (ckpt/<experiment>/epochs_<N>), or use --config"
+        )
+    config = load_config(config_file, overrides)
+    if weights is None and not any(each.startswith("model_weight=") for each in overrides):
+        own, passed_on = folder / "best_model.pth", folder / "best_model.safetensors"
+        weights = passed_on if passed_on.is_file() and not own.is_file() else own
+    return _with_checkpoint(config, weights)
+
+
+def _run_of_config(
+    config_file: Path, weights: Path | None, overrides: Sequence[str]
+) -> tuple[Config, Path]:
+    from utils.config import load_config
+
+    config = load_config(config_file, overrides)
+    provided = None if weights or config.model_weight else provided_for(config)
+    if provided is None:
+        return _with_checkpoint(config, weights)
+    log.warning(
+        "no run in %s yet: the weights that come with the repository are used, with their own config, %s",
+        *(config.snapshot_path, provided),
+    )
+    return _run_in_folder(
+        provided, None, [f"pickle_file_path={config.pickle_file_path}", *overrides]
+    )
+
+
+def _with_checkpoint(config: Config, weights: Path | None) -> tuple[Config, Path]:
+    """The config with `weights` as its `model_weight`, if given, and the checkpoint that it then means."""
+    if weights:
+        config = config.model_copy(update={"model_weight": weights})
+    path = config.model_weight or config.run_folder / "best_model.pth"
+    if not path.is_file():
+        raise UserError(
+            f"no checkpoint at {path}. Train one with the same config (python train.py --config ...), "
+            "or name one: model_weight=path/to/best_model.pth"
+        )
+    return config, path
+
+
+def provided_for(config: Config) -> Path | None:
+    """Folder of the repository's weights for the config's data set.
+
+    None where there are none, where the experiment has a run of its own, and for another experiment than
+    that of the data set's own config.
+    """
+    folder, experiment = PROVIDED_MODELS / config.dataset, config.snapshot_path
+    if experiment.name != f"wave_gms_{config.dataset}" or any(
+        experiment.glob("epochs_*/best_model.*")
+    ):
+        return None
+    return folder if (folder / "config.yaml").is_file() else None
+
+
+def load_system(config: Config, checkpoint: Path) -> SegmentationModel:
+    """The trained system in eval mode; a warning where it was trained with another config.
+
+    UserError if the checkpoint is another architecture's.
+    """
+    from engine.build import system_from
+    from engine.provenance import trained_otherwise, training_config
+    from utils.checkpoints import load_weights
+
+    system = system_from(config, pretrained=False)
+    load_weights(checkpoint, system)
+    others = trained_otherwise(config, training_config(checkpoint))
+    if others:
+        keys = " ".join(
+            f"{key}={'null' if value is None else value}" for key, value in others.items()
+        )
+        log.warning(
+            "these weights were trained with %s: set that to use them as they were trained", keys
+        )
+    return system.eval()
