@@ -6,6 +6,7 @@ import ctypes
 import logging
 import os
 import platform
+import signal
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -43,12 +44,23 @@ def use_gpus(gpus: Sequence[int]) -> None:
             f"GPUs names {len(gpus)}, but CUDA_VISIBLE_DEVICES shows only {present} of them"
         )
     if len(gpus) > 1:
-        # torchrun passes these on and waits; by default SIGUSR1 would end it and leave the processes
-        os.environ.setdefault(
-            "TORCHELASTIC_SIGNALS_TO_HANDLE", "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
-        )
+        pass_on_signals()
         launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={len(gpus)}"]
         os.execv(sys.executable, [sys.executable, *launch, *sys.argv])
+
+
+def pass_on_signals() -> None:
+    """Let a torchrun that this process starts pass on the signals that stop a training, and wait.
+
+    By default SIGUSR1 would end it alone, and leave its processes behind. A SIGHUP that is ignored, as
+    under `nohup`, stays so. What the environment says already is left as it is.
+    """
+    names = ["SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT", "SIGUSR1"]
+    if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
+        names.remove("SIGHUP")
+    # of newer and of older versions of torch
+    for variable in ("PET_SIGNALS_TO_HANDLE", "TORCHELASTIC_SIGNALS_TO_HANDLE"):
+        os.environ.setdefault(variable, ",".join(names))
 
 
 def keep_freed_memory() -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from datasets.cases import DataSet, find_split_file
+from datasets.catalogue import SPLIT_FILE_ENDING, canonical_name
 from datasets.splits import read_split
 from datasets.staging import METADATA_GROUPS
 from utils.checkpoints import read_metadata
@@ -153,7 +154,16 @@ def trained_on_another_split(checkpoint: Path, data_set: DataSet) -> bool:
     """Whether the weights say that they were trained on this data set with another split."""
     record = read_metadata(checkpoint)
     names = names_sha256(case.name for case in data_set.train)
-    return record.get(DATA_SET) == data_set.name and record.get(TRAINING_CASES, names) != names
+    same_cases = record.get(TRAINING_CASES, names) == names
+    return not same_cases and _goes_by(record.get(DATA_SET, ""), data_set)
+
+
+def _goes_by(name: str, data_set: DataSet) -> bool:
+    """Whether `name` is that of the data set, of its folder, or of another split file in it."""
+    if name in (data_set.name, canonical_name(data_set.folder.name)):
+        return True
+    others = data_set.folder.glob(f"*{SPLIT_FILE_ENDING}.*")
+    return name in {path.stem.removesuffix(SPLIT_FILE_ENDING) for path in others}
 
 
 def runs_in(checkpoint: Path) -> int:

@@ -91,7 +91,8 @@ def open_run(
     with locked(folder) if is_main else nullcontext():
         inputs = None
         if is_main:
-            log_to(folder / "logs" / "train.log")
+            with writing_to(folder):
+                log_to(folder / "logs" / "train.log")
             log.info(plan)
             inputs = {
                 "precision": resolved_precision(accelerator),

@@ -431,7 +431,9 @@ class Trainer:
 
     def _log(self, row: EpochRow, improved: bool, seconds: float) -> None:
         shown = "  ".join(
-            f"{k} {v:.4g}" for k, v in row.items() if isinstance(v, float) and k != "lr" and v
+            f"{name} {value:.4g}"
+            for name, value in row.items()
+            if isinstance(value, float) and name != "lr" and (value or name not in self.loss_names)
         )
         best = "  best so far" if improved else ""
         log.info(

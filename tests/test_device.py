@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,8 @@ import torch
 from engine.device import use_gpus
 from tests.run_on_disk import ROOT
 from utils.errors import UserError
+
+SIGNALS_TO_HANDLE = ("PET_SIGNALS_TO_HANDLE", "TORCHELASTIC_SIGNALS_TO_HANDLE")
 
 
 class Replaced(Exception):
@@ -28,7 +32,7 @@ def two_gpus(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(os, "execv", replace)
-    for name in ("CUDA_VISIBLE_DEVICES", "TORCHELASTIC_SIGNALS_TO_HANDLE", "LOCAL_RANK"):
+    for name in ("CUDA_VISIBLE_DEVICES", *SIGNALS_TO_HANDLE, "LOCAL_RANK"):
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
     return monkeypatch
@@ -74,7 +78,65 @@ def test_several_start_a_process_each(two_gpus: pytest.MonkeyPatch) -> None:
     assert arguments[1:3] == ["-m", "torch.distributed.run"]
     assert arguments[-4:] == ["--nproc-per-node=2", "train.py", "--config", "a.yaml"]
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "0,1"
-    assert "SIGUSR1" in os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"]
+    assert all("SIGUSR1" in os.environ[name] for name in SIGNALS_TO_HANDLE)
+
+
+def launched_by_torchrun(tmp_path: Path, number: int, before: str = "") -> tuple[int, str]:
+    """Start a torchrun as `use_gpus` does, send it a signal; its exit code, and what the worker got of it."""
+    worker = tmp_path / "worker.py"
+    worker.write_text(
+        """
+import signal, sys, time
+from pathlib import Path
+folder = Path(sys.argv[1])
+def stop(number, frame):
+    (folder / "got").write_text(signal.Signals(number).name)
+    sys.exit(3)
+for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP): signal.signal(number, stop)
+(folder / "ready").touch()
+end = time.monotonic() + 60
+while time.monotonic() < end and not (folder / "enough").exists(): time.sleep(0.05)
+"""
+    )
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=1"]
+    command = [sys.executable, *launch, str(worker), str(tmp_path)]
+    program = f"""
+import os, signal, sys
+{before}
+from engine.device import pass_on_signals
+pass_on_signals()
+os.execv(sys.executable, {command!r})
+"""
+    process = subprocess.Popen(
+        [sys.executable, "-c", program],
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        while not (tmp_path / "ready").exists():
+            assert process.poll() is None
+            time.sleep(0.05)
+        process.send_signal(number)
+        if number == signal.SIGHUP:
+            time.sleep(0.5)
+            (tmp_path / "enough").touch()
+        code = process.wait(60)
+    finally:
+        (tmp_path / "enough").touch()
+        process.kill()
+    got = tmp_path / "got"
+    return code, got.read_text() if got.exists() else ""
+
+
+def test_torchrun_passes_on_what_schedulers_send(tmp_path: Path) -> None:
+    code, got = launched_by_torchrun(tmp_path, signal.SIGUSR1)
+    assert (code, got) == (1, "SIGUSR1")
+
+
+def test_torchrun_goes_on_under_nohup(tmp_path: Path) -> None:
+    ignored = "signal.signal(signal.SIGHUP, signal.SIG_IGN)"
+    assert launched_by_torchrun(tmp_path, signal.SIGHUP, ignored) == (0, "")
 
 
 def test_a_launch_is_not_launched_again(two_gpus: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,8 @@ Stops by signals, NaN losses, damaged states and the lock are in test_training.p
 
 from __future__ import annotations
 
+import errno
+import io
 import itertools
 import json
 import os
@@ -16,6 +18,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -107,6 +110,23 @@ def test_a_full_disk_at_the_start_is_told(
         train.main(arguments(tmp_path, vae, *SETTINGS))
 
 
+@pytest.mark.parametrize("refused", ["run.lock", "train.log"])
+def test_a_disk_without_room_for_another_file_is_told(
+    tmp_path: Path, vae: Path, monkeypatch: pytest.MonkeyPatch, refused: str
+) -> None:
+    open_file = io.open
+
+    def few_inodes(file: Any, *args: Any, **options: Any) -> Any:
+        if Path(str(file)).name == refused:
+            raise OSError(errno.ENOSPC, "No space left on device", str(file))
+        return open_file(file, *args, **options)
+
+    monkeypatch.setattr("io.open", few_inodes)
+    monkeypatch.setattr("builtins.open", few_inodes)
+    with pytest.raises(UserError, match=rf"cannot write to .*{refused}: No space left"):
+        train.main(arguments(tmp_path, vae, *SETTINGS))
+
+
 @pytest.mark.parametrize("workers", [0, 1])
 def test_an_image_that_breaks_mid_run_is_named(
     whole: Path, tmp_path: Path, vae: Path, monkeypatch: pytest.MonkeyPatch, workers: int
@@ -180,6 +200,17 @@ def test_a_read_only_file_system_is_told(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(Path, "write_bytes", refuse)
     with pytest.raises(UserError, match="Read-only file system"):
         create_run_folder(tmp_path / "run")
+
+
+def test_a_refused_start_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fill(path: Path, content: bytes) -> None:
+        path.touch()
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", fill)
+    with pytest.raises(UserError, match="No space left"):
+        create_run_folder(tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_loader_processes_do_not_keep_the_lock(tmp_path: Path) -> None:

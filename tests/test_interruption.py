@@ -33,7 +33,9 @@ def exit_code_of(work: Callable[[], object]) -> int:
 
 
 @pytest.mark.parametrize("number", STOP_SIGNALS)
-def test_the_first_signal_is_noted_and_gives_the_exit_code(number: signal.Signals) -> None:
+def test_the_first_signal_is_noted_and_gives_the_exit_code(
+    number: signal.Signals, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     original = signal.signal(number, signal.SIG_DFL)  # the tests may run under nohup
     with StopRequest() as stop:
         assert not stop.requested
@@ -44,9 +46,18 @@ def test_the_first_signal_is_noted_and_gives_the_exit_code(number: signal.Signal
     def stopped() -> int:
         raise Interrupted(number)
 
-    with pytest.raises(SystemExit) as caught:
-        exit_from(stopped)
-    assert caught.value.code == 128 + number
+    for rank, told in (
+        (None, True),
+        ("0", True),
+        ("1", False),
+    ):  # of a launcher's processes one tells it
+        monkeypatch.delenv("RANK", raising=False)
+        if rank is not None:
+            monkeypatch.setenv("RANK", rank)
+        with pytest.raises(SystemExit) as caught:
+            exit_from(stopped)
+        assert caught.value.code == 128 + number
+        assert ("resumes from here" in capsys.readouterr().err) == told
 
 
 @pytest.mark.parametrize(

@@ -158,6 +158,21 @@ def test_exported_weights_know_another_split(
         train.main(arguments(tmp_path, vae, start, "seed=5", out="next"))
 
 
+def test_weights_alone_know_another_split_file_of_their_data_set(
+    finished: Path, tmp_path: Path, vae: Path
+) -> None:
+    shared, split = passed_on(finished, tmp_path / "shared"), tmp_path / "blobs"
+    (shared / "config.yaml").unlink()
+    content = json.loads((split / "blobs_train_test_names.json").read_text())
+    train_names, test_names = (content[part]["name_list"] for part in ("train", "test"))
+    train_names[0], test_names[0] = test_names[0], train_names[0]
+    grouped = split / "blobs_grouped_train_test_names.json"
+    grouped.write_text(json.dumps(content))
+    start = (f"init_weights={shared / 'best_model.safetensors'}", f"pickle_file_path={grouped}")
+    with pytest.raises(UserError, match="was trained on another split of blobs_grouped"):
+        train.main(arguments(tmp_path, vae, *start, "seed=5", out="next"))
+
+
 def test_the_order_of_the_names_is_no_other_split(finished: Path, tmp_path: Path) -> None:
     shared, split = passed_on(finished, tmp_path / "shared"), tmp_path / "blobs"
     split /= "blobs_train_test_names.json"

@@ -264,6 +264,18 @@ def test_overrides_may_stand_on_both_sides_of_an_option(tmp_path: Path, vae: Pat
     assert train.parse_arguments(config).overrides == []
 
 
+def test_a_score_of_0_is_told(
+    tmp_path: Path, vae: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("engine.training.validate", lambda *_: (0.0, 0.0))
+    train.main(arguments(tmp_path, vae, "epochs=1", "w_tversky=0"))
+    (line,) = [
+        line for line in capsys.readouterr().out.splitlines() if line.startswith("epoch 1/1")
+    ]
+    assert "val_dice 0  val_iou 0" in line
+    assert "tversky" not in line
+
+
 def test_no_case_to_choose_by(tmp_path: Path, vae: Path) -> None:
     with pytest.raises(UserError, match="held out to choose the checkpoint: raise val_fraction"):
         train.main(arguments(tmp_path, vae, "phase=test", "val_fraction=0"))

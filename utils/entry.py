@@ -6,6 +6,7 @@ A user's problem ends in one line, only a bug in a traceback.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable
 from contextlib import suppress
@@ -23,8 +24,9 @@ def exit_from(main: Callable[[], int | None]) -> NoReturn:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except Interrupted as stopped:
-        with suppress(OSError):  # the terminal may be gone
-            print(f"{stopped}; the same command resumes from here", file=sys.stderr)
+        if os.environ.get("RANK", "0") == "0":  # once for the processes of a launcher
+            with suppress(OSError):  # the terminal may be gone
+                print(f"{stopped}; the same command resumes from here", file=sys.stderr)
         sys.exit(stopped.exit_code)
     except KeyboardInterrupt:
         sys.exit(130)

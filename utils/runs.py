@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -41,11 +41,13 @@ class FolderInUse(UserError):
 
 def create_run_folder(folder: Path) -> None:
     """Make `folder` and make sure that it can be written to; UserError otherwise."""
-    probe = folder / f".write_test.{os.getpid()}"
+    probe = folder / f".write_test.{os.getpid()}.tmp"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe.write_bytes(b"x")
-        probe.unlink()
+        try:
+            probe.write_bytes(b"x")
+        finally:
+            probe.unlink(missing_ok=True)
     except OSError as error:
         raise UserError(
             f"cannot write to the run folder {folder}: {error.strerror}. "
@@ -79,23 +81,25 @@ def locked(folder: Path) -> Iterator[None]:
     process, however that ends.
     """
     path = folder / "run.lock"
-    with path.open("a+") as file:
+    with ExitStack() as stack:
+        with writing_to(folder):
+            file = stack.enter_context(path.open("ab+", buffering=0))
         # loader processes outlive a killed run by seconds and must not hold its lock for so long
         os.register_at_fork(after_in_child=file.close)
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             file.seek(0)
-            holder = file.read().strip() or "another process"
+            holder = file.read().decode().strip() or "another process"
             raise FolderInUse(
                 f"{folder} is in use by {holder}: wait for that run, stop it, "
                 "or set another snapshot_path"
             ) from error
         except OSError as error:
             raise cannot_lock(path, error) from error
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-        file.flush()
+        with writing_to(folder):
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {socket.gethostname()}\n".encode())
         yield
 
 
