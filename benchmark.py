@@ -90,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def workload_from(arguments: argparse.Namespace) -> Workload:
     """What the candidates are given; UserError where `--dataset` names no prepared data set."""
     from benchmarks.candidate import Workload
-    from datasets.cases import Case, open_data_set
+    from datasets.cases import Case, open_prepared
     from models.base import check_image_size
     from utils.errors import UserError
 
@@ -98,12 +98,11 @@ def workload_from(arguments: argparse.Namespace) -> Workload:
     train: tuple[Case, ...] = ()
     test: tuple[Case, ...] = ()
     if arguments.dataset:
-        name = arguments.dataset
-        data_set = open_data_set(Path("datasets") / name / f"{name}_train_test_names.json")
+        data_set = open_prepared(arguments.dataset)
         train, test = data_set.train[: arguments.cases], data_set.test[: arguments.cases]
         if len(train) < arguments.batch_size:
             raise UserError(
-                f"{len(train)} training cases of {name} do not fill a batch of "
+                f"{len(train)} training cases of {arguments.dataset} do not fill a batch of "
                 f"{arguments.batch_size}: lower --batch-size or raise --cases"
             )
     return Workload(

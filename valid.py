@@ -8,8 +8,8 @@
 As long as a data set's own config (configs/busi_valid.yaml) has no run, the weights that come with the
 repository (ckpt/provided_models/busi) are scored, where there are some.
 
-Writes beside the checkpoint: predicted_masks_<dataset>/ and valid_results_<dataset>/; for another one than
-best_model.pth into a folder of its name (epoch_100/).
+Writes beside the checkpoint: predicted_masks_<dataset>/ and valid_results_<dataset>/; for a checkpoint other
+than best_model.pth into a folder of its name (epoch_100/).
 """
 
 from __future__ import annotations
@@ -61,26 +61,26 @@ def main(argv: Sequence[str] | None = None) -> None:
     use_gpus(config.GPUs[:1])
     accelerator = make_accelerator(config.precision, 1, config.deterministic)
 
-    from datasets.cases import open_data_set
+    from datasets.cases import open_data_set, open_prepared
     from engine.scoring import results_folder, score_test_split
 
     system = load_system(config, checkpoint)
     log.info("weights: %s", checkpoint)
-    paths = [Path(f"datasets/{name}/{name}_train_test_names.json") for name in arguments.datasets]
-    data_sets = [open_data_set(path) for path in paths or [config.pickle_file_path]]
-    beside, summaries = results_folder(checkpoint), {}
+    named = [open_prepared(name) for name in arguments.datasets]
+    data_sets = named or [open_data_set(config.pickle_file_path)]
+    results, summaries = results_folder(checkpoint), {}
     for data_set in data_sets:
-        masks = config.save_seg_img_path or beside / f"predicted_masks_{data_set.name}"
+        masks = config.save_seg_img_path or results / f"predicted_masks_{data_set.name}"
         if config.save_seg_img_path and len(data_sets) > 1:  # whose cases may share names
             masks = masks / data_set.name
-        with writing_to(beside):
+        with writing_to(results):
             summaries[data_set.name] = score_test_split(
                 config, data_set, system, checkpoint, masks, accelerator
             )
     if len(summaries) > 1:
         from utils.cross_domain import write_matrix
 
-        folder = beside / "cross_domain"
+        folder = results / "cross_domain"
         cells = {(s["provenance"]["trained_on"] or "?", name): s for name, s in summaries.items()}
         write_matrix(folder, cells)
         log.info("all data sets side by side: %s", folder)

@@ -11,7 +11,14 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from datasets.catalogue import SPLIT_FILE_ENDING, canonical_name, find_case, names_of, spec_for
+from datasets.catalogue import (
+    SPLIT_FILE_ENDING,
+    canonical_name,
+    data_set_name,
+    find_case,
+    names_of,
+    spec_for,
+)
 from datasets.decoding import ImageError, read_pixels
 from datasets.masks import aspect_ratio_differs, read_binary_mask
 from datasets.splits import read_split
@@ -99,11 +106,6 @@ def own_split_file(folder: Path) -> Path:
     )
 
 
-def data_set_name(split_file: Path) -> str:
-    """Name of the data set of a split file."""
-    return canonical_name(split_file.stem.removesuffix(SPLIT_FILE_ENDING))
-
-
 def open_data_set(pickle_file_path: Path) -> DataSet:
     """Find every image and mask that the split file names.
 
@@ -133,6 +135,11 @@ def open_data_set(pickle_file_path: Path) -> DataSet:
     data_set = DataSet(name, folder, split_file, cases(split.train), cases(split.test))
     raise_problems(problems, f"data set {name!r} in {folder}")
     return data_set
+
+
+def open_prepared(name: str) -> DataSet:
+    """The data set `name` as `python -m datasets.prepare` puts it into datasets/; as `open_data_set`."""
+    return open_data_set(Path("datasets") / name / f"{name}{SPLIT_FILE_ENDING}.json")
 
 
 def raise_problems(problems: Sequence[str], where: str) -> None:

@@ -145,6 +145,11 @@ def canonical_name(name: str) -> str:
     return ALIASES.get(stem, stem) + name[len(stem) :]
 
 
+def data_set_name(split_file: Path) -> str:
+    """Name of the data set of a split file: the file's without its ending, the usual one of several."""
+    return canonical_name(split_file.stem.removesuffix(SPLIT_FILE_ENDING))
+
+
 def names_of(name: str) -> list[str]:
     """`name` and the others that the same data set has."""
     canonical = canonical_name(name)

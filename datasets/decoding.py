@@ -14,11 +14,11 @@ from pathlib import Path
 
 import numpy as np
 
+from datasets.prepared import MANIFEST
 from utils.errors import UserError
 
 MAX_MEGAPIXELS = 64
 AS_STORED = 6  # cv2.IMREAD_ANYDEPTH | cv2.IMREAD_ANYCOLOR, without importing it
-MANIFEST = "dataset.json"  # of a prepared data set; its entry max_megapixels is there if not 64
 
 _JPEG_FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
 _JPEG_END, _JPEG_SCAN = 0xD9, 0xDA

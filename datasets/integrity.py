@@ -26,10 +26,11 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from datasets.cases import data_set_name, own_split_file
-from datasets.catalogue import SPLIT_FILE_ENDING, DatasetSpec, find_case, spec_for
+from datasets.cases import own_split_file
+from datasets.catalogue import DatasetSpec, data_set_name, find_case, spec_for
 from datasets.contact_sheets import contact_sheet, near_duplicate_sheet, write_sheet
 from datasets.decoding import AS_STORED, ImageError, read_pixels
+from datasets.leaks import leaked_cases, same_source_file
 from datasets.masks import aspect_ratio_differs, read_binary_mask
 from datasets.near_duplicates import (
     Description,
@@ -39,10 +40,10 @@ from datasets.near_duplicates import (
     find_near_duplicates,
     working_size,
 )
-from datasets.splits import Split, cases_by_group, grouped_split, read_split, write_split
-from datasets.staging import read_metadata_groups
+from datasets.prepared import read_metadata_groups
+from datasets.splits import Split, cases_by_group, read_split
 from datasets.windowing import dark_note, may_be_dark
-from utils.errors import UserError, listed
+from utils.errors import listed
 from utils.files import atomic_write
 from utils.machine import available_cores
 
@@ -249,67 +250,13 @@ def _duplicate_counts(
 
 
 def _leaks(split: Split, groups: Mapping[str, Any]) -> dict[str, Any]:
-    leaked = sorted(_leaked(split, groups["groups"]))
+    leaked = sorted(leaked_cases(split, groups["groups"]))
     return {
         "by": groups["by"],
         "test_cases": len(leaked),
         "part_of_test": round(len(leaked) / len(split.test), 4),
         "names": leaked,
     }
-
-
-def _leaked(split: Split, groups: Sequence[Sequence[str]]) -> set[str]:
-    train, test = set(split.train), set(split.test)
-    return {name for group in groups if train & set(group) for name in test & set(group)}
-
-
-def same_source_file(folder: Path) -> Path:
-    """Where a check writes which images show the same source; absent before the first check."""
-    return folder / "check" / "same_source_groups.json"
-
-
-def read_same_source_groups(folder: Path) -> dict[str, Any]:
-    """What the last check found; UserError if there was none."""
-    path = same_source_file(folder)
-    try:
-        return json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise UserError(
-            f"{path}: not there, as the data set has not been checked for leaks; run "
-            f"python -m datasets.prepare --check {folder.name} --root {folder.parent}"
-        ) from None
-    except ValueError as error:
-        raise UserError(f"{path}: damaged ({error}); run the check again") from None
-
-
-def leaked_names(folder: Path, split: Split | None = None) -> set[str]:
-    """Test cases of a data set, by its own split or another, that have a group member in train.
-
-    Needs a check to have been run; raises UserError that says how otherwise.
-    """
-    groups = read_same_source_groups(folder)["groups"]
-    return _leaked(split or read_split(own_split_file(folder)), groups)
-
-
-def write_group_split(folder: Path, seed: int = 2333, test_fraction: float = 0.2) -> Path:
-    """Write a split in which no group is in both parts, beside the data set's own; return its path.
-
-    Groups are those of the last check; without one, those of the metadata that the data set was
-    prepared with (UserError if there is neither). Depends only on names, groups and seed.
-    """
-    split_file = own_split_file(folder)
-    split = read_split(split_file)
-    names = sorted({*split.train, *split.test})
-    group_of = {name: f"case {name}" for name in names}
-    of_metadata = read_metadata_groups(folder)
-    groups = [group for group in cases_by_group(of_metadata, of_metadata) if len(group) > 1]
-    if not groups or same_source_file(folder).is_file():
-        groups = read_same_source_groups(folder)["groups"]
-    for group in groups:
-        group_of |= {name: f"group {group[0]}" for name in group if name in group_of}
-    path = folder / f"{data_set_name(split_file)}_grouped{SPLIT_FILE_ENDING}.json"
-    write_split(path, grouped_split(group_of, seed, test_fraction))
-    return path
 
 
 def summary(report: Mapping[str, Any]) -> str:

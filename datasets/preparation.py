@@ -19,8 +19,9 @@ from datasets.archives import Limits, Source, members, open_source
 from datasets.catalogue import IMAGE_EXTENSIONS, DatasetSpec, spec_for
 from datasets.decoding import MAX_MEGAPIXELS
 from datasets.layouts import Found, own_cases, published_cases
+from datasets.prepared import NOTES
 from datasets.splits import Split, grouped_split, random_split, read_split, some_of
-from datasets.staging import NOTES, Staging, staged
+from datasets.staging import Staging, staged
 from datasets.writing import listed_problems, png, write_cases
 from utils.errors import UserError, listed
 from utils.machine import available_cores

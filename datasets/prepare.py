@@ -32,8 +32,8 @@ from datasets.preparation import (
     prepare_published,
     split_digest,
 )
+from datasets.prepared import read_manifest
 from datasets.splits import read_split
-from datasets.staging import read_manifest
 from utils.entry import exit_from, non_negative_int
 from utils.errors import UserError
 from utils.interruption import Interrupted
@@ -227,7 +227,8 @@ def _asked_suffixes(arguments: argparse.Namespace) -> dict[str, str]:
 
 
 def _check(folder: Path, check: bool, group_split: bool, seed: int) -> None:
-    from datasets.integrity import check_data_set, summary, write_group_split
+    from datasets.integrity import check_data_set, summary
+    from datasets.leaks import write_group_split
 
     if check:
         print(summary(check_data_set(folder)))

@@ -8,8 +8,8 @@ from typing import Any
 
 from datasets.cases import Case, DataSet
 from datasets.loading import SegmentationDataset
+from datasets.prepared import read_metadata_groups
 from datasets.splits import hold_out, hold_out_fold
-from datasets.staging import read_metadata_groups
 from engine.device import choose_layout
 from engine.provenance import cases_recorded_of, trained_on_another_split
 from engine.training import TrainingOptions

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from datasets.cases import DataSet, find_split_file
 from datasets.catalogue import SPLIT_FILE_ENDING, canonical_name
+from datasets.prepared import METADATA_GROUPS
 from datasets.splits import read_split
-from datasets.staging import METADATA_GROUPS
 from utils.checkpoints import read_metadata
 from utils.config import Config, load_config
 from utils.errors import UserError

@@ -107,6 +107,9 @@ def test_the_page_of_all_keys_is_current() -> None:
         ({"threshold": 1}, "threshold"),
         ({"head_weights": [1, 1, 0]}, r"head_weights is \[1.0, 1.0, 0.0\].*must be above 0"),
         ({"head_weights": [1, 1]}, "head_weights"),
+        ({"ch": 20}, "ch: .*multiple of 16, got 20"),
+        ({"ch_mult": [1, 2, 4]}, r"ch_mult: .*4 items.*got \[1, 2, 4\]"),
+        ({"in_channel": 3}, "in_channel: .*should be 4, got 3"),
         ({"latent_loss": "l2"}, "latent_loss: .*'mse' or 'l1'"),
     ],
 )

@@ -10,7 +10,8 @@ import cv2
 import numpy as np
 import pytest
 
-from datasets.integrity import check_data_set, leaked_names, summary, write_group_split
+from datasets.integrity import check_data_set, summary
+from datasets.leaks import leaked_names, write_group_split
 from datasets.near_duplicates import (
     MIN_THUMBNAIL_CORRELATION,
     PARTNERS,

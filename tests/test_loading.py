@@ -21,7 +21,7 @@ from datasets.loading import (
     SegmentationDataset,
     make_loader,
 )
-from datasets.staging import read_metadata_groups
+from datasets.prepared import read_metadata_groups
 from engine.build import training_cases
 from tests.cases_on_disk import write_data_set
 from utils.config import make_config

@@ -26,7 +26,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from datasets.catalogue import SPLIT_FILE_ENDING, canonical_name
+from datasets.catalogue import data_set_name
 from utils.errors import UserError
 
 MAX_CONFIG_BYTES = 1 << 16
@@ -69,7 +69,7 @@ class Config(BaseModel):
         description="Number of folds that train is cut into; one is held out in place of val_fraction; 0 is off",
     )
     fold: Count = Field(0, description="Which of the folds is held out, from 0")
-    num_workers: Count = Field(2, description="Loader processes")
+    num_workers: Count = Field(2, description="Loader processes; in valid.py also those that score")
     cache_mb: Count = Field(
         4096,
         description="Memory for decoded images in MiB; cases beyond it are decoded on every access",
@@ -101,12 +101,19 @@ class Config(BaseModel):
         "madebyollin/taesd",
         description="Frozen VAE whose decoder produces the mask: a diffusers folder or a hub id",
     )
-    in_channel: PositiveInt = Field(4, description="Latent channels of the image")
-    out_channels: PositiveInt = Field(4, description="Latent channels of the mask")
+    in_channel: Literal[4] = Field(4, description="Latent channels of the image")
+    out_channels: Literal[4] = Field(4, description="Latent channels of the mask")
     num_res_blocks: PositiveInt = Field(2, description="Accepted for published configs; ignored")
-    ch: PositiveInt = Field(32, description="Base channels of the latent mapping model")
+    ch: PositiveInt = Field(
+        32,
+        multiple_of=16,
+        description="Base channels of the latent mapping model, a multiple of 16",
+    )
     ch_mult: tuple[PositiveInt, ...] = Field(
-        (1, 2, 4, 4), description="Channel multipliers of its four stages"
+        (1, 2, 4, 4),
+        min_length=4,
+        max_length=4,
+        description="Channel multipliers of its four stages",
     )
     init_weights: Path | None = Field(
         None,
@@ -135,7 +142,7 @@ class Config(BaseModel):
 
     # Optimisation
     epochs: PositiveInt = Field(1000, description="Passes over the training cases")
-    batch_size: PositiveInt = Field(12, description="Images per step and per process (GPU)")
+    batch_size: PositiveInt = Field(12, description="Images per batch and per process (GPU)")
     accumulate: PositiveInt = Field(
         1, description="Batches whose gradients make one optimiser step"
     )
@@ -154,7 +161,8 @@ class Config(BaseModel):
     )
     skip_nonfinite: Count = Field(
         0,
-        description="Batches whose loss may be NaN or infinite before the run stops; nothing is kept of their steps",
+        description="How many batches may have a NaN or infinite loss before the run stops; the optimiser steps that "
+        "they belong to are discarded",
     )
 
     # Hardware
@@ -171,7 +179,7 @@ class Config(BaseModel):
     cuda_graphs: bool = Field(
         True,
         description="On one GPU, launch all kernels of a training step or a prediction at once, as CUDA graphs; not "
-        "for baselines and networks of your own, and steps not with `accumulate`",
+        "for baselines and networks of your own, and only predictions where `accumulate` is above 1",
     )
     compile: bool = Field(
         False,
@@ -187,7 +195,7 @@ class Config(BaseModel):
     # Validation and what is written
     phase: Literal["train", "valid", "val", "test"] = Field(
         "train",
-        description="`train`, `valid`, `val` or `test`, as published; the entry point decides",
+        description="`train`, `valid`, `val` or `test`, as published; what is done is up to the script that you call",
     )
     snapshot_path: Path = Field(
         Path("ckpt/wave_gms"), description="Folder of the experiment; runs are `epochs_<N>` in it"
@@ -204,7 +212,11 @@ class Config(BaseModel):
     save_minutes: Annotated[float, Field(gt=0)] = Field(
         10.0, description="Minutes between saves within a long epoch"
     )
-    log_every: PositiveInt = Field(10, description="Steps between reads of the losses")
+    log_every: PositiveInt = Field(
+        10,
+        description="Batches between looks at the losses on a GPU, when the progress bar moves and a run can be "
+        "saved or stopped; on the CPU, or with `skip_nonfinite`, every batch",
+    )
     resume: Literal["auto", "never"] = Field(
         "auto", description="`auto` resumes a run in the same folder where it stopped"
     )
@@ -290,8 +302,8 @@ class Config(BaseModel):
 
     @property
     def dataset(self) -> str:
-        """Name of the data set: the split file's name without its ending, its usual one of several."""
-        return canonical_name(self.pickle_file_path.stem.removesuffix(SPLIT_FILE_ENDING))
+        """Name of the data set."""
+        return data_set_name(self.pickle_file_path)
 
     @property
     def run_folder(self) -> Path:
