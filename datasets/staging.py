@@ -6,7 +6,6 @@ is never taken for a prepared data set; the manifest `dataset.json` is written l
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -20,6 +19,7 @@ from datasets.prepared import MANIFEST, METADATA_GROUPS, NOTES, split_file
 from datasets.splits import Split, write_split
 from utils.errors import UserError
 from utils.files import atomic_write
+from utils.locks import try_lock
 
 _PLAN = "plan"
 _PARTS = ("images", "masks", "notes")
@@ -105,10 +105,8 @@ def staged(root: Path, name: str) -> Iterator[Staging]:
     root.mkdir(parents=True, exist_ok=True)
     lock = root / f".{name}.lock"
     with lock.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"another process is preparing {root / name}; wait for it") from None
+        if not try_lock(file):
+            raise UserError(f"another process is preparing {root / name}; wait for it")
         try:
             if (root / name).exists():
                 raise UserError(f"another process has prepared {root / name} meanwhile")

@@ -114,11 +114,11 @@ def cases_recorded_of(checkpoint: Path, data_set: DataSet) -> tuple[str, ...]:
 
 
 def origin_of(checkpoint: Path) -> dict[str, str]:
-    """What weights that are passed on say of where they come from.
+    """Metadata to store with exported weights.
 
-    That is how the checkpoint was chosen, of how many runs it is the mean, the data set that it was
-    trained on, and a SHA-256 of the names in its train part. Of weights that were passed on before it is
-    what they say themselves; of others it is found beside them, as far as it is there.
+    How the checkpoint was chosen, its data set, a SHA-256 of the names of its training cases, and the number of
+    runs if it is a mean. Copied from a `.safetensors` that has it, otherwise derived from the config beside
+    the checkpoint, as far as that is there.
     """
     said = read_metadata(checkpoint)
     if checkpoint.suffix == ".safetensors":

@@ -92,8 +92,8 @@ def score_test_split(
 
 
 def results_folder(checkpoint: Path) -> Path:
-    """Where the results of a checkpoint go: beside it, and for another one than a `best_model` into a folder
-    of its name, so that they neither replace those of others nor are taken for the run's.
+    """Where a checkpoint's results go: its own folder for a `best_model`, otherwise a folder named after the
+    checkpoint, so that they are not taken for the run's.
     """
     return checkpoint.parent if checkpoint.stem == "best_model" else checkpoint.with_suffix("")
 

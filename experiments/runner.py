@@ -14,7 +14,6 @@ failed ones left alone unless `retry_failed`. In a trial's run folder (`config.r
 
 from __future__ import annotations
 
-import fcntl
 import os
 import signal
 import subprocess
@@ -30,8 +29,9 @@ from utils.config import Config, dump_config
 from utils.errors import UserError
 from utils.files import atomic_write
 from utils.interruption import STOP_SIGNALS, Interrupted, StopRequest
+from utils.locks import try_lock
 from utils.machine import available_cores
-from utils.runs import cannot_lock, create_run_folder, writing_to
+from utils.runs import create_run_folder, writing_to
 
 ROOT = Path(__file__).resolve().parents[1]
 POLL_SECONDS = 0.2
@@ -240,18 +240,14 @@ class _Job:
     def _take_lock(self) -> bool:
         """Whether nobody else runs this trial; a command left over by a killed runner may."""
         create_run_folder(self.trial.folder)
-        path = self.trial.folder / "trial.lock"
-        file = path.open("a")
+        file = (self.trial.folder / "trial.lock").open("a")
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.close()
-            return False
-        except OSError as error:
-            file.close()
-            raise cannot_lock(path, error) from error
-        self._lock = file
-        return True
+            if try_lock(file):
+                self._lock = file
+        finally:
+            if self._lock is None:
+                file.close()
+        return self._lock is not None
 
     def _release_lock(self) -> None:
         if self._lock is not None:

@@ -19,14 +19,12 @@ class SegmentationModel(nn.Module):
     Attributes:
         loss_names: keys of the losses that `forward` returns, the total first.
         noise_probability: how often a training sample gets noise; else its noise is zero.
-        size_multiple: image sides are multiples of it.
         capturable: whether CUDA graphs may replay its passes: they never wait for the GPU, draw no
             random numbers and change nothing but what they return.
     """
 
     loss_names: tuple[str, ...] = ("loss",)
     noise_probability: float = 0.0
-    size_multiple: int = DOWNSAMPLING
     capturable: bool = False
 
     def latent_shape(self, image_size: int) -> tuple[int, int, int]:

@@ -35,8 +35,6 @@ def build_system(
 ) -> SegmentationModel:
     """The system that a config describes, its trainable parts freshly initialised.
 
-    Activations follow the weights into `channels_last` (`system.to(memory_format=...)`).
-
     Args:
         vae_model: `litevae`, `-b`, `-m` or `-l` (Wave-GMS), `tiny_vae`, or `sd_vae` (GMS).
         guidance_method: `wavelet` (only with `tiny_vae`) or None.

@@ -245,6 +245,17 @@ def test_a_partial_run_of_another_plan_is_not_mixed_in(busi: list[str], tmp_path
     assert not (folder / "images" / "stray.png").exists()
 
 
+def test_a_file_system_without_locks_is_told(
+    busi: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("utils.locks.fcntl.flock", refuse)
+    assert prepare(busi) == 2
+    assert "busi.lock cannot be locked (No locks available)" in capsys.readouterr().err
+
+
 def test_two_runs_do_not_work_on_one_data_set(
     busi: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -301,7 +301,7 @@ def test_a_file_system_without_locks_is_reported(
     def refuse(*_: object) -> None:
         raise OSError(errno.ENOSYS, "Function not implemented")
 
-    monkeypatch.setattr("experiments.runner.fcntl.flock", refuse)
+    monkeypatch.setattr("utils.locks.fcntl.flock", refuse)
     with pytest.raises(UserError, match=r"trial\.lock cannot be locked.*another disk"):
         run_trials([make_trial(tmp_path, "a")], steps=commands(""))
 

@@ -330,7 +330,7 @@ def test_a_file_system_without_locks_is_reported(
         assert len(asked) == 1, "it tries one slot after the other"
         raise OSError(errno.ENOSYS, "Function not implemented")
 
-    monkeypatch.setattr("utils.runs.fcntl.flock", refuse)
+    monkeypatch.setattr("utils.locks.fcntl.flock", refuse)
     with pytest.raises(UserError, match=r"run\.lock cannot be locked"), slot(tmp_path, shared):
         pass
 

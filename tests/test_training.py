@@ -453,7 +453,7 @@ def test_a_file_system_without_locks_is_told(
     def refuse(*_: object) -> None:
         raise OSError(errno.ENOSYS, "Function not implemented")
 
-    monkeypatch.setattr("utils.runs.fcntl.flock", refuse)
+    monkeypatch.setattr("utils.locks.fcntl.flock", refuse)
     with pytest.raises(UserError, match=r"run\.lock cannot be locked.*another disk"):
         train.main(arguments(tmp_path, vae))
 

@@ -28,7 +28,8 @@ EmptyRule = Literal["diagonal", "zero"]
 EMPTY_RULES = {"diagonal": "misses as diagonal", "zero": "misses as 0"}
 """Each rule for HD95 where one mask is empty, in the words of terminal and report."""
 
-Case = tuple[str, Mask, Mask]
+MaskPair = tuple[str, Mask, Mask]
+"""A case to score: its name, prediction and truth."""
 ScoreRow = dict[str, str | float]
 
 METRICS = ("DSC", "IoU", "HD95", "ASSD", "NSD", "Sensitivity", "Specificity", "Precision")
@@ -176,7 +177,7 @@ def score_case(
 
 
 def score_cases(
-    cases: Iterable[Case],
+    cases: Iterable[MaskPair],
     *,
     workers: int = 0,
     batch: int = 16,
@@ -245,7 +246,7 @@ def _surface(mask: Mask) -> npt.NDArray[np.intp]:
 
 
 def _score_batch(
-    batch: list[Case], *, hd95_empty: EmptyRule, nsd_tolerance: float
+    batch: list[MaskPair], *, hd95_empty: EmptyRule, nsd_tolerance: float
 ) -> list[ScoreRow]:
     rows: list[ScoreRow] = []
     for name, prediction, truth in batch:
@@ -259,14 +260,16 @@ def _score_batch(
     return rows
 
 
-def _batches(cases: Iterable[Case], size: int) -> Iterator[list[Case]]:
+def _batches(cases: Iterable[MaskPair], size: int) -> Iterator[list[MaskPair]]:
     iterator = iter(cases)
     while batch := list(islice(iterator, size)):
         yield batch
 
 
 def _map_ahead(
-    score: Callable[[list[Case]], list[ScoreRow]], batches: Iterable[list[Case]], workers: int
+    score: Callable[[list[MaskPair]], list[ScoreRow]],
+    batches: Iterable[list[MaskPair]],
+    workers: int,
 ) -> Iterator[list[ScoreRow]]:
     """`map` in `workers` processes that draws only a few batches ahead of what is done."""
     if workers == 0:

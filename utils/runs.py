@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
 import os
@@ -18,6 +17,7 @@ from typing import Any
 
 from utils.errors import UserError
 from utils.files import atomic_write
+from utils.locks import try_lock
 
 log = logging.getLogger("wavegms")
 
@@ -86,29 +86,17 @@ def locked(folder: Path) -> Iterator[None]:
             file = stack.enter_context(path.open("ab+", buffering=0))
         # loader processes outlive a killed run by seconds and must not hold its lock for so long
         os.register_at_fork(after_in_child=file.close)
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+        if not try_lock(file):
             file.seek(0)
             holder = file.read().decode().strip() or "another process"
             raise FolderInUse(
                 f"{folder} is in use by {holder}: wait for that run, stop it, "
                 "or set another snapshot_path"
-            ) from error
-        except OSError as error:
-            raise cannot_lock(path, error) from error
+            )
         with writing_to(folder):
             file.truncate(0)
             file.write(f"process {os.getpid()} on {socket.gethostname()}\n".encode())
         yield
-
-
-def cannot_lock(path: Path, error: OSError) -> UserError:
-    """What to report where a lock cannot even be asked for."""
-    return UserError(
-        f"{path} cannot be locked ({error.strerror}): the file system has no flock; "
-        "set snapshot_path to another disk"
-    )
 
 
 def log_to(file: Path | None = None, level: int = logging.INFO) -> None:
