@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from utils.entry import exit_from
 from utils.errors import UserError
-from utils.tables import csv_text
+from utils.tables import csv_text, markdown_row
 
 if TYPE_CHECKING:
     from utils.results import Results
@@ -155,30 +155,32 @@ def to_markdown(table: list[Line], runs: dict[str, Results]) -> str:
         "",
         "Mean and its 95 % bootstrap interval; surface distances in pixels, the rest in per cent.",
         "",
-        _row(["", *(f"{label} (reference)" if label == reference else label for label in runs)]),
-        _row(["---", *["---:"] * len(runs)]),
+        markdown_row(
+            ["", *(f"{label} (reference)" if label == reference else label for label in runs)]
+        ),
+        markdown_row(["---", *["---:"] * len(runs)]),
     ]
     for line in table:
         arrow = "↓" if line.metric in LOWER_IS_BETTER else "↑"
         cells = [_with_interval(line.metric, found) for found in line.runs.values()]
-        lines.append(_row([f"{line.metric} {arrow}", *cells]))
+        lines.append(markdown_row([f"{line.metric} {arrow}", *cells]))
     for name in ("misses", "false_alarms"):
         counts = [str(run.summary[name]) for run in runs.values()]
-        lines.append(_row([name.replace("_", " "), *counts]))
+        lines.append(markdown_row([name.replace("_", " "), *counts]))
     lines += [
         "",
         f"Difference from {reference}, case by case: mean, 95 % bootstrap interval, and p of the "
         f"two-sided paired sign-flip test (at most {RESAMPLES} permutations).",
         "",
-        _row(["", "", "difference", "p", "p (Holm)"]),
-        _row(["---", "---", "---:", "---:", "---:"]),
+        markdown_row(["", "", "difference", "p", "p (Holm)"]),
+        markdown_row(["---", "---", "---:", "---:", "---:"]),
     ]
     for label in others:
         for line in table:
             found = line.differences[label]
             p_values = [f"{p:.4f}" for p in (found.p_value, line.adjusted[label])]
             difference = _with_interval(line.metric, found, sign="+")
-            lines.append(_row([label, line.metric, difference, *p_values]))
+            lines.append(markdown_row([label, line.metric, difference, *p_values]))
     lines += [
         "",
         f"p (Holm) is adjusted for the {len(others)} run(s) compared with the reference, within a "
@@ -249,10 +251,6 @@ def _with_interval(metric: str, found: Description | PairedDifference, sign: str
     scale = 1 if metric in LOWER_IS_BETTER else 100
     mean, low, high = (f"{scale * each:{sign}.2f}" for each in (found.mean, found.low, found.high))
     return mean if math.isnan(found.low) else f"{mean} [{low}, {high}]"
-
-
-def _row(cells: list[str]) -> str:
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
 if __name__ == "__main__":

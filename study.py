@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from utils.entry import exit_from, positive_int
+from utils.files import REPOSITORY
 
 if TYPE_CHECKING:
     from experiments.runner import Outcome, Steps, Trial
@@ -106,10 +107,9 @@ def training_and_scoring_steps(trial: Trial, tta: bool) -> Steps:
     """Train the run, then score it, with test-time augmentation if `tta`."""
     from experiments.study_scoring import TTA
 
-    root = Path(__file__).resolve().parent
     config = ["--config", str(trial.config_file)]
     scoring = [sys.executable, "-m", "experiments.study_scoring", *config]
-    steps = {"train": [sys.executable, str(root / "train.py"), *config], "score": scoring}
+    steps = {"train": [sys.executable, str(REPOSITORY / "train.py"), *config], "score": scoring}
     return steps | ({TTA: [*scoring, "--tta"]} if tta else {})
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from utils.files import atomic_write
+from utils.tables import markdown_row
 
 GIB = 2**30
 
@@ -77,7 +78,7 @@ def vae_labels(vaes: Sequence[str]) -> dict[str, str]:
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A Markdown table."""
     lines = [header, ["---"] * len(header), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return "\n".join(map(markdown_row, lines))
 
 
 def format_results(results: Results) -> str:

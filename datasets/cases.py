@@ -23,10 +23,10 @@ from datasets.decoding import ImageError, read_pixels
 from datasets.masks import aspect_ratio_differs, read_binary_mask
 from datasets.splits import read_split
 from utils.errors import UserError, listed
+from utils.files import REPOSITORY
 
 log = logging.getLogger(__name__)
 
-REPOSITORY = Path(__file__).resolve().parents[1]
 MAX_LISTED_PROBLEMS = 50
 _warned_masks: set[Path] = set()
 

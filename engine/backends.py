@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from engine.trained_run import find_named_run, load_system
-from utils.errors import UserError
+from utils.errors import UserError, first_line
 from utils.files import sha256
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ class OnnxBackend:
                 ],
             )
         except Exception as error:  # ONNX Runtime's errors share no base
-            reason = next(iter(str(error).splitlines()), "") or type(error).__name__
+            reason = first_line(error)
             raise UserError(f"{path} cannot be loaded by ONNX Runtime: {reason}") from error
         metadata = self._session.get_modelmeta().custom_metadata_map
         if metadata.get("format") != ONNX_FORMAT:

@@ -18,7 +18,7 @@ import torch
 
 from datasets.phantom import phantom_case
 from models.base import SegmentationModel
-from utils.errors import UserError
+from utils.errors import UserError, first_line
 
 TOLERANCE = 1e-4
 BATCH_SIZES = (1, 2, 5)
@@ -48,7 +48,7 @@ def export_graph(system: SegmentationModel, image_size: int, metadata: Mapping[s
                 dynamo=False,  # takes seconds, torch.export a minute, for the same numbers
             )
         except Exception as error:  # the tracer raises errors of every kind
-            reason = next(iter(str(error).splitlines()), "") or type(error).__name__
+            reason = first_line(error)
             raise UserError(f"this model has a part that ONNX cannot express: {reason}") from error
         model = onnx.load(traced)
     onnx.helper.set_model_props(model, dict(metadata))

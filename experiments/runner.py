@@ -27,13 +27,12 @@ from typing import IO
 from experiments.records import Record, Status, read_record, recorded_config, write_record
 from utils.config import Config, dump_config
 from utils.errors import UserError
-from utils.files import atomic_write
+from utils.files import REPOSITORY, atomic_write
 from utils.interruption import STOP_SIGNALS, Interrupted, StopRequest
 from utils.locks import try_lock
 from utils.machine import available_cores
 from utils.runs import create_run_folder, writing_to
 
-ROOT = Path(__file__).resolve().parents[1]
 POLL_SECONDS = 0.2
 LAST_LINES = 5  # of the log, recorded as the error where there is no message
 MAX_ERROR = 2000  # characters of an error that are recorded
@@ -90,7 +89,7 @@ def training_and_validation_steps(trial: Trial) -> Steps:
 
 
 def _entry_point(script: str, trial: Trial) -> list[str]:
-    return [sys.executable, str(ROOT / script), "--config", str(trial.config_file)]
+    return [sys.executable, str(REPOSITORY / script), "--config", str(trial.config_file)]
 
 
 def run_trials(

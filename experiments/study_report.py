@@ -31,7 +31,7 @@ from utils.errors import UserError
 from utils.files import atomic_write, sha256
 from utils.results import read_results
 from utils.statistics import t_interval
-from utils.tables import csv_text
+from utils.tables import csv_text, markdown_row
 
 TABLE = "results.csv"
 ON_VAL = "validation"
@@ -285,19 +285,19 @@ def to_markdown(study: Study, scores: Sequence[Score]) -> str:
     lines = [
         f"**{study.title}.** {study.protocol}",
         "",
-        f"| system | parameters | {' | '.join(columns)} |",
+        markdown_row(["system", "parameters", *columns]),
         f"|---|---:|{'---:|' * len(columns)}",
     ]
     for system in study.systems:
         of_system = [score for score in scores if score.system == system]
         if not of_system:
-            lines.append(f"| {system} | {' | '.join('-' for _ in range(len(columns) + 1))} |")
+            lines.append(markdown_row([system, *("-" for _ in range(len(columns) + 1))]))
             continue
         cells = []
         for split, way, number in columns.values():
             values = [number(s) for s in of_system if (s.split, s.checkpoint) == (split, way)]
             cells.append(_cell([v for v in values if v is not None], len(study.seeds)))
-        lines.append(f"| {system} | {of_system[0].parameters:,} | {' | '.join(cells)} |")
+        lines.append(markdown_row([system, f"{of_system[0].parameters:,}", *cells]))
     seeds = ", ".join(map(str, study.seeds))
     lines += [
         "",
@@ -335,14 +335,16 @@ def differences(study: Study, scores: Iterable[Score]) -> list[str]:
         return []
     seeds = [seed for seed in study.seeds if any(seed in each for each in found.values())]
     lines = [
-        f"| Dice of {first} minus that of | {' | '.join(f'seed {seed}' for seed in seeds)} | mean |",
+        markdown_row(
+            [f"Dice of {first} minus that of", *(f"seed {seed}" for seed in seeds), "mean"]
+        ),
         f"|---|{'---:|' * (len(seeds) + 1)}",
     ]
     for other, by_seed in found.items():
         cells = [_signed(by_seed[seed]) if seed in by_seed else "-" for seed in seeds]
         low, high = (round(bound, 1) + 0.0 for bound in t_interval(list(by_seed.values())))
         mean = f"{_signed(statistics.fmean(by_seed.values()))} ({low:.1f} to {high:.1f})"
-        lines.append(f"| {other} | {' | '.join(cells)} | {mean} |")
+        lines.append(markdown_row([other, *cells, mean]))
     return [
         *lines,
         "",

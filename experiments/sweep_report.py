@@ -20,7 +20,7 @@ from utils.config import Config, dump_config
 from utils.files import atomic_write
 from utils.runs import writing_to
 from utils.statistics import Description, describe, t_interval
-from utils.tables import csv_text
+from utils.tables import csv_text, markdown_row
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -102,8 +102,8 @@ def to_markdown(title: str, rows: Sequence[SettingScores], select_on: str) -> st
         "",
         f"{len(rows)} setting(s); runs: {progress or 'none yet'}. Dice in per cent.",
         "",
-        _row([*header, "state", "wall s", "CPU s"]),
-        _row(["---", *["---:"] * (len(header) - 1), "---", "---:", "---:"]),
+        markdown_row([*header, "state", "wall s", "CPU s"]),
+        markdown_row(["---", *["---:"] * (len(header) - 1), "---", "---:", "---:"]),
     ]
     for row in sorted(rows, key=_rank):
         name = f"**{row.name}** (best)" if row is best else row.name
@@ -113,7 +113,7 @@ def to_markdown(title: str, rows: Sequence[SettingScores], select_on: str) -> st
             cells += [*_across_runs(row.test), _interval(cases.low, cases.high)]
         more = "+" if row.untimed_attempts else ""
         seconds = [f"{each:.0f}{more}" for each in (row.wall_seconds, row.cpu_seconds)]
-        lines.append(_row([*cells, _counts(row.statuses), *seconds]))
+        lines.append(markdown_row([*cells, _counts(row.statuses), *seconds]))
     lines += ["", _legend(rows, select_on, tested), ""]
     errors = {name: error for row in rows for name, error in row.errors.items()}
     if errors:
@@ -203,7 +203,3 @@ def _legend(rows: Sequence[SettingScores], select_on: str, tested: bool) -> str:
     if any(row.untimed_attempts for row in rows):
         text += " +: without the seconds of an attempt whose sweep was killed."
     return text
-
-
-def _row(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"

@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from experiments.runner import NOT_INHERITED, ROOT, Trial
+from experiments.runner import NOT_INHERITED, Trial
 from experiments.sweep_settings import BEST_NAME, Range, Sweep
 from utils.config import Config
 from utils.errors import UserError
+from utils.files import REPOSITORY
 
 BASE_NAME = "base"  # of the setting that changes nothing
 MAX_NAME = 120
@@ -92,16 +93,18 @@ def check_weights(sweep: Sweep, config: Config) -> None:
     repository, such as ckpt.
     """
     name = config.vae_weights
-    on_hub = HUB_ID.fullmatch(name) and not (ROOT / name).parent.is_dir()
+    on_hub = HUB_ID.fullmatch(name) and not (REPOSITORY / name).parent.is_dir()
     if config.model == "wave-gms" and not on_hub and weights_folder(name) is None:
-        raise UserError(f"{sweep.path}: vae_weights: there is no folder {name} here or in {ROOT}")
+        raise UserError(
+            f"{sweep.path}: vae_weights: there is no folder {name} here or in {REPOSITORY}"
+        )
     if config.init_weights and not config.init_weights.is_file():
         raise UserError(f"{sweep.path}: init_weights: there is no file {config.init_weights}")
 
 
 def weights_folder(name: str) -> Path | None:
     """Folder of the VAE's weights, here or in the repository; None where there is none."""
-    folders = (Path(name).expanduser(), ROOT / name)
+    folders = (Path(name).expanduser(), REPOSITORY / name)
     return next((folder for folder in folders if folder.is_dir()), None)
 
 

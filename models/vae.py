@@ -10,9 +10,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from utils.errors import UserError
+from utils.errors import UserError, first_line
+from utils.files import REPOSITORY
 
-REPOSITORY = Path(__file__).resolve().parents[1]
 LATENT_CHANNELS = 4
 DOWNSAMPLING = 8
 FILES = ("config.json", "diffusion_pytorch_model.safetensors")
@@ -88,7 +88,7 @@ def load_autoencoder(class_name: str, weights: str | Path) -> Any:
     except (
         Exception
     ) as error:  # diffusers and safetensors raise many kinds, bare Exception among them
-        raise UserError(f"{problem}{folder / FILES[1]}: {_first_line(error)}") from error
+        raise UserError(f"{problem}{folder / FILES[1]}: {first_line(error)}") from error
     if missing := loading["missing_keys"]:
         raise UserError(
             f"{problem}{folder / FILES[1]} lacks {len(missing)} weights that its config.json "
@@ -127,7 +127,7 @@ def _locate(weights: str) -> Path:
     except Exception as error:  # HTTP, offline, timeout, cache and disk errors share no base
         raise UserError(
             f"cannot load the VAE {weights!r}: there is no such folder here or in {REPOSITORY}, and "
-            f"the Hugging Face hub did not give it ({type(error).__name__}: {_first_line(error)}); "
+            f"the Hugging Face hub did not give it ({type(error).__name__}: {first_line(error)}); "
             f"download it where there is a connection, `hf download {weights} --local-dir "
             f"ckpt/{name}`, or set `vae_weights:` to a local folder that holds {FILES[0]} and "
             f"{FILES[1]}"
@@ -146,7 +146,3 @@ def _check_config(config: dict[str, Any], class_name: str, problem: str) -> None
     ):
         if got != expected:
             raise UserError(f"{problem}describes {what} {got!r}, needed is {expected!r}")
-
-
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).strip().splitlines()), "") or type(error).__name__

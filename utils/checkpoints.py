@@ -10,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from utils.errors import UserError
+from utils.errors import UserError, first_line
 from utils.files import atomic_write
 from utils.tensor_files import load_tensors, save_tensors
 
@@ -134,7 +134,7 @@ def _read(path: Path) -> Weights:
             return weights
         content: Any = load_tensors(path)
     except Exception as error:  # damaged bytes make these readers raise errors of every kind
-        reason = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
+        reason = first_line(error)
         raise UserError(
             f"{path} holds no readable weights: {reason}. It is damaged, or it is not a plain file "
             "of tensors and was refused"

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from utils.errors import UserError
+from utils.tables import markdown_row
 
 Summary = Mapping[str, Any]
 Cells = Mapping[tuple[str, str], Summary]  # by train set, test set
@@ -118,7 +119,7 @@ def to_markdown(cells: Cells, metrics: Sequence[str]) -> str:
         lines += [
             f"## {metric} ({unit})",
             "",
-            f"| train set \\ test set | {' | '.join(tested)} |",
+            markdown_row(["train set \\ test set", *tested]),
             f"| --- |{' ---: |' * len(tested)}",
         ]
         for train in trained:
@@ -127,7 +128,7 @@ def to_markdown(cells: Cells, metrics: Sequence[str]) -> str:
                 found = _description(cells, train, test, metric)
                 text = "-" if found is None else _with_interval(found, 1 if lower else 100)
                 row.append(f"**{text}**" if train == test and found is not None else text)
-            lines.append(f"| {train} | {' | '.join(row)} |")
+            lines.append(markdown_row([train, *row]))
         lines.append("")
     lines += ["Mean and its 95 % bootstrap interval over the test cases.", ""]
     return "\n".join(lines)

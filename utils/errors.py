@@ -20,3 +20,8 @@ def listed(items: Iterable[str], limit: int, separator: str = ", ") -> str:
         return shown
     between = separator if "\n" in separator else " "
     return f"{shown}{between}and {len(every) - limit} more"
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or its type where it has none."""
+    return next(iter(str(error).strip().splitlines()), "") or type(error).__name__

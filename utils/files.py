@@ -1,4 +1,4 @@
-"""Writing files so that a reader never sees half of one."""
+"""Where the repository lies, and writing files so that a reader never sees half of one."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import hashlib
 import os
 from collections.abc import Callable
 from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parents[1]
 
 
 def atomic_write(path: Path, content: bytes | str | Callable[[Path], None]) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from utils.errors import UserError
-from utils.files import atomic_write
+from utils.files import REPOSITORY, atomic_write
 from utils.locks import try_lock
 
 log = logging.getLogger("wavegms")
@@ -124,10 +124,17 @@ def _version(package: str) -> str | None:
 
 def _commit() -> str | None:
     """The checkout's commit, with `+changes` where tracked files differ; None outside of git."""
-    root = Path(__file__).resolve().parents[1]
     try:
         described = subprocess.run(
-            ["git", "-C", str(root), "describe", "--always", "--abbrev=40", "--dirty=+changes"],
+            [
+                "git",
+                "-C",
+                str(REPOSITORY),
+                "describe",
+                "--always",
+                "--abbrev=40",
+                "--dirty=+changes",
+            ],
             capture_output=True,
             text=True,
             timeout=10,

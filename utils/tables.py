@@ -7,6 +7,8 @@ import io
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+ESCAPED_BAR = "\\|"
+
 
 def csv_text(columns: Sequence[str], rows: Iterable[Mapping[str, Any]], header: bool = True) -> str:
     """CSV with one line per row; what a row lacks stays empty. ValueError for an unknown column."""
@@ -16,3 +18,8 @@ def csv_text(columns: Sequence[str], rows: Iterable[Mapping[str, Any]], header: 
         writer.writeheader()
     writer.writerows(rows)
     return text.getvalue()
+
+
+def markdown_row(cells: Iterable[str]) -> str:
+    """A line of a Markdown table; a `|` in a cell does not end it."""
+    return f"| {' | '.join(cell.replace('|', ESCAPED_BAR) for cell in cells)} |"
