@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from datasets.decoding import ImageError, check_megapixels
+from datasets.dicom_tables import grey_table, look_up_palette
 from datasets.windowing import Window, scale_to_8_bit
 
 if TYPE_CHECKING:
@@ -27,7 +28,8 @@ def read_dicom(content: bytes, max_megapixels: float, window: Window = None) -> 
     are taken as they are, except for the file's window. MONOCHROME1 is inverted. Colour
     (RGB, YBR, palette) keeps its upper 8 bits.
 
-    Raises ImageError: pydicom absent, several frames, no or unreadable pixels, over the size limit.
+    Raises ImageError: pydicom absent, several frames, no or unreadable pixels, over the size limit, a
+    number of colours that is not defined.
     """
     try:
         import pydicom
@@ -48,22 +50,25 @@ def read_dicom(content: bytes, max_megapixels: float, window: Window = None) -> 
         raise ImageError(f"DICOM with {frames} frames: only single frames are read, export one")
     check_megapixels(columns, rows, max_megapixels)
     try:
-        return _pixels(pydicom.dcmread(io.BytesIO(content)), window)
+        pixels = _pixels(pydicom.dcmread(io.BytesIO(content)), window)
     except ImageError:
         raise
     except Exception as error:
         reason = str(error).strip().splitlines()[:1] or [type(error).__name__]
         raise ImageError(f"the DICOM pixels cannot be decoded: {reason[0]}") from error
+    if pixels.shape != (rows, columns, 3) or pixels.dtype != np.uint8:
+        raise ImageError(
+            f"the DICOM pixels are {pixels.shape} {pixels.dtype} when decoded, expected one frame of "
+            f"{rows} rows x {columns} columns, grey or of three colours: export it again"
+        )
+    return pixels
 
 
 def _pixels(data: Dataset, window: Window) -> np.ndarray:
-    from pydicom.pixels import apply_color_lut
-
     stored = data.pixel_array
     photometric = data.PhotometricInterpretation
     if photometric == "PALETTE COLOR":
-        colour = apply_color_lut(stored, data)
-        return (colour >> 8).astype(np.uint8) if colour.dtype == np.uint16 else colour
+        return look_up_palette(stored, data, _is_little_endian(data))
     if stored.ndim == 3:  # pydicom has converted YBR to RGB
         return (stored >> max(0, data.BitsStored - 8)).astype(np.uint8)
 
@@ -73,17 +78,28 @@ def _pixels(data: Dataset, window: Window) -> np.ndarray:
     return np.repeat(grey[..., None], 3, axis=2)
 
 
+def _is_little_endian(data: Dataset) -> bool:
+    return bool(data.file_meta.TransferSyntaxUID.is_little_endian)
+
+
+def _rescaled(stored: np.ndarray, data: Dataset) -> np.ndarray:
+    """(H, W) in rescaled units, such as Hounsfield's."""
+    if data.get("ModalityLUTSequence"):
+        return grey_table(data.ModalityLUTSequence[0], _is_little_endian(data))(stored)
+    if "RescaleSlope" in data and "RescaleIntercept" in data:
+        return stored * float(data.RescaleSlope) + float(data.RescaleIntercept)
+    return stored
+
+
 def _windowed(stored: np.ndarray, data: Dataset, window: Window) -> np.ndarray:
     """(H, W) uint8, 0 at the low end of the window."""
-    from pydicom.pixels import apply_modality_lut, apply_voi
-
-    values = apply_modality_lut(stored, data)
+    values = _rescaled(stored, data)
     as_stored = stored.dtype == np.uint8 and np.array_equal(values, stored)
     if window is not None:
         return scale_to_8_bit(values.astype(np.float32), window)
     if data.get("VOILUTSequence"):
-        bits = int(data.VOILUTSequence[0].LUTDescriptor[2])
-        return scale_to_8_bit(apply_voi(values, data).astype(np.float32), (0, 2**bits - 1))
+        table = grey_table(data.VOILUTSequence[0], _is_little_endian(data))
+        return scale_to_8_bit(table(values).astype(np.float32), (0, 2**table.bits - 1))
     if data.get("WindowCenter") is not None and data.get("WindowWidth") is not None:
         return _apply_window(values.astype(np.float64), data)
     if as_stored and data.BitsStored == 8:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import errno
+import io
 import itertools
 import json
 import os
@@ -12,6 +13,7 @@ import sys
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -341,18 +343,19 @@ def test_files_are_bounded(tmp_path: Path) -> None:
 # DICOM
 
 
-def dicom(pixels: np.ndarray, photometric: str = "MONOCHROME2", **elements: object) -> bytes:
-    import io
-
+def dicom(
+    pixels: np.ndarray, photometric: str = "MONOCHROME2", syntax: str = "", **elements: object
+) -> bytes:
+    """A DICOM file; `syntax` is the UID of its transfer syntax, else explicit VR, little endian."""
     pydicom = pytest.importorskip("pydicom")
     data = pydicom.Dataset()
     data.file_meta = pydicom.dataset.FileMetaDataset()
-    data.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+    data.file_meta.TransferSyntaxUID = syntax or pydicom.uid.ExplicitVRLittleEndian
     data.SOPClassUID = pydicom.uid.UltrasoundImageStorage
     data.SOPInstanceUID = pydicom.uid.generate_uid()
     data.Rows, data.Columns = pixels.shape[:2]
-    data.SamplesPerPixel = 3 if pixels.ndim == 3 else 1
-    if pixels.ndim == 3:
+    data.SamplesPerPixel = 3 if pixels.shape[2:] == (3,) else 1
+    if data.SamplesPerPixel == 3:
         data.PlanarConfiguration = 0
     data.PhotometricInterpretation = photometric
     data.BitsAllocated = 8 * pixels.itemsize
@@ -423,9 +426,111 @@ def test_dicom_colour() -> None:
     np.testing.assert_array_equal(read_picture(dicom(grey)).pixels[..., 1], grey)
 
 
+def sequence_of(**elements: object) -> list[Any]:
+    """A DICOM sequence of one item."""
+    item = pytest.importorskip("pydicom").Dataset()
+    for key, value in elements.items():
+        setattr(item, key, value)
+    return [item]
+
+
+def table_item(count: int, first: int, bits: int, entries: list[int] | bytes) -> list[Any]:
+    from pydicom.dataelem import DataElement
+
+    (item,) = sequence_of()
+    item.add(DataElement(0x00283002, "SS" if first < 0 else "US", [count, first, bits]))
+    item.add(DataElement(0x00283006, "OW" if isinstance(entries, bytes) else "US", entries))
+    return [item]
+
+
+WIDE = np.array([[0, 1000, 2000, 4095]], np.uint16)
+"""Of 12 bits, more than an index of 8 bits holds."""
+
+
+@pytest.mark.parametrize(
+    ("table", "expected"),
+    [
+        (lambda: (4096, 0, 8, [value >> 4 for value in range(4096)]), [0, 62, 125, 255]),
+        (lambda: (4096, 0, 8, bytes(value >> 4 for value in range(4096))), [0, 62, 125, 255]),
+        (lambda: (4096, 0, 12, list(range(4096))), [0, 62, 125, 255]),
+        (lambda: (4096, 0, 16, np.arange(0, 65536, 16, "<u2").tobytes()), [0, 62, 125, 255]),
+        (lambda: (0, 0, 16, np.arange(65536, dtype="<u2").tobytes()), [0, 4, 8, 16]),
+        (lambda: (3, 999, 8, [10, 20, 30]), [10, 20, 30, 30]),
+        (lambda: (1001, -1000, 8, [10] * 1000 + [20]), [20, 20, 20, 20]),
+    ],
+    ids=["8 bits", "packed", "12 bits", "words", "65536 entries", "offset", "negative offset"],
+)
+@pytest.mark.parametrize("kind", ["VOILUTSequence", "ModalityLUTSequence"])
+def test_dicom_tables(kind: str, table: Callable[[], tuple[Any, ...]], expected: list[int]) -> None:
+    pytest.importorskip("pydicom")
+    item = table_item(*table())
+    content = dicom(WIDE, BitsStored=12, HighBit=11, **{kind: item})
+    window = None if kind == "VOILUTSequence" else (0, 2 ** item[0].LUTDescriptor[2] - 1)
+    read = read_picture(content, window=window).pixels
+    np.testing.assert_allclose(read[0, :, 0], expected, atol=1)
+
+
+def palette(count: int, bits: int, data: bytes, **others: object) -> dict[str, Any]:
+    """The elements of a palette of three equal tables."""
+    segmented = "Segmented" if others.pop("segmented", False) else ""
+    elements: dict[str, Any] = {"photometric": "PALETTE COLOR", **others}
+    for colour in ("Red", "Green", "Blue"):
+        elements[f"{colour}PaletteColorLookupTableDescriptor"] = [count, 0, bits]
+        elements[f"{segmented}{colour}PaletteColorLookupTableData"] = data
+    return elements
+
+
+INDICES = np.array([[0, 100, 200, 255]], np.uint8)
+ALL_256 = np.arange(256, dtype=np.uint8)
+LINE = np.array([0, 2, 0, 257, 1, 254, 65535], "<u2")
+"""A segmented palette: entries 0 and 257, then 254 on a line to 65535."""
+REPEATED = np.array([0, 1, 0, 1, 127, 32639, 2, 1, 6, 0, 1, 1, 65535], "<u2")
+"""0, a line of 127 to 32639, the same line again from where it ended, and 65535."""
+
+
+@pytest.mark.parametrize(
+    ("pixels", "elements", "expected"),
+    [
+        (INDICES, palette(256, 8, ALL_256.tobytes()), [0, 100, 200, 255]),
+        (INDICES, palette(256, 8, ALL_256.astype("<u2").tobytes()), [0, 100, 200, 255]),
+        (INDICES, palette(256, 8, (ALL_256 * np.uint16(257)).tobytes()), [0, 100, 200, 255]),
+        (INDICES, palette(256, 16, (ALL_256 * np.uint16(256)).tobytes()), [0, 100, 200, 255]),
+        (WIDE, palette(4096, 8, bytes(i >> 4 for i in range(4096))), [0, 62, 125, 255]),
+        (
+            INDICES,
+            palette(256, 8, ALL_256.tobytes(), AlphaPaletteColorLookupTableData=ALL_256.tobytes()),
+            [0, 100, 200, 255],
+        ),
+        (INDICES, palette(256, 16, LINE.tobytes(), segmented=True), [0, 100, 200, 255]),
+        (INDICES, palette(256, 16, REPEATED.tobytes(), segmented=True), [0, 100, 127, 255]),
+    ],
+    ids=["packed", "words", "both halves", "16 bits", "4096", "alpha", "segmented", "repeated"],
+)
+def test_dicom_palettes(pixels: np.ndarray, elements: dict[str, Any], expected: list[int]) -> None:
+    read = read_picture(dicom(pixels, **elements)).pixels
+    assert read.shape == (1, 4, 3) and read[0, :, 2].tolist() == expected
+
+
+def test_a_dicom_palette_in_big_endian() -> None:
+    pydicom = pytest.importorskip("pydicom")
+    words = (ALL_256 * np.uint16(256)).astype(">u2").tobytes()
+    content = dicom(INDICES, syntax=pydicom.uid.ExplicitVRBigEndian, **palette(256, 16, words))
+    assert read_picture(content).pixels[0, :, 0].tolist() == [0, 100, 200, 255]
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        (
+            lambda: dicom(np.zeros((2, 4, 6), np.uint8), Rows=4, Columns=6, NumberOfFrames=0),
+            r"\(2, 4, 6\) uint8 when decoded, expected one frame of 4 rows x 6 columns",
+        ),
+        (
+            lambda: dicom(INDICES, **palette(256, 16, bytes(256))),
+            "has 128 entries, it declares 256",
+        ),
+        (lambda: dicom(INDICES, **palette(256, 17, bytes(512))), "entries of 17 bits"),
+        (lambda: dicom(INDICES, **palette(9, 16, LINE.tobytes(), segmented=True)), "256 entries"),
         (lambda: dicom(RAMP, NumberOfFrames=30), "30 frames"),
         (lambda: dicom(RAMP, Rows=60_000, Columns=60_000), "over the limit"),
         (lambda: dicom(RAMP)[:-5], "cannot be decoded"),
