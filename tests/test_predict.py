@@ -371,12 +371,14 @@ def dicom(
 
 
 RAMP = np.array([[0, 100, 200, 300]], np.uint16)
+RANGE = [0, 85, 170, 255]
+"""RAMP by its own range."""
 
 
 @pytest.mark.parametrize(
     ("elements", "expected"),
     [
-        ({}, [0, 85, 170, 255]),  # its own range
+        ({}, RANGE),
         ({"photometric": "MONOCHROME1"}, [255, 170, 85, 0]),
         ({"WindowCenter": 150, "WindowWidth": 101}, [0, 1, 255, 255]),
         ({"WindowCenter": [150, 0], "WindowWidth": [101, 9]}, [0, 1, 255, 255]),
@@ -478,6 +480,126 @@ def palette(count: int, bits: int, data: bytes, **others: object) -> dict[str, A
         elements[f"{colour}PaletteColorLookupTableDescriptor"] = [count, 0, bits]
         elements[f"{segmented}{colour}PaletteColorLookupTableData"] = data
     return elements
+
+
+HOUNSFIELD = {"RescaleSlope": 1, "RescaleIntercept": -1024}
+SOFT_TISSUE = {"WindowCenter": 40, "WindowWidth": 400}
+
+
+def functional_groups(rescale: dict[str, Any], window: dict[str, Any]) -> list[Any]:
+    return sequence_of(
+        PixelValueTransformationSequence=sequence_of(**rescale),
+        FrameVOILUTSequence=sequence_of(**window),
+    )
+
+
+@pytest.mark.parametrize(
+    ("elements", "expected"),
+    [
+        (
+            lambda: {
+                "PerFrameFunctionalGroupsSequence": sequence_of(),
+                "SharedFunctionalGroupsSequence": functional_groups(HOUNSFIELD, SOFT_TISSUE),
+            },
+            [0, 128, 255],
+        ),
+        (
+            lambda: {
+                "PerFrameFunctionalGroupsSequence": functional_groups(HOUNSFIELD, SOFT_TISSUE),
+                "SharedFunctionalGroupsSequence": functional_groups({}, {"WindowCenter": 0}),
+            },
+            [0, 128, 255],
+        ),
+        (
+            lambda: {
+                **HOUNSFIELD,
+                "WindowCenter": 240,
+                "WindowWidth": 400,
+                "SharedFunctionalGroupsSequence": functional_groups({}, SOFT_TISSUE),
+            },
+            [0, 0, 128],
+        ),
+    ],
+    ids=["shared", "per frame", "data set first"],
+)
+def test_dicom_functional_groups(
+    elements: Callable[[], dict[str, Any]], expected: list[int]
+) -> None:
+    pixels = np.array([[864, 1064, 1264]], np.uint16)
+    read = read_picture(dicom(pixels, NumberOfFrames=1, **elements())).pixels
+    np.testing.assert_allclose(read[0, :, 0], expected, atol=1)
+
+
+@pytest.mark.parametrize(
+    "empty",
+    [
+        {"RescaleSlope": None, "RescaleIntercept": None},
+        {"RescaleSlope": 2, "RescaleIntercept": None},
+        {"WindowCenter": None, "WindowWidth": None},
+        {"VOILUTSequence": []},
+    ],
+    ids=repr,
+)
+def test_empty_dicom_elements_count_as_absent(empty: dict[str, Any]) -> None:
+    np.testing.assert_array_equal(read_picture(dicom(RAMP, **empty)).pixels[0, :, 0], RANGE)
+
+
+def compressed(frame: bytes, rows: int, columns: int, syntax: str) -> bytes:
+    """A grey DICOM file around the frame."""
+    pydicom = pytest.importorskip("pydicom")
+    uid = getattr(pydicom.uid, syntax)
+    pixels = np.zeros((rows, columns), np.uint8)
+    content = pydicom.encaps.encapsulate([frame])
+    return dicom(pixels, syntax=uid, PixelData=content)
+
+
+def grey_jpeg(ending: str, height: int, width: int) -> bytes:
+    """A JPEG, or a JPEG 2000 by itself or in the boxes of a JP2 file."""
+    from PIL import Image
+
+    file = io.BytesIO()
+    kind = "JPEG" if ending == ".jpg" else "JPEG2000"
+    picture = Image.fromarray(noise(height, width)[..., 0])
+    picture.save(file, kind, **({} if kind == "JPEG" else {"no_jp2": ending == ".j2k"}))
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("ending", "syntax"),
+    [(".jpg", "JPEGBaseline8Bit"), (".j2k", "JPEG2000Lossless"), (".jp2", "JPEG2000Lossless")],
+)
+def test_compressed_dicom_is_of_the_size_in_its_header(ending: str, syntax: str) -> None:
+    pytest.importorskip("PIL")
+    read = read_picture(compressed(grey_jpeg(ending, 20, 31), 20, 31, syntax)).pixels
+    np.testing.assert_allclose(read, noise(20, 31), atol=60 if ending == ".jpg" else 0)
+    for rows, columns in ((31, 20), (10, 62), (8, 8)):
+        with pytest.raises(ImageError, match="frame declares 31 x 20 px, the file's Columns x R"):
+            read_picture(compressed(grey_jpeg(ending, 20, 31), rows, columns, syntax))
+
+
+@pytest.mark.parametrize(
+    ("frame", "message"),
+    [
+        (b"rubbish!", "neither a JPEG nor"),
+        (b"\xff\xd8\xff\xd9", "without frame header"),
+        (b"\xff\xd8\xff\xf7\0\x0b\x08\0\x09\0\x05", "declares 5 x 9 px"),  # JPEG-LS
+        (b"\xff\x4f\xff\x51\0\x2f", "cut short"),
+        (b"\0\0\0\x0cjP  \r\n\x87\n\0\0\0\0ftyp", "without codestream"),
+    ],
+)
+def test_a_damaged_frame_header_in_dicom(frame: bytes, message: str) -> None:
+    pytest.importorskip("PIL")
+    with pytest.raises(ImageError, match=message):
+        read_picture(compressed(frame, 8, 8, "JPEGBaseline8Bit"))
+
+
+def test_dicom_decoders_to_install_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    pydicom = pytest.importorskip("pydicom")
+    content = compressed(b"\xff\xd8\xff\xd9", 8, 8, "JPEGLosslessSV1")
+    decoder = pydicom.pixels.get_decoder(pydicom.uid.JPEGLosslessSV1)
+    monkeypatch.setattr(decoder, "_available", {})
+    with pytest.raises(ImageError, match=r"JPEG Lossless.*: pip install pylibjpeg pylibjpeg-lib"):
+        read_picture(content)
 
 
 INDICES = np.array([[0, 100, 200, 255]], np.uint8)
