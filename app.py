@@ -165,7 +165,7 @@ def build_page(backend: Backend, max_megapixels: float, window: Window = None) -
     def upload(path: str, tta: bool, threshold: float) -> tuple[None, Shown | None, str]:
         name, content = Path(path).name, take(Path(path))
         try:
-            picture = read_picture(content, max_megapixels, window)
+            picture = read_picture(content, max_megapixels, window, Path(path).suffix)
         except ImageError as error:
             return None, None, f'<p role="alert">{html.escape(f"{name}: {error}")}</p>'
         shown = segment_one(name, picture, tta)

@@ -35,6 +35,10 @@ class ImageError(UserError):
     """An image file that is not decoded, and why."""
 
 
+class UnknownFormatError(ImageError):
+    """A file that is no PNG, JPEG, BMP or TIFF by its first bytes."""
+
+
 def check_image_size(content: bytes, max_megapixels: float = MAX_MEGAPIXELS) -> tuple[int, int]:
     """Declared (width, height) in pixels.
 
@@ -141,7 +145,7 @@ def _declared_size(content: bytes) -> tuple[int, int]:
         return abs(width), abs(height)  # a negative height means rows from top to bottom
     if content[:4] in (b"II*\0", b"MM\0*"):
         return _tiff_size(content)
-    raise ImageError("not a PNG, JPEG, BMP or TIFF image")
+    raise UnknownFormatError("not a PNG, JPEG, BMP or TIFF image")
 
 
 def _jpeg_size(content: bytes, frames: Set[int] = _JPEG_FRAMES) -> tuple[int, int]:

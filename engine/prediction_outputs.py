@@ -240,6 +240,7 @@ class OutputFolder:
             job.name in done
             and done[job.name]["file"] == job.file
             and all(path.is_file() for path in self.paths(job.name).values())
+            and not _is_newer(job.path, self.paths(job.name)["mask"])
         )
 
 
@@ -253,6 +254,11 @@ def stops_when_full(folder: Path) -> Iterator[None]:
             f"cannot write to {folder}: {error.strerror or error}. All files there are complete; "
             "once the folder can be written to again, --resume continues from here"
         ) from error
+
+
+def _is_newer(image: Path, mask: Path) -> bool:
+    """Whether the image file was written after its mask: it is another image then, under an old name."""
+    return image.stat().st_mtime > mask.stat().st_mtime
 
 
 def _to_16_bit(values: np.ndarray) -> np.ndarray:

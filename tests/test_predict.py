@@ -283,7 +283,7 @@ def png_header(width: int, height: int) -> bytes:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "not a PNG"),
+        (b"", r"is empty \(0 bytes\)"),
         (b"Hello", "not a PNG"),
         (png_header(100_000, 100_000), "100000 x 100000 px is over the limit of 64 megapixels"),
         (png_header(10, 10), "damaged or cut short"),
@@ -296,6 +296,15 @@ def png_header(width: int, height: int) -> bytes:
 def test_unreadable_pictures_say_why(content: bytes, message: str) -> None:
     with pytest.raises(ImageError, match=message):
         read_picture(content)
+
+
+def test_dicom_without_its_marker_says_so() -> None:
+    content = dicom(RAMP)[132:]
+    with pytest.raises(ImageError, match=r"has no DICM marker.*not read as DICOM"):
+        read_picture(content, suffix=".DCM")
+    with pytest.raises(ImageError, match="not a PNG"):
+        read_picture(content, suffix=".png")
+    assert read_picture(encoded(noise(4, 4)), suffix=".dcm").pixels.shape == (4, 4, 3)
 
 
 def paged_tiff(*kinds: int) -> bytes:
@@ -738,6 +747,25 @@ def test_files_folders_and_patterns_are_found(tmp_path: Path) -> None:
         find_jobs([str(empty), str(tmp_path / "none.png")], False, out)
 
 
+def test_linked_folders_are_followed_once(tmp_path: Path) -> None:
+    folder = picture_folder(tmp_path / "in", 1)
+    picture_folder(folder / "real", 1)
+    picture_folder(tmp_path / "elsewhere" / "deep", 1)
+    (folder / "elsewhere").symlink_to(tmp_path / "elsewhere")
+    (folder / "again").symlink_to(folder / "real")
+    (folder / "real" / "up").symlink_to(folder)
+    (folder / "none").symlink_to(tmp_path / "missing")
+    (folder / "out").symlink_to(picture_folder(tmp_path / "out", 1))
+
+    def found(recursive: bool) -> list[str]:
+        jobs = find_jobs([str(folder)], recursive, tmp_path / "out")
+        return [str(job.path.relative_to(folder)) for job in jobs]
+
+    assert found(recursive=False) == ["scan_0.png"]
+    linked = "elsewhere/deep/scan_0.png"
+    assert found(recursive=True) == ["scan_0.png", "real/scan_0.png", linked]
+
+
 # The program
 
 
@@ -912,6 +940,24 @@ def test_resume_tries_failed_ones_again(tmp_path: Path, run: Path) -> None:
     (folder / "scan_1.png").write_bytes(good)
     assert predict.main([*command, "--resume"]) == 0
     assert rows_of(tmp_path / "out")["scan_1"]["status"] == "ok"
+
+
+def test_resume_predicts_replaced_images_again(tmp_path: Path, run: Path) -> None:
+    folder, out = picture_folder(tmp_path / "in", 2), tmp_path / "out"
+    command = ["--run", str(run), str(folder), "--out", str(out)]
+    assert predict.main(command) == 0
+    before = everything_under(out)
+    other, mask = folder / "scan_1.png", out / "masks" / "scan_1.png"
+    cv2.imwrite(str(other), blob_case(7, 50)[0])
+    changed = mask.stat().st_mtime
+    os.utime(other, (changed - 1, changed - 1))
+    assert predict.main([*command, "--resume"]) == 0
+    assert everything_under(out) == before
+    os.utime(other, (changed + 1, changed + 1))
+    assert predict.main([*command, "--resume"]) == 0
+    assert rows_of(out)["scan_1"]["width"] == "50" and image(mask).shape == (50, 50)
+    name = "masks/scan_0.png"
+    assert everything_under(out)[name] == before[name]
 
 
 def test_resume_with_other_inputs_keeps_what_is_there(tmp_path: Path, run: Path) -> None:
