@@ -271,12 +271,13 @@ def data_uri(image: np.ndarray) -> str:
     import cv2
 
     from datasets.cases import resize_image
+    from utils.images import encode_image
 
     height, width = image.shape[:2]
     factor = min(1, SHOWN_SIDE / max(height, width))
     image = resize_image(image, max(1, round(height * factor)), max(1, round(width * factor)))
-    encoded = cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 92])[1]
-    return "data:image/jpeg;base64," + base64.b64encode(encoded.tobytes()).decode()
+    content = encode_image(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 92])
+    return "data:image/jpeg;base64," + base64.b64encode(content).decode()
 
 
 if __name__ == "__main__":

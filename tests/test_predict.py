@@ -33,9 +33,11 @@ from engine.prediction import (
     upright,
 )
 from engine.prediction_inputs import find_jobs, unique_names
+from engine.prediction_outputs import OutputFolder
 from tests.cases_on_disk import blob_case, write_data_set
 from tests.run_on_disk import ROOT, write_run, write_vae
 from utils.errors import UserError
+from utils.images import encode_png
 from utils.streams import bounded_map
 
 RNG_SEED = 3
@@ -1023,6 +1025,45 @@ def test_a_nan_output_fails_its_picture_alone(
     assert [row["status"] for row in rows.values()] == ["failed", "ok", "failed", "ok"]
     assert "not a number" in rows["scan_0"]["message"]
     assert sorted(path.name for path in (out / "masks").iterdir()) == ["scan_1.png", "scan_3.png"]
+
+
+@pytest.mark.parametrize("returned", [(False, ()), None], ids=["OpenCV 5", "OpenCV 4"])
+def test_an_image_too_long_for_its_overlay_fails_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, returned: object
+) -> None:
+    encode, side = cv2.imencode, 65_501
+
+    def limited(suffix: str, pixels: np.ndarray, *others: object) -> object:
+        if suffix != ".jpg" or max(pixels.shape) < side:
+            return encode(suffix, pixels, *others)
+        if returned is None:
+            raise cv2.error("Maximum supported image dimension is 65500 pixels")
+        return returned
+
+    monkeypatch.setattr(cv2, "imencode", limited)
+    folder = picture_folder(tmp_path / "in", 1)
+    cv2.imwrite(str(folder / "long.png"), np.zeros((1, side), np.uint8))
+    jobs = find_jobs([str(folder)], False, tmp_path)
+    out = OutputFolder(tmp_path / "out", {}, "jpg", tta=False, threshold=0.5)
+    out.open(jobs, resume=False, overwrite=False)
+    rows = list(
+        predict.predict(
+            jobs, GreyBackend(), PredictionOptions(), out,
+            batch_size=2, workers=1, window=None, max_megapixels=1,
+        )
+    )  # fmt: skip
+    assert {row["name"]: row["status"] for row in rows} == {"long": "failed", "scan_0": "ok"}
+    assert rows[0]["message"].startswith(f"pixels (1, {side}, 3) uint8 (rows first) cannot be writ")
+    assert not list((tmp_path / "out").glob("*/long*"))
+
+
+def test_png_keeps_pixels_and_names_those_it_cannot_hold() -> None:
+    pixels = np.random.default_rng(0).integers(0, 65536, (3, 5)).astype(np.uint16)
+    content = np.frombuffer(encode_png(pixels), np.uint8)
+    np.testing.assert_array_equal(cv2.imdecode(content, cv2.IMREAD_UNCHANGED), pixels)
+    for shape in ((0, 5), (1, 1_000_001)):
+        with pytest.raises(UserError, match=re.escape(f"pixels {shape} uint8")):
+            encode_png(np.zeros(shape, np.uint8))
 
 
 def test_unusable_models_are_refused(tmp_path: Path, run: Path) -> None:
