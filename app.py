@@ -183,7 +183,7 @@ def build_page(backend: Backend, max_megapixels: float, window: Window = None) -
             "# Wave-GMS\nDrop an image to segment it. For research; **not for clinical use**."
         )
         state = gradio.State(time_to_live=FORGET_SECONDS)
-        with gradio.ScoreRow():
+        with gradio.Row():
             with gradio.Column(scale=1, min_width=260):
                 file = gradio.File(
                     label="Image", file_types=list(SUFFIXES), height=160, elem_id="picture"
