@@ -163,8 +163,9 @@ def build_page(backend: Backend, max_megapixels: float, window: Window = None) -
         return Shown(name, picture.pixels, picture.note, segmentation)
 
     def upload(path: str, tta: bool, threshold: float) -> tuple[None, Shown | None, str]:
-        name, content = Path(path).name, take(Path(path))
+        name = Path(path).name
         try:
+            content = take(Path(path))
             picture = read_picture(content, max_megapixels, window, Path(path).suffix)
         except ImageError as error:
             return None, None, f'<p role="alert">{html.escape(f"{name}: {error}")}</p>'
@@ -220,9 +221,17 @@ def build_page(backend: Backend, max_megapixels: float, window: Window = None) -
 
 
 def take(path: Path) -> bytes:
-    """Content of an upload, of which nothing is left on the disk."""
-    content = path.read_bytes()
-    path.unlink()
+    """Content of an upload, of which nothing is left on the disk; ImageError where it is gone already.
+
+    Gradio keeps one file for equal uploads, so that one of two at once may find it taken by the other.
+    """
+    from datasets.decoding import ImageError
+
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError as error:
+        raise ImageError("was uploaded twice at once: upload it again") from error
+    path.unlink(missing_ok=True)
     with contextlib.suppress(OSError):  # holds another upload
         path.parent.rmdir()
     for stray in path.parents[1].glob("tmp*"):  # Gradio makes an empty file for each upload
