@@ -87,7 +87,7 @@ def _check_frame(data: Dataset, rows: int, columns: int) -> None:
             f"no decoder for DICOM pixels as {syntax.name}: pip install {DECODERS}, or export the image "
             "without compression"
         )
-    if syntax == RLELossless:  # has no header, and pydicom compares its length with Rows x Columns
+    if syntax == RLELossless:  # declares no size of its own
         return
     # by these tables pydicom could decode another frame than the one that is checked
     for table in ("ExtendedOffsetTable", "ExtendedOffsetTableLengths"):

@@ -458,6 +458,7 @@ def table_item(count: int, first: int, bits: int, entries: list[int] | bytes) ->
 
 WIDE = np.array([[0, 1000, 2000, 4095]], np.uint16)
 """Of 12 bits, more than an index of 8 bits holds."""
+WORDS = np.arange(65536).astype("<u2")
 
 
 @pytest.mark.parametrize(
@@ -466,8 +467,8 @@ WIDE = np.array([[0, 1000, 2000, 4095]], np.uint16)
         (lambda: (4096, 0, 8, [value >> 4 for value in range(4096)]), [0, 62, 125, 255]),
         (lambda: (4096, 0, 8, bytes(value >> 4 for value in range(4096))), [0, 62, 125, 255]),
         (lambda: (4096, 0, 12, list(range(4096))), [0, 62, 125, 255]),
-        (lambda: (4096, 0, 16, np.arange(0, 65536, 16, "<u2").tobytes()), [0, 62, 125, 255]),
-        (lambda: (0, 0, 16, np.arange(65536, dtype="<u2").tobytes()), [0, 4, 8, 16]),
+        (lambda: (4096, 0, 16, WORDS[::16].tobytes()), [0, 62, 125, 255]),
+        (lambda: (0, 0, 16, WORDS.tobytes()), [0, 4, 8, 16]),
         (lambda: (3, 999, 8, [10, 20, 30]), [10, 20, 30, 30]),
         (lambda: (1001, -1000, 8, [10] * 1000 + [20]), [20, 20, 20, 20]),
     ],
@@ -477,7 +478,8 @@ WIDE = np.array([[0, 1000, 2000, 4095]], np.uint16)
 def test_dicom_tables(kind: str, table: Callable[[], tuple[Any, ...]], expected: list[int]) -> None:
     pytest.importorskip("pydicom")
     item = table_item(*table())
-    content = dicom(WIDE, BitsStored=12, HighBit=11, **{kind: item})
+    elements: dict[str, Any] = {kind: item}
+    content = dicom(WIDE, BitsStored=12, HighBit=11, **elements)
     window = None if kind == "VOILUTSequence" else (0, 2 ** item[0].LUTDescriptor[2] - 1)
     read = read_picture(content, window=window).pixels
     np.testing.assert_allclose(read[0, :, 0], expected, atol=1)
@@ -512,14 +514,14 @@ def functional_groups(rescale: dict[str, Any], window: dict[str, Any]) -> list[A
                 "PerFrameFunctionalGroupsSequence": sequence_of(),
                 "SharedFunctionalGroupsSequence": functional_groups(HOUNSFIELD, SOFT_TISSUE),
             },
-            [0, 128, 255],
+            [0, 128, 255, 255],
         ),
         (
             lambda: {
                 "PerFrameFunctionalGroupsSequence": functional_groups(HOUNSFIELD, SOFT_TISSUE),
                 "SharedFunctionalGroupsSequence": functional_groups({}, {"WindowCenter": 0}),
             },
-            [0, 128, 255],
+            [0, 128, 255, 255],
         ),
         (
             lambda: {
@@ -528,7 +530,7 @@ def functional_groups(rescale: dict[str, Any], window: dict[str, Any]) -> list[A
                 "WindowWidth": 400,
                 "SharedFunctionalGroupsSequence": functional_groups({}, SOFT_TISSUE),
             },
-            [0, 0, 128],
+            [0, 0, 128, 255],
         ),
     ],
     ids=["shared", "per frame", "data set first"],
@@ -536,7 +538,7 @@ def functional_groups(rescale: dict[str, Any], window: dict[str, Any]) -> list[A
 def test_dicom_functional_groups(
     elements: Callable[[], dict[str, Any]], expected: list[int]
 ) -> None:
-    pixels = np.array([[864, 1064, 1264]], np.uint16)
+    pixels = np.array([[864, 1064, 1264, 4000]], np.uint16)
     read = read_picture(dicom(pixels, NumberOfFrames=1, **elements())).pixels
     np.testing.assert_allclose(read[0, :, 0], expected, atol=1)
 
