@@ -163,9 +163,10 @@ def build_page(backend: Backend, max_megapixels: float, window: Window = None) -
         return Shown(name, picture.pixels, picture.note, segmentation)
 
     def upload(path: str, tta: bool, threshold: float) -> tuple[None, Shown | None, str]:
-        name, content = Path(path).name, take(Path(path))
+        name = Path(path).name
         try:
-            picture = read_picture(content, max_megapixels, window)
+            content = take(Path(path))
+            picture = read_picture(content, max_megapixels, window, Path(path).suffix)
         except ImageError as error:
             return None, None, f'<p role="alert">{html.escape(f"{name}: {error}")}</p>'
         shown = segment_one(name, picture, tta)
@@ -183,7 +184,7 @@ def build_page(backend: Backend, max_megapixels: float, window: Window = None) -
             "# Wave-GMS\nDrop an image to segment it. For research; **not for clinical use**."
         )
         state = gradio.State(time_to_live=FORGET_SECONDS)
-        with gradio.ScoreRow():
+        with gradio.Row():
             with gradio.Column(scale=1, min_width=260):
                 file = gradio.File(
                     label="Image", file_types=list(SUFFIXES), height=160, elem_id="picture"
@@ -220,9 +221,17 @@ def build_page(backend: Backend, max_megapixels: float, window: Window = None) -
 
 
 def take(path: Path) -> bytes:
-    """Content of an upload, of which nothing is left on the disk."""
-    content = path.read_bytes()
-    path.unlink()
+    """Content of an upload, of which nothing is left on the disk; ImageError where it is gone already.
+
+    Gradio keeps one file for equal uploads, so that one of two at once may find it taken by the other.
+    """
+    from datasets.decoding import ImageError
+
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError as error:
+        raise ImageError("was uploaded twice at once: upload it again") from error
+    path.unlink(missing_ok=True)
     with contextlib.suppress(OSError):  # holds another upload
         path.parent.rmdir()
     for stray in path.parents[1].glob("tmp*"):  # Gradio makes an empty file for each upload
@@ -271,12 +280,13 @@ def data_uri(image: np.ndarray) -> str:
     import cv2
 
     from datasets.cases import resize_image
+    from utils.images import encode_image
 
     height, width = image.shape[:2]
     factor = min(1, SHOWN_SIDE / max(height, width))
     image = resize_image(image, max(1, round(height * factor)), max(1, round(width * factor)))
-    encoded = cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 92])[1]
-    return "data:image/jpeg;base64," + base64.b64encode(encoded.tobytes()).decode()
+    content = encode_image(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 92])
+    return "data:image/jpeg;base64," + base64.b64encode(content).decode()
 
 
 if __name__ == "__main__":

@@ -107,21 +107,25 @@ def main(argv: Sequence[str] | None = None) -> None:
 def write_weights(
     path: Path, runs: Sequence[tuple[Config, Path]], system: SegmentationModel
 ) -> None:
-    """Write the weights of the run, or the mean of several, in 16 bits, and beside them the config of the
-    first without its `model_weight`.
+    """Write the weights of the run, or the mean of several, in 16 bits, and beside them the config that the
+    first was trained with, without its `model_weight`.
+
+    That is the config beside the checkpoint, whatever was changed to load it; where there is none, the one
+    of `runs`.
 
     The file also says how they were chosen, and by which split they were trained. Named best_model.safetensors, their folder then
     is one that `--run` takes. UserError where the folder has the config of another run.
     """
     from engine.averaging import load_average
-    from engine.provenance import AVERAGED_RUNS, origin_of
+    from engine.provenance import AVERAGED_RUNS, origin_of, training_config
     from utils.checkpoints import save_weights
     from utils.config import dump_config
     from utils.errors import UserError
     from utils.files import atomic_write
 
     config, checkpoint = runs[0]
-    described = dump_config(config.model_copy(update={"model_weight": None}))
+    trained = training_config(checkpoint) or config
+    described = dump_config(trained.model_copy(update={"model_weight": None}))
     beside = path.with_name("config.yaml")
     if beside.exists() and beside.read_text(errors="replace") != described:
         raise UserError(

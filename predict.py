@@ -183,7 +183,7 @@ def predict(
     def read(job: Job) -> tuple[Job, Picture | ImageError]:
         try:
             content = read_content(job.path, max_megapixels)
-            return job, read_picture(content, max_megapixels, window)
+            return job, read_picture(content, max_megapixels, window, job.path.suffix)
         except ImageError as error:
             return job, error
 

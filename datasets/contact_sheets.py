@@ -16,6 +16,7 @@ from datasets.decoding import read_pixels
 from datasets.masks import read_binary_mask
 from datasets.near_duplicates import NearDuplicate
 from utils.files import atomic_write
+from utils.images import encode_png
 
 CASES = 30
 NEAR_DUPLICATES = 60
@@ -51,7 +52,7 @@ def near_duplicate_sheet(
 
 
 def write_sheet(path: Path, sheet: np.ndarray) -> None:
-    atomic_write(path, cv2.imencode(".png", sheet)[1].tobytes())
+    atomic_write(path, encode_png(sheet))
 
 
 def _with_contour(image_path: Path, mask_path: Path) -> np.ndarray:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import json
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +21,9 @@ MAX_MEGAPIXELS = 64
 AS_STORED = 6  # cv2.IMREAD_ANYDEPTH | cv2.IMREAD_ANYCOLOR, without importing it
 
 _JPEG_FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
+_JPEG_LS_FRAME = 0xF7
+_JPEG_2000_START = b"\xff\x4f\xff\x51"  # of the codestream: SOC, then SIZ
+_JP2_START = b"\0\0\0\x0cjP  \r\n\x87\n"
 _JPEG_END, _JPEG_SCAN = 0xD9, 0xDA
 _JPEG_WITHOUT_LENGTH = {0x00, 0x01, *range(0xD0, 0xD9)}
 _TIFF_KIND, _TIFF_WIDTH, _TIFF_HEIGHT = 254, 256, 257
@@ -30,6 +33,10 @@ _TIFF_NO_PAGE = 0b101  # bits of the kind: a smaller copy, a transparency mask
 
 class ImageError(UserError):
     """An image file that is not decoded, and why."""
+
+
+class UnknownFormatError(ImageError):
+    """A file that is no PNG, JPEG, BMP or TIFF by its first bytes."""
 
 
 def check_image_size(content: bytes, max_megapixels: float = MAX_MEGAPIXELS) -> tuple[int, int]:
@@ -59,6 +66,21 @@ def check_megapixels(width: int, height: int, max_megapixels: float) -> None:
             f"{width} x {height} px is over the limit of {max_megapixels:g} megapixels "
             "(--max-megapixels)"
         )
+
+
+def jpeg_family_size(content: bytes) -> tuple[int, int]:
+    """Declared (width, height) in pixels of a JPEG, JPEG-LS or JPEG 2000, as compressed DICOM holds.
+
+    Raises ImageError where `content` is none of these, or where its header is cut short.
+    """
+    try:
+        if content.startswith(b"\xff\xd8"):
+            return _jpeg_size(content, _JPEG_FRAMES | {_JPEG_LS_FRAME})
+        if content.startswith((_JPEG_2000_START, _JP2_START)):
+            return _jpeg_2000_size(content)
+    except (struct.error, IndexError):
+        raise ImageError("the JPEG header is cut short") from None
+    raise ImageError("neither a JPEG nor a JPEG-LS or JPEG 2000")
 
 
 def decode(content: bytes, flags: int, max_megapixels: float = MAX_MEGAPIXELS) -> np.ndarray:
@@ -123,15 +145,29 @@ def _declared_size(content: bytes) -> tuple[int, int]:
         return abs(width), abs(height)  # a negative height means rows from top to bottom
     if content[:4] in (b"II*\0", b"MM\0*"):
         return _tiff_size(content)
-    raise ImageError("not a PNG, JPEG, BMP or TIFF image")
+    raise UnknownFormatError("not a PNG, JPEG, BMP or TIFF image")
 
 
-def _jpeg_size(content: bytes) -> tuple[int, int]:
+def _jpeg_size(content: bytes, frames: Set[int] = _JPEG_FRAMES) -> tuple[int, int]:
     for marker, at in _jpeg_segments(content):
-        if marker in _JPEG_FRAMES:
+        if marker in frames:
             height, width = struct.unpack_from(">HH", content, at + 3)
             return width, height
     raise ImageError("a JPEG without frame header")
+
+
+def _jpeg_2000_size(content: bytes) -> tuple[int, int]:
+    at = 0
+    while not content.startswith(_JPEG_2000_START, at):  # the boxes of a JP2 file
+        (length,) = struct.unpack_from(">I", content, at)
+        if content[at + 4 : at + 8] == b"jp2c":
+            at += 16 if length == 1 else 8
+            length = 0
+        elif length < 8:
+            raise ImageError("a JPEG 2000 without codestream")
+        at += length
+    right, bottom, left, top = struct.unpack_from(">4I", content, at + 8)
+    return right - left, bottom - top
 
 
 def _is_cut_short(jpeg: bytes) -> bool:

@@ -1,22 +1,28 @@
 """A DICOM single frame as 8-bit RGB, through pydicom (optional).
 
-Source: DICOM PS3.3, C.7.6.3 (pixels), C.11.1 (modality LUT: rescale), C.11.2 (VOI LUT: window).
+Source: DICOM PS3.3, C.7.6.3 (pixels), C.7.6.16 (functional groups), C.11.1 (modality LUT: rescale),
+C.11.2 (VOI LUT: window).
 """
 
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from datasets.decoding import ImageError, check_megapixels
+from datasets.decoding import ImageError, check_megapixels, jpeg_family_size
+from datasets.dicom_tables import grey_table, look_up_palette
 from datasets.windowing import Window, scale_to_8_bit
 
 if TYPE_CHECKING:
     from pydicom import Dataset
 
 DEFLATED = b"1.2.840.10008.1.2.1.99"
+DECODERS = "pylibjpeg pylibjpeg-libjpeg pylibjpeg-openjpeg"
+"""Packages by which pydicom reads every kind of JPEG."""
+LONGEST_REASON = 300  # characters of what pydicom says
 
 
 def read_dicom(content: bytes, max_megapixels: float, window: Window = None) -> np.ndarray:
@@ -25,9 +31,10 @@ def read_dicom(content: bytes, max_megapixels: float, window: Window = None) -> 
     Grey values are rescaled, then windowed: by `window` in rescaled units, else by the file's first
     window or table, else from their least to their greatest; 8 bits that rescaling does not change
     are taken as they are, except for the file's window. MONOCHROME1 is inverted. Colour
-    (RGB, YBR, palette) keeps its upper 8 bits.
+    (RGB, YBR, palette) keeps its upper 8 bits. Of enhanced objects, the functional groups count too.
 
-    Raises ImageError: pydicom absent, several frames, no or unreadable pixels, over the size limit.
+    Raises ImageError: pydicom absent, several frames, no or unreadable pixels, over the size limit, or
+    another size or number of colours than the header has; a decoder that is not installed.
     """
     try:
         import pydicom
@@ -48,22 +55,56 @@ def read_dicom(content: bytes, max_megapixels: float, window: Window = None) -> 
         raise ImageError(f"DICOM with {frames} frames: only single frames are read, export one")
     check_megapixels(columns, rows, max_megapixels)
     try:
-        return _pixels(pydicom.dcmread(io.BytesIO(content)), window)
+        data = pydicom.dcmread(io.BytesIO(content))
+        if data.file_meta.TransferSyntaxUID.is_encapsulated:
+            _check_frame(data, rows, columns)
+        pixels = _pixels(data, window)
     except ImageError:
         raise
     except Exception as error:
-        reason = str(error).strip().splitlines()[:1] or [type(error).__name__]
-        raise ImageError(f"the DICOM pixels cannot be decoded: {reason[0]}") from error
+        reason = " ".join(str(error).split())[:LONGEST_REASON] or type(error).__name__
+        raise ImageError(f"the DICOM pixels cannot be decoded: {reason}") from error
+    if pixels.shape != (rows, columns, 3) or pixels.dtype != np.uint8:
+        raise ImageError(
+            f"the DICOM pixels are {pixels.shape} {pixels.dtype} when decoded, expected one frame of "
+            f"{rows} rows x {columns} columns, grey or of three colours: export it again"
+        )
+    return pixels
+
+
+def _check_frame(data: Dataset, rows: int, columns: int) -> None:
+    """ImageError where a compressed frame has no decoder or is of another size than Rows x Columns.
+
+    Decoders go by the frame's own header, which can declare any size.
+    """
+    from pydicom.encaps import get_frame
+    from pydicom.pixels import get_decoder
+    from pydicom.uid import RLELossless
+
+    syntax = data.file_meta.TransferSyntaxUID
+    if not get_decoder(syntax).is_available:
+        raise ImageError(
+            f"no decoder for DICOM pixels as {syntax.name}: pip install {DECODERS}, or export the image "
+            "without compression"
+        )
+    if syntax == RLELossless:  # declares no size of its own
+        return
+    # by these tables pydicom could decode another frame than the one that is checked
+    for table in ("ExtendedOffsetTable", "ExtendedOffsetTableLengths"):
+        data.pop(table, None)
+    width, height = jpeg_family_size(get_frame(data.PixelData, 0, number_of_frames=1))
+    if (width, height) != (columns, rows):
+        raise ImageError(
+            f"the compressed DICOM frame declares {width} x {height} px, the file's Columns x Rows are "
+            f"{columns} x {rows}: export it again"
+        )
 
 
 def _pixels(data: Dataset, window: Window) -> np.ndarray:
-    from pydicom.pixels import apply_color_lut
-
     stored = data.pixel_array
     photometric = data.PhotometricInterpretation
     if photometric == "PALETTE COLOR":
-        colour = apply_color_lut(stored, data)
-        return (colour >> 8).astype(np.uint8) if colour.dtype == np.uint16 else colour
+        return look_up_palette(stored, data, _is_little_endian(data))
     if stored.ndim == 3:  # pydicom has converted YBR to RGB
         return (stored >> max(0, data.BitsStored - 8)).astype(np.uint8)
 
@@ -73,22 +114,50 @@ def _pixels(data: Dataset, window: Window) -> np.ndarray:
     return np.repeat(grey[..., None], 3, axis=2)
 
 
+def _is_little_endian(data: Dataset) -> bool:
+    return bool(data.file_meta.TransferSyntaxUID.is_little_endian)
+
+
+def _rescaled(stored: np.ndarray, data: Dataset) -> np.ndarray:
+    """(H, W) in rescaled units, such as Hounsfield's."""
+    for place in _places(data, "PixelValueTransformationSequence"):
+        if place.get("ModalityLUTSequence"):
+            return grey_table(place.ModalityLUTSequence[0], _is_little_endian(data))(stored)
+        if _has(place, "RescaleSlope", "RescaleIntercept"):
+            return stored * float(place.RescaleSlope) + float(place.RescaleIntercept)
+    return stored
+
+
 def _windowed(stored: np.ndarray, data: Dataset, window: Window) -> np.ndarray:
     """(H, W) uint8, 0 at the low end of the window."""
-    from pydicom.pixels import apply_modality_lut, apply_voi
-
-    values = apply_modality_lut(stored, data)
-    as_stored = stored.dtype == np.uint8 and np.array_equal(values, stored)
+    values = _rescaled(stored, data)
     if window is not None:
         return scale_to_8_bit(values.astype(np.float32), window)
-    if data.get("VOILUTSequence"):
-        bits = int(data.VOILUTSequence[0].LUTDescriptor[2])
-        return scale_to_8_bit(apply_voi(values, data).astype(np.float32), (0, 2**bits - 1))
-    if data.get("WindowCenter") is not None and data.get("WindowWidth") is not None:
-        return _apply_window(values.astype(np.float64), data)
-    if as_stored and data.BitsStored == 8:
+    for place in _places(data, "FrameVOILUTSequence"):
+        if place.get("VOILUTSequence"):
+            table = grey_table(place.VOILUTSequence[0], _is_little_endian(data))
+            return scale_to_8_bit(table(values).astype(np.float32), (0, 2**table.bits - 1))
+        if _has(place, "WindowCenter", "WindowWidth"):
+            return _apply_window(values.astype(np.float64), place)
+    if stored.dtype == np.uint8 and data.BitsStored == 8 and np.array_equal(values, stored):
         return stored
     return scale_to_8_bit(values.astype(np.float32), "auto")
+
+
+def _places(data: Dataset, macro: str) -> Iterator[Dataset]:
+    """Where the elements of a functional group may be, first those that count before others.
+
+    That is the data set itself; in enhanced objects, the sequence `macro` of the one frame, then of all.
+    """
+    yield data
+    for groups in ("PerFrameFunctionalGroupsSequence", "SharedFunctionalGroupsSequence"):
+        for group in data.get(groups) or ():
+            yield from group.get(macro) or ()
+
+
+def _has(data: Dataset, *names: str) -> bool:
+    """Whether all these elements are there and hold a value."""
+    return all(name in data and not data[name].is_empty for name in names)
 
 
 def _apply_window(values: np.ndarray, data: Dataset) -> np.ndarray:

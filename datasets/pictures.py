@@ -17,6 +17,7 @@ from datasets.decoding import (
     AS_STORED,
     MAX_MEGAPIXELS,
     ImageError,
+    UnknownFormatError,
     check_image_size,
     check_megapixels,
     decode,
@@ -24,7 +25,8 @@ from datasets.decoding import (
 from datasets.dicom import read_dicom
 from datasets.windowing import Window, dark_note, scale_to_8_bit
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".dcm", ".dicom")
+DICOM_SUFFIXES = (".dcm", ".dicom")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", *DICOM_SUFFIXES)
 BYTES_A_PIXEL = 8  # RGBA in 16 bits, the most that an uncompressed file needs
 HEADER_BYTES = 16 << 20
 
@@ -59,20 +61,33 @@ def is_dicom(content: bytes) -> bool:
 
 
 def read_picture(
-    content: bytes, max_megapixels: float = MAX_MEGAPIXELS, window: Window = None
+    content: bytes,
+    max_megapixels: float = MAX_MEGAPIXELS,
+    window: Window = None,
+    suffix: str = "",
 ) -> Picture:
-    """Decode the content of an image file.
+    """Decode the content of an image file; `suffix` is the ending of its name, for the message only.
 
     Images of more than 8 bits are scaled to 8: without a `window` as in training, where 16 bits
     lose their lower 8, and DICOM by the window in the file.
 
-    Raises ImageError, which names no path: not an image, damaged, over `max_megapixels` millions of
+    Raises ImageError, which names no path: empty, not an image, damaged, over `max_megapixels` millions of
     pixels by its header, or without a defined scale.
     """
+    if not content:
+        raise ImageError("is empty (0 bytes)")
     if is_dicom(content):
         return Picture(read_dicom(content, max_megapixels, window))
 
-    declared = check_declared_size(content, max_megapixels)
+    try:
+        declared = check_declared_size(content, max_megapixels)
+    except UnknownFormatError as error:
+        if suffix.lower() not in DICOM_SUFFIXES:
+            raise
+        raise ImageError(
+            "has no DICM marker (bytes 129 to 132), so it is not read as DICOM: save it as a DICOM file "
+            "with the preamble of 128 bytes"
+        ) from error
     pixels = decode(content, AS_STORED, max_megapixels)
     notes = []
     if pixels.shape[:2] == declared and declared[0] != declared[1]:

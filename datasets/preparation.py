@@ -22,8 +22,9 @@ from datasets.layouts import Found, own_cases, published_cases
 from datasets.prepared import NOTES
 from datasets.splits import Split, grouped_split, random_split, read_split, some_of
 from datasets.staging import Staging, staged
-from datasets.writing import listed_problems, png, write_cases
+from datasets.writing import listed_problems, write_cases
 from utils.errors import UserError, listed
+from utils.images import encode_png
 from utils.machine import available_cores
 
 SEED = 2333
@@ -147,8 +148,8 @@ def _write_phantom(task: tuple[Staging, int, int, str]) -> str:
 
     staging, index, seed, domain = task
     case = phantom_case(index, seed=seed, domain=domain)
-    staging.write("images", f"{case.name}.png", png(case.image))
-    staging.write("masks", f"{case.name}.png", png(case.mask))
+    staging.write("images", f"{case.name}.png", encode_png(case.image))
+    staging.write("masks", f"{case.name}.png", encode_png(case.mask))
     return case.name
 
 

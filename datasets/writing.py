@@ -18,6 +18,7 @@ from datasets.masks import aspect_ratio_differs, binary_mask
 from datasets.staging import Staging
 from datasets.windowing import dark_note, may_be_dark
 from utils.errors import UserError, listed
+from utils.images import encode_png
 from utils.machine import available_cores
 
 
@@ -91,7 +92,7 @@ def write_case(spec: DatasetSpec, case: SourceCase, staging: Staging, limits: Li
     union = np.logical_or.reduce(masks)
     staging.write_notes(case.name, notes)
     staging.write("images", image_name, image)
-    staging.write("masks", mask_name, png(union.astype(np.uint8) * 255))
+    staging.write("masks", mask_name, encode_png(union.astype(np.uint8) * 255))
     return notes
 
 
@@ -100,10 +101,6 @@ def _decoded(file: Member, content: bytes, flags: int, limits: Limits) -> np.nda
         return decode(content, flags, limits.megapixels)
     except UserError as error:
         raise UserError(f"{file}: {error}") from None
-
-
-def png(pixels: np.ndarray) -> bytes:
-    return cv2.imencode(".png", pixels)[1].tobytes()
 
 
 def listed_problems(name: str, problems: Mapping[str, str], drawn: bool) -> str:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from distillation.scores import encode, mask_input, mask_round_trip, r_squared, round_trip, to_input
 from utils.arithmetic import multiply_adds
 from utils.files import atomic_write
+from utils.images import encode_png
 
 
 @torch.no_grad()
@@ -111,4 +112,4 @@ def picture(vaes: list[Any], image: np.ndarray, mask: np.ndarray) -> np.ndarray:
 def write_picture(path: Path, vaes: list[Any], image: np.ndarray, mask: np.ndarray) -> None:
     """The `picture` of a case as a PNG file."""
     drawn = cv2.cvtColor(picture(vaes, image, mask), cv2.COLOR_RGB2BGR)
-    atomic_write(path, cv2.imencode(".png", drawn)[1].tobytes())
+    atomic_write(path, encode_png(drawn))

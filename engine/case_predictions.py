@@ -18,6 +18,7 @@ from engine.cuda_graphs import Predictor
 from models.base import SegmentationModel
 from utils.errors import UserError
 from utils.files import atomic_write
+from utils.images import encode_png
 from utils.report import ReportCase
 
 if TYPE_CHECKING:
@@ -113,7 +114,7 @@ def save_prediction(folder: Path, prediction: Prediction, threshold: float) -> N
         (mask_path(folder, prediction.case.name), mask),
         (probability_path(folder, prediction.case.name), steps),
     ):
-        atomic_write(path, cv2.imencode(".png", pixels)[1].tobytes())
+        atomic_write(path, encode_png(pixels))
 
 
 def save_each(

@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 
 from utils.files import atomic_write
+from utils.images import encode_png
 from utils.metrics import ScoreRow
 from utils.report import ReportCase
 
@@ -40,8 +41,8 @@ def write_overlays(folder: Path, cases: Iterable[ReportCase], threshold: float) 
     """`<name>.png` of each case: the truth outlined in blue, the prediction in orange."""
     for case in cases:
         picture = outline_both(case.image, case.truth, case.probability >= threshold)
-        encoded = cv2.imencode(".png", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))[1]
-        atomic_write(folder / f"{case.name}.png", encoded.tobytes())
+        content = encode_png(cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
+        atomic_write(folder / f"{case.name}.png", content)
 
 
 def names_by_quantile(rows: Sequence[ScoreRow]) -> dict[str, str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,7 +38,8 @@ def find_jobs(inputs: Sequence[str], recursive: bool, out: Path) -> list[Job]:
     """The images that files, folders and glob patterns name, each once, under unique names.
 
     Of a folder, files with a known ending and DICOM files under any name are taken, in the order of
-    their names; hidden ones and `out` are not. Nor are, of folders and patterns, predictions that lie
+    their names; hidden ones and `out` are not. Links to folders are followed last, and no folder is
+    gone through twice. Nor are, of folders and patterns, predictions that lie
     in `out`. UserError lists inputs that do not exist or hold nothing.
     """
     out = out.resolve()
@@ -66,19 +67,34 @@ def find_jobs(inputs: Sequence[str], recursive: bool, out: Path) -> list[Job]:
 
 
 def _pictures_in(folder: Path, recursive: bool, out: Path) -> Iterator[Path]:
-    for parent, folders, files in os.walk(folder):
-        folders[:] = sorted(
-            name
-            for name in folders
-            if recursive
-            and not name.startswith(".")
-            and (place := (Path(parent) / name).resolve()) != out
-            and not _is_prediction(place, out)
-        )
+    for parent, files in _folders_in(folder, recursive, out):
         for name in sorted(files):
-            path = Path(parent) / name
+            path = parent / name
             if not name.startswith(".") and (path.suffix.lower() in SUFFIXES or _holds_dicom(path)):
                 yield path
+
+
+def _folders_in(folder: Path, recursive: bool, out: Path) -> Iterator[tuple[Path, list[str]]]:
+    """The folder and, if `recursive`, its subfolders, with the names of their files; each real one once."""
+    seen: set[Path] = set()
+    waiting = deque([folder])  # links come last, so that a folder goes by its own path
+    while waiting:
+        for text, folders, files in os.walk(waiting.popleft()):
+            parent = Path(text)
+            if (place := parent.resolve()) in seen:
+                folders.clear()
+                continue
+            seen.add(place)
+            yield parent, files
+            folders[:] = sorted(
+                name
+                for name in folders
+                if recursive
+                and not name.startswith(".")
+                and (place := (parent / name).resolve()) != out
+                and not _is_prediction(place, out)
+            )
+            waiting.extend(parent / name for name in folders if (parent / name).is_symlink())
 
 
 def _is_prediction(folder: Path, out: Path) -> bool:

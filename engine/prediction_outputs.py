@@ -20,13 +20,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-import cv2
 import numpy as np
 
 from engine.prediction import Segmentation
 from engine.prediction_inputs import OUTPUT_FOLDERS, Job
 from utils.errors import UserError
 from utils.files import atomic_write
+from utils.images import encode_image
 from utils.overlay import draw_overlay
 from utils.tables import csv_text
 
@@ -119,7 +119,7 @@ class OutputFolder:
     ) -> PredictionRow:
         """Write the files of an image; returns its row. May run in several threads.
 
-        UserError where the model's output is not a number; OSError where a file cannot be written.
+        UserError where the model's output is not a number, or a side is too long for JPEG or PNG; OSError where a file cannot be written.
         """
         if not np.isfinite(segmentation.probability).all():
             raise UserError(
@@ -138,7 +138,7 @@ class OutputFolder:
                 image = draw_overlay(pixels, mask)[..., ::-1]
             else:
                 image = _to_16_bit(maps[what])
-            atomic_write(path, _encode(path.suffix, image))
+            atomic_write(path, encode_image(path.suffix, image))
         area = int(mask.sum())
         return {
             "name": job.name,
@@ -240,6 +240,7 @@ class OutputFolder:
             job.name in done
             and done[job.name]["file"] == job.file
             and all(path.is_file() for path in self.paths(job.name).values())
+            and not _is_newer(job.path, self.paths(job.name)["mask"])
         )
 
 
@@ -255,13 +256,10 @@ def stops_when_full(folder: Path) -> Iterator[None]:
         ) from error
 
 
+def _is_newer(image: Path, mask: Path) -> bool:
+    """Whether the image file was written after its mask: it is another image then, under an old name."""
+    return image.stat().st_mtime > mask.stat().st_mtime
+
+
 def _to_16_bit(values: np.ndarray) -> np.ndarray:
     return np.round(np.clip(values, 0, 1) * STEPS).astype(np.uint16)
-
-
-def _encode(suffix: str, pixels: np.ndarray) -> bytes:
-    try:
-        return cv2.imencode(suffix, pixels)[1].tobytes()
-    except cv2.error as error:
-        height, width = pixels.shape[:2]
-        raise UserError(f"{width} x {height} px cannot be written as {suffix[1:]}") from error

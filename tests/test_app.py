@@ -21,6 +21,7 @@ import pytest
 
 import app
 import predict
+from datasets.decoding import ImageError
 from engine.backends import TorchBackend
 from engine.prediction import Segmentation
 from engine.trained_run import find_run
@@ -54,6 +55,8 @@ def test_uploads_are_taken_off_the_disk(tmp_path: Path) -> None:
     upload.write_bytes(b"content")
     assert app.take(upload) == b"content"
     assert list(tmp_path.iterdir()) == []
+    with pytest.raises(ImageError, match="upload it again"):
+        app.take(upload)
 
 
 def test_the_page_without_gradio(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -72,6 +75,8 @@ def test_a_window_of_values(tmp_path: Path, window: str | None, answer: str) -> 
     page = app.build_page(TorchBackend(*find_run(run)), 1, window)
     (take_up,) = (event.fn for event in page.fns.values() if event.name == "upload")
     assert answer in take_up(str(upload), False, 0.5)[2]
+    again = take_up(str(upload), False, 0.5)[2]  # as by another page with the same file
+    assert 'role="alert"' in again and "float.tif: was uploaded twice" in again
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ import export
 import predict
 from tests.cases_on_disk import blob_case
 from tests.run_on_disk import write_run, write_vae
+from utils.config import load_config
 from utils.errors import UserError
 
 
@@ -77,6 +78,26 @@ def test_the_config_of_another_run_is_kept(tmp_path: Path, vae: Path) -> None:
         export.main(["--run", str(run), "--out", str(other / "best_model.safetensors")])
     assert (other / "config.yaml").read_text() == before
     assert not (other / "best_model.safetensors").exists()
+
+
+@pytest.mark.parametrize("beside", [True, False], ids=["a run", "a config elsewhere"])
+def test_settings_for_loading_do_not_change_the_record(
+    tmp_path: Path, vae: Path, beside: bool
+) -> None:
+    run, out = tmp_path / "run" / "epochs_1", tmp_path / "shared" / "best_model.safetensors"
+    write_run(run, vae, "threshold=0.45")
+    config = run / "config.yaml"
+    trained = load_config(config)
+    model = ["--run", str(run)]
+    if not beside:
+        config = config.rename(tmp_path / "config.yaml")
+        model = ["--config", str(config), "--weights", str(run / "best_model.pth")]
+    settings = ["--set", "threshold=0.3", "--set", "epochs=7"]
+    export.main([*model, *settings, "--out", str(out)])
+    written = load_config(out.with_name("config.yaml"))
+    changed = {"threshold": 0.3, "epochs": 7}
+    expected = trained if beside else trained.model_copy(update=changed)
+    assert written == expected.model_copy(update={"model_weight": None})
 
 
 @pytest.mark.parametrize("name", ["model.onnx", "best_model.safetensors"])

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import errno
+import io
 import itertools
 import json
 import os
@@ -12,6 +13,7 @@ import sys
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -31,9 +33,11 @@ from engine.prediction import (
     upright,
 )
 from engine.prediction_inputs import find_jobs, unique_names
+from engine.prediction_outputs import OutputFolder
 from tests.cases_on_disk import blob_case, write_data_set
 from tests.run_on_disk import ROOT, write_run, write_vae
 from utils.errors import UserError
+from utils.images import encode_png
 from utils.streams import bounded_map
 
 RNG_SEED = 3
@@ -281,7 +285,7 @@ def png_header(width: int, height: int) -> bytes:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "not a PNG"),
+        (b"", r"is empty \(0 bytes\)"),
         (b"Hello", "not a PNG"),
         (png_header(100_000, 100_000), "100000 x 100000 px is over the limit of 64 megapixels"),
         (png_header(10, 10), "damaged or cut short"),
@@ -294,6 +298,15 @@ def png_header(width: int, height: int) -> bytes:
 def test_unreadable_pictures_say_why(content: bytes, message: str) -> None:
     with pytest.raises(ImageError, match=message):
         read_picture(content)
+
+
+def test_dicom_without_its_marker_says_so() -> None:
+    content = dicom(RAMP)[132:]
+    with pytest.raises(ImageError, match=r"has no DICM marker.*not read as DICOM"):
+        read_picture(content, suffix=".DCM")
+    with pytest.raises(ImageError, match="not a PNG"):
+        read_picture(content, suffix=".png")
+    assert read_picture(encoded(noise(4, 4)), suffix=".dcm").pixels.shape == (4, 4, 3)
 
 
 def paged_tiff(*kinds: int) -> bytes:
@@ -341,18 +354,19 @@ def test_files_are_bounded(tmp_path: Path) -> None:
 # DICOM
 
 
-def dicom(pixels: np.ndarray, photometric: str = "MONOCHROME2", **elements: object) -> bytes:
-    import io
-
+def dicom(
+    pixels: np.ndarray, photometric: str = "MONOCHROME2", syntax: str = "", **elements: object
+) -> bytes:
+    """A DICOM file; `syntax` is the UID of its transfer syntax, else explicit VR, little endian."""
     pydicom = pytest.importorskip("pydicom")
     data = pydicom.Dataset()
     data.file_meta = pydicom.dataset.FileMetaDataset()
-    data.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+    data.file_meta.TransferSyntaxUID = syntax or pydicom.uid.ExplicitVRLittleEndian
     data.SOPClassUID = pydicom.uid.UltrasoundImageStorage
     data.SOPInstanceUID = pydicom.uid.generate_uid()
     data.Rows, data.Columns = pixels.shape[:2]
-    data.SamplesPerPixel = 3 if pixels.ndim == 3 else 1
-    if pixels.ndim == 3:
+    data.SamplesPerPixel = 3 if pixels.shape[2:] == (3,) else 1
+    if data.SamplesPerPixel == 3:
         data.PlanarConfiguration = 0
     data.PhotometricInterpretation = photometric
     data.BitsAllocated = 8 * pixels.itemsize
@@ -368,12 +382,14 @@ def dicom(pixels: np.ndarray, photometric: str = "MONOCHROME2", **elements: obje
 
 
 RAMP = np.array([[0, 100, 200, 300]], np.uint16)
+RANGE = [0, 85, 170, 255]
+"""RAMP by its own range."""
 
 
 @pytest.mark.parametrize(
     ("elements", "expected"),
     [
-        ({}, [0, 85, 170, 255]),  # its own range
+        ({}, RANGE),
         ({"photometric": "MONOCHROME1"}, [255, 170, 85, 0]),
         ({"WindowCenter": 150, "WindowWidth": 101}, [0, 1, 255, 255]),
         ({"WindowCenter": [150, 0], "WindowWidth": [101, 9]}, [0, 1, 255, 255]),
@@ -423,9 +439,233 @@ def test_dicom_colour() -> None:
     np.testing.assert_array_equal(read_picture(dicom(grey)).pixels[..., 1], grey)
 
 
+def sequence_of(**elements: object) -> list[Any]:
+    """A DICOM sequence of one item."""
+    item = pytest.importorskip("pydicom").Dataset()
+    for key, value in elements.items():
+        setattr(item, key, value)
+    return [item]
+
+
+def table_item(count: int, first: int, bits: int, entries: list[int] | bytes) -> list[Any]:
+    from pydicom.dataelem import DataElement
+
+    (item,) = sequence_of()
+    item.add(DataElement(0x00283002, "SS" if first < 0 else "US", [count, first, bits]))
+    item.add(DataElement(0x00283006, "OW" if isinstance(entries, bytes) else "US", entries))
+    return [item]
+
+
+WIDE = np.array([[0, 1000, 2000, 4095]], np.uint16)
+"""Of 12 bits, more than an index of 8 bits holds."""
+WORDS = np.arange(65536).astype("<u2")
+
+
+@pytest.mark.parametrize(
+    ("table", "expected"),
+    [
+        (lambda: (4096, 0, 8, [value >> 4 for value in range(4096)]), [0, 62, 125, 255]),
+        (lambda: (4096, 0, 8, bytes(value >> 4 for value in range(4096))), [0, 62, 125, 255]),
+        (lambda: (4096, 0, 12, list(range(4096))), [0, 62, 125, 255]),
+        (lambda: (4096, 0, 16, WORDS[::16].tobytes()), [0, 62, 125, 255]),
+        (lambda: (0, 0, 16, WORDS.tobytes()), [0, 4, 8, 16]),
+        (lambda: (3, 999, 8, [10, 20, 30]), [10, 20, 30, 30]),
+        (lambda: (1001, -1000, 8, [10] * 1000 + [20]), [20, 20, 20, 20]),
+    ],
+    ids=["8 bits", "packed", "12 bits", "words", "65536 entries", "offset", "negative offset"],
+)
+@pytest.mark.parametrize("kind", ["VOILUTSequence", "ModalityLUTSequence"])
+def test_dicom_tables(kind: str, table: Callable[[], tuple[Any, ...]], expected: list[int]) -> None:
+    pytest.importorskip("pydicom")
+    item = table_item(*table())
+    elements: dict[str, Any] = {kind: item}
+    content = dicom(WIDE, BitsStored=12, HighBit=11, **elements)
+    window = None if kind == "VOILUTSequence" else (0, 2 ** item[0].LUTDescriptor[2] - 1)
+    read = read_picture(content, window=window).pixels
+    np.testing.assert_allclose(read[0, :, 0], expected, atol=1)
+
+
+def palette(count: int, bits: int, data: bytes, **others: object) -> dict[str, Any]:
+    """The elements of a palette of three equal tables."""
+    segmented = "Segmented" if others.pop("segmented", False) else ""
+    elements: dict[str, Any] = {"photometric": "PALETTE COLOR", **others}
+    for colour in ("Red", "Green", "Blue"):
+        elements[f"{colour}PaletteColorLookupTableDescriptor"] = [count, 0, bits]
+        elements[f"{segmented}{colour}PaletteColorLookupTableData"] = data
+    return elements
+
+
+HOUNSFIELD = {"RescaleSlope": 1, "RescaleIntercept": -1024}
+SOFT_TISSUE = {"WindowCenter": 40, "WindowWidth": 400}
+
+
+def functional_groups(rescale: dict[str, Any], window: dict[str, Any]) -> list[Any]:
+    return sequence_of(
+        PixelValueTransformationSequence=sequence_of(**rescale),
+        FrameVOILUTSequence=sequence_of(**window),
+    )
+
+
+@pytest.mark.parametrize(
+    ("elements", "expected"),
+    [
+        (
+            lambda: {
+                "PerFrameFunctionalGroupsSequence": sequence_of(),
+                "SharedFunctionalGroupsSequence": functional_groups(HOUNSFIELD, SOFT_TISSUE),
+            },
+            [0, 128, 255, 255],
+        ),
+        (
+            lambda: {
+                "PerFrameFunctionalGroupsSequence": functional_groups(HOUNSFIELD, SOFT_TISSUE),
+                "SharedFunctionalGroupsSequence": functional_groups({}, {"WindowCenter": 0}),
+            },
+            [0, 128, 255, 255],
+        ),
+        (
+            lambda: {
+                **HOUNSFIELD,
+                "WindowCenter": 240,
+                "WindowWidth": 400,
+                "SharedFunctionalGroupsSequence": functional_groups({}, SOFT_TISSUE),
+            },
+            [0, 0, 128, 255],
+        ),
+    ],
+    ids=["shared", "per frame", "data set first"],
+)
+def test_dicom_functional_groups(
+    elements: Callable[[], dict[str, Any]], expected: list[int]
+) -> None:
+    pixels = np.array([[864, 1064, 1264, 4000]], np.uint16)
+    read = read_picture(dicom(pixels, NumberOfFrames=1, **elements())).pixels
+    np.testing.assert_allclose(read[0, :, 0], expected, atol=1)
+
+
+@pytest.mark.parametrize(
+    "empty",
+    [
+        {"RescaleSlope": None, "RescaleIntercept": None},
+        {"RescaleSlope": 2, "RescaleIntercept": None},
+        {"WindowCenter": None, "WindowWidth": None},
+        {"VOILUTSequence": []},
+    ],
+    ids=repr,
+)
+def test_empty_dicom_elements_count_as_absent(empty: dict[str, Any]) -> None:
+    np.testing.assert_array_equal(read_picture(dicom(RAMP, **empty)).pixels[0, :, 0], RANGE)
+
+
+def compressed(frame: bytes, rows: int, columns: int, syntax: str) -> bytes:
+    """A grey DICOM file around the frame."""
+    pydicom = pytest.importorskip("pydicom")
+    uid = getattr(pydicom.uid, syntax)
+    pixels = np.zeros((rows, columns), np.uint8)
+    content = pydicom.encaps.encapsulate([frame])
+    return dicom(pixels, syntax=uid, PixelData=content)
+
+
+def grey_jpeg(ending: str, height: int, width: int) -> bytes:
+    """A JPEG, or a JPEG 2000 by itself or in the boxes of a JP2 file."""
+    from PIL import Image
+
+    file = io.BytesIO()
+    kind = "JPEG" if ending == ".jpg" else "JPEG2000"
+    picture = Image.fromarray(noise(height, width)[..., 0])
+    picture.save(file, kind, **({} if kind == "JPEG" else {"no_jp2": ending == ".j2k"}))
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("ending", "syntax"),
+    [(".jpg", "JPEGBaseline8Bit"), (".j2k", "JPEG2000Lossless"), (".jp2", "JPEG2000Lossless")],
+)
+def test_compressed_dicom_is_of_the_size_in_its_header(ending: str, syntax: str) -> None:
+    pytest.importorskip("PIL")
+    read = read_picture(compressed(grey_jpeg(ending, 20, 31), 20, 31, syntax)).pixels
+    np.testing.assert_allclose(read, noise(20, 31), atol=60 if ending == ".jpg" else 0)
+    for rows, columns in ((31, 20), (10, 62), (8, 8)):
+        with pytest.raises(ImageError, match="frame declares 31 x 20 px, the file's Columns x R"):
+            read_picture(compressed(grey_jpeg(ending, 20, 31), rows, columns, syntax))
+
+
+@pytest.mark.parametrize(
+    ("frame", "message"),
+    [
+        (b"rubbish!", "neither a JPEG nor"),
+        (b"\xff\xd8\xff\xd9", "without frame header"),
+        (b"\xff\xd8\xff\xf7\0\x0b\x08\0\x09\0\x05", "declares 5 x 9 px"),  # JPEG-LS
+        (b"\xff\x4f\xff\x51\0\x2f", "cut short"),
+        (b"\0\0\0\x0cjP  \r\n\x87\n\0\0\0\0ftyp", "without codestream"),
+    ],
+)
+def test_a_damaged_frame_header_in_dicom(frame: bytes, message: str) -> None:
+    pytest.importorskip("PIL")
+    with pytest.raises(ImageError, match=message):
+        read_picture(compressed(frame, 8, 8, "JPEGBaseline8Bit"))
+
+
+def test_dicom_decoders_to_install_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    pydicom = pytest.importorskip("pydicom")
+    content = compressed(b"\xff\xd8\xff\xd9", 8, 8, "JPEGLosslessSV1")
+    decoder = pydicom.pixels.get_decoder(pydicom.uid.JPEGLosslessSV1)
+    monkeypatch.setattr(decoder, "_available", {})
+    with pytest.raises(ImageError, match=r"JPEG Lossless.*: pip install pylibjpeg pylibjpeg-lib"):
+        read_picture(content)
+
+
+INDICES = np.array([[0, 100, 200, 255]], np.uint8)
+ALL_256 = np.arange(256, dtype=np.uint8)
+LINE = np.array([0, 2, 0, 257, 1, 254, 65535], "<u2")
+"""A segmented palette: entries 0 and 257, then 254 on a line to 65535."""
+REPEATED = np.array([0, 1, 0, 1, 127, 32639, 2, 1, 6, 0, 1, 1, 65535], "<u2")
+"""0, a line of 127 to 32639, the same line again from where it ended, and 65535."""
+
+
+@pytest.mark.parametrize(
+    ("pixels", "elements", "expected"),
+    [
+        (INDICES, palette(256, 8, ALL_256.tobytes()), [0, 100, 200, 255]),
+        (INDICES, palette(256, 8, ALL_256.astype("<u2").tobytes()), [0, 100, 200, 255]),
+        (INDICES, palette(256, 8, (ALL_256 * np.uint16(257)).tobytes()), [0, 100, 200, 255]),
+        (INDICES, palette(256, 16, (ALL_256 * np.uint16(256)).tobytes()), [0, 100, 200, 255]),
+        (WIDE, palette(4096, 8, bytes(i >> 4 for i in range(4096))), [0, 62, 125, 255]),
+        (
+            INDICES,
+            palette(256, 8, ALL_256.tobytes(), AlphaPaletteColorLookupTableData=ALL_256.tobytes()),
+            [0, 100, 200, 255],
+        ),
+        (INDICES, palette(256, 16, LINE.tobytes(), segmented=True), [0, 100, 200, 255]),
+        (INDICES, palette(256, 16, REPEATED.tobytes(), segmented=True), [0, 100, 127, 255]),
+    ],
+    ids=["packed", "words", "both halves", "16 bits", "4096", "alpha", "segmented", "repeated"],
+)
+def test_dicom_palettes(pixels: np.ndarray, elements: dict[str, Any], expected: list[int]) -> None:
+    read = read_picture(dicom(pixels, **elements)).pixels
+    assert read.shape == (1, 4, 3) and read[0, :, 2].tolist() == expected
+
+
+def test_a_dicom_palette_in_big_endian() -> None:
+    pydicom = pytest.importorskip("pydicom")
+    words = (ALL_256 * np.uint16(256)).astype(">u2").tobytes()
+    content = dicom(INDICES, syntax=pydicom.uid.ExplicitVRBigEndian, **palette(256, 16, words))
+    assert read_picture(content).pixels[0, :, 0].tolist() == [0, 100, 200, 255]
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        (
+            lambda: dicom(np.zeros((2, 4, 6), np.uint8), Rows=4, Columns=6, NumberOfFrames=0),
+            r"\(2, 4, 6\) uint8 when decoded, expected one frame of 4 rows x 6 columns",
+        ),
+        (
+            lambda: dicom(INDICES, **palette(256, 16, bytes(256))),
+            "has 128 entries, it declares 256",
+        ),
+        (lambda: dicom(INDICES, **palette(256, 17, bytes(512))), "entries of 17 bits"),
+        (lambda: dicom(INDICES, **palette(9, 16, LINE.tobytes(), segmented=True)), "256 entries"),
         (lambda: dicom(RAMP, NumberOfFrames=30), "30 frames"),
         (lambda: dicom(RAMP, Rows=60_000, Columns=60_000), "over the limit"),
         (lambda: dicom(RAMP)[:-5], "cannot be decoded"),
@@ -509,6 +749,25 @@ def test_files_folders_and_patterns_are_found(tmp_path: Path) -> None:
     empty.mkdir()
     with pytest.raises(UserError, match=r"no images(.|\n)*--recursive(.|\n)*none\.png: no such"):
         find_jobs([str(empty), str(tmp_path / "none.png")], False, out)
+
+
+def test_linked_folders_are_followed_once(tmp_path: Path) -> None:
+    folder = picture_folder(tmp_path / "in", 1)
+    picture_folder(folder / "real", 1)
+    picture_folder(tmp_path / "elsewhere" / "deep", 1)
+    (folder / "elsewhere").symlink_to(tmp_path / "elsewhere")
+    (folder / "again").symlink_to(folder / "real")
+    (folder / "real" / "up").symlink_to(folder)
+    (folder / "none").symlink_to(tmp_path / "missing")
+    (folder / "out").symlink_to(picture_folder(tmp_path / "out", 1))
+
+    def found(recursive: bool) -> list[str]:
+        jobs = find_jobs([str(folder)], recursive, tmp_path / "out")
+        return [str(job.path.relative_to(folder)) for job in jobs]
+
+    assert found(recursive=False) == ["scan_0.png"]
+    linked = "elsewhere/deep/scan_0.png"
+    assert found(recursive=True) == ["scan_0.png", "real/scan_0.png", linked]
 
 
 # The program
@@ -687,6 +946,24 @@ def test_resume_tries_failed_ones_again(tmp_path: Path, run: Path) -> None:
     assert rows_of(tmp_path / "out")["scan_1"]["status"] == "ok"
 
 
+def test_resume_predicts_replaced_images_again(tmp_path: Path, run: Path) -> None:
+    folder, out = picture_folder(tmp_path / "in", 2), tmp_path / "out"
+    command = ["--run", str(run), str(folder), "--out", str(out)]
+    assert predict.main(command) == 0
+    before = everything_under(out)
+    other, mask = folder / "scan_1.png", out / "masks" / "scan_1.png"
+    cv2.imwrite(str(other), blob_case(7, 50)[0])
+    changed = mask.stat().st_mtime
+    os.utime(other, (changed - 1, changed - 1))
+    assert predict.main([*command, "--resume"]) == 0
+    assert everything_under(out) == before
+    os.utime(other, (changed + 1, changed + 1))
+    assert predict.main([*command, "--resume"]) == 0
+    assert rows_of(out)["scan_1"]["width"] == "50" and image(mask).shape == (50, 50)
+    name = "masks/scan_0.png"
+    assert everything_under(out)[name] == before[name]
+
+
 def test_resume_with_other_inputs_keeps_what_is_there(tmp_path: Path, run: Path) -> None:
     first, second = picture_folder(tmp_path / "a", 2), picture_folder(tmp_path / "b", 1)
     out = tmp_path / "out"
@@ -750,6 +1027,45 @@ def test_a_nan_output_fails_its_picture_alone(
     assert [row["status"] for row in rows.values()] == ["failed", "ok", "failed", "ok"]
     assert "not a number" in rows["scan_0"]["message"]
     assert sorted(path.name for path in (out / "masks").iterdir()) == ["scan_1.png", "scan_3.png"]
+
+
+@pytest.mark.parametrize("returned", [(False, ()), None], ids=["OpenCV 5", "OpenCV 4"])
+def test_an_image_too_long_for_its_overlay_fails_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, returned: object
+) -> None:
+    encode, side = cv2.imencode, 65_501
+
+    def limited(suffix: str, pixels: np.ndarray, *others: object) -> object:
+        if suffix != ".jpg" or max(pixels.shape) < side:
+            return encode(suffix, pixels, *others)
+        if returned is None:
+            raise cv2.error("Maximum supported image dimension is 65500 pixels")
+        return returned
+
+    monkeypatch.setattr(cv2, "imencode", limited)
+    folder = picture_folder(tmp_path / "in", 1)
+    cv2.imwrite(str(folder / "long.png"), np.zeros((1, side), np.uint8))
+    jobs = find_jobs([str(folder)], False, tmp_path)
+    out = OutputFolder(tmp_path / "out", {}, "jpg", tta=False, threshold=0.5)
+    out.open(jobs, resume=False, overwrite=False)
+    rows = list(
+        predict.predict(
+            jobs, GreyBackend(), PredictionOptions(), out,
+            batch_size=2, workers=1, window=None, max_megapixels=1,
+        )
+    )  # fmt: skip
+    assert {row["name"]: row["status"] for row in rows} == {"long": "failed", "scan_0": "ok"}
+    assert rows[0]["message"].startswith(f"pixels (1, {side}, 3) uint8 (rows first) cannot be writ")
+    assert not list((tmp_path / "out").glob("*/long*"))
+
+
+def test_png_keeps_pixels_and_names_those_it_cannot_hold() -> None:
+    pixels = np.random.default_rng(0).integers(0, 65536, (3, 5)).astype(np.uint16)
+    content = np.frombuffer(encode_png(pixels), np.uint8)
+    np.testing.assert_array_equal(cv2.imdecode(content, cv2.IMREAD_UNCHANGED), pixels)
+    for shape in ((0, 5), (1, 1_000_001)):
+        with pytest.raises(UserError, match=re.escape(f"pixels {shape} uint8")):
+            encode_png(np.zeros(shape, np.uint8))
 
 
 def test_unusable_models_are_refused(tmp_path: Path, run: Path) -> None:

@@ -93,6 +93,8 @@ def _pictures(case: ReportCase, levels: np.ndarray, max_side: int) -> str:
     """Image, truth and steps in base64, and 1 if reduced else 0, separated by spaces."""
     import cv2
 
+    from utils.images import encode_image, encode_png
+
     image, truth, probability = case.image, case.truth, case.probability
     height, width = truth.shape
     if image.shape != (height, width, 3) or probability.shape != truth.shape:
@@ -113,11 +115,11 @@ def _pictures(case: ReportCase, levels: np.ndarray, max_side: int) -> str:
     steps = np.searchsorted(levels.astype(probability.dtype), probability, side="right")
     bgr = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
     pictures = (
-        cv2.imencode(".webp", bgr, [cv2.IMWRITE_WEBP_QUALITY, WEBP_QUALITY])[1],
-        cv2.imencode(".png", truth.astype(np.uint8) * 255)[1],
-        cv2.imencode(".png", steps.astype(np.uint8))[1],
+        encode_image(".webp", bgr, [cv2.IMWRITE_WEBP_QUALITY, WEBP_QUALITY]),
+        encode_png(truth.astype(np.uint8) * 255),
+        encode_png(steps.astype(np.uint8)),
     )
-    texts = [base64.b64encode(picture.tobytes()).decode("ascii") for picture in pictures]
+    texts = [base64.b64encode(picture).decode("ascii") for picture in pictures]
     return " ".join([*texts, str(int(reduced))])
 
 
