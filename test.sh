@@ -3,7 +3,7 @@
 set -eu
 cd "$(dirname "$0")"
 . utils/shell.sh
-environment requirements.txt requirements-dev.txt
+environment requirements.txt requirements-optional.txt requirements-dev.txt
 
 export HF_HUB_OFFLINE=1
 run "$PYTHON" -m ruff check .

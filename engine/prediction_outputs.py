@@ -119,7 +119,8 @@ class OutputFolder:
     ) -> PredictionRow:
         """Write the files of an image; returns its row. May run in several threads.
 
-        UserError where the model's output is not a number, or a side is too long for JPEG or PNG; OSError where a file cannot be written.
+        UserError where the model's output is not a number, or a side is too long for JPEG or PNG;
+        OSError where a file cannot be written.
         """
         if not np.isfinite(segmentation.probability).all():
             raise UserError(
