@@ -134,7 +134,7 @@ def write_weights(
         )
     origin = origin_of(checkpoint)
     if len(runs) > 1:
-        origin[AVERAGED_RUNS] = str(load_average(system, runs))
+        origin |= load_average(system, runs)
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         save_weights(path, system, half=True, metadata=origin)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from engine.provenance import AVERAGED_RUNS, origin_of, runs_in, trained_otherwise
-from utils.checkpoints import load_weights
+from engine.provenance import AVERAGED_FROM, AVERAGED_RUNS, origin_of, runs_in, trained_otherwise
+from utils.checkpoints import load_weights, read_metadata
 from utils.config import Config
 from utils.errors import UserError
 
@@ -19,11 +20,11 @@ if TYPE_CHECKING:
     from models.base import SegmentationModel
 
 
-def load_average(system: SegmentationModel, runs: Sequence[tuple[Config, Path]]) -> int:
+def load_average(system: SegmentationModel, runs: Sequence[tuple[Config, Path]]) -> dict[str, str]:
     """Set the trainable parts of `system` to the mean of the checkpoints of all `runs`.
 
-    A checkpoint that is itself such a mean counts as the runs that went into it. Returns the number of
-    runs.
+    A checkpoint that is itself such a mean counts as the runs that went into it. Returns the metadata that
+    say so: the number of runs, and a fingerprint of each.
 
     Raises:
         UserError: the runs did not start from the same trained weights, which leaves the mean without a
@@ -40,15 +41,20 @@ def load_average(system: SegmentationModel, runs: Sequence[tuple[Config, Path]])
         raise UserError(
             f"{first.model} has batch normalisation, whose statistics do not fit averaged weights"
         )
-    if len({checkpoint.resolve() for _, checkpoint in runs}) < len(runs):
-        raise UserError("a run to average is named twice; name each once")
     for config, checkpoint in runs[1:]:
         check_common(runs[0], (config, checkpoint))
     total = 0
+    seen: list[str] = []
     sums: dict[tuple[str, str], Tensor] = {}
     for _, checkpoint in runs:
         load_weights(checkpoint, system)
         count = runs_in(checkpoint)
+        members = read_metadata(checkpoint).get(AVERAGED_FROM, fingerprint(system)).split()
+        if set(members) & set(seen):
+            raise UserError(
+                f"{checkpoint} is a run, or the mean of runs, of which one is averaged already: name each once"
+            )
+        seen += members
         for name, part in system.parts().items():
             for key, value in part.state_dict().items():
                 weighted = count * value.double()
@@ -56,13 +62,23 @@ def load_average(system: SegmentationModel, runs: Sequence[tuple[Config, Path]])
         total += count
     for name, part in system.parts().items():
         part.load_state_dict({key: sums[name, key] / total for key in part.state_dict()})
-    return total
+    return {AVERAGED_RUNS: str(total), AVERAGED_FROM: " ".join(seen)}
+
+
+def fingerprint(system: SegmentationModel) -> str:
+    """What tells trained weights from others, before and after they are exported in 16 bits: 16 hex digits."""
+    digest = hashlib.sha256()
+    for part in system.parts().values():
+        for value in part.state_dict().values():
+            digest.update(value.detach().half().cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def check_common(first: tuple[Config, Path], other: tuple[Config, Path]) -> None:
     """UserError where the other run has another start, network, split or choice."""
     (config, checkpoint), (other_config, other_checkpoint) = first, other
-    origins = [origin_of(path) | {AVERAGED_RUNS: ""} for path in (checkpoint, other_checkpoint)]
+    ignored = {AVERAGED_RUNS: "", AVERAGED_FROM: ""}
+    origins = [origin_of(path) | ignored for path in (checkpoint, other_checkpoint)]
     differ = [
         *(["init_weights"] if config.init_weights != other_config.init_weights else []),
         *(

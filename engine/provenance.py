@@ -37,7 +37,8 @@ NETWORK_KEYS = (
 """Keys of the config by which the same weights give another probability."""
 
 DATA_SET, TRAINING_CASES = "data_set", "training_cases"
-SELECTION, AVERAGED_RUNS = "selection", "averaged_runs"
+SELECTION = "selection"
+AVERAGED_RUNS, AVERAGED_FROM = "averaged_runs", "averaged_from"
 """With those above, keys of the metadata of weights that are passed on, see `origin_of`."""
 
 
@@ -122,7 +123,8 @@ def origin_of(checkpoint: Path) -> dict[str, str]:
     """
     said = read_metadata(checkpoint)
     if checkpoint.suffix == ".safetensors":
-        kept = {key: said[key] for key in (DATA_SET, TRAINING_CASES, AVERAGED_RUNS) if key in said}
+        keys = (DATA_SET, TRAINING_CASES, AVERAGED_RUNS, AVERAGED_FROM)
+        kept = {key: said[key] for key in keys if key in said}
         return {SELECTION: selection_of(checkpoint)} | kept
     origin = {SELECTION: selection_of(checkpoint)}
     run = training_config(checkpoint)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -105,8 +106,14 @@ def test_runs_from_random_weights_are_refused(tmp_path: Path, vae: Path) -> None
 
 
 def test_a_run_named_twice_is_refused(runs: list[Path], tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="named twice"):
-        average([runs[0], runs[1], runs[0]], tmp_path / "mean")
+    copied = shutil.copytree(runs[0], tmp_path / "copied")
+    exported = tmp_path / "exported"
+    export.main(["--run", str(runs[0]), "--out", str(exported / FILE)])
+    average(runs[:2], tmp_path / "two")
+    for again in (runs[0], copied, exported, tmp_path / "two"):
+        with pytest.raises(UserError, match=r"averaged already: name each once"):
+            average([runs[0], runs[2], again], tmp_path / "mean")
+    assert not (tmp_path / "mean").exists()
 
 
 def test_batch_normalisation_is_refused(runs: list[Path], tmp_path: Path) -> None:
