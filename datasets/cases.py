@@ -75,9 +75,12 @@ def find_split_file(path: Path) -> Path:
         if candidate.is_file():
             return candidate
     looked = "\n  ".join(dict.fromkeys(str(candidate) for candidate in candidates))
+    canonical, place = canonical_name(name), path.parent
+    elsewhere = place.name == canonical and place.parent not in roots
     raise UserError(
         f"no split file for the data set {name!r}. Looked for:\n  {looked}\n"
-        f"Prepare it: python -m datasets.prepare {canonical_name(name)} --help"
+        f"Prepare it: python -m datasets.prepare {canonical} --help"
+        + (f"; --root {place.parent} puts it where it was looked for first" if elsewhere else "")
     )
 
 

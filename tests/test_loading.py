@@ -176,6 +176,8 @@ def test_published_path_finds_the_prepared_set(
     assert found.resolve() == split
     with pytest.raises(UserError, match=r"(?s)nothing.*Looked for.*datasets\.prepare nothing"):
         find_split_file(Path("nothing_train_test_names.pkl"))
+    with pytest.raises(UserError, match=r"--root elsewhere puts it where it was looked for"):
+        find_split_file(Path("elsewhere/nothing/nothing_train_test_names.json"))
 
 
 @pytest.mark.parametrize("prepared", ["kvasir", "kvasir-instrument"])
