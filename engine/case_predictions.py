@@ -18,13 +18,11 @@ from engine.cuda_graphs import Predictor
 from models.base import SegmentationModel
 from utils.errors import UserError
 from utils.files import atomic_write
-from utils.images import encode_png
+from utils.images import encode_png, from_16_bit, to_16_bit
 from utils.report import ReportCase
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
-
-PROBABILITY_STEPS = 65535  # 16-bit PNG
 
 
 @dataclass(frozen=True)
@@ -109,10 +107,9 @@ def probability_path(folder: Path, name: str) -> Path:
 def save_prediction(folder: Path, prediction: Prediction, threshold: float) -> None:
     """Write `binary/<name>.png`, 0 or 255, and `logits/<name>.png`, the probability in 16 bits."""
     mask = prediction.mask(threshold).astype(np.uint8) * 255
-    steps = np.round(np.clip(prediction.probability, 0, 1) * PROBABILITY_STEPS).astype(np.uint16)
     for path, pixels in (
         (mask_path(folder, prediction.case.name), mask),
-        (probability_path(folder, prediction.case.name), steps),
+        (probability_path(folder, prediction.case.name), to_16_bit(prediction.probability)),
     ):
         atomic_write(path, encode_png(pixels))
 
@@ -131,7 +128,7 @@ def read_probability(folder: Path, name: str) -> np.ndarray:
     pixels = cv2.imread(str(probability_path(folder, name)), cv2.IMREAD_UNCHANGED)
     if pixels is None:
         raise UserError(f"{probability_path(folder, name)} is missing or damaged: validate again")
-    return pixels.astype(np.float32) / PROBABILITY_STEPS
+    return from_16_bit(pixels)
 
 
 def report_cases(cases: Iterable[Case], folder: Path) -> Iterator[ReportCase]:

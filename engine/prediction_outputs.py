@@ -26,7 +26,7 @@ from engine.prediction import Segmentation
 from engine.prediction_inputs import OUTPUT_FOLDERS, Job
 from utils.errors import UserError
 from utils.files import atomic_write
-from utils.images import encode_image
+from utils.images import encode_image, to_16_bit
 from utils.overlay import draw_overlay
 from utils.tables import csv_text
 
@@ -41,7 +41,6 @@ COLUMNS = (
     "status",
     "message",
 )
-STEPS = 65535  # 16-bit PNG
 
 PredictionRow = dict[str, str]
 
@@ -138,7 +137,7 @@ class OutputFolder:
             elif what == "overlay":
                 image = draw_overlay(pixels, mask)[..., ::-1]
             else:
-                image = _to_16_bit(maps[what])
+                image = to_16_bit(maps[what])
             atomic_write(path, encode_image(path.suffix, image))
         area = int(mask.sum())
         return {
@@ -260,7 +259,3 @@ def stops_when_full(folder: Path) -> Iterator[None]:
 def _is_newer(image: Path, mask: Path) -> bool:
     """Whether the image file was written after its mask: it is another image then, under an old name."""
     return image.stat().st_mtime > mask.stat().st_mtime
-
-
-def _to_16_bit(values: np.ndarray) -> np.ndarray:
-    return np.round(np.clip(values, 0, 1) * STEPS).astype(np.uint16)

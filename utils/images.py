@@ -1,4 +1,4 @@
-"""Encoding pixels as image files."""
+"""Pixels as image files, and probabilities as pixels of 16 bits."""
 
 from __future__ import annotations
 
@@ -8,6 +8,18 @@ import cv2
 import numpy as np
 
 from utils.errors import UserError
+
+STEPS = 65535  # of a probability in 16 bits
+
+
+def to_16_bit(values: np.ndarray) -> np.ndarray:
+    """Numbers as uint16, 65535 for 1; what lies outside of [0, 1] is cut off."""
+    return np.round(np.clip(values, 0, 1) * STEPS).astype(np.uint16)
+
+
+def from_16_bit(pixels: np.ndarray) -> np.ndarray:
+    """The float32 numbers in [0, 1] of which `to_16_bit` made the pixels."""
+    return pixels.astype(np.float32) / STEPS
 
 
 def encode_png(pixels: np.ndarray) -> bytes:
