@@ -76,17 +76,17 @@ def distil(part: str, teacher: Any, arguments: argparse.Namespace) -> None:
     else is biased in the middle of a large image, most of all on the plain ground of masks.
     """
     from distillation.crops import Pool
-    from distillation.training import Plan, Trainer
+    from distillation.training import Budget, Distiller
 
     minutes, steps, work = arguments.minutes, arguments.steps, arguments.work
     pool = Pool(work / "pool", teacher, arguments.seed)
     checkpoint = work / f"{part}.pth"
-    Trainer(part, pool, Plan(minutes, steps, arguments.lr), checkpoint).run()
+    Distiller(part, pool, Budget(minutes, steps, arguments.lr), checkpoint).run()
     if part == "encoder":
         pool = Pool(work / "pool", teacher, arguments.seed, size=192, chunk=128)
         tuning_steps = max(1, steps // 10) if steps else None
-        plan = Plan(minutes / 10, tuning_steps, arguments.lr / 5, batch=2)
-        Trainer(part, pool, plan, work / "encoder_tuned.pth", initial=checkpoint).run()
+        budget = Budget(minutes / 10, tuning_steps, arguments.lr / 5, batch=2)
+        Distiller(part, pool, budget, work / "encoder_tuned.pth", initial=checkpoint).run()
 
 
 def export(work: Path, out: Path) -> None:

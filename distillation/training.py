@@ -36,7 +36,7 @@ PROGRESS = "{desc} {percentage:3.0f}% |{bar}| {elapsed} {postfix}"
 
 
 @dataclass
-class Plan:
+class Budget:
     """Budget and rate of one run; the budget is in minutes unless `steps` is given."""
 
     minutes: float
@@ -60,14 +60,14 @@ class Plan:
         return self.rate * max(0.5 * (1 + math.cos(math.pi * fall)), 1e-3)
 
 
-class Trainer:
+class Distiller:
     """Distils one part, "encoder" or "decoder"; continues from `checkpoint` if that exists.
 
     `position` counts the crops of the current epoch that were used, `seconds` the time in steps.
     """
 
     def __init__(
-        self, part: str, pool: Pool, plan: Plan, checkpoint: Path, initial: Path | None = None
+        self, part: str, pool: Pool, budget: Budget, checkpoint: Path, initial: Path | None = None
     ) -> None:
         """`initial` is another checkpoint, whose averaged weights a new run starts from.
 
@@ -76,7 +76,7 @@ class Trainer:
         Raises:
             UserError: `checkpoint` is of another teacher or seed than those of `pool`.
         """
-        self.part, self.pool, self.plan, self.checkpoint = part, pool, plan, checkpoint
+        self.part, self.pool, self.budget, self.checkpoint = part, pool, budget, checkpoint
         self.step = self.epoch = self.position = 0
         self.seconds = 0.0
         self.history: list[dict[str, float]] = []
@@ -107,7 +107,7 @@ class Trainer:
     @property
     def done(self) -> float:
         """Share of the budget that is used up."""
-        return self.plan.progress(self.step, self.seconds)
+        return self.budget.progress(self.step, self.seconds)
 
     def save(self) -> None:
         """Write weights, their average, the optimiser and the counters to `checkpoint`."""
@@ -147,10 +147,10 @@ class Trainer:
         order = np.random.default_rng([self.pool.seed, self.epoch]).permutation(len(arrays[0]))
         saved_at = clock = time.monotonic()
         loss = math.nan
-        while self.done < 1 and self.position + self.plan.batch <= len(order):
-            chosen = order[self.position : self.position + self.plan.batch]
-            loss = self.update([a[chosen] for a in arrays], self.plan.rate_at(self.done))
-            self.position += self.plan.batch
+        while self.done < 1 and self.position + self.budget.batch <= len(order):
+            chosen = order[self.position : self.position + self.budget.batch]
+            loss = self.update([a[chosen] for a in arrays], self.budget.rate_at(self.done))
+            self.position += self.budget.batch
             now = time.monotonic()
             self.seconds, clock = self.seconds + now - clock, now
             bar.set_postfix_str(f"step {self.step}, loss {loss:.4f}", refresh=False)
@@ -163,7 +163,7 @@ class Trainer:
 
     def window(self) -> list[np.ndarray]:
         """This epoch's crops and teacher latents; for the decoder the teacher's outputs too."""
-        return self.pool.window(self.epoch, self.plan.window, self.part == "decoder")
+        return self.pool.window(self.epoch, self.budget.window, self.part == "decoder")
 
     def update(self, batch: list[np.ndarray], rate: float) -> float:
         """One optimiser step at that rate; returns the loss."""
@@ -175,7 +175,7 @@ class Trainer:
         torch.nn.utils.clip_grad_norm_(self.module.parameters(), 1.0)
         self.optimiser.step()
         self.step += 1
-        decay = min(self.plan.ema, (1 + self.step) / (10 + self.step))
+        decay = min(self.budget.ema, (1 + self.step) / (10 + self.step))
         for name, value in self.module.state_dict().items():
             self.average[name].lerp_(value, 1 - decay)
         return loss.item()
