@@ -13,6 +13,7 @@ See docs/tiny_vae.md.
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -44,8 +45,8 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     arguments = parser.parse_args(argv)
     check_values(
         parser,
-        ("minutes", arguments.minutes > 0, "above 0"),
-        ("lr", arguments.lr > 0, "above 0"),
+        ("minutes", 0 < arguments.minutes < math.inf, "a finite number above 0"),
+        ("lr", 0 < arguments.lr < math.inf, "a finite number above 0"),
     )
     return arguments
 
@@ -90,10 +91,11 @@ def distil(part: str, teacher: Any, arguments: argparse.Namespace) -> None:
 
 
 def export(work: Path, out: Path) -> None:
-    """Join the tuned encoder and the decoder in one folder; UserError if one is missing."""
+    """Join the tuned encoder and the decoder in one folder; UserError if one is missing or stale."""
     from distillation.student import export_student
 
-    export_student({"encoder": work / "encoder_tuned.pth", "decoder": work / "decoder.pth"}, out)
+    names = ("encoder", "encoder_tuned", "decoder")
+    export_student({name: work / f"{name}.pth" for name in names}, out)
 
 
 def report(arguments: argparse.Namespace) -> None:

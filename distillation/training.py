@@ -14,24 +14,22 @@ import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from distillation.checkpoints import COUNTERS, check_origin, load_checkpoint, save_checkpoint
 from distillation.crops import Pool
 from distillation.scores import encode, r_squared, round_trip, to_input
 from distillation.student import make_student, start_student
 from engine.provenance import weights_sha256
 from utils.errors import UserError
-from utils.files import atomic_write
 from utils.interruption import Interrupted, StopRequest
 
 VALIDATION_SEED = 10_000_019
 SAVE_SECONDS = 120
-COUNTERS = ("step", "epoch", "position", "seconds", "history")
 PROGRESS = "{desc} {percentage:3.0f}% |{bar}| {elapsed} {postfix}"
 
 
@@ -74,7 +72,8 @@ class Distiller:
         A `checkpoint` that started from other weights than `initial` now holds is started afresh.
 
         Raises:
-            UserError: `checkpoint` is of another teacher or seed than those of `pool`.
+            UserError: `checkpoint` is of another teacher or seed than those of `pool`; or it or `initial`
+                cannot be used, see `load_checkpoint`.
         """
         self.part, self.pool, self.budget, self.checkpoint = part, pool, budget, checkpoint
         self.step = self.epoch = self.position = 0
@@ -82,13 +81,14 @@ class Distiller:
         self.history: list[dict[str, float]] = []
         self.origin = {"teacher": pool.teacher_sha256, "seed": pool.seed}
         self.initial_sha256: str | None = None
-        saved = torch.load(checkpoint, weights_only=True) if checkpoint.exists() else None
+        resumes = checkpoint.exists()
+        student = make_student() if resumes or initial else start_student(pool, part)
+        self.module = getattr(student, part).to(memory_format=torch.channels_last)
+        saved = load_checkpoint(checkpoint, self.module) if resumes else None
         if saved:
             check_origin(checkpoint, saved, self.origin)
-        student = make_student() if saved or initial else start_student(pool, part)
-        self.module = getattr(student, part).to(memory_format=torch.channels_last)
         if initial:
-            self.module.load_state_dict(torch.load(initial, weights_only=True)["average"])
+            self.module.load_state_dict(load_checkpoint(initial, self.module)["average"])
             self.initial_sha256 = weights_sha256(self.module)
             if saved and saved.get("initial") != self.initial_sha256:
                 print(f"{checkpoint} is started afresh: {initial} was trained since")
@@ -118,13 +118,14 @@ class Distiller:
             "average": self.average,
         }
         state = weights | counters | self.origin | {"initial": self.initial_sha256}
-        atomic_write(self.checkpoint, lambda path: torch.save(state, path))
+        save_checkpoint(self.checkpoint, state)
 
     def run(self) -> None:
         """Train until the budget is used up; saves every two minutes and after each epoch.
 
         Raises:
             Interrupted: a signal asked to stop; all steps are saved.
+            UserError: training diverged, see `update`, or the checkpoint cannot be written.
         """
         bar = tqdm(total=100, desc=self.part, mininterval=10, bar_format=PROGRESS)
         with StopRequest() as stop, bar:
@@ -166,19 +167,37 @@ class Distiller:
         return self.pool.window(self.epoch, self.budget.window, self.part == "decoder")
 
     def update(self, batch: list[np.ndarray], rate: float) -> float:
-        """One optimiser step at that rate; returns the loss."""
+        """One optimiser step at that rate; returns the loss.
+
+        Raises:
+            UserError: the loss or its gradient is not finite; the weights are then unchanged.
+        """
         for group in self.optimiser.param_groups:
             group["lr"] = rate
         loss = self.loss(batch)
         self.optimiser.zero_grad()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.module.parameters(), 1.0)
+        norm = torch.nn.utils.clip_grad_norm_(self.module.parameters(), 1.0)
+        self.check_finite(loss=loss.item(), gradient_norm=norm.item())
         self.optimiser.step()
         self.step += 1
         decay = min(self.budget.ema, (1 + self.step) / (10 + self.step))
         for name, value in self.module.state_dict().items():
             self.average[name].lerp_(value, 1 - decay)
         return loss.item()
+
+    def check_finite(self, **values: float) -> None:
+        """Raise UserError, without saving, if a value of the next step is not finite."""
+        if all(map(math.isfinite, values.values())):
+            return
+        got = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in values.items())
+        saved = self.checkpoint.exists()
+        kept = f"{self.checkpoint} is as it was last saved" if saved else "nothing was saved"
+        raise UserError(
+            f"the training of {self.checkpoint.stem} diverged at step {self.step + 1}: {got}, expected "
+            f"finite values; {kept}. Run again with a lower --lr (its peak was {self.budget.rate:g}); "
+            "where that diverges too, delete the checkpoint first"
+        )
 
     def loss(self, batch: list[np.ndarray]) -> Tensor:
         """The part's loss, a scalar; `batch` as `window` gives it."""
@@ -214,14 +233,3 @@ def leave_if_asked(stop: StopRequest) -> None:
     """Raise Interrupted if a signal asked to stop."""
     if stop.signal_number is not None:
         raise Interrupted(stop.signal_number)
-
-
-def check_origin(checkpoint: Path, saved: dict[str, Any], origin: dict[str, Any]) -> None:
-    """Raise UserError unless the checkpoint was distilled with this teacher and this seed."""
-    for name, expected in origin.items():
-        found = saved.get(name, "none")
-        if found != expected:
-            raise UserError(
-                f"{checkpoint} was saved with another {name} ({found}, not {expected}): "
-                f"give that --{name} again to resume it, or start afresh in another --work"
-            )

@@ -1,0 +1,159 @@
+"""What goes wrong in a distillation: divergence, damaged files, stops, bad arguments."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import distill
+from distillation.crops import Pool
+from distillation.student import make_student
+from distillation.training import Budget, Distiller
+from engine.provenance import weights_sha256
+from tests.test_tiny_vae import random_start, random_vae, write_checkpoint
+from utils.errors import UserError
+
+TEACHER = random_vae(8)
+
+
+def noise_chunk(self: Pool, index: int) -> tuple[np.ndarray, np.ndarray]:
+    """Crops (48, 32, 32, 3) and latents (48, 4, 4, 4) that cost nothing to draw."""
+    rng = np.random.default_rng(index)
+    crops = rng.integers(0, 256, (48, 32, 32, 3), np.uint8)
+    return crops, rng.standard_normal((48, 4, 4, 4), np.float32)
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
+    """Noise in place of crops and latents, and a random first student."""
+    if "real_pool" not in request.fixturenames:
+        monkeypatch.setattr("distillation.training.start_student", random_start)
+        monkeypatch.setattr(Pool, "latents", noise_chunk)
+
+
+@pytest.fixture
+def real_pool(tmp_path: Path) -> Pool:
+    """Four crops of 16 px a chunk, answered by TEACHER."""
+    return Pool(tmp_path / "pool", TEACHER, seed=1, size=16, chunk=4)
+
+
+def encoder_in(folder: Path, steps: int = 1, **budget: Any) -> Distiller:
+    """A distiller of the encoder; three steps make its first epoch, six the next."""
+    pool = Pool(folder / "pool", TEACHER, seed=1, size=32, chunk=48)
+    budget_of_run = Budget(minutes=1, steps=steps, window=2, **budget)
+    return Distiller("encoder", pool, budget_of_run, folder / "encoder.pth")
+
+
+def with_nan(module: nn.Module) -> nn.Module:
+    with torch.no_grad():
+        next(module.parameters())[0] = math.nan
+    return module
+
+
+@pytest.mark.parametrize("what", ["loss", "gradient norm"])
+def test_a_run_that_diverges_leaves_the_last_good_checkpoint(
+    what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder_in(tmp_path, steps=1).run()
+    good = (tmp_path / "encoder.pth").read_bytes()
+    diverging = encoder_in(tmp_path, steps=5)
+    loss = diverging.loss
+
+    def diverged(batch: list[np.ndarray]) -> torch.Tensor:
+        value = loss(batch)
+        return value * math.inf if what == "loss" else value + (value - value.detach()).sqrt()
+
+    monkeypatch.setattr(diverging, "loss", diverged)
+    with pytest.raises(UserError, match=rf"diverged at step 2: .*{what} (inf|nan).*lower --lr"):
+        diverging.run()
+    assert (tmp_path / "encoder.pth").read_bytes() == good
+    assert all(value.isfinite().all() for value in diverging.module.state_dict().values())
+
+
+def test_weights_that_are_not_finite_are_not_exported(tmp_path: Path) -> None:
+    student = make_student()
+    write_checkpoint(tmp_path / "encoder_tuned.pth", student.encoder)
+    write_checkpoint(tmp_path / "decoder.pth", with_nan(student.decoder))
+    with pytest.raises(UserError, match=r"decoder\.pth comes from a training that diverged"):
+        distill.export(tmp_path, tmp_path / "out")
+    with torch.no_grad():
+        next(student.decoder.parameters())[:] = 1e5  # finite, but not in half precision
+    write_checkpoint(tmp_path / "decoder.pth", student.decoder)
+    with pytest.raises(UserError, match=r"decoder\.layers\.\S+ is beyond 65504"):
+        distill.export(tmp_path, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_encoder_trained_further_since_its_tuning_is_not_exported(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before, after, tuned = (make_student() for _ in range(3))
+    initial = weights_sha256(before.encoder)
+    write_checkpoint(tmp_path / "encoder_tuned.pth", tuned.encoder, initial=initial)
+    write_checkpoint(tmp_path / "decoder.pth", tuned.decoder, step=3)
+    write_checkpoint(tmp_path / "encoder.pth", after.encoder, step=7, seconds=90.0)
+    with pytest.raises(UserError, match=r"not tuned from \S+encoder\.pth \(step 7, 1\.5 minutes\)"):
+        distill.export(tmp_path, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    write_checkpoint(tmp_path / "encoder.pth", before.encoder, step=5)
+    distill.export(tmp_path, tmp_path / "out")
+    printed = capsys.readouterr().out
+    assert "encoder: step 5, 1.0 minutes\nencoder_tuned: step 1, 1.0 minutes\n" in printed
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-200])
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (truncate, "cannot be read"),
+        (lambda path: path.write_bytes(b""), "cannot be read"),
+        (lambda path: torch.save({"model": {}}, path), "is no checkpoint of a distillation"),
+        (lambda path: torch.save(torch.zeros(3), path), "is no checkpoint of a distillation"),
+        (lambda path: write_checkpoint(path, make_student().decoder), "of another network"),
+        (lambda path: write_checkpoint(path, make_student(16).encoder), "of another network"),
+        (lambda path: write_checkpoint(path, with_nan(make_student().encoder)), "diverged"),
+    ],
+    ids=["truncated", "empty", "foreign", "tensor", "other part", "other width", "nan"],
+)
+def test_a_checkpoint_that_cannot_be_used_is_refused_by_name(
+    damage: Any, message: str, tmp_path: Path
+) -> None:
+    path = write_checkpoint(tmp_path / "encoder.pth", make_student().encoder)
+    damage(path)
+    with pytest.raises(UserError, match=rf"encoder\.pth {message}|encoder\.pth .* {message}"):
+        encoder_in(tmp_path)
+    write_checkpoint(tmp_path / "decoder.pth", make_student().decoder)
+    path.rename(tmp_path / "encoder_tuned.pth")
+    with pytest.raises(UserError, match=rf"encoder_tuned\.pth .*{message}"):
+        distill.export(tmp_path, tmp_path / "out")
+
+
+@pytest.mark.parametrize("damage", ["truncated", "empty", "of another shape", "without crops"])
+def test_a_chunk_that_cannot_be_read_is_drawn_again(
+    damage: str, real_pool: Pool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    crops, latents = real_pool.latents(0)
+    outputs = real_pool.outputs(0)
+    paths = sorted(real_pool.folder.iterdir())
+    for path in paths:
+        if damage in ("truncated", "empty"):
+            path.write_bytes(path.read_bytes()[:300] if damage == "truncated" else b"")
+        else:
+            name = "crops" if damage == "of another shape" else "other"
+            with path.open("wb") as file:
+                np.savez(file, **{name: crops[:2], "latents": latents, "outputs": outputs[:2]})
+    np.testing.assert_array_equal(real_pool.outputs(0), outputs)
+    np.testing.assert_array_equal(real_pool.latents(0)[0], crops)
+    printed = capsys.readouterr().out
+    assert all(str(path) in printed for path in paths) and "drawn again" in printed
+    real_pool.outputs(0)
+    assert capsys.readouterr().out == ""  # and kept
