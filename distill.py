@@ -18,10 +18,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from utils.entry import check_values, exit_from, positive_int
+from utils.entry import check_values, exit_from, non_negative_int, positive_int
 
 TEACHER = "madebyollin/taesd"
 PARTS = ("encoder", "decoder")
+SEEDS = 2**63  # what torch takes, less room for the chunks
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -37,7 +38,12 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--minutes", type=float, default=60, help="time to train each part")
     add("--steps", type=positive_int, help="steps to train each part, instead of a time")
     add("--lr", type=float, default=1.5e-3, help="peak learning rate")
-    add("--seed", type=int, default=2333, help="of the crops and their order")
+    add(
+        "--seed",
+        type=non_negative_int,
+        default=2333,
+        help="of the crops and their order; chunk i has seed + i, so take seeds that are far apart",
+    )
     add("--dataset", default="busi", help="report: a prepared data set")
     add("--cases", type=positive_int, help="report: test cases to use, all unless given")
     add("--image-size", type=int, default=224, help="report: side in pixels, a multiple of 8")
@@ -47,8 +53,27 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         parser,
         ("minutes", 0 < arguments.minutes < math.inf, "a finite number above 0"),
         ("lr", 0 < arguments.lr < math.inf, "a finite number above 0"),
+        ("seed", arguments.seed < SEEDS, f"below {SEEDS}, got {arguments.seed}"),
+        ("work", *_folder(arguments.work)),
+        ("out", *_folder(arguments.out)),
+        ("picture", *_png(arguments.picture)),
     )
     return arguments
+
+
+def _folder(path: Path) -> tuple[bool, str]:
+    """Whether `path` is or can become a folder, and what it must be."""
+    file = next((p for p in (path, *path.parents) if p.exists() and not p.is_dir()), None)
+    return file is None, f"a folder, but {file} is a file"
+
+
+def _png(path: Path | None) -> tuple[bool, str]:
+    """Whether `path`, if given, can be written as a PNG file, and what it must be."""
+    if path is None:
+        return True, ""
+    if path.is_dir() or path.suffix.lower() != ".png":
+        return False, f"a file that ends in .png, got {path}{' (a folder)' * path.is_dir()}"
+    return _folder(path.parent)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -56,6 +81,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     import torch
 
+    from distillation.student import check_teacher
     from models.tiny_vae import load_tiny_vae
 
     torch.set_flush_denormal(True)
@@ -64,6 +90,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         report(arguments)
     if task in ("all", *PARTS):
         teacher = load_tiny_vae(arguments.teacher).to(memory_format=torch.channels_last)
+        check_teacher(teacher)
         for part in PARTS if task == "all" else (task,):
             distil(part, teacher, arguments)
     if task in ("all", "export"):

@@ -33,6 +33,29 @@ def make_student(width: int = 32) -> Any:
     )
 
 
+def check_teacher(teacher: Any) -> None:
+    """Raise UserError unless the student, an `AutoencoderTiny` as the teacher, can start from its layers."""
+    student = make_student()
+    for name in ("num_encoder_blocks", "num_decoder_blocks", "act_fn"):
+        got, expected = (_plain(vae.config[name]) for vae in (teacher, student))
+        if got != expected:
+            raise UserError(
+                f"the teacher has {name} {got}, the student {expected}: give a --teacher of TAESD's layout"
+            )
+    for name in ("encoder_block_out_channels", "decoder_block_out_channels"):
+        got, least = _plain(teacher.config[name]), student.config[name][0]
+        if min(got) < least or len(set(got)) > 1:
+            raise UserError(
+                f"the teacher has {name} {got}, expected one number from {least} up throughout: give a "
+                "--teacher of TAESD's layout that is no narrower than the student"
+            )
+
+
+def _plain(value: Any) -> Any:
+    """A value of a config, with a list for the tuple that is one before it is saved."""
+    return list(value) if isinstance(value, tuple) else value
+
+
 def start_student(pool: Pool, part: str) -> Any:
     """A student whose `part` starts from the teacher's weights, refitted on the first chunk."""
     torch.manual_seed(pool.seed)

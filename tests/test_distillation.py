@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from diffusers import AutoencoderTiny
 from torch import nn
 
 import distill
@@ -157,3 +158,64 @@ def test_a_chunk_that_cannot_be_read_is_drawn_again(
     assert all(str(path) in printed for path in paths) and "drawn again" in printed
     real_pool.outputs(0)
     assert capsys.readouterr().out == ""  # and kept
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--lr", "inf"], "--lr must be a finite number above 0"),
+        (["--lr", "nan"], "--lr must be a finite number above 0"),
+        (["--minutes", "inf"], "--minutes must be a finite number above 0"),
+        (["--seed", "-1"], "--seed: expected at least 0, got -1"),
+        (["--seed", str(2**64)], "--seed must be below"),
+        (["--work", "a_file"], "--work must be a folder, but a_file is a file"),
+        (["--work", "a_file/in/it"], "--work must be a folder, but a_file is a file"),
+        (["--out", "a_file"], "--out must be a folder, but a_file is a file"),
+        (["--picture", "folder.png"], "--picture must be a file that ends in .png"),
+        (["--picture", "picture.jpg"], "--picture must be a file that ends in .png"),
+        (["--picture", "a_file/picture.png"], "--picture must be a folder, but a_file"),
+    ],
+)
+def test_arguments_that_would_fail_later_are_refused_at_once(
+    arguments: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("a_file").touch()
+    Path("folder.png").mkdir()
+    with pytest.raises(SystemExit):
+        distill.parse_arguments(arguments)
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        ({"num_encoder_blocks": (1, 3, 3, 2)}, r"num_encoder_blocks \[1, 3, 3, 2\], .*--teacher"),
+        ({"num_decoder_blocks": (2, 3, 3, 1)}, r"num_decoder_blocks \[2, 3, 3, 1\], .*--teacher"),
+        ({"act_fn": "silu"}, "act_fn silu, the student relu"),
+        (
+            {"decoder_block_out_channels": (16,) * 4},
+            r"\[16, 16, 16, 16\], expected one number from 32",
+        ),
+    ],
+)
+def test_a_teacher_of_another_layout_is_refused_before_crops_are_drawn(
+    other: dict[str, Any], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Pool, "latents", lambda *_: pytest.fail("drew crops"))
+    layout = {
+        "encoder_block_out_channels": (32,) * 4,
+        "decoder_block_out_channels": (32,) * 4,
+        "num_encoder_blocks": (1, 3, 3, 3),
+        "num_decoder_blocks": (3, 3, 3, 1),
+    }
+    teacher = AutoencoderTiny(**layout | other)
+    teacher.save_pretrained(tmp_path / "teacher")
+    command = ["--teacher", str(tmp_path / "teacher"), "--work", str(tmp_path / "work")]
+    with pytest.raises(UserError, match=message):
+        distill.main(["decoder", *command])
+    assert not (tmp_path / "work").exists()
