@@ -30,6 +30,7 @@ from utils.interruption import Interrupted, StopRequest
 
 VALIDATION_SEED = 10_000_019
 SAVE_SECONDS = 120
+LONGEST_STEP = 30.0  # seconds of the budget that a step uses at most; a suspended one lasts longer
 PROGRESS = "{desc} {percentage:3.0f}% |{bar}| {elapsed} {postfix}"
 
 
@@ -61,7 +62,8 @@ class Budget:
 class Distiller:
     """Distils one part, "encoder" or "decoder"; continues from `checkpoint` if that exists.
 
-    `position` counts the crops of the current epoch that were used, `seconds` the time in steps.
+    `position` counts the crops of the current epoch that were used, `seconds` the time in steps: of each
+    at most LONGEST_STEP, so that a run that was suspended (Ctrl-Z) still has its budget.
     """
 
     def __init__(
@@ -109,6 +111,11 @@ class Distiller:
         """Share of the budget that is used up."""
         return self.budget.progress(self.step, self.seconds)
 
+    @property
+    def percent(self) -> float:
+        """`done` for the progress bar, from 0 to 100."""
+        return min(round(100 * self.done, 1), 100)
+
     def save(self) -> None:
         """Write weights, their average, the optimiser and the counters to `checkpoint`."""
         counters = {name: getattr(self, name) for name in COUNTERS}
@@ -127,39 +134,43 @@ class Distiller:
             Interrupted: a signal asked to stop; all steps are saved.
             UserError: training diverged, see `update`, or the checkpoint cannot be written.
         """
-        bar = tqdm(total=100, desc=self.part, mininterval=10, bar_format=PROGRESS)
+        bar = tqdm(
+            total=100, initial=self.percent, desc=self.part, mininterval=10, bar_format=PROGRESS
+        )
         with StopRequest() as stop, bar:
             while self.done < 1:
                 loss = self.train_epoch(bar, stop)
-                if self.done < 1:
-                    self.epoch, self.position = self.epoch + 1, 0
-                row = {"step": self.step, "minutes": self.seconds / 60, "loss": loss}
-                self.history.append(row | self.validate())
-                bar.write(", ".join(f"{k} {v:.4g}" for k, v in self.history[-1].items()))
+                if loss is not None:
+                    row = {"step": self.step, "minutes": self.seconds / 60, "loss": loss}
+                    self.history.append(row | self.validate())
+                    bar.write(", ".join(f"{k} {v:.4g}" for k, v in self.history[-1].items()))
                 self.save()
                 leave_if_asked(stop)
 
-    def train_epoch(self, bar: tqdm, stop: StopRequest) -> float:
-        """What is left of this epoch or of the budget; returns the last loss, NaN without any.
+    def train_epoch(self, bar: tqdm, stop: StopRequest) -> float | None:
+        """Train for what is left of this epoch or of the budget; returns the last loss, None without a step.
 
-        Raises Interrupted, after saving, once `stop` is requested.
+        Raises Interrupted, after saving, where `stop` is requested and steps are left. After the last one
+        that is for `run`, which has the scores of the epoch to record first.
         """
         arrays = self.window()
         order = np.random.default_rng([self.pool.seed, self.epoch]).permutation(len(arrays[0]))
-        saved_at = clock = time.monotonic()
-        loss = math.nan
+        saved_at = time.monotonic()
+        loss = None
         while self.done < 1 and self.position + self.budget.batch <= len(order):
+            started = time.monotonic()
+            if stop.requested or started - saved_at > SAVE_SECONDS:
+                self.save()
+                saved_at = started
+                leave_if_asked(stop)
             chosen = order[self.position : self.position + self.budget.batch]
             loss = self.update([a[chosen] for a in arrays], self.budget.rate_at(self.done))
             self.position += self.budget.batch
-            now = time.monotonic()
-            self.seconds, clock = self.seconds + now - clock, now
+            self.seconds += min(time.monotonic() - started, LONGEST_STEP)
             bar.set_postfix_str(f"step {self.step}, loss {loss:.4f}", refresh=False)
-            bar.update(min(round(100 * self.done, 1), 100) - bar.n)
-            if stop.requested or now - saved_at > SAVE_SECONDS:
-                self.save()
-                saved_at = now
-                leave_if_asked(stop)
+            bar.update(self.percent - bar.n)
+        if self.position + self.budget.batch > len(order):
+            self.epoch, self.position = self.epoch + 1, 0
         return loss
 
     def window(self) -> list[np.ndarray]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +17,11 @@ from torch import nn
 import distill
 from distillation.crops import Pool
 from distillation.student import make_student
-from distillation.training import Budget, Distiller
+from distillation.training import LONGEST_STEP, Budget, Distiller
 from engine.provenance import weights_sha256
 from tests.test_tiny_vae import random_start, random_vae, write_checkpoint
 from utils.errors import UserError
+from utils.interruption import Interrupted
 
 TEACHER = random_vae(8)
 
@@ -219,3 +222,63 @@ def test_a_teacher_of_another_layout_is_refused_before_crops_are_drawn(
     with pytest.raises(UserError, match=message):
         distill.main(["decoder", *command])
     assert not (tmp_path / "work").exists()
+
+
+@pytest.mark.parametrize("last", [3, 5], ids=["of an epoch", "of the budget"])
+def test_a_stop_on_the_last_step_keeps_its_row(
+    last: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    update = Distiller.update
+
+    def stopped(self: Distiller, batch: list[np.ndarray], rate: float) -> float:
+        if self.step == last - 1:
+            os.kill(os.getpid(), signal.SIGINT)
+        return update(self, batch, rate)
+
+    monkeypatch.setattr(Distiller, "update", stopped)
+    with pytest.raises(Interrupted):
+        encoder_in(tmp_path, steps=5).run()
+    resumed = encoder_in(tmp_path, steps=5)
+    assert resumed.step == last
+    resumed.run()
+    assert [row["step"] for row in resumed.history] == [3, 5]
+    assert all(math.isfinite(row["loss"]) for row in resumed.history)
+
+
+def test_a_run_of_whole_epochs_is_trained_further_without_an_empty_row(tmp_path: Path) -> None:
+    encoder_in(tmp_path, steps=3).run()
+    further = encoder_in(tmp_path, steps=4)
+    further.run()
+    assert [row["step"] for row in further.history] == [3, 4]
+    assert (further.epoch, further.position) == (1, 16)
+    # as versions before this one left it
+    further.epoch, further.position = 0, 48
+    further.save()
+    further = encoder_in(tmp_path, steps=5)
+    further.run()
+    assert [row["step"] for row in further.history] == [3, 4, 5]
+
+
+def test_the_bar_of_a_complete_part_starts_at_its_end(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    encoder_in(tmp_path, steps=1).run()
+    capsys.readouterr()
+    encoder_in(tmp_path, steps=1).run()
+    shown = capsys.readouterr().err
+    assert "encoder 100%" in shown and " 0%" not in shown
+
+
+def test_a_suspended_run_keeps_its_budget(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    monkeypatch.setattr("distillation.training.time.monotonic", lambda: clock[0])
+    update = Distiller.update
+
+    def suspended(self: Distiller, batch: list[np.ndarray], rate: float) -> float:
+        clock[0] += 3600 if self.step == 0 else 1
+        return update(self, batch, rate)
+
+    monkeypatch.setattr(Distiller, "update", suspended)
+    distiller = encoder_in(tmp_path, steps=3)
+    distiller.run()
+    assert distiller.seconds == LONGEST_STEP + 2
