@@ -73,7 +73,8 @@ def _png(path: Path | None) -> tuple[bool, str]:
         return True, ""
     if path.is_dir() or path.suffix.lower() != ".png":
         return False, f"a file that ends in .png, got {path}{' (a folder)' * path.is_dir()}"
-    return _folder(path.parent)
+    holds, expected = _folder(path.parent)
+    return holds, f"in {expected}"
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -41,7 +41,7 @@ class Pool:
     def latents(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """Crops (N, S, S, 3) uint8 and teacher latents (N, 4, S/8, S/8) float32 of a chunk."""
         path, side = self._path("latents", index), self.size // DOWNSAMPLING
-        shapes = {
+        shapes: dict[str, tuple[int, ...]] = {
             "crops": (self.chunk, self.size, self.size, 3),
             "latents": (self.chunk, LATENT_CHANNELS, side, side),
         }
