@@ -122,13 +122,17 @@ def truncate(path: Path) -> None:
     [
         (truncate, "cannot be read"),
         (lambda path: path.write_bytes(b""), "cannot be read"),
+        (
+            lambda path: path.write_text("words"),
+            r"cannot be read \(it is damaged, or no plain file",
+        ),
         (lambda path: torch.save({"model": {}}, path), "is no checkpoint of a distillation"),
         (lambda path: torch.save(torch.zeros(3), path), "is no checkpoint of a distillation"),
         (lambda path: write_checkpoint(path, make_student().decoder), "of another network"),
         (lambda path: write_checkpoint(path, make_student(16).encoder), "of another network"),
         (lambda path: write_checkpoint(path, with_nan(make_student().encoder)), "diverged"),
     ],
-    ids=["truncated", "empty", "foreign", "tensor", "other part", "other width", "nan"],
+    ids=["truncated", "empty", "text", "foreign", "tensor", "other part", "other width", "nan"],
 )
 def test_a_checkpoint_that_cannot_be_used_is_refused_by_name(
     damage: Any, message: str, tmp_path: Path
