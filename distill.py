@@ -13,14 +13,16 @@ See docs/tiny_vae.md.
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from utils.entry import check_values, exit_from, positive_int
+from utils.entry import check_values, exit_from, non_negative_int, positive_int
 
 TEACHER = "madebyollin/taesd"
 PARTS = ("encoder", "decoder")
+SEEDS = 2**63  # what torch takes, less room for the chunks
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -36,7 +38,12 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--minutes", type=float, default=60, help="time to train each part")
     add("--steps", type=positive_int, help="steps to train each part, instead of a time")
     add("--lr", type=float, default=1.5e-3, help="peak learning rate")
-    add("--seed", type=int, default=2333, help="of the crops and their order")
+    add(
+        "--seed",
+        type=non_negative_int,
+        default=2333,
+        help="of the crops and their order; chunk i has seed + i, so take seeds that are far apart",
+    )
     add("--dataset", default="busi", help="report: a prepared data set")
     add("--cases", type=positive_int, help="report: test cases to use, all unless given")
     add("--image-size", type=int, default=224, help="report: side in pixels, a multiple of 8")
@@ -44,10 +51,30 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     arguments = parser.parse_args(argv)
     check_values(
         parser,
-        ("minutes", arguments.minutes > 0, "above 0"),
-        ("lr", arguments.lr > 0, "above 0"),
+        ("minutes", 0 < arguments.minutes < math.inf, "a finite number above 0"),
+        ("lr", 0 < arguments.lr < math.inf, "a finite number above 0"),
+        ("seed", arguments.seed < SEEDS, f"below {SEEDS}, got {arguments.seed}"),
+        ("work", *_folder(arguments.work)),
+        ("out", *_folder(arguments.out)),
+        ("picture", *_png(arguments.picture)),
     )
     return arguments
+
+
+def _folder(path: Path) -> tuple[bool, str]:
+    """Whether `path` is or can become a folder, and what it must be."""
+    file = next((p for p in (path, *path.parents) if p.exists() and not p.is_dir()), None)
+    return file is None, f"a folder, but {file} is a file"
+
+
+def _png(path: Path | None) -> tuple[bool, str]:
+    """Whether `path`, if given, can be written as a PNG file, and what it must be."""
+    if path is None:
+        return True, ""
+    if path.is_dir() or path.suffix.lower() != ".png":
+        return False, f"a file that ends in .png, got {path}{' (a folder)' * path.is_dir()}"
+    holds, expected = _folder(path.parent)
+    return holds, f"in {expected}"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -55,6 +82,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     import torch
 
+    from distillation.student import check_teacher
     from models.tiny_vae import load_tiny_vae
 
     torch.set_flush_denormal(True)
@@ -63,6 +91,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         report(arguments)
     if task in ("all", *PARTS):
         teacher = load_tiny_vae(arguments.teacher).to(memory_format=torch.channels_last)
+        check_teacher(teacher)
         for part in PARTS if task == "all" else (task,):
             distil(part, teacher, arguments)
     if task in ("all", "export"):
@@ -76,24 +105,25 @@ def distil(part: str, teacher: Any, arguments: argparse.Namespace) -> None:
     else is biased in the middle of a large image, most of all on the plain ground of masks.
     """
     from distillation.crops import Pool
-    from distillation.training import Plan, Trainer
+    from distillation.training import Budget, Distiller
 
     minutes, steps, work = arguments.minutes, arguments.steps, arguments.work
     pool = Pool(work / "pool", teacher, arguments.seed)
     checkpoint = work / f"{part}.pth"
-    Trainer(part, pool, Plan(minutes, steps, arguments.lr), checkpoint).run()
+    Distiller(part, pool, Budget(minutes, steps, arguments.lr), checkpoint).run()
     if part == "encoder":
         pool = Pool(work / "pool", teacher, arguments.seed, size=192, chunk=128)
         tuning_steps = max(1, steps // 10) if steps else None
-        plan = Plan(minutes / 10, tuning_steps, arguments.lr / 5, batch=2)
-        Trainer(part, pool, plan, work / "encoder_tuned.pth", initial=checkpoint).run()
+        budget = Budget(minutes / 10, tuning_steps, arguments.lr / 5, batch=2)
+        Distiller(part, pool, budget, work / "encoder_tuned.pth", initial=checkpoint).run()
 
 
 def export(work: Path, out: Path) -> None:
-    """Join the tuned encoder and the decoder in one folder; UserError if one is missing."""
+    """Join the tuned encoder and the decoder in one folder; UserError if one is missing or stale."""
     from distillation.student import export_student
 
-    export_student({"encoder": work / "encoder_tuned.pth", "decoder": work / "decoder.pth"}, out)
+    names = ("encoder", "encoder_tuned", "decoder")
+    export_student({name: work / f"{name}.pth" for name in names}, out)
 
 
 def report(arguments: argparse.Namespace) -> None:

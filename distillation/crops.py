@@ -12,16 +12,22 @@ import numpy as np
 from datasets.procedural import procedural_crops
 from distillation.scores import decode, encode
 from engine.provenance import weights_sha256
+from models.vae import DOWNSAMPLING, LATENT_CHANNELS
 from utils.files import atomic_write
+from utils.runs import writing_to
 
 
 @dataclass
 class Pool:
-    """Chunks of crops with the teacher's latents and, for the decoder, its outputs."""
+    """Chunks of crops with the teacher's latents and, for the decoder, its outputs.
+
+    A file that is damaged or of another shape is drawn again.
+    """
 
     folder: Path
     teacher: Any
     seed: int
+    """Chunk i is drawn from `seed` + i, so that seeds next to each other share most of their chunks."""
     size: int = 64
     """Side of a crop in pixels."""
     chunk: int = 1024
@@ -34,21 +40,27 @@ class Pool:
 
     def latents(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """Crops (N, S, S, 3) uint8 and teacher latents (N, 4, S/8, S/8) float32 of a chunk."""
-        path = self._path("latents", index)
-        if not path.exists():
+        path, side = self._path("latents", index), self.size // DOWNSAMPLING
+        shapes: dict[str, tuple[int, ...]] = {
+            "crops": (self.chunk, self.size, self.size, 3),
+            "latents": (self.chunk, LATENT_CHANNELS, side, side),
+        }
+        chunk = _load(path, shapes)
+        if chunk is None:
             crops = procedural_crops(self.seed + index, self.chunk, self.size)
-            _save(path, crops=crops, latents=encode(self.teacher, crops, batch=32))
-        with np.load(path) as data:
-            return data["crops"], data["latents"]
+            chunk = {"crops": crops, "latents": encode(self.teacher, crops, batch=32)}
+            _save(path, chunk)
+        return chunk["crops"], chunk["latents"]
 
     def outputs(self, index: int) -> np.ndarray:
         """The teacher's decoding of its own latents, (N, 3, S, S) float16 in [-1, 1]."""
         path = self._path("outputs", index)
-        if not path.exists():
+        chunk = _load(path, {"outputs": (self.chunk, 3, self.size, self.size)})
+        if chunk is None:
             decoded = decode(self.teacher, self.latents(index)[1], batch=32)
-            _save(path, outputs=decoded.clamp(-1, 1).half().numpy())
-        with np.load(path) as data:
-            return data["outputs"]
+            chunk = {"outputs": decoded.clamp(-1, 1).half().numpy()}
+            _save(path, chunk)
+        return chunk["outputs"]
 
     def window(self, last: int, chunks: int, with_outputs: bool) -> list[np.ndarray]:
         """Crops, latents and, if asked for, outputs of chunk `last` and those before it."""
@@ -65,9 +77,27 @@ class Pool:
         return self.folder / f"{what}_{origin}_{self.size}_{self.chunk}_{index:04d}.npz"
 
 
-def _save(path: Path, **arrays: np.ndarray) -> None:
+def _load(path: Path, shapes: dict[str, tuple[int, ...]]) -> dict[str, np.ndarray] | None:
+    """Arrays of a chunk by name; None, which has it drawn, where the file is absent or unusable."""
+    if not path.exists():
+        return None
+    try:
+        with np.load(path) as data:
+            chunk = {name: data[name] for name in shapes}
+    except Exception as error:  # damaged bytes make the reader raise errors of every kind
+        print(f"{path} cannot be read ({error}); it is drawn again")
+        return None
+    found = {name: array.shape for name, array in chunk.items()}
+    if found != shapes:
+        print(f"{path} holds arrays of shape {found}, expected {shapes}; it is drawn again")
+        return None
+    return chunk
+
+
+def _save(path: Path, chunk: dict[str, np.ndarray]) -> None:
     def write(partial: Path) -> None:
         with partial.open("wb") as file:
-            np.savez(file, **arrays)  # type: ignore[arg-type]
+            np.savez(file, **chunk)  # type: ignore[arg-type]
 
-    atomic_write(path, write)
+    with writing_to(path.parent):
+        atomic_write(path, write)

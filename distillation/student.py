@@ -8,10 +8,13 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderTiny
+from torch import nn
 
+from distillation.checkpoints import load_checkpoint
 from distillation.crops import Pool
 from distillation.narrowing import shrink
 from distillation.scores import to_input
+from engine.provenance import weights_sha256
 from models.vae import LATENT_CHANNELS
 from utils.errors import UserError
 from utils.files import atomic_write
@@ -28,6 +31,29 @@ def make_student(width: int = 32) -> Any:
         num_decoder_blocks=(3, 3, 3, 1),
         latent_channels=LATENT_CHANNELS,
     )
+
+
+def check_teacher(teacher: Any) -> None:
+    """Raise UserError unless the student, an `AutoencoderTiny` as the teacher, can start from its layers."""
+    student = make_student()
+    for name in ("num_encoder_blocks", "num_decoder_blocks", "act_fn"):
+        got, expected = (_plain(vae.config[name]) for vae in (teacher, student))
+        if got != expected:
+            raise UserError(
+                f"the teacher has {name} {got}, the student {expected}: give a --teacher of TAESD's layout"
+            )
+    for name in ("encoder_block_out_channels", "decoder_block_out_channels"):
+        got, least = _plain(teacher.config[name]), student.config[name][0]
+        if min(got) < least or len(set(got)) > 1:
+            raise UserError(
+                f"the teacher has {name} {got}, expected one number from {least} up throughout: give a "
+                "--teacher of TAESD's layout that is no narrower than the student"
+            )
+
+
+def _plain(value: Any) -> Any:
+    """A value of a config, with a list for the tuple that is one before it is saved."""
+    return list(value) if isinstance(value, tuple) else value
 
 
 def start_student(pool: Pool, part: str) -> Any:
@@ -48,28 +74,76 @@ def export_student(checkpoints: dict[str, Path], out: Path) -> None:
     """Join the averaged parts into a diffusers folder with half-precision weights.
 
     Args:
-        checkpoints: of "encoder" and "decoder", as `distillation.training` saves them.
+        checkpoints: of "encoder", its tuning "encoder_tuned" and "decoder", as
+            `distillation.training` saves them. "encoder" may be absent: the tuned one is written.
 
     Raises:
-        UserError: a part has not been trained, or they have two teachers.
+        UserError: a part has not been trained or cannot be used (see `load_checkpoint`); the parts
+            have two teachers; the encoder was trained further since it was tuned; or a weight is too
+            large for half precision.
     """
     student = make_student()
-    teachers = {}
-    for part, path in checkpoints.items():
-        if not path.exists():
+    parts = {
+        "encoder": student.encoder,
+        "encoder_tuned": student.encoder,
+        "decoder": student.decoder,
+    }
+    saved = {}
+    for name, path in checkpoints.items():
+        if path.exists():
+            saved[name] = load_checkpoint(path, parts[name])
+        elif name != "encoder":
+            part = name.removesuffix("_tuned")
             raise UserError(
                 f"no {path}: train it first, python distill.py {part} --work {path.parent}"
             )
-        saved = torch.load(path, weights_only=True)
-        getattr(student, part).load_state_dict(saved["average"])
-        teachers[part] = saved.get("teacher")
-        print(f"{part}: step {saved['step']}, {saved['seconds'] / 60:.1f} minutes")
+    if "encoder" in saved:
+        check_tuning(checkpoints, saved, student.encoder)
+    check_one_teacher({name: saved[name].get("teacher") for name in ("encoder_tuned", "decoder")})
+    for name, content in saved.items():  # the tuned encoder after the one it was tuned from
+        parts[name].load_state_dict(content["average"])
+        print(f"{name}: step {content['step']}, {content['seconds'] / 60:.1f} minutes")
+    write_student(student, out)
+
+
+def check_tuning(checkpoints: dict[str, Path], saved: dict[str, Any], encoder: nn.Module) -> None:
+    """Raise UserError unless the tuned encoder started from the encoder's average as it now is.
+
+    `encoder` is overwritten.
+    """
+    encoder.load_state_dict(saved["encoder"]["average"])
+    if saved["encoder_tuned"].get("initial") == weights_sha256(encoder):
+        return
+    runs = [
+        f"{checkpoints[name]} (step {run['step']}, {run['seconds'] / 60:.1f} minutes)"
+        for name, run in saved.items()
+        if name != "decoder"
+    ]
+    raise UserError(
+        f"{runs[1]} was not tuned from {runs[0]} as that now is, which was trained further since: tune "
+        f"it by the command that trained it, python distill.py encoder --work "
+        f"{checkpoints['encoder'].parent}, or move {checkpoints['encoder'].name} away to export the older"
+    )
+
+
+def check_one_teacher(teachers: dict[str, str | None]) -> None:
+    """Raise UserError unless the parts have one teacher, given by the SHA-256 of its weights."""
     if len(set(teachers.values())) > 1:
         raise UserError(
             "the parts were distilled from different teachers, so their latents do not meet: "
             f"{teachers} (SHA-256 of the weights); distil both from one in another --work"
         )
-    student.half().save_pretrained(out)
+
+
+def write_student(student: Any, out: Path) -> None:
+    """Write a diffusers folder in half precision; UserError if a weight does not fit into it."""
+    for name, value in student.half().state_dict().items():
+        if not value.isfinite().all():
+            raise UserError(
+                f"the weight {name} is beyond 65504, the most that 16 bits hold: the training diverged; "
+                "delete the checkpoint of this part and distil it again with a lower --lr"
+            )
+    student.save_pretrained(out)
     # AutoencoderTiny notes an attribute that its own constructor does not take and warns about.
     config = json.loads((out / "config.json").read_text())
     config.pop("block_out_channels", None)

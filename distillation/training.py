@@ -14,29 +14,28 @@ import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from distillation.checkpoints import COUNTERS, check_origin, load_checkpoint, save_checkpoint
 from distillation.crops import Pool
 from distillation.scores import encode, r_squared, round_trip, to_input
 from distillation.student import make_student, start_student
 from engine.provenance import weights_sha256
 from utils.errors import UserError
-from utils.files import atomic_write
 from utils.interruption import Interrupted, StopRequest
 
 VALIDATION_SEED = 10_000_019
 SAVE_SECONDS = 120
-COUNTERS = ("step", "epoch", "position", "seconds", "history")
+LONGEST_STEP = 30.0  # seconds of the budget that a step uses at most; a suspended one lasts longer
 PROGRESS = "{desc} {percentage:3.0f}% |{bar}| {elapsed} {postfix}"
 
 
 @dataclass
-class Plan:
+class Budget:
     """Budget and rate of one run; the budget is in minutes unless `steps` is given."""
 
     minutes: float
@@ -60,35 +59,38 @@ class Plan:
         return self.rate * max(0.5 * (1 + math.cos(math.pi * fall)), 1e-3)
 
 
-class Trainer:
+class Distiller:
     """Distils one part, "encoder" or "decoder"; continues from `checkpoint` if that exists.
 
-    `position` counts the crops of the current epoch that were used, `seconds` the time in steps.
+    `position` counts the crops of the current epoch that were used, `seconds` the time in steps: of each
+    at most LONGEST_STEP, so that a run that was suspended (Ctrl-Z) still has its budget.
     """
 
     def __init__(
-        self, part: str, pool: Pool, plan: Plan, checkpoint: Path, initial: Path | None = None
+        self, part: str, pool: Pool, budget: Budget, checkpoint: Path, initial: Path | None = None
     ) -> None:
         """`initial` is another checkpoint, whose averaged weights a new run starts from.
 
         A `checkpoint` that started from other weights than `initial` now holds is started afresh.
 
         Raises:
-            UserError: `checkpoint` is of another teacher or seed than those of `pool`.
+            UserError: `checkpoint` is of another teacher or seed than those of `pool`; or it or `initial`
+                cannot be used, see `load_checkpoint`.
         """
-        self.part, self.pool, self.plan, self.checkpoint = part, pool, plan, checkpoint
+        self.part, self.pool, self.budget, self.checkpoint = part, pool, budget, checkpoint
         self.step = self.epoch = self.position = 0
         self.seconds = 0.0
         self.history: list[dict[str, float]] = []
         self.origin = {"teacher": pool.teacher_sha256, "seed": pool.seed}
         self.initial_sha256: str | None = None
-        saved = torch.load(checkpoint, weights_only=True) if checkpoint.exists() else None
+        resumes = checkpoint.exists()
+        student = make_student() if resumes or initial else start_student(pool, part)
+        self.module = getattr(student, part).to(memory_format=torch.channels_last)
+        saved = load_checkpoint(checkpoint, self.module) if resumes else None
         if saved:
             check_origin(checkpoint, saved, self.origin)
-        student = make_student() if saved or initial else start_student(pool, part)
-        self.module = getattr(student, part).to(memory_format=torch.channels_last)
         if initial:
-            self.module.load_state_dict(torch.load(initial, weights_only=True)["average"])
+            self.module.load_state_dict(load_checkpoint(initial, self.module)["average"])
             self.initial_sha256 = weights_sha256(self.module)
             if saved and saved.get("initial") != self.initial_sha256:
                 print(f"{checkpoint} is started afresh: {initial} was trained since")
@@ -107,7 +109,12 @@ class Trainer:
     @property
     def done(self) -> float:
         """Share of the budget that is used up."""
-        return self.plan.progress(self.step, self.seconds)
+        return self.budget.progress(self.step, self.seconds)
+
+    @property
+    def percent(self) -> float:
+        """`done` for the progress bar, from 0 to 100."""
+        return min(round(100 * self.done, 1), 100)
 
     def save(self) -> None:
         """Write weights, their average, the optimiser and the counters to `checkpoint`."""
@@ -118,67 +125,90 @@ class Trainer:
             "average": self.average,
         }
         state = weights | counters | self.origin | {"initial": self.initial_sha256}
-        atomic_write(self.checkpoint, lambda path: torch.save(state, path))
+        save_checkpoint(self.checkpoint, state)
 
     def run(self) -> None:
         """Train until the budget is used up; saves every two minutes and after each epoch.
 
         Raises:
             Interrupted: a signal asked to stop; all steps are saved.
+            UserError: training diverged, see `update`, or the checkpoint cannot be written.
         """
-        bar = tqdm(total=100, desc=self.part, mininterval=10, bar_format=PROGRESS)
+        bar = tqdm(
+            total=100, initial=self.percent, desc=self.part, mininterval=10, bar_format=PROGRESS
+        )
         with StopRequest() as stop, bar:
             while self.done < 1:
                 loss = self.train_epoch(bar, stop)
-                if self.done < 1:
-                    self.epoch, self.position = self.epoch + 1, 0
-                row = {"step": self.step, "minutes": self.seconds / 60, "loss": loss}
-                self.history.append(row | self.validate())
-                bar.write(", ".join(f"{k} {v:.4g}" for k, v in self.history[-1].items()))
+                if loss is not None:
+                    row = {"step": self.step, "minutes": self.seconds / 60, "loss": loss}
+                    self.history.append(row | self.validate())
+                    bar.write(", ".join(f"{k} {v:.4g}" for k, v in self.history[-1].items()))
                 self.save()
                 leave_if_asked(stop)
 
-    def train_epoch(self, bar: tqdm, stop: StopRequest) -> float:
-        """What is left of this epoch or of the budget; returns the last loss, NaN without any.
+    def train_epoch(self, bar: tqdm, stop: StopRequest) -> float | None:
+        """Train for what is left of this epoch or of the budget; returns the last loss, None without a step.
 
-        Raises Interrupted, after saving, once `stop` is requested.
+        Raises Interrupted, after saving, where `stop` is requested and steps are left. After the last one
+        that is for `run`, which has the scores of the epoch to record first.
         """
         arrays = self.window()
         order = np.random.default_rng([self.pool.seed, self.epoch]).permutation(len(arrays[0]))
-        saved_at = clock = time.monotonic()
-        loss = math.nan
-        while self.done < 1 and self.position + self.plan.batch <= len(order):
-            chosen = order[self.position : self.position + self.plan.batch]
-            loss = self.update([a[chosen] for a in arrays], self.plan.rate_at(self.done))
-            self.position += self.plan.batch
-            now = time.monotonic()
-            self.seconds, clock = self.seconds + now - clock, now
-            bar.set_postfix_str(f"step {self.step}, loss {loss:.4f}", refresh=False)
-            bar.update(min(round(100 * self.done, 1), 100) - bar.n)
-            if stop.requested or now - saved_at > SAVE_SECONDS:
+        saved_at = time.monotonic()
+        loss = None
+        while self.done < 1 and self.position + self.budget.batch <= len(order):
+            started = time.monotonic()
+            if stop.requested or started - saved_at > SAVE_SECONDS:
                 self.save()
-                saved_at = now
+                saved_at = started
                 leave_if_asked(stop)
+            chosen = order[self.position : self.position + self.budget.batch]
+            loss = self.update([a[chosen] for a in arrays], self.budget.rate_at(self.done))
+            self.position += self.budget.batch
+            self.seconds += min(time.monotonic() - started, LONGEST_STEP)
+            bar.set_postfix_str(f"step {self.step}, loss {loss:.4f}", refresh=False)
+            bar.update(self.percent - bar.n)
+        if self.position + self.budget.batch > len(order):
+            self.epoch, self.position = self.epoch + 1, 0
         return loss
 
     def window(self) -> list[np.ndarray]:
         """This epoch's crops and teacher latents; for the decoder the teacher's outputs too."""
-        return self.pool.window(self.epoch, self.plan.window, self.part == "decoder")
+        return self.pool.window(self.epoch, self.budget.window, self.part == "decoder")
 
     def update(self, batch: list[np.ndarray], rate: float) -> float:
-        """One optimiser step at that rate; returns the loss."""
+        """One optimiser step at that rate; returns the loss.
+
+        Raises:
+            UserError: the loss or its gradient is not finite; the weights are then unchanged.
+        """
         for group in self.optimiser.param_groups:
             group["lr"] = rate
         loss = self.loss(batch)
         self.optimiser.zero_grad()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.module.parameters(), 1.0)
+        norm = torch.nn.utils.clip_grad_norm_(self.module.parameters(), 1.0)
+        self.check_finite(loss=loss.item(), gradient_norm=norm.item())
         self.optimiser.step()
         self.step += 1
-        decay = min(self.plan.ema, (1 + self.step) / (10 + self.step))
+        decay = min(self.budget.ema, (1 + self.step) / (10 + self.step))
         for name, value in self.module.state_dict().items():
             self.average[name].lerp_(value, 1 - decay)
         return loss.item()
+
+    def check_finite(self, **values: float) -> None:
+        """Raise UserError, without saving, if a value of the next step is not finite."""
+        if all(map(math.isfinite, values.values())):
+            return
+        got = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in values.items())
+        saved = self.checkpoint.exists()
+        kept = f"{self.checkpoint} is as it was last saved" if saved else "nothing was saved"
+        raise UserError(
+            f"the training of {self.checkpoint.stem} diverged at step {self.step + 1}: {got}, expected "
+            f"finite values; {kept}. Run again with a lower --lr (its peak was {self.budget.rate:g}); "
+            "where that diverges too, delete the checkpoint first"
+        )
 
     def loss(self, batch: list[np.ndarray]) -> Tensor:
         """The part's loss, a scalar; `batch` as `window` gives it."""
@@ -214,14 +244,3 @@ def leave_if_asked(stop: StopRequest) -> None:
     """Raise Interrupted if a signal asked to stop."""
     if stop.signal_number is not None:
         raise Interrupted(stop.signal_number)
-
-
-def check_origin(checkpoint: Path, saved: dict[str, Any], origin: dict[str, Any]) -> None:
-    """Raise UserError unless the checkpoint was distilled with this teacher and this seed."""
-    for name, expected in origin.items():
-        found = saved.get(name, "none")
-        if found != expected:
-            raise UserError(
-                f"{checkpoint} was saved with another {name} ({found}, not {expected}): "
-                f"give that --{name} again to resume it, or start afresh in another --work"
-            )

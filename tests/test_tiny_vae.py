@@ -22,7 +22,7 @@ from distillation.narrowing import shrink
 from distillation.report import compare, table
 from distillation.scores import encode, mask_input, mask_round_trip, psnr, r_squared
 from distillation.student import make_student
-from distillation.training import Plan, Trainer
+from distillation.training import Budget, Distiller
 from models.tiny_vae import load_tiny_vae
 from tests.cases_on_disk import write_data_set
 from utils.arithmetic import multiply_adds
@@ -115,10 +115,10 @@ def random_start(pool: Pool, part: str) -> Any:
     return make_student()
 
 
-def small_trainer(part: str, folder: Path, teacher: Any, steps: int) -> Trainer:
+def small_distiller(part: str, folder: Path, teacher: Any, steps: int) -> Distiller:
     pool = Pool(folder / "pool", teacher, seed=1, size=32, chunk=48)
-    plan = Plan(minutes=0, steps=steps, window=2)
-    return Trainer(part, pool, plan, folder / f"{part}.pth")
+    budget = Budget(minutes=0, steps=steps, window=2)
+    return Distiller(part, pool, budget, folder / f"{part}.pth")
 
 
 @pytest.mark.parametrize("part", ["encoder", "decoder"])
@@ -126,22 +126,22 @@ def test_a_few_steps_of_distillation_reduce_the_loss(
     part: str, tmp_path: Path, bundled: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("distillation.training.start_student", random_start)
-    trainer = small_trainer(part, tmp_path, bundled, steps=10)
-    batch = [array[:32] for array in trainer.window()]
-    before = trainer.loss(batch).item()
-    trainer.run()
-    assert trainer.loss(batch).item() < 0.95 * before
-    assert trainer.step == 10
+    distiller = small_distiller(part, tmp_path, bundled, steps=10)
+    batch = [array[:32] for array in distiller.window()]
+    before = distiller.loss(batch).item()
+    distiller.run()
+    assert distiller.loss(batch).item() < 0.95 * before
+    assert distiller.step == 10
 
 
 def test_tuning_starts_from_the_average_of_the_first_run(
     tmp_path: Path, bundled: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("distillation.training.start_student", random_start)
-    first = small_trainer("encoder", tmp_path, bundled, steps=1)
+    first = small_distiller("encoder", tmp_path, bundled, steps=1)
     first.run()
-    tuned = Trainer(
-        "encoder", first.pool, first.plan, tmp_path / "tuned.pth", initial=first.checkpoint
+    tuned = Distiller(
+        "encoder", first.pool, first.budget, tmp_path / "tuned.pth", initial=first.checkpoint
     )
     for name, value in tuned.module.state_dict().items():
         torch.testing.assert_close(value, first.average[name])
@@ -151,18 +151,18 @@ def test_tuning_starts_afresh_once_the_first_run_was_trained_further(
     tmp_path: Path, bundled: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("distillation.training.start_student", random_start)
-    monkeypatch.setattr(Trainer, "validate", lambda self: {})
+    monkeypatch.setattr(Distiller, "validate", lambda self: {})
     tuned_by = tmp_path / "tuned.pth"
 
-    def tune(first: Trainer) -> Trainer:
+    def tune(first: Distiller) -> Distiller:
         first.run()
-        plan = Plan(minutes=0, steps=1, window=2)
-        return Trainer("encoder", first.pool, plan, tuned_by, initial=first.checkpoint)
+        budget = Budget(minutes=0, steps=1, window=2)
+        return Distiller("encoder", first.pool, budget, tuned_by, initial=first.checkpoint)
 
-    tune(small_trainer("encoder", tmp_path, bundled, steps=1)).run()
-    same = tune(small_trainer("encoder", tmp_path, bundled, steps=1))
+    tune(small_distiller("encoder", tmp_path, bundled, steps=1)).run()
+    same = tune(small_distiller("encoder", tmp_path, bundled, steps=1))
     assert same.step == 1
-    further = small_trainer("encoder", tmp_path, bundled, steps=2)
+    further = small_distiller("encoder", tmp_path, bundled, steps=2)
     afresh = tune(further)
     assert further.step == 2 and afresh.step == 0 and afresh.history == []
     for name, value in afresh.module.state_dict().items():
@@ -179,23 +179,23 @@ def test_an_interrupted_run_resumes_to_the_same_weights(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("distillation.training.start_student", random_start)
-    whole = small_trainer("encoder", tmp_path / "whole", bundled, steps=8)
+    whole = small_distiller("encoder", tmp_path / "whole", bundled, steps=8)
     whole.run()
 
-    update = Trainer.update
+    update = Distiller.update
 
-    def interrupted(self: Trainer, batch: list[np.ndarray], rate: float) -> float:
+    def interrupted(self: Distiller, batch: list[np.ndarray], rate: float) -> float:
         if self.step == 4:
             if crash:
                 raise MemoryError
             os.kill(os.getpid(), signal.SIGINT)
         return update(self, batch, rate)
 
-    monkeypatch.setattr(Trainer, "update", interrupted)
+    monkeypatch.setattr(Distiller, "update", interrupted)
     with pytest.raises(MemoryError if crash else Interrupted):
-        small_trainer("encoder", tmp_path / "parts", bundled, steps=8).run()
-    monkeypatch.setattr(Trainer, "update", update)
-    resumed = small_trainer("encoder", tmp_path / "parts", bundled, steps=8)
+        small_distiller("encoder", tmp_path / "parts", bundled, steps=8).run()
+    monkeypatch.setattr(Distiller, "update", update)
+    resumed = small_distiller("encoder", tmp_path / "parts", bundled, steps=8)
     # after the last whole epoch; after the step under way
     assert resumed.step == (3 if crash else 5)
     resumed.run()
@@ -214,15 +214,15 @@ def test_a_checkpoint_of_another_teacher_or_seed_is_refused(
     monkeypatch.setattr("distillation.training.start_student", random_start)
     monkeypatch.setattr(Pool, "latents", no_chunk)
     one, other = random_vae(8), random_vae(16)
-    small_trainer("encoder", tmp_path, one, steps=1).save()
-    small_trainer("encoder", tmp_path, one, steps=2)
+    small_distiller("encoder", tmp_path, one, steps=1).save()
+    small_distiller("encoder", tmp_path, one, steps=2)
     with pytest.raises(
         UserError, match=r"encoder\.pth was saved with another teacher \(.*--teacher"
     ):
-        small_trainer("encoder", tmp_path, other, steps=2)
+        small_distiller("encoder", tmp_path, other, steps=2)
     another_seed = Pool(tmp_path, one, seed=2)
     with pytest.raises(UserError, match=r"another seed \(1, not 2\): give that --seed again"):
-        Trainer("encoder", another_seed, Plan(minutes=1), tmp_path / "encoder.pth")
+        Distiller("encoder", another_seed, Budget(minutes=1), tmp_path / "encoder.pth")
 
 
 def test_two_teachers_have_two_sets_of_latents_in_one_folder(tmp_path: Path) -> None:
@@ -234,11 +234,18 @@ def test_two_teachers_have_two_sets_of_latents_in_one_folder(tmp_path: Path) -> 
     np.testing.assert_array_equal(Pool(tmp_path, one.teacher, 1, 16, 4).latents(0)[1], latents)
 
 
+def write_checkpoint(path: Path, module: nn.Module, **changes: Any) -> Path:
+    """A checkpoint as of one step of training, but for `changes`."""
+    weights = {"module": module.state_dict(), "average": module.state_dict(), "optimiser": {}}
+    counters = {"step": 1, "epoch": 0, "position": 16, "seconds": 60.0, "history": []}
+    torch.save(weights | counters | {"teacher": "a", "seed": 1, "initial": None} | changes, path)
+    return path
+
+
 def test_parts_of_two_teachers_are_not_joined(tmp_path: Path) -> None:
     for part, name in (("encoder", "encoder_tuned"), ("decoder", "decoder")):
-        average = getattr(make_student(), part).state_dict()
-        saved = {"average": average, "step": 1, "seconds": 1.0, "teacher": f"that of the {part}"}
-        torch.save(saved, tmp_path / f"{name}.pth")
+        module = getattr(make_student(), part)
+        write_checkpoint(tmp_path / f"{name}.pth", module, teacher=f"that of the {part}")
     with pytest.raises(UserError, match="different teachers"):
         distill.export(tmp_path, tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -247,14 +254,15 @@ def test_parts_of_two_teachers_are_not_joined(tmp_path: Path) -> None:
 def test_export_writes_a_folder_that_loads_without_warnings(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    student = make_student()
     for part, name in (("encoder", "encoder_tuned"), ("decoder", "decoder")):
-        average = getattr(make_student(), part).state_dict()
-        torch.save({"average": average, "step": 1, "seconds": 1.0}, tmp_path / f"{name}.pth")
+        write_checkpoint(tmp_path / f"{name}.pth", getattr(student, part))
     distill.export(tmp_path, tmp_path / "out")
     loaded = load_tiny_vae(tmp_path / "out")
     assert "block_out_channels" not in caplog.text
-    weight = loaded.decoder.layers[0].weight
-    torch.testing.assert_close(weight, average["layers.0.weight"], rtol=1e-3, atol=1e-4)
+    for part in ("encoder", "decoder"):
+        got, expected = (getattr(vae, part).layers[0].weight for vae in (loaded, student))
+        torch.testing.assert_close(got, expected.detach(), rtol=1e-3, atol=1e-4)
 
 
 def test_export_without_training_says_what_to_run(tmp_path: Path) -> None:
@@ -271,12 +279,12 @@ def test_a_part_is_distilled_tuned_and_exported(
     monkeypatch.setattr("distillation.training.start_student", random_start)
     trained: list[tuple[str, int, str, float, int | None]] = []
 
-    def run(self: Trainer) -> None:
-        plan = self.plan
-        trained.append((self.part, self.pool.size, self.checkpoint.name, plan.rate, plan.steps))
+    def run(self: Distiller) -> None:
+        budget = self.budget
+        trained.append((self.part, self.pool.size, self.checkpoint.name, budget.rate, budget.steps))
         self.save()
 
-    monkeypatch.setattr(Trainer, "run", run)
+    monkeypatch.setattr(Distiller, "run", run)
     monkeypatch.setattr(Pool, "latents", no_chunk)
     out = tmp_path / "out"
     folders = ["--teacher", str(BUNDLED), "--work", str(tmp_path), "--out", str(out)]
@@ -292,15 +300,15 @@ def test_a_part_is_distilled_tuned_and_exported(
 def test_a_stop_asked_for_while_scoring_ends_the_run_before_tuning(
     tmp_path: Path, bundled: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def validate(self: Trainer) -> dict[str, float]:
+    def validate(self: Distiller) -> dict[str, float]:
         os.kill(os.getpid(), signal.SIGTERM)
         return {}
 
     monkeypatch.setattr("distillation.training.start_student", random_start)
-    monkeypatch.setattr(Trainer, "validate", validate)
+    monkeypatch.setattr(Distiller, "validate", validate)
     with pytest.raises(Interrupted, match="stopped by SIGTERM"):
-        small_trainer("encoder", tmp_path, bundled, steps=1).run()
-    assert small_trainer("encoder", tmp_path, bundled, steps=1).done == 1
+        small_distiller("encoder", tmp_path, bundled, steps=1).run()
+    assert small_distiller("encoder", tmp_path, bundled, steps=1).done == 1
 
 
 @pytest.mark.parametrize("option", ["--minutes", "--steps", "--lr", "--cases"])
@@ -311,10 +319,10 @@ def test_nothing_to_do_is_refused(option: str, capsys: pytest.CaptureFixture[str
 
 
 def test_the_rate_goes_through_one_cycle() -> None:
-    plan = Plan(minutes=2, rate=1e-3)
-    assert plan.progress(step=99, seconds=60) == pytest.approx(0.5)
-    assert Plan(minutes=2, steps=8).progress(step=4, seconds=0) == pytest.approx(0.5)
-    rates = [plan.rate_at(p) for p in (0, 0.1, 0.5, 1, 1.2)]
+    budget = Budget(minutes=2, rate=1e-3)
+    assert budget.progress(step=99, seconds=60) == pytest.approx(0.5)
+    assert Budget(minutes=2, steps=8).progress(step=4, seconds=0) == pytest.approx(0.5)
+    rates = [budget.rate_at(p) for p in (0, 0.1, 0.5, 1, 1.2)]
     assert rates[1] == pytest.approx(1e-3)
     assert rates[0] < rates[2] < rates[1]
     assert rates[3] == rates[4] == pytest.approx(1e-6)
