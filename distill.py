@@ -131,14 +131,14 @@ def report(arguments: argparse.Namespace) -> None:
     import numpy as np
     import torch
 
-    from datasets.cases import open_data_set, read_resized
-    from distillation.report import compare, table, write_picture
+    from datasets.cases import open_prepared, read_resized
+    from distillation.report import compare_vaes, table, write_picture
     from models.base import check_image_size
     from models.tiny_vae import load_tiny_vae
 
-    name, size = arguments.dataset, arguments.image_size
+    size = arguments.image_size
     check_image_size(size, size)
-    data_set = open_data_set(Path("datasets") / name / f"{name}_train_test_names.json")
+    data_set = open_prepared(arguments.dataset)
     cases = data_set.test[: arguments.cases]
     pairs = [read_resized(case, size) for case in cases]
     images, masks = (np.stack(arrays) for arrays in zip(*pairs, strict=True))
@@ -147,7 +147,7 @@ def report(arguments: argparse.Namespace) -> None:
         for source in (arguments.teacher, arguments.out)
     )
     print(f"{len(cases)} test cases at {size} px")
-    print(table(compare(teacher, student, images, masks)))
+    print(table(compare_vaes(teacher, student, images, masks)))
     if arguments.picture:
         write_picture(arguments.picture, [teacher, student], images[0], masks[0])
 

@@ -36,7 +36,9 @@ def milliseconds(module: nn.Module, x: Tensor, repeats: int = 9) -> float:
     return 1000 * float(np.median(times))
 
 
-def compare(teacher: Any, student: Any, images: np.ndarray, masks: np.ndarray) -> dict[str, Any]:
+def compare_vaes(
+    teacher: Any, student: Any, images: np.ndarray, masks: np.ndarray
+) -> dict[str, Any]:
     """Scores by name; pairs are (encoder, decoder), "t" for teacher and "s" for student.
 
     `images` (N, S, S, 3) uint8, `masks` (N, S, S) of 0 and 1.
@@ -69,7 +71,7 @@ def compare(teacher: Any, student: Any, images: np.ndarray, masks: np.ndarray) -
 
 
 def table(scores: dict[str, Any]) -> str:
-    """The scores of `compare` as two Markdown tables: each network, and each pair of parts."""
+    """The scores of `compare_vaes` as two Markdown tables: each network, and each pair of parts."""
 
     def cells(key: str, form: str) -> list[str]:
         return [" / ".join(format(v, form) for v in scores[key][name]) for name in "ts"]

@@ -19,7 +19,7 @@ from datasets.phantom import phantom_case
 from datasets.procedural import procedural_crops
 from distillation.crops import Pool
 from distillation.narrowing import shrink
-from distillation.report import compare, table
+from distillation.report import compare_vaes, table
 from distillation.scores import encode, mask_input, mask_round_trip, psnr, r_squared
 from distillation.student import make_student
 from distillation.training import Budget, Distiller
@@ -349,7 +349,7 @@ def test_multiply_adds_are_counted_and_no_gradient_is_left() -> None:
 def test_a_vae_compared_with_itself_agrees_fully(bundled: Any) -> None:
     case = phantom_case(1, size=64)
     images = np.repeat(case.image[None, ..., None], 3, axis=3)
-    scores = compare(bundled, bundled, images, case.mask[None] // 255)
+    scores = compare_vaes(bundled, bundled, images, case.mask[None] // 255)
     assert scores["r2_images"] == scores["r2_masks"] == 1
     at_224 = [(224 / 64) ** 2 * count for count in scores["giga_macs"]["s"]]
     assert at_224 == pytest.approx([2.95, 3.40], abs=0.01)  # as docs/tiny_vae.md has them
