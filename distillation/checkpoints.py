@@ -37,11 +37,8 @@ def load_checkpoint(path: Path, part: nn.Module) -> dict[str, Any]:
     """
     try:
         content = load_tensors(path)
-    except Exception as error:  # damaged bytes make the readers raise errors of every kind
-        # torch's own words advise to run what code is in the file
-        told = isinstance(error, OSError | ValueError)
-        reason = error if told else "it is damaged, or no plain file of tensors"
-        raise UserError(f"{path} cannot be read ({reason}): {REMEDY}") from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({error}): {REMEDY}") from error
     found = content if isinstance(content, dict) else {}
     if missing := [key for key in KEYS if key not in found]:
         raise UserError(

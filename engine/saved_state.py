@@ -55,7 +55,7 @@ def load_state(folder: Path) -> dict[str, Any] | None:
             state = load_tensors(path)
             if not isinstance(state, dict) or state.get("format") != FORMAT:
                 raise ValueError("is not a training state of this version")
-        except Exception as error:  # torch.load has no common error for damaged files
+        except (OSError, ValueError) as error:
             log.warning("%s cannot be used (%s); trying the one before", path, error)
             damaged.append(str(path))
             continue

@@ -133,12 +133,8 @@ def _read(path: Path) -> Weights:
                 weights.setdefault(part, {})[key] = value
             return weights
         content: Any = load_tensors(path)
-    except Exception as error:  # damaged bytes make these readers raise errors of every kind
-        reason = first_line(error)
-        raise UserError(
-            f"{path} holds no readable weights: {reason}. It is damaged, or it is not a plain file "
-            "of tensors and was refused"
-        ) from error
+    except Exception as error:  # safetensors' errors share no base
+        raise UserError(f"{path} holds no readable weights: {first_line(error)}") from error
 
     if not isinstance(content, dict):
         raise UserError(

@@ -30,14 +30,24 @@ def _write(path: Path, laid_out: io.BytesIO) -> None:
 def load_tensors(path: Path) -> Any:
     """Read a file of tensors onto the CPU; code in it is refused, not run (`weights_only`).
 
-    Raises ValueError for compressed records, which torch never writes but would inflate, a thousand
-    times their size, and for records whose checksum is wrong, which torch does not look at; and
-    whatever torch and zipfile raise for damaged or refused content.
+    Raises OSError where the file cannot be read, and ValueError where its content is damaged or refused: also
+    compressed records, which torch never writes but would inflate, a thousand times their size, and
+    records whose checksum is wrong, which torch does not look at.
     """
-    import torch
-
     with path.open("rb") as file:
         is_zip = file.read(2) == b"PK"
+    try:
+        return _load(path, is_zip)
+    except (OSError, ValueError):
+        raise
+    except Exception as error:  # torch and zipfile raise errors of every kind, and torch's words
+        # advise to run what code is in the file
+        raise ValueError("it is damaged, or no plain file of tensors") from error
+
+
+def _load(path: Path, is_zip: bool) -> Any:
+    import torch
+
     if is_zip:
         with zipfile.ZipFile(path) as records:
             for record in records.infolist():
