@@ -423,9 +423,7 @@ class Trainer:
     def _validate(self) -> tuple[float, float]:
         """Mean Dice and IoU of the weights that would be kept."""
         if self.accelerator.num_processes > 1:
-            for (
-                buffer
-            ) in self.evaluated_system.buffers():  # running statistics: those that are kept
+            for buffer in self.evaluated_system.buffers():  # running statistics that are kept
                 torch.distributed.broadcast(buffer, 0)
         return validate(self.predict, self.val_loader, self.options.threshold)
 
