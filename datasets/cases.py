@@ -21,6 +21,7 @@ from datasets.catalogue import (
 )
 from datasets.decoding import ImageError, read_pixels
 from datasets.masks import aspect_ratio_differs, read_binary_mask
+from datasets.prepared import prepared_split_file
 from datasets.splits import read_split
 from utils.errors import UserError, listed
 from utils.files import REPOSITORY
@@ -142,7 +143,7 @@ def open_data_set(pickle_file_path: Path) -> DataSet:
 
 def open_prepared(name: str) -> DataSet:
     """The data set `name` as `python -m datasets.prepare` puts it into datasets/; as `open_data_set`."""
-    return open_data_set(Path("datasets") / name / f"{name}{SPLIT_FILE_ENDING}.json")
+    return open_data_set(prepared_split_file(Path("datasets") / name))
 
 
 def raise_problems(problems: Sequence[str], where: str) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from datasets.catalogue import IMAGE_EXTENSIONS
 from datasets.decoding import (
     AS_STORED,
     MAX_MEGAPIXELS,
@@ -26,7 +27,7 @@ from datasets.dicom import read_dicom
 from datasets.windowing import Window, dark_note, scale_to_8_bit
 
 DICOM_SUFFIXES = (".dcm", ".dicom")
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", *DICOM_SUFFIXES)
+SUFFIXES = (*IMAGE_EXTENSIONS, *DICOM_SUFFIXES)
 BYTES_A_PIXEL = 8  # RGBA in 16 bits, the most that an uncompressed file needs
 HEADER_BYTES = 16 << 20
 

@@ -52,6 +52,6 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
     return manifest
 
 
-def split_file(folder: Path) -> Path:
+def prepared_split_file(folder: Path) -> Path:
     """Where the split of the prepared data set `folder` lies."""
     return folder / f"{folder.name}{SPLIT_FILE_ENDING}.json"

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from datasets.prepared import MANIFEST, METADATA_GROUPS, NOTES, split_file
+from datasets.prepared import MANIFEST, METADATA_GROUPS, NOTES, prepared_split_file
 from datasets.splits import Split, write_split
 from utils.errors import UserError
 from utils.files import atomic_write
@@ -86,7 +86,7 @@ class Staging:
         notes: Sequence[str] = (),
     ) -> Path:
         """Write split, groups, notes and manifest, make all durable, move the folder to its place."""
-        write_split(self.folder / split_file(self.final).name, split)
+        write_split(self.folder / prepared_split_file(self.final).name, split)
         if groups:
             atomic_write(self.folder / METADATA_GROUPS, json.dumps(groups, indent=1) + "\n")
         if notes:
