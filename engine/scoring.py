@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from datasets.cases import DataSet
 from datasets.leaks import leaked_names, same_source_file
@@ -13,9 +12,9 @@ from datasets.splits import Split
 from engine.case_predictions import predict_cases, report_cases, save_each
 from engine.examples import draw_examples, names_by_quantile, write_overlays
 from engine.provenance import cases_trained_on, network_name, provenance
-from utils.metrics import EMPTY_RULES, score_cases
+from utils.metrics import EMPTY_RULES, EmptyRule, score_cases
 from utils.report import write_report
-from utils.results import write_results
+from utils.results import Description, Summary, write_results
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -33,7 +32,7 @@ def score_test_split(
     checkpoint: Path,
     masks: Path,
     accelerator: Accelerator,
-) -> dict[str, Any]:
+) -> Summary:
     """Predict and score the test split of one data set; masks go into `masks`, the rest into
     `results_folder`.
 
@@ -119,12 +118,12 @@ def leaked_cases(data_set: DataSet, checkpoint: Path) -> set[str]:
     return leaked_names(data_set.folder, Split(trained_on, test)) | (set(trained_on) & set(test))
 
 
-def format_summary(data_set: str, summary: Mapping[str, Any]) -> str:
+def format_summary(data_set: str, summary: Summary) -> str:
     """The numbers of a validation for the terminal."""
     metrics, hd95 = summary["metrics"], summary["hd95"]
-    (other,) = EMPTY_RULES.keys() - {hd95["rule"]}
+    other: EmptyRule = "zero" if hd95["rule"] == "diagonal" else "diagonal"
 
-    def line(name: str, numbers: Mapping[str, Any], factor: float, unit: str) -> str:
+    def line(name: str, numbers: Description, factor: float, unit: str) -> str:
         if numbers["mean"] is None:
             return f"  {name:<24} none"
         low, high = (

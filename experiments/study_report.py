@@ -17,7 +17,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -29,7 +28,7 @@ from experiments.study_scoring import ON_TEST, TTA
 from utils.config import Config
 from utils.errors import UserError
 from utils.files import atomic_write, sha256
-from utils.results import read_results
+from utils.results import Summary, mean_of, read_results
 from utils.statistics import t_interval
 from utils.tables import csv_text, markdown_row
 
@@ -63,8 +62,8 @@ class Score:
     seed: int
     checkpoint: str
     dice: float
-    dice_low: float
-    dice_high: float
+    dice_low: float | None
+    dice_high: float | None
     dice_without_leaked: float | None
     iou: float
     hd95: float
@@ -129,13 +128,13 @@ def scores_of(run: Run, trial: Trial) -> list[Score]:
             Score(
                 *run,
                 checkpoint=way,
-                dice=summary["metrics"]["DSC"]["mean"],
+                dice=mean_of(summary["metrics"]["DSC"]),
                 dice_low=low,
                 dice_high=high,
                 dice_without_leaked=None if kept is None else kept["metrics"]["DSC"]["mean"],
-                iou=summary["metrics"]["IoU"]["mean"],
-                hd95=summary["hd95"]["diagonal"]["mean"],
-                hd95_misses_as_0=summary["hd95"]["zero"]["mean"],
+                iou=mean_of(summary["metrics"]["IoU"]),
+                hd95=mean_of(summary["hd95"]["diagonal"]),
+                hd95_misses_as_0=mean_of(summary["hd95"]["zero"]),
                 hd95_detected=summary["hd95"]["detected"]["mean"],
                 misses=summary["misses"],
                 cases=summary["count"],
@@ -245,7 +244,7 @@ def _processes(folder: Path) -> int:
     return int(environment.get("processes", 1))
 
 
-def _recorded_split(summary: Mapping[str, Any]) -> str | None:
+def _recorded_split(summary: Summary) -> str | None:
     """Hash of the split file that was scored, as valid.py recorded it."""
     return (summary["provenance"].get("sha256") or {}).get("split file")
 

@@ -17,7 +17,7 @@ import pytest
 from utils.errors import UserError
 from utils.metrics import ScoreRow, dice, score_case, score_cases
 from utils.report import ReportCase, write_report
-from utils.results import write_results
+from utils.results import read_results, write_results
 
 HOSTILE = """</script><img src=x onerror="alert(1)">'&amp;"""
 THRESHOLD = 0.37  # not one of the slider's regular steps in binary floating point
@@ -154,8 +154,11 @@ def test_what_does_not_fit_is_refused_and_the_old_report_stays(tmp_path, spoil, 
 
 
 def test_a_report_of_nothing_is_refused(tmp_path):
+    path = tmp_path / "report.html"
+    write(path, [make_case(0, "case 0")])
+    summary = read_results(tmp_path).summary
     with pytest.raises(UserError, match="no case to report"):
-        write_report(tmp_path / "r.html", [], rows=[], summary={}, title="")
+        write_report(path, [], rows=[], summary=summary, title="")
 
 
 # ---- in the browser

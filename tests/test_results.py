@@ -54,8 +54,9 @@ def test_summary_counts_misses_and_gives_hd95_by_each_rule(tmp_path, rows):
     assert hd95["diagonal"]["mean"] == pytest.approx((sum(detected) + 100) / 15)
     assert hd95["zero"]["mean"] == pytest.approx(sum(detected) / 15)
     assert summary["metrics"]["HD95"] == hd95["diagonal"]
-    low, high = summary["metrics"]["DSC"]["ci95"]
-    assert low < summary["metrics"]["DSC"]["mean"] < high
+    dice = summary["metrics"]["DSC"]
+    low, high = dice["ci95"]
+    assert low and dice["mean"] and high and low < dice["mean"] < high
     assert summary["provenance"] == PROVENANCE
 
 
@@ -70,6 +71,7 @@ def test_leaked_cases_are_told_apart(tmp_path, rows):
     leaked = ["case_03", "alarm", "not in this test set"]
     summary = write_results(tmp_path, rows, provenance={}, leaked=leaked)
     without = summary["without_leaked"]
+    assert without is not None
     assert without["dropped"] == ["alarm", "case_03"]
     assert (without["count"], without["false_alarms"], summary["false_alarms"]) == (13, 0, 1)
     kept = [row["DSC"] for row in rows if row["Name"] not in leaked]
@@ -80,6 +82,7 @@ def test_summary_stands_without_a_leak_and_when_all_leaked(tmp_path, rows):
     assert write_results(tmp_path, rows, provenance={})["without_leaked"] is None
     names = [str(row["Name"]) for row in rows]
     without = write_results(tmp_path, rows, provenance={}, leaked=names)["without_leaked"]
+    assert without is not None
     assert without["count"] == 0
     assert without["metrics"]["DSC"]["mean"] is None
 

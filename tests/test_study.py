@@ -432,6 +432,14 @@ def test_minutes_that_are_not_known_are_left_out_of_the_mean(tmp_path: Path) -> 
     assert (tmp_path / "results.csv").read_text() == to_csv(rows)
 
 
+def test_a_test_split_of_one_case_has_no_interval(tmp_path: Path) -> None:
+    path = write(tmp_path / "s.yaml")
+    rows = [replace(row(path, "Wave-GMS", 1), cases=1, dice_low=None, dice_high=None)]
+    (tmp_path / "results.csv").write_text(to_csv(rows))
+    write_study(load_study(path), tmp_path)
+    assert (tmp_path / "results.csv").read_text() == to_csv(rows)
+
+
 @pytest.mark.parametrize("workers", ["0", "-2", "two"])
 def test_workers_are_counted_from_one(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], workers: str

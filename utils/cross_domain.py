@@ -12,13 +12,15 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from utils.errors import UserError
 from utils.tables import markdown_row
 
-Summary = Mapping[str, Any]
-Cells = Mapping[tuple[str, str], Summary]  # by train set, test set
+if TYPE_CHECKING:
+    from utils.results import Description, Summary
+
+Cells = Mapping[tuple[str, str], "Summary"]  # by train set, test set
 
 SCORED_ALIKE: dict[str, Callable[[Summary], Any]] = {
     "evaluation_size": lambda summary: summary["provenance"].get("evaluation_size"),
@@ -142,6 +144,7 @@ def heat_maps(cells: Cells, metrics: Sequence[str]) -> bytes:
     from matplotlib.figure import Figure
 
     from utils.metrics import LOWER_IS_BETTER
+    from utils.results import mean_of
 
     trained, tested = axes_of(cells)
     size = (len(metrics) * (1.6 + 0.8 * len(tested)), 1.6 + 0.6 * len(trained))
@@ -154,7 +157,7 @@ def heat_maps(cells: Cells, metrics: Sequence[str]) -> bytes:
             for column, test in enumerate(tested):
                 found = _description(cells, train, test, metric)
                 if found is not None:
-                    means[row, column] = found["mean"] * (1 if lower else 100)
+                    means[row, column] = mean_of(found) * (1 if lower else 100)
         image = axes.imshow(means, cmap="cividis_r" if lower else "cividis", aspect="auto")
         for (row, column), mean in np.ndenumerate(means):
             bright = np.isfinite(mean) and sum(image.to_rgba(mean)[:3]) > 1.5
@@ -176,15 +179,19 @@ def heat_maps(cells: Cells, metrics: Sequence[str]) -> bytes:
     return png.getvalue()
 
 
-def _description(cells: Cells, train: str, test: str, metric: str) -> Mapping[str, Any] | None:
+def _description(cells: Cells, train: str, test: str, metric: str) -> Description | None:
     summary = cells.get((train, test))
     return None if summary is None else summary["metrics"][metric]
 
 
-def _with_interval(found: Mapping[str, Any], scale: float) -> str:
+def _with_interval(found: Description, scale: float) -> str:
+    from utils.results import mean_of
+
     low, high = found["ci95"]
-    mean = f"{scale * found['mean']:.2f}"
-    return mean if low is None else f"{mean} [{scale * low:.2f}, {scale * high:.2f}]"
+    mean = f"{scale * mean_of(found):.2f}"
+    return (
+        mean if low is None or high is None else f"{mean} [{scale * low:.2f}, {scale * high:.2f}]"
+    )
 
 
 def main() -> None:

@@ -18,14 +18,14 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from utils.errors import UserError
 from utils.files import atomic_write
 from utils.metrics import EMPTY_RULES, LOWER_IS_BETTER, METRICS, ScoreRow
-from utils.results import column
+from utils.results import Description, Summary, column
 
 TEMPLATE = Path(__file__).with_name("report_template.html")
 CASES_GO_HERE = "<!-- cases -->"
@@ -51,7 +51,7 @@ def write_report(
     cases: Iterable[ReportCase],
     *,
     rows: Sequence[ScoreRow],
-    summary: Mapping[str, Any],
+    summary: Summary,
     title: str,
     threshold: float = 0.5,
     max_side: int = 512,
@@ -125,13 +125,13 @@ def _pictures(case: ReportCase, levels: np.ndarray, max_side: int) -> str:
 
 def _page(
     rows: Sequence[ScoreRow],
-    summary: Mapping[str, Any],
+    summary: Summary,
     title: str,
     threshold: float,
     levels: np.ndarray,
 ) -> str:
     """The page without the cases' pictures."""
-    without = summary.get("without_leaked")
+    without = summary["without_leaked"]
     leaked = set(without["dropped"]) if without else set()
     data = {
         "metrics": METRICS,
@@ -157,7 +157,7 @@ def _page(
         "tiles": _tiles(summary),
         "summary": _summary_table(summary),
         "notes": _notes(summary),
-        "provenance": _provenance(summary.get("provenance", {})),
+        "provenance": _provenance(summary["provenance"]),
         "plots": "".join(_histogram(metric, rows, summary) for metric in METRICS),
         "ramp": ", ".join(f"rgb{colour}" for colour in RAMP),
         # "<" would let a name close the script element.
@@ -173,12 +173,14 @@ def _number(metric: str, value: float | None) -> str:
     return f"{value:.2f}" if metric in LOWER_IS_BETTER else f"{value:.4f}"
 
 
-def _interval(metric: str, description: Mapping[str, Any]) -> str:
+def _interval(metric: str, description: Description) -> str:
     low, high = description["ci95"]
-    return "-" if low is None else f"{_number(metric, low)} to {_number(metric, high)}"
+    return (
+        "-" if low is None or high is None else f"{_number(metric, low)} to {_number(metric, high)}"
+    )
 
 
-def _tiles(summary: Mapping[str, Any]) -> str:
+def _tiles(summary: Summary) -> str:
     rule = EMPTY_RULES[summary["hd95"]["rule"]]
     tiles = [
         (
@@ -199,15 +201,15 @@ def _tiles(summary: Mapping[str, Any]) -> str:
     )
 
 
-def _summary_table(summary: Mapping[str, Any]) -> str:
+def _summary_table(summary: Summary) -> str:
     """One row per metric, and HD95 by the other rules; beside it without leaked cases, if any are."""
-    without = summary.get("without_leaked")
-    rules = {
+    without = summary["without_leaked"]
+    rules: dict[Literal["diagonal", "zero", "detected"], str] = {
         "diagonal": "HD95, one mask empty counts the diagonal",
         "zero": "HD95, one mask empty counts 0 (published rule)",
         "detected": "HD95, detected cases only",
     }
-    lines: list[tuple[str, str, list[Mapping[str, Any]]]] = [
+    lines: list[tuple[str, str, list[Description]]] = [
         (metric, metric, [each["metrics"][metric] for each in (summary, without) if each])
         for metric in METRICS
     ]
@@ -242,8 +244,8 @@ def _summary_table(summary: Mapping[str, Any]) -> str:
     return f"<thead><tr><th>Metric</th>{head}</tr></thead><tbody>{''.join(body)}</tbody>"
 
 
-def _notes(summary: Mapping[str, Any]) -> str:
-    without = summary.get("without_leaked")
+def _notes(summary: Summary) -> str:
+    without = summary["without_leaked"]
     if not without:
         return ""
     return (
@@ -269,7 +271,7 @@ def _flatten(value: Any, key: str = "") -> list[tuple[str, str]]:
     return [(key, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))]
 
 
-def _histogram(metric: str, rows: Sequence[ScoreRow], summary: Mapping[str, Any]) -> str:
+def _histogram(metric: str, rows: Sequence[ScoreRow], summary: Summary) -> str:
     """A figure with an SVG histogram of one metric; a bar carries the filter for its cases.
 
     Distances that stand for an empty mask, the image diagonal, share the last bar, since on a

@@ -1,12 +1,8 @@
 """The scores of a validation on disk: results.csv, one row per case, and summary.json.
 
-    results.csv   Name, the metrics, pixel counts and image size; the last two rows are Avg and
-                  Std (divisor N - 1) of the metrics
-    summary.json  count, misses, false_alarms, metrics, hd95 by each rule, bootstrap,
-                  without_leaked (the same numbers without the leaked cases, or null), provenance
-
-A description is {"count", "mean", "std", "median", "ci95": [low, high]}; an undefined
-number, such as the deviation of one case, is null.
+results.csv   Name, the metrics, pixel counts and image size; the last two rows are Avg and
+              Std (divisor N - 1) of the metrics
+summary.json  a `Summary`
 """
 
 from __future__ import annotations
@@ -17,7 +13,7 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, cast
 
 import numpy as np
 
@@ -33,13 +29,67 @@ SUMMARY_NAME = "summary.json"
 NAMES_SHOWN = 5
 
 
+class Description(TypedDict):
+    """One metric over the cases; None for an undefined number, such as the deviation of one case."""
+
+    count: int
+    mean: float | None
+    std: float | None
+    median: float | None
+    ci95: list[float | None]
+    """Lower and upper end of the interval of the mean across cases."""
+
+
+class Hd95ByRule(TypedDict):
+    """HD95 where one of two masks is empty, by each rule."""
+
+    rule: EmptyRule
+    """The rule that HD95 among the metrics follows."""
+    diagonal: Description
+    """Counted as the diagonal of the image."""
+    zero: Description
+    """Counted as 0, the published rule."""
+    detected: Description
+    """Left out, as are cases in which both are empty."""
+
+
+class Scores(TypedDict):
+    """The scores of a set of cases."""
+
+    count: int
+    misses: int
+    """Cases with true foreground and an empty prediction."""
+    missed_cases: list[str]
+    false_alarms: int
+    """Cases with a prediction and no true foreground."""
+    false_alarm_cases: list[str]
+    metrics: dict[str, Description]
+    hd95: Hd95ByRule
+
+
+class ScoresWithoutLeaked(Scores):
+    """The scores of the cases that did not leak."""
+
+    dropped: list[str]
+    """The cases left out."""
+
+
+class Summary(Scores):
+    """What summary.json holds."""
+
+    without_leaked: ScoresWithoutLeaked | None
+    bootstrap: dict[str, float]
+    provenance: dict[str, Any]
+    """How the checkpoint was chosen, weights, versions, data set, split, image size, threshold."""
+
+
 @dataclass(frozen=True)
 class Results:
     """A validation read back: its rows sorted by name, and its summary."""
 
     folder: Path
     rows: list[ScoreRow]
-    summary: dict[str, Any]
+    summary: Summary
 
     @property
     def names(self) -> list[str]:
@@ -57,7 +107,7 @@ def write_results(
     provenance: Mapping[str, Any],
     leaked: Collection[str] = (),
     hd95_empty: EmptyRule = "diagonal",
-) -> dict[str, Any]:
+) -> Summary:
     """Write results.csv and summary.json into `folder`, each at once or not at all.
 
     `rows` are those of `utils.metrics.score_cases`, scored with the same `hd95_empty`. `leaked`
@@ -69,10 +119,10 @@ def write_results(
     if not rows:
         raise UserError(f"no case to summarise for {folder}: score at least one case")
     ordered = sorted(rows, key=lambda row: str(row["Name"]))
-    summary = summarise(ordered, hd95_empty)
     dropped = sorted({str(row["Name"]) for row in ordered} & set(leaked))
     kept = [row for row in ordered if row["Name"] not in set(dropped)]
-    summary |= {
+    summary: Summary = {
+        **summarise(ordered, hd95_empty),
         "without_leaked": {"dropped": dropped, **summarise(kept, hd95_empty)} if dropped else None,
         "bootstrap": {"resamples": RESAMPLES, "confidence": CONFIDENCE, "seed": SEED},
         "provenance": dict(provenance),
@@ -83,13 +133,10 @@ def write_results(
     return summary
 
 
-def summarise(rows: Sequence[ScoreRow], hd95_empty: EmptyRule = "diagonal") -> dict[str, Any]:
+def summarise(rows: Sequence[ScoreRow], hd95_empty: EmptyRule = "diagonal") -> Scores:
     """Descriptions of every metric, and what empty masks did to HD95.
 
-    A miss is a case with true foreground and an empty prediction, a false alarm the reverse.
-    `hd95` holds HD95 with either counted as the image diagonal, as 0 (the published rule), and
-    left out (`detected`: cases in which neither mask is empty). `rule` names the one that
-    the metrics' HD95 follows.
+    `rows` were scored with `hd95_empty`.
     """
     predicted, true = column(rows, "PredictedPixels"), column(rows, "TruthPixels")
     distance = column(rows, "HD95")
@@ -133,7 +180,14 @@ def read_results(folder: Path) -> Results:
             f"{path} does not belong to {CSV_NAME} beside it, which has {len(rows)} cases; "
             "run valid.py again"
         )
-    return Results(folder, rows, summary)
+    return Results(folder, rows, cast(Summary, summary))
+
+
+def mean_of(numbers: Description) -> float:
+    """The mean of a metric over at least one case."""
+    mean = numbers["mean"]
+    assert mean is not None, "a mean over no cases"
+    return mean
 
 
 def check_same_cases(runs: Mapping[str, Results]) -> None:
@@ -172,12 +226,13 @@ def column(rows: Sequence[ScoreRow], name: str) -> np.ndarray:
     return np.array([row[name] for row in rows], dtype=np.float64)
 
 
-def _description(values: np.ndarray) -> dict[str, Any]:
+def _description(values: np.ndarray) -> Description:
     found = describe(values)
-    numbers = {"mean": found.mean, "std": found.std, "median": found.median}
     return {
         "count": found.count,
-        **{name: _or_none(number) for name, number in numbers.items()},
+        "mean": _or_none(found.mean),
+        "std": _or_none(found.std),
+        "median": _or_none(found.median),
         "ci95": [_or_none(found.low), _or_none(found.high)],
     }
 
@@ -186,12 +241,10 @@ def _or_none(number: float) -> float | None:
     return None if math.isnan(number) else number
 
 
-def _to_csv(rows: Sequence[ScoreRow], metrics: Mapping[str, Mapping[str, Any]]) -> str:
-    averages = [
-        {"Name": name} | {metric: each[key] for metric, each in metrics.items()}
-        for name, key in (("Avg", "mean"), ("Std", "std"))
-    ]
-    return csv_text(COLUMNS, [*rows, *averages])
+def _to_csv(rows: Sequence[ScoreRow], metrics: Mapping[str, Description]) -> str:
+    averages = {"Name": "Avg"} | {metric: each["mean"] for metric, each in metrics.items()}
+    deviations = {"Name": "Std"} | {metric: each["std"] for metric, each in metrics.items()}
+    return csv_text(COLUMNS, [*rows, averages, deviations])
 
 
 def _from_csv(path: Path) -> list[ScoreRow]:
