@@ -212,11 +212,10 @@ def to_csv(table: list[Line]) -> str:
 
 def plot_differences(runs: dict[str, Results]) -> bytes:
     """PNG: one panel per metric, one row per run, one dot per case; the bar is the mean's interval."""
-    import io
-
     import numpy as np
     from matplotlib.figure import Figure
 
+    from utils.figures import png
     from utils.metrics import LOWER_IS_BETTER
     from utils.statistics import paired_difference
 
@@ -240,9 +239,7 @@ def plot_differences(runs: dict[str, Results]) -> bytes:
         axes.set_ylim(len(others) - 0.5, -0.5)
         axes.spines[["top", "right"]].set_visible(False)
     figure.suptitle(f"Case by case against {reference}: mean with 95 % interval", fontsize=11)
-    png = io.BytesIO()
-    figure.savefig(png, format="png", dpi=150)
-    return png.getvalue()
+    return png(figure, dpi=150)
 
 
 def _with_interval(metric: str, found: Description | PairedDifference, sign: str = "") -> str:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from utils.figures import png
 from utils.files import atomic_write
 from utils.tables import markdown_row
 
@@ -195,16 +196,10 @@ def _write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]])
 
 def _figure(rows: int, columns: int) -> tuple[Any, Any]:
     """A figure, and its axes row by row as an array (rows, columns)."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(3.4 * columns, 3.4 * rows), layout="constrained")
-    FigureCanvasAgg(figure)
     return figure, figure.subplots(rows, columns, squeeze=False)
-
-
-def _save(path: Path, figure: Any) -> None:
-    atomic_write(path, lambda temporary: figure.savefig(temporary, dpi=110, format="png"))
 
 
 def _draw(path: Path, results: Results) -> None:
@@ -221,7 +216,7 @@ def _draw(path: Path, results: Results) -> None:
         axis.tick_params(axis="x", labelrotation=25)
     if results.steps:
         _draw_steps(axes[panels - 1], results)
-    _save(path, figure)
+    atomic_write(path, png(figure))
 
 
 def _draw_steps(axis: Any, results: Results) -> None:
@@ -313,4 +308,4 @@ def _draw_growth(path: Path, points_by: Mapping[str, Sequence[Any]]) -> None:
             times.set_ylim(auto=True)
             times.set_yscale("log")
         times.legend(fontsize="x-small")
-    _save(path, figure)
+    atomic_write(path, png(figure))

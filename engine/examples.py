@@ -8,6 +8,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from utils.figures import png
 from utils.files import atomic_write
 from utils.images import encode_png
 from utils.metrics import ScoreRow
@@ -64,13 +65,11 @@ def draw_examples(
     path: Path, rows: Sequence[ScoreRow], cases: Mapping[str, ReportCase], threshold: float
 ) -> None:
     """A column for each of `names_by_quantile`: image, truth, prediction."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     chosen = names_by_quantile(rows)
     dice = {str(row["Name"]): float(row["DSC"]) for row in rows}
     figure = Figure(figsize=(2.2 * len(chosen) + 0.4, 6.9), layout="constrained")
-    FigureCanvasAgg(figure)
     axes = figure.subplots(3, len(chosen), squeeze=False)
     for column, (title, name) in enumerate(chosen.items()):
         case = cases[name]
@@ -81,4 +80,4 @@ def draw_examples(
         axes[0, column].set_title(f"{title}\nDice {dice[name]:.3f}", fontsize=10)
     for axis, label in zip(axes[:, 0], ("image", "truth", "prediction"), strict=True):
         axis.set_ylabel(label, fontsize=11)
-    atomic_write(path, lambda temporary: figure.savefig(temporary, dpi=90, format="png"))
+    atomic_write(path, png(figure, dpi=90))

@@ -9,6 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from utils.figures import png
 from utils.files import atomic_write
 from utils.runs import writing_to
 from utils.tables import csv_text
@@ -70,11 +71,9 @@ def write_history(path: Path, rows: Sequence[EpochRow]) -> None:
 
 def draw_curves(path: Path, rows: Sequence[EpochRow], title: str) -> None:
     """Draw losses, Dice and learning rate over the epochs."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(13, 3.8), layout="constrained")
-    FigureCanvasAgg(figure)
     losses, scores, rate = figure.subplots(1, 3)
 
     def draw(axis, key: str, **style: object) -> None:
@@ -97,7 +96,7 @@ def draw_curves(path: Path, rows: Sequence[EpochRow], title: str) -> None:
         axis.spines[["top", "right"]].set_visible(False)
         axis.legend(frameon=False)
     figure.suptitle(title)
-    atomic_write(path, lambda temporary: figure.savefig(temporary, dpi=110, format="png"))
+    atomic_write(path, png(figure))
 
 
 def sample_panel(

@@ -27,6 +27,7 @@ from experiments.study import GROUPED, PUBLISHED, Study, by_run, trials_of
 from experiments.study_scoring import ON_TEST, TTA
 from utils.config import Config
 from utils.errors import UserError
+from utils.figures import png
 from utils.files import atomic_write, sha256
 from utils.results import Summary, mean_of, read_results
 from utils.statistics import t_interval
@@ -381,12 +382,10 @@ def to_csv(scores: Iterable[Score]) -> str:
 def draw_curves(path: Path, study: Study, histories: Mapping[Run, Path]) -> None:
     """Dice on the held-out part of train by epoch; one line per system, its seeds as a band."""
     import numpy as np
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=(7.5, 4.4), layout="constrained")
-    FigureCanvasAgg(figure)
     axis = figure.subplots()
     for system in study.systems:
         runs = [_val_dice(history) for (name, _, _), history in histories.items() if name == system]
@@ -402,7 +401,7 @@ def draw_curves(path: Path, study: Study, histories: Mapping[Run, Path]) -> None
     axis.grid(alpha=0.3)
     axis.spines[["top", "right"]].set_visible(False)
     axis.legend(frameon=False)
-    atomic_write(path, lambda temporary: figure.savefig(temporary, dpi=110, format="png"))
+    atomic_write(path, png(figure))
 
 
 def _val_dice(history: Path) -> dict[int, float]:

@@ -7,7 +7,6 @@ scores averaged over runs: what other test images would change).
 
 from __future__ import annotations
 
-import io
 import math
 from collections import Counter
 from collections.abc import Sequence
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, get_args
 from experiments.records import Status
 from experiments.sweep_scores import CHOOSING, SettingScores
 from utils.config import Config, dump_config
+from utils.figures import png
 from utils.files import atomic_write
 from utils.runs import writing_to
 from utils.statistics import Description, describe, t_interval
@@ -52,7 +52,7 @@ def write_report(
     with writing_to(folder):
         atomic_write(folder / "sweep.csv", to_csv(rows, select_on))
         atomic_write(folder / "sweep.md", to_markdown(title, rows, select_on))
-        atomic_write(folder / "sweep.png", _png(drawn))
+        atomic_write(folder / "sweep.png", png(drawn, dpi=130))
 
 
 def write_best(folder: Path, best: SettingScores, config: Config) -> None:
@@ -153,12 +153,6 @@ def _draw_runs(axes: Axes, scores: Sequence[Sequence[float]]) -> None:
         axes.plot(100 * describe(values).mean, height, "D", color="#d55e00", ms=5)
     axes.grid(axis="x", alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
-
-
-def _png(figure: Figure) -> bytes:
-    png = io.BytesIO()
-    figure.savefig(png, format="png", dpi=130)
-    return png.getvalue()
 
 
 def _rank(row: SettingScores) -> tuple[bool, float]:

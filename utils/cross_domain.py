@@ -138,11 +138,10 @@ def to_markdown(cells: Cells, metrics: Sequence[str]) -> str:
 
 def heat_maps(cells: Cells, metrics: Sequence[str]) -> bytes:
     """PNG with one panel per metric; brighter is better in each, and the numbers are written in."""
-    import io
-
     import numpy as np
     from matplotlib.figure import Figure
 
+    from utils.figures import png
     from utils.metrics import LOWER_IS_BETTER
     from utils.results import mean_of
 
@@ -174,9 +173,7 @@ def heat_maps(cells: Cells, metrics: Sequence[str]) -> bytes:
         axes.set_xlabel("test set")
         axes.set_title(f"{metric}, {'pixels ↓' if lower else 'per cent ↑'}", fontsize=10)
     panels[0].set_ylabel("train set")
-    png = io.BytesIO()
-    figure.savefig(png, format="png", dpi=150)
-    return png.getvalue()
+    return png(figure, dpi=150)
 
 
 def _description(cells: Cells, train: str, test: str, metric: str) -> Description | None:
