@@ -40,5 +40,5 @@ def starts(trial: Trial) -> int:
 def make_sweeps_quick(patch: pytest.MonkeyPatch) -> None:
     """Trials that take milliseconds, and no drawing after each of them."""
     patch.setattr(runner, "training_steps", quick_steps)
-    patch.setattr(sweep_report, "_png", lambda figure: b"not drawn")
+    patch.setattr(sweep_report, "png", lambda figure, dpi: b"not drawn")
     patch.setattr(sweep_report, "plot_settings", lambda *_: None)

@@ -23,3 +23,9 @@ def csv_text(columns: Sequence[str], rows: Iterable[Mapping[str, Any]], header: 
 def markdown_row(cells: Iterable[str]) -> str:
     """A line of a Markdown table; a `|` in a cell does not end it."""
     return f"| {' | '.join(cell.replace('|', ESCAPED_BAR) for cell in cells)} |"
+
+
+def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]], left: int = 1) -> str:
+    """A Markdown table; its first `left` columns are aligned to the left, the others to the right."""
+    rule = "|" + "".join("---|" if column < left else "---:|" for column in range(len(header)))
+    return "\n".join([markdown_row(header), rule, *(markdown_row(row) for row in rows)])
