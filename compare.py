@@ -23,7 +23,7 @@ from utils.tables import csv_text, markdown_row
 
 if TYPE_CHECKING:
     from utils.results import Results
-    from utils.statistics import Description, PairedDifference
+    from utils.statistics import PairedDifference, SampleStatistics
 
 RESULTS_PREFIX = "valid_results_"
 PLOTTED = ("DSC", "IoU", "HD95")
@@ -124,7 +124,7 @@ class Line:
     """One metric of all runs, and of every other run against the reference."""
 
     metric: str
-    runs: dict[str, Description]
+    runs: dict[str, SampleStatistics]
     differences: dict[str, PairedDifference]
     adjusted: dict[str, float]  # p-values, adjusted for the number of runs compared
 
@@ -242,7 +242,7 @@ def plot_differences(runs: dict[str, Results]) -> bytes:
     return png(figure, dpi=150)
 
 
-def _with_interval(metric: str, found: Description | PairedDifference, sign: str = "") -> str:
+def _with_interval(metric: str, found: SampleStatistics | PairedDifference, sign: str = "") -> str:
     from utils.metrics import LOWER_IS_BETTER
 
     scale = 1 if metric in LOWER_IS_BETTER else 100

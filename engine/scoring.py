@@ -14,7 +14,7 @@ from engine.examples import draw_examples, names_by_quantile, write_overlays
 from engine.provenance import cases_trained_on, network_name, provenance
 from utils.metrics import EMPTY_RULES, EmptyRule, score_cases
 from utils.report import write_report
-from utils.results import Description, Summary, write_results
+from utils.results import MetricStatistics, Summary, write_results
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -123,7 +123,7 @@ def format_summary(data_set: str, summary: Summary) -> str:
     metrics, hd95 = summary["metrics"], summary["hd95"]
     other: EmptyRule = "zero" if hd95["rule"] == "diagonal" else "diagonal"
 
-    def line(name: str, numbers: Description, factor: float, unit: str) -> str:
+    def line(name: str, numbers: MetricStatistics, factor: float, unit: str) -> str:
         if numbers["mean"] is None:
             return f"  {name:<24} none"
         low, high = (

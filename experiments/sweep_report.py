@@ -19,7 +19,7 @@ from utils.config import Config, dump_config
 from utils.figures import png
 from utils.files import atomic_write
 from utils.runs import writing_to
-from utils.statistics import Description, describe, t_interval
+from utils.statistics import SampleStatistics, describe, t_interval
 from utils.tables import csv_text, markdown_row
 
 if TYPE_CHECKING:
@@ -161,7 +161,7 @@ def _rank(row: SettingScores) -> tuple[bool, float]:
 
 
 def _across_runs(values: Sequence[float]) -> list[str]:
-    found: Description = describe(values)
+    found: SampleStatistics = describe(values)
     return [_percent(found.mean), _percent(found.std), _interval(*t_interval(values))]
 
 

@@ -18,7 +18,7 @@ from utils.errors import UserError
 from utils.tables import markdown_row
 
 if TYPE_CHECKING:
-    from utils.results import Description, Summary
+    from utils.results import MetricStatistics, Summary
 
 Cells = Mapping[tuple[str, str], "Summary"]  # by train set, test set
 
@@ -176,12 +176,12 @@ def heat_maps(cells: Cells, metrics: Sequence[str]) -> bytes:
     return png(figure, dpi=150)
 
 
-def _description(cells: Cells, train: str, test: str, metric: str) -> Description | None:
+def _description(cells: Cells, train: str, test: str, metric: str) -> MetricStatistics | None:
     summary = cells.get((train, test))
     return None if summary is None else summary["metrics"][metric]
 
 
-def _with_interval(found: Description, scale: float) -> str:
+def _with_interval(found: MetricStatistics, scale: float) -> str:
     from utils.results import mean_of
 
     low, high = found["ci95"]

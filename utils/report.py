@@ -25,7 +25,7 @@ import numpy as np
 from utils.errors import UserError
 from utils.files import atomic_write
 from utils.metrics import EMPTY_RULES, LOWER_IS_BETTER, METRICS, ScoreRow
-from utils.results import Description, Summary, column
+from utils.results import MetricStatistics, Summary, column
 
 TEMPLATE = Path(__file__).with_name("report_template.html")
 CASES_GO_HERE = "<!-- cases -->"
@@ -173,7 +173,7 @@ def _number(metric: str, value: float | None) -> str:
     return f"{value:.2f}" if metric in LOWER_IS_BETTER else f"{value:.4f}"
 
 
-def _interval(metric: str, description: Description) -> str:
+def _interval(metric: str, description: MetricStatistics) -> str:
     low, high = description["ci95"]
     return (
         "-" if low is None or high is None else f"{_number(metric, low)} to {_number(metric, high)}"
@@ -209,7 +209,7 @@ def _summary_table(summary: Summary) -> str:
         "zero": "HD95, one mask empty counts 0 (published rule)",
         "detected": "HD95, detected cases only",
     }
-    lines: list[tuple[str, str, list[Description]]] = [
+    lines: list[tuple[str, str, list[MetricStatistics]]] = [
         (metric, metric, [each["metrics"][metric] for each in (summary, without) if each])
         for metric in METRICS
     ]

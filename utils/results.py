@@ -29,7 +29,7 @@ SUMMARY_NAME = "summary.json"
 NAMES_SHOWN = 5
 
 
-class Description(TypedDict):
+class MetricStatistics(TypedDict):
     """One metric over the cases; None for an undefined number, such as the deviation of one case."""
 
     count: int
@@ -45,11 +45,11 @@ class Hd95ByRule(TypedDict):
 
     rule: EmptyRule
     """The rule that HD95 among the metrics follows."""
-    diagonal: Description
+    diagonal: MetricStatistics
     """Counted as the diagonal of the image."""
-    zero: Description
+    zero: MetricStatistics
     """Counted as 0, the published rule."""
-    detected: Description
+    detected: MetricStatistics
     """Left out, as are cases in which both are empty."""
 
 
@@ -63,7 +63,7 @@ class Scores(TypedDict):
     false_alarms: int
     """Cases with a prediction and no true foreground."""
     false_alarm_cases: list[str]
-    metrics: dict[str, Description]
+    metrics: dict[str, MetricStatistics]
     hd95: Hd95ByRule
 
 
@@ -183,7 +183,7 @@ def read_results(folder: Path) -> Results:
     return Results(folder, rows, cast(Summary, summary))
 
 
-def mean_of(numbers: Description) -> float:
+def mean_of(numbers: MetricStatistics) -> float:
     """The mean of a metric over at least one case."""
     mean = numbers["mean"]
     assert mean is not None, "a mean over no cases"
@@ -226,7 +226,7 @@ def column(rows: Sequence[ScoreRow], name: str) -> np.ndarray:
     return np.array([row[name] for row in rows], dtype=np.float64)
 
 
-def _description(values: np.ndarray) -> Description:
+def _description(values: np.ndarray) -> MetricStatistics:
     found = describe(values)
     return {
         "count": found.count,
@@ -241,7 +241,7 @@ def _or_none(number: float) -> float | None:
     return None if math.isnan(number) else number
 
 
-def _to_csv(rows: Sequence[ScoreRow], metrics: Mapping[str, Description]) -> str:
+def _to_csv(rows: Sequence[ScoreRow], metrics: Mapping[str, MetricStatistics]) -> str:
     averages = {"Name": "Avg"} | {metric: each["mean"] for metric, each in metrics.items()}
     deviations = {"Name": "Std"} | {metric: each["std"] for metric, each in metrics.items()}
     return csv_text(COLUMNS, [*rows, averages, deviations])

@@ -22,8 +22,8 @@ CHUNK = 1 << 20  # random numbers held at a time
 
 
 @dataclass(frozen=True)
-class Description:
-    """Description of a sample; NaN where it is too small.
+class SampleStatistics:
+    """Statistics of a sample; NaN where it is too small.
 
     `std` divides by N - 1. `low` and `high` bound the 95 % bootstrap interval of the mean.
     """
@@ -52,12 +52,12 @@ class PairedDifference:
     p_value: float
 
 
-def describe(values: Sequence[float] | Values, seed: int = SEED) -> Description:
+def describe(values: Sequence[float] | Values, seed: int = SEED) -> SampleStatistics:
     """Mean, standard deviation, median and interval of the mean of `values` (N,)."""
     sample = np.asarray(values, np.float64)
     count = len(sample)
     low, high = bootstrap_interval(sample, seed=seed)
-    return Description(
+    return SampleStatistics(
         count=count,
         mean=float(sample.mean()) if count else math.nan,
         std=float(sample.std(ddof=1)) if count > 1 else math.nan,
