@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -30,9 +29,8 @@ def validated(folder: Path, shift: int, count: int = 20, size: int = 40, **optio
     return folder
 
 
-def run_compare(monkeypatch, *arguments) -> None:
-    monkeypatch.setattr(sys, "argv", ["compare.py", *map(str, arguments)])
-    compare.main()
+def run_compare(*arguments) -> None:
+    compare.main(list(map(str, arguments)))
 
 
 @pytest.fixture
@@ -43,9 +41,9 @@ def two_runs(tmp_path):
     return good, bad
 
 
-def test_tables_and_plot(tmp_path, two_runs, monkeypatch, capsys):
+def test_tables_and_plot(tmp_path, two_runs, capsys):
     out = tmp_path / "out"
-    run_compare(monkeypatch, *two_runs, "--out", out)
+    run_compare(*two_runs, "--out", out)
     printed = capsys.readouterr().out
     markdown = (out / "comparison.md").read_text()
     assert markdown in printed
@@ -64,9 +62,9 @@ def test_tables_and_plot(tmp_path, two_runs, monkeypatch, capsys):
     assert f"{100 * expected.mean:+.2f} [{100 * expected.low:+.2f}" in markdown
 
 
-def test_a_third_run_adjusts_p_for_two_comparisons(tmp_path, two_runs, monkeypatch):
+def test_a_third_run_adjusts_p_for_two_comparisons(tmp_path, two_runs):
     third = validated(tmp_path / "third/epochs_9/valid_results_busi", shift=1)
-    run_compare(monkeypatch, *two_runs, third, "--out", tmp_path)
+    run_compare(*two_runs, third, "--out", tmp_path)
     with (tmp_path / "comparison.csv").open(newline="") as file:
         dice = [line for line in csv.DictReader(file) if line["metric"] == "DSC"]
     assert [line["run"] for line in dice] == ["good", "bad|worse", "third"]
@@ -77,25 +75,25 @@ def test_a_third_run_adjusts_p_for_two_comparisons(tmp_path, two_runs, monkeypat
     assert min(adjusted) == pytest.approx(2 * min(p))
 
 
-def test_a_run_compared_with_its_copy_shows_no_difference(tmp_path, monkeypatch):
+def test_a_run_compared_with_its_copy_shows_no_difference(tmp_path):
     runs = [validated(tmp_path / name, shift=1) for name in ("a", "b")]
-    run_compare(monkeypatch, *runs, "--out", tmp_path / "out")
+    run_compare(*runs, "--out", tmp_path / "out")
     assert (
         "| b | DSC | +0.00 [+0.00, +0.00] | 1.0000 | 1.0000 |"
         in (tmp_path / "out/comparison.md").read_text()
     )
 
 
-def test_several_data_sets_need_a_choice(tmp_path, two_runs, monkeypatch):
+def test_several_data_sets_need_a_choice(tmp_path, two_runs):
     validated(two_runs[0] / "valid_results_bus", shift=0, count=3)
     with pytest.raises(UserError, match="validated on bus, busi; choose one with --dataset"):
-        run_compare(monkeypatch, *two_runs, "--out", tmp_path)
+        run_compare(*two_runs, "--out", tmp_path)
     with pytest.raises(UserError, match="was not validated on bus, only on busi"):
-        run_compare(monkeypatch, *two_runs, "--dataset", "bus", "--out", tmp_path)
-    run_compare(monkeypatch, *two_runs, "--dataset", "busi", "--out", tmp_path)
+        run_compare(*two_runs, "--dataset", "bus", "--out", tmp_path)
+    run_compare(*two_runs, "--dataset", "busi", "--out", tmp_path)
 
 
-def test_different_cases_sizes_masks_or_rules_are_refused(tmp_path, monkeypatch):
+def test_different_cases_sizes_masks_or_rules_are_refused(tmp_path):
     first = validated(tmp_path / "first", shift=0)
     more = validated(tmp_path / "more", shift=0, count=27)
     larger = validated(tmp_path / "larger", shift=0, size=48)
@@ -106,11 +104,11 @@ def test_different_cases_sizes_masks_or_rules_are_refused(tmp_path, monkeypatch)
         (published, "rule 'diagonal' in first and 'zero' in published"),
     ):
         with pytest.raises(UserError, match=message):
-            run_compare(monkeypatch, first, other, "--out", tmp_path / "out")
+            run_compare(first, other, "--out", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
-def test_runs_that_cannot_be_compared_are_refused(tmp_path, two_runs, monkeypatch):
+def test_runs_that_cannot_be_compared_are_refused(tmp_path, two_runs):
     (tmp_path / "new").mkdir()
     for runs, message in (
         ([two_runs[0]], "one run given"),
@@ -119,7 +117,7 @@ def test_runs_that_cannot_be_compared_are_refused(tmp_path, two_runs, monkeypatc
         ([two_runs[0], tmp_path / "gone"], "is not a folder"),
     ):
         with pytest.raises(UserError, match=message):
-            run_compare(monkeypatch, *runs, "--out", tmp_path)
+            run_compare(*runs, "--out", tmp_path)
 
 
 @pytest.fixture
@@ -134,10 +132,9 @@ def domains(tmp_path):
     return tmp_path / "a", tmp_path / "b"
 
 
-def test_cross_domain_matrix(tmp_path, domains, monkeypatch, capsys):
+def test_cross_domain_matrix(tmp_path, domains, capsys):
     out = tmp_path / "matrix"
-    monkeypatch.setattr(sys, "argv", ["cross_domain", *map(str, domains), "--out", str(out)])
-    cross_domain.main()
+    cross_domain.main([*map(str, domains), "--out", str(out)])
     assert "| phantom-a | **" in capsys.readouterr().out
     with (out / "cross_domain_DSC.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from utils.errors import UserError
-from utils.tables import markdown_row
+from utils.tables import csv_text, markdown_table
 
 if TYPE_CHECKING:
     from utils.results import MetricStatistics, Summary
@@ -55,7 +55,7 @@ def collect(runs: Sequence[Path]) -> dict[tuple[str, str], Summary]:
     """
     from utils.results import Results, check_same_cases, read_results
 
-    found: dict[tuple[str, str], Results] = {}
+    results_by: dict[tuple[str, str], Results] = {}
     for run in runs:
         folders = sorted(path.parent for path in run.glob("valid_results_*/results.csv"))
         if not folders:
@@ -70,70 +70,61 @@ def collect(runs: Sequence[Path]) -> dict[tuple[str, str], Summary]:
                 )
             trained_on = provenance["trained_on"] or f"{run.parent.name}/{run.name}"
             key = (str(trained_on), str(provenance["data_set"]))
-            if key in found:
+            if key in results_by:
                 raise UserError(
-                    f"{folder} and {found[key].folder} are both trained on {key[0]} and tested on "
+                    f"{folder} and {results_by[key].folder} are both trained on {key[0]} and tested on "
                     f"{key[1]}; give one of the two runs"
                 )
-            found[key] = results
+            results_by[key] = results
     for what, of in SCORED_ALIKE.items():
-        values = {str(each.folder): of(each.summary) for each in found.values()}
+        values = {str(results.folder): of(results.summary) for results in results_by.values()}
         if any(value != next(iter(values.values())) for value in values.values()):
             listing = "; ".join(f"{folder}: {value}" for folder, value in values.items())
             raise UserError(f"{what} differs ({listing}): validate again with the same settings")
-    for test_set in dict.fromkeys(test for _, test in found):
-        column = [each for (_, test), each in found.items() if test == test_set]
-        check_same_cases({str(each.folder): each for each in column})
-    return {key: each.summary for key, each in found.items()}
+    for test_set in dict.fromkeys(test for _, test in results_by):
+        column = [results for (_, test), results in results_by.items() if test == test_set]
+        check_same_cases({str(results.folder): results for results in column})
+    return {key: results.summary for key, results in results_by.items()}
 
 
 def axes_of(cells: Cells) -> tuple[list[str], list[str]]:
     """Train sets and test sets, each once, in the order of `cells`."""
-    return list(dict.fromkeys(train for train, _ in cells)), list(
-        dict.fromkeys(test for _, test in cells)
-    )
+    train_sets = dict.fromkeys(train for train, _ in cells)
+    test_sets = dict.fromkeys(test for _, test in cells)
+    return list(train_sets), list(test_sets)
 
 
 def to_csv(cells: Cells, metric: str) -> str:
     """Means of one metric, unrounded; one row per train set, one column per test set."""
-    import csv
-    import io
-
-    trained, tested = axes_of(cells)
-    text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["train set", *tested])
-    for train in trained:
-        found = [_description(cells, train, test, metric) for test in tested]
-        writer.writerow([train, *("" if each is None else each["mean"] for each in found)])
-    return text.getvalue()
+    train_sets, test_sets = axes_of(cells)
+    rows: list[dict[str, Any]] = [{"train set": train} for train in train_sets]
+    for (train, test), summary in cells.items():
+        rows[train_sets.index(train)][test] = summary["metrics"][metric]["mean"]
+    return csv_text(["train set", *test_sets], rows)
 
 
 def to_markdown(cells: Cells, metrics: Sequence[str]) -> str:
     """One table per metric: mean and its 95 % interval; bold where train and test set are one."""
     from utils.metrics import LOWER_IS_BETTER
 
-    trained, tested = axes_of(cells)
-    lines = ["# Cross-domain results", ""]
+    train_sets, test_sets = axes_of(cells)
+
+    def cell(train: str, test: str, metric: str) -> str:
+        statistics = _statistics(cells, train, test, metric)
+        if statistics is None:
+            return "-"
+        text = _with_interval(statistics, 1 if metric in LOWER_IS_BETTER else 100)
+        return f"**{text}**" if train == test else text
+
+    paragraphs = ["# Cross-domain results"]
     for metric in metrics:
         lower = metric in LOWER_IS_BETTER
         unit = "pixels, lower is better" if lower else "per cent, higher is better"
-        lines += [
-            f"## {metric} ({unit})",
-            "",
-            markdown_row(["train set \\ test set", *tested]),
-            f"| --- |{' ---: |' * len(tested)}",
-        ]
-        for train in trained:
-            row = []
-            for test in tested:
-                found = _description(cells, train, test, metric)
-                text = "-" if found is None else _with_interval(found, 1 if lower else 100)
-                row.append(f"**{text}**" if train == test and found is not None else text)
-            lines.append(markdown_row([train, *row]))
-        lines.append("")
-    lines += ["Mean and its 95 % bootstrap interval over the test cases.", ""]
-    return "\n".join(lines)
+        rows = [[train, *(cell(train, test, metric) for test in test_sets)] for train in train_sets]
+        header = ["train set \\ test set", *test_sets]
+        paragraphs += [f"## {metric} ({unit})", markdown_table(header, rows)]
+    paragraphs.append("Mean and its 95 % bootstrap interval over the test cases.")
+    return "\n\n".join(paragraphs) + "\n"
 
 
 def heat_maps(cells: Cells, metrics: Sequence[str]) -> bytes:
@@ -145,18 +136,18 @@ def heat_maps(cells: Cells, metrics: Sequence[str]) -> bytes:
     from utils.metrics import LOWER_IS_BETTER
     from utils.results import mean_of
 
-    trained, tested = axes_of(cells)
-    size = (len(metrics) * (1.6 + 0.8 * len(tested)), 1.6 + 0.6 * len(trained))
+    train_sets, test_sets = axes_of(cells)
+    size = (len(metrics) * (1.6 + 0.8 * len(test_sets)), 1.6 + 0.6 * len(train_sets))
     figure = Figure(figsize=size, layout="constrained")
     panels = figure.subplots(1, len(metrics), sharey=True, squeeze=False)[0]
     for axes, metric in zip(panels, metrics, strict=True):
         lower = metric in LOWER_IS_BETTER
-        means = np.full((len(trained), len(tested)), np.nan)
-        for row, train in enumerate(trained):
-            for column, test in enumerate(tested):
-                found = _description(cells, train, test, metric)
-                if found is not None:
-                    means[row, column] = mean_of(found) * (1 if lower else 100)
+        means = np.full((len(train_sets), len(test_sets)), np.nan)
+        for row, train in enumerate(train_sets):
+            for column, test in enumerate(test_sets):
+                statistics = _statistics(cells, train, test, metric)
+                if statistics is not None:
+                    means[row, column] = mean_of(statistics) * (1 if lower else 100)
         image = axes.imshow(means, cmap="cividis_r" if lower else "cividis", aspect="auto")
         for (row, column), mean in np.ndenumerate(means):
             bright = np.isfinite(mean) and sum(image.to_rgba(mean)[:3]) > 1.5
@@ -168,30 +159,30 @@ def heat_maps(cells: Cells, metrics: Sequence[str]) -> bytes:
                 va="center",
                 color="black" if bright or not np.isfinite(mean) else "white",
             )
-        axes.set_xticks(range(len(tested)), tested, rotation=30, ha="right")
-        axes.set_yticks(range(len(trained)), trained)
+        axes.set_xticks(range(len(test_sets)), test_sets, rotation=30, ha="right")
+        axes.set_yticks(range(len(train_sets)), train_sets)
         axes.set_xlabel("test set")
         axes.set_title(f"{metric}, {'pixels ↓' if lower else 'per cent ↑'}", fontsize=10)
     panels[0].set_ylabel("train set")
     return png(figure, dpi=150)
 
 
-def _description(cells: Cells, train: str, test: str, metric: str) -> MetricStatistics | None:
+def _statistics(cells: Cells, train: str, test: str, metric: str) -> MetricStatistics | None:
     summary = cells.get((train, test))
     return None if summary is None else summary["metrics"][metric]
 
 
-def _with_interval(found: MetricStatistics, scale: float) -> str:
+def _with_interval(statistics: MetricStatistics, scale: float) -> str:
     from utils.results import mean_of
 
-    low, high = found["ci95"]
-    mean = f"{scale * mean_of(found):.2f}"
-    return (
-        mean if low is None or high is None else f"{mean} [{scale * low:.2f}, {scale * high:.2f}]"
-    )
+    low, high = statistics["ci95"]
+    mean = f"{scale * mean_of(statistics):.2f}"
+    if low is None or high is None:
+        return mean
+    return f"{mean} [{scale * low:.2f}, {scale * high:.2f}]"
 
 
-def main() -> None:
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -199,7 +190,11 @@ def main() -> None:
     parser.add_argument(
         "--out", type=Path, default=Path("ckpt/cross_domain"), help="default: %(default)s"
     )
-    arguments = parser.parse_args()
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    arguments = parse_arguments(argv)
     write_matrix(arguments.out, collect(arguments.runs))
     print((arguments.out / "cross_domain.md").read_text(encoding="utf-8"))
     print(f"written to {arguments.out}")

@@ -1,0 +1,209 @@
+"""Validated runs side by side: their scores, and the differences from a reference case by case."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from utils.errors import UserError
+from utils.figures import png
+from utils.files import atomic_write
+from utils.metrics import LOWER_IS_BETTER, METRICS
+from utils.results import Results, check_same_cases, read_results
+from utils.statistics import (
+    RESAMPLES,
+    PairedDifference,
+    SampleStatistics,
+    describe,
+    holm,
+    paired_difference,
+)
+from utils.tables import csv_text, markdown_table
+
+RESULTS_PREFIX = "valid_results_"
+PLOTTED = ("DSC", "IoU", "HD95")
+# of a difference, beside the run's own scores in comparison.csv
+DIFFERENCE_KEYS = ("mean", "median", "low", "high", "p_value")
+
+
+@dataclass(frozen=True)
+class MetricComparison:
+    """One metric of all runs, and of every other run against the reference."""
+
+    metric: str
+    runs: dict[str, SampleStatistics]
+    differences: dict[str, PairedDifference]
+    adjusted: dict[str, float]  # p-values, adjusted for the number of runs compared
+
+
+def read_runs(paths: Sequence[Path], dataset: str | None) -> dict[str, Results]:
+    """The validations of the runs by a short name for each, the reference first.
+
+    UserError unless there are at least two and their scores compare.
+    """
+    if len(paths) < 2:
+        raise UserError(f"one run given ({paths[0]}); name at least two to compare")
+    folders = [find_results(path, dataset) for path in paths]
+    runs = dict(zip(label_runs(folders), map(read_results, folders), strict=True))
+    check_comparable(runs)
+    return runs
+
+
+def write_comparison(folder: Path, runs: Mapping[str, Results]) -> str:
+    """Write comparison.md, comparison.csv and comparison.png; returns the page."""
+    comparisons = [compare_metric(metric, runs) for metric in METRICS]
+    page = to_markdown(comparisons, runs)
+    atomic_write(folder / "comparison.md", page)
+    atomic_write(folder / "comparison.csv", to_csv(comparisons))
+    atomic_write(folder / "comparison.png", plot_differences(comparisons, runs))
+    return page
+
+
+def find_results(run: Path, dataset: str | None) -> Path:
+    """The folder of validation results that `run` is or holds."""
+    if (run / "results.csv").is_file():
+        if dataset and run.name != RESULTS_PREFIX + dataset:
+            raise UserError(f"{run} is not of --dataset {dataset}; give the run folder instead")
+        return run
+    if not run.is_dir():
+        raise UserError(f"{run} is not a folder; expected ckpt/<experiment>/epochs_<N>")
+    found = sorted(path.parent.name for path in run.glob(f"{RESULTS_PREFIX}*/results.csv"))
+    names = ", ".join(name.removeprefix(RESULTS_PREFIX) for name in found)
+    if not found:
+        raise UserError(f"{run} was not validated: it holds no valid_results_*; run valid.py")
+    if dataset is None and len(found) > 1:
+        raise UserError(f"{run} was validated on {names}; choose one with --dataset")
+    if dataset is not None and RESULTS_PREFIX + dataset not in found:
+        raise UserError(f"{run} was not validated on {dataset}, only on {names}")
+    return run / (RESULTS_PREFIX + dataset if dataset else found[0])
+
+
+def label_runs(folders: list[Path]) -> list[str]:
+    """The shortest names that tell the runs apart: their paths without what all have in common."""
+    parts = [folder.resolve().parts for folder in folders]
+    if len(set(parts)) < len(parts):
+        twice = next(path for path in parts if parts.count(path) > 1)
+        raise UserError(f"{Path(*twice)} is given twice; a run compared with itself says nothing")
+    while min(map(len, parts)) > 1 and len({path[0] for path in parts}) == 1:
+        parts = [path[1:] for path in parts]
+    while min(map(len, parts)) > 1 and len({path[-1] for path in parts}) == 1:
+        parts = [path[:-1] for path in parts]
+    return ["/".join(path) for path in parts]
+
+
+def check_comparable(runs: Mapping[str, Results]) -> None:
+    """Raise `UserError` unless all runs scored the same cases, at one size, by one HD95 rule."""
+    check_same_cases(runs)
+    (first, reference), *others = runs.items()
+    for label, run in others:
+        rule, other_rule = (
+            results.summary.get("hd95", {}).get("rule") for results in (reference, run)
+        )
+        if rule != other_rule:
+            raise UserError(
+                f"HD95 of a miss is scored by the rule {rule!r} in {first} and {other_rule!r} in "
+                f"{label}. Validate both with the same hd95_empty"
+            )
+
+
+def compare_metric(metric: str, runs: Mapping[str, Results]) -> MetricComparison:
+    scores = {label: run.values(metric) for label, run in runs.items()}
+    reference, *others = scores
+    differences = {label: paired_difference(scores[label], scores[reference]) for label in others}
+    adjusted = holm([difference.p_value for difference in differences.values()])
+    return MetricComparison(
+        metric,
+        {label: describe(values) for label, values in scores.items()},
+        differences,
+        dict(zip(others, adjusted, strict=True)),
+    )
+
+
+def to_markdown(comparisons: Sequence[MetricComparison], runs: Mapping[str, Results]) -> str:
+    """Two tables: every run's means, and the differences from the reference."""
+    reference, *others = runs
+    means = []
+    for comparison in comparisons:
+        metric = comparison.metric
+        arrow = "↓" if metric in LOWER_IS_BETTER else "↑"
+        cells = [_with_interval(metric, statistics) for statistics in comparison.runs.values()]
+        means.append([f"{metric} {arrow}", *cells])
+    means.append(["misses", *(str(run.summary["misses"]) for run in runs.values())])
+    means.append(["false alarms", *(str(run.summary["false_alarms"]) for run in runs.values())])
+    differences = []
+    for label in others:
+        for comparison in comparisons:
+            difference = comparison.differences[label]
+            cell = _with_interval(comparison.metric, difference, sign="+")
+            p_values = [f"{p:.4f}" for p in (difference.p_value, comparison.adjusted[label])]
+            differences.append([label, comparison.metric, cell, *p_values])
+    paragraphs = [
+        f"# Comparison on {len(runs[reference].rows)} cases",
+        "Mean and its 95 % bootstrap interval; surface distances in pixels, the rest in per cent.",
+        markdown_table(["", f"{reference} (reference)", *others], means),
+        f"Difference from {reference}, case by case: mean, 95 % bootstrap interval, and p of the "
+        f"two-sided paired sign-flip test (at most {RESAMPLES} permutations).",
+        markdown_table(["", "", "difference", "p", "p (Holm)"], differences, left=2),
+        f"p (Holm) is adjusted for the {len(others)} run(s) compared with the reference, within a "
+        "metric and not across metrics: choose the primary metric before looking. The test accounts "
+        "for the choice of cases, not for the variation between training seeds.",
+    ]
+    return "\n\n".join(paragraphs) + "\n"
+
+
+def to_csv(comparisons: Sequence[MetricComparison]) -> str:
+    """One row per metric and run, unrounded; the reference's differences are empty."""
+    rows = []
+    for comparison in comparisons:
+        for label, statistics in comparison.runs.items():
+            row = {"metric": comparison.metric, "run": label, **asdict(statistics)}
+            if label in comparison.differences:
+                difference = asdict(comparison.differences[label])
+                row |= {f"difference_{key}": difference[key] for key in DIFFERENCE_KEYS}
+                row["difference_p_holm"] = comparison.adjusted[label]
+            rows.append(row)
+    return csv_text(list(rows[-1]), rows)
+
+
+def plot_differences(comparisons: Sequence[MetricComparison], runs: Mapping[str, Results]) -> bytes:
+    """PNG: one panel per metric, one row per run, one dot per case; the bar is the mean's interval."""
+    from matplotlib.figure import Figure
+
+    reference, *others = runs
+    plotted = [comparison for comparison in comparisons if comparison.metric in PLOTTED]
+    figure = Figure(figsize=(4 * len(plotted), 1.6 + 0.9 * len(others)), layout="constrained")
+    rng = np.random.default_rng(0)
+    for axes, comparison in zip(
+        figure.subplots(1, len(plotted), sharey=True), plotted, strict=True
+    ):
+        metric = comparison.metric
+        scale, unit = (1, "px") if metric in LOWER_IS_BETTER else (100, "points")
+        axes.axvline(0, color="0.4", linewidth=0.8)
+        for height, label in enumerate(others):
+            by_case = runs[label].values(metric) - runs[reference].values(metric)
+            jitter = height + rng.uniform(-0.28, 0.28, size=len(by_case))
+            axes.scatter(scale * by_case, jitter, s=9, alpha=0.35, color="#0072b2", lw=0)
+            mean = comparison.differences[label]
+            axes.plot([scale * mean.low, scale * mean.high], [height] * 2, "|-", color="#d55e00")
+            axes.plot(scale * mean.mean, height, "o", color="#d55e00", markersize=4)
+        better = "lower" if metric in LOWER_IS_BETTER else "higher"
+        axes.set_title(f"{metric} ({better} is better)", fontsize=10)
+        axes.set_xlabel(f"difference, {unit}")
+        axes.set_yticks(range(len(others)), others)
+        axes.set_ylim(len(others) - 0.5, -0.5)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.suptitle(f"Case by case against {reference}: mean with 95 % interval", fontsize=11)
+    return png(figure, dpi=150)
+
+
+def _with_interval(
+    metric: str, statistics: SampleStatistics | PairedDifference, sign: str = ""
+) -> str:
+    scale = 1 if metric in LOWER_IS_BETTER else 100
+    numbers = (statistics.mean, statistics.low, statistics.high)
+    mean, low, high = (f"{scale * number:{sign}.2f}" for number in numbers)
+    return mean if math.isnan(statistics.low) else f"{mean} [{low}, {high}]"
