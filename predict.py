@@ -13,21 +13,16 @@ from __future__ import annotations
 
 import argparse
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from utils.entry import check_values, exit_from, positive_int
 
 if TYPE_CHECKING:
-    import numpy as np
-
-    from datasets.pictures import Picture
-    from datasets.windowing import Window
-    from engine.backends import Backend
-    from engine.prediction import PredictionOptions, Segmentation
-    from engine.prediction_inputs import Job
-    from engine.prediction_outputs import OutputFolder, PredictionRow
+    from engine.prediction_outputs import PredictionRow
 
 log = logging.getLogger("wavegms")
 SHOWN_FAILURES = 20
@@ -111,13 +106,12 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse_arguments(argv)
 
-    from dataclasses import asdict
-
     from tqdm import tqdm
 
     from datasets.windowing import parse_window
     from engine.backends import open_backend
     from engine.prediction import PredictionOptions
+    from engine.prediction_files import predict_files, read_file
     from engine.prediction_inputs import find_jobs
     from engine.prediction_outputs import OutputFolder, stops_when_full
     from utils.runs import log_to
@@ -141,76 +135,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     if len(to_do) < len(jobs):
         log.info("%d of %d images are already done", len(jobs) - len(to_do), len(jobs))
 
+    read = partial(read_file, max_megapixels=arguments.max_megapixels, window=window)
+    rows = predict_files(
+        to_do, read, backend, method, folder, arguments.batch_size, arguments.workers
+    )
     with (
         stops_when_full(arguments.out),
         tqdm(total=len(to_do), unit="image", disable=None) as bar,
     ):
-        for row in predict(
-            to_do,
-            backend,
-            method,
-            folder,
-            batch_size=arguments.batch_size,
-            workers=arguments.workers,
-            window=window,
-            max_megapixels=arguments.max_megapixels,
-        ):
+        for row in rows:
             folder.add(row)
             bar.update()
-    return report(folder.close(jobs), len(jobs), arguments.out)
+    return log_outcome(folder.close(jobs), len(jobs), arguments.out)
 
 
-def predict(
-    jobs: Sequence[Job],
-    backend: Backend,
-    method: PredictionOptions,
-    folder: OutputFolder,
-    *,
-    batch_size: int,
-    workers: int,
-    window: Window,
-    max_megapixels: float,
-) -> Iterator[PredictionRow]:
-    """Read, segment and write in a stream; yields the row of each image, failed or not."""
-    from datasets.decoding import ImageError
-    from datasets.pictures import read_content, read_picture
-    from engine.prediction import segment
-    from utils.errors import UserError
-    from utils.streams import bounded_map
-
-    failed: list[PredictionRow] = []
-
-    def read(job: Job) -> tuple[Job, Picture | ImageError]:
-        try:
-            content = read_content(job.path, max_megapixels)
-            return job, read_picture(content, max_megapixels, window, job.path.suffix)
-        except ImageError as error:
-            return job, error
-
-    def readable() -> Iterator[tuple[tuple[Job, Picture], np.ndarray]]:
-        for job, picture in bounded_map(read, jobs, workers):
-            if isinstance(picture, ImageError):
-                failed.append(folder.fail(job, str(picture)))
-            else:
-                yield (job, picture), picture.pixels
-
-    def write(segmented: tuple[tuple[Job, Picture], Segmentation]) -> PredictionRow:
-        (job, picture), segmentation = segmented
-        try:
-            return folder.write(job, picture.pixels, picture.note, segmentation)
-        except UserError as error:
-            return folder.fail(job, str(error))
-
-    segmented = segment(backend, readable(), method, batch_size)
-    for row in bounded_map(write, segmented, workers):
-        yield row
-        while failed:
-            yield failed.pop()
-    yield from failed
-
-
-def report(failed: Sequence[PredictionRow], total: int, out: Path) -> int:
-    """Say how it went; returns the exit code."""
+def log_outcome(failed: Sequence[PredictionRow], total: int, out: Path) -> int:
+    """Log how many images were predicted, and why others were not; returns the exit code."""
     log.info("%d of %d images predicted: %s", total - len(failed), total, out)
     if not failed:
         return 0

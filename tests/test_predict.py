@@ -12,6 +12,7 @@ import subprocess
 import sys
 import zlib
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from engine.prediction import (
     tile_starts,
     upright,
 )
+from engine.prediction_files import predict_files, read_file
 from engine.prediction_inputs import find_jobs, unique_names
 from engine.prediction_outputs import OutputFolder
 from tests.cases_on_disk import blob_case, write_data_set
@@ -1048,12 +1050,10 @@ def test_an_image_too_long_for_its_overlay_fails_alone(
     jobs = find_jobs([str(folder)], False, tmp_path)
     out = OutputFolder(tmp_path / "out", {}, "jpg", tta=False, threshold=0.5)
     out.open(jobs, resume=False, overwrite=False)
+    read = partial(read_file, max_megapixels=1, window=None)
     rows = list(
-        predict.predict(
-            jobs, GreyBackend(), PredictionOptions(), out,
-            batch_size=2, workers=1, window=None, max_megapixels=1,
-        )
-    )  # fmt: skip
+        predict_files(jobs, read, GreyBackend(), PredictionOptions(), out, batch_size=2, workers=1)
+    )
     assert {row["name"]: row["status"] for row in rows} == {"long": "failed", "scan_0": "ok"}
     assert rows[0]["message"].startswith(f"pixels (1, {side}, 3) uint8 (rows first) cannot be writ")
     assert not list((tmp_path / "out").glob("*/long*"))
