@@ -16,16 +16,10 @@ from __future__ import annotations
 
 import argparse
 import logging
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from utils.entry import check_values, exit_from
-
-if TYPE_CHECKING:
-    from models.base import SegmentationModel
-    from utils.config import Config
 
 log = logging.getLogger("wavegms")
 
@@ -69,6 +63,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parse_arguments(argv)
 
     from engine.trained_run import find_named_run, find_run, load_system
+    from engine.weights_export import write_weights, writing
     from utils.errors import UserError
     from utils.runs import log_to
 
@@ -87,10 +82,11 @@ def main(argv: Sequence[str] | None = None) -> None:
             "that --run takes, to write an ONNX file say"
         )
 
-    from engine.onnx_export import BATCH_SIZES, check_parity, export_graph
+    from engine.onnx_export import BATCH_SIZES, check_parity, export_graph, graph_metadata
     from utils.files import atomic_write
 
-    graph = export_graph(system, config.image_size, describe(config, checkpoint, system))
+    metadata = graph_metadata(config, checkpoint, system)
+    graph = export_graph(system, config.image_size, metadata)
     difference = check_parity(system, graph, config.image_size, tolerance=arguments.tolerance)
     path = arguments.out or checkpoint.with_name("model.onnx")
     with writing(path):
@@ -102,91 +98,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         difference,
         ", ".join(map(str, BATCH_SIZES)),
     )
-
-
-def write_weights(
-    path: Path, runs: Sequence[tuple[Config, Path]], system: SegmentationModel
-) -> None:
-    """Write the weights of the run, or the mean of several, in 16 bits, and beside them the config that the
-    first was trained with, without its `model_weight`.
-
-    That is the config beside the checkpoint, whatever was changed to load it; where there is none, the one
-    of `runs`.
-
-    The file also says how they were chosen, and by which split they were trained. Named best_model.safetensors, their folder then
-    is one that `--run` takes. UserError where the folder has the config of another run.
-    """
-    from engine.averaging import load_average
-    from engine.provenance import AVERAGED_RUNS, origin_of, training_config
-    from utils.checkpoints import save_weights
-    from utils.config import dump_config
-    from utils.errors import UserError
-    from utils.files import atomic_write
-
-    config, checkpoint = runs[0]
-    trained = training_config(checkpoint) or config
-    described = dump_config(trained.model_copy(update={"model_weight": None}))
-    beside = path.with_name("config.yaml")
-    if beside.exists() and beside.read_text(errors="replace") != described:
-        raise UserError(
-            f"{beside} is the config of another run, and would be replaced: write the weights into "
-            "another folder"
-        )
-    origin = origin_of(checkpoint)
-    if len(runs) > 1:
-        origin |= load_average(system, runs)
-    with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_weights(path, system, half=True, metadata=origin)
-        atomic_write(beside, described)
-    log.info(
-        "%s: %s%.1f MB, 16 bits, with its config.yaml",
-        path,
-        f"mean of {origin[AVERAGED_RUNS]} runs, " if AVERAGED_RUNS in origin else "",
-        path.stat().st_size / 1e6,
-    )
-
-
-@contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Turn a file that cannot be written into a UserError."""
-    from utils.errors import UserError
-
-    try:
-        yield
-    except OSError as error:
-        raise UserError(
-            f"cannot write {path}: {error.strerror or error}; name another file by --out"
-        ) from error
-
-
-def describe(config: Config, checkpoint: Path, system: SegmentationModel) -> dict[str, str]:
-    """The metadata of the file: how to use it, and what it was made of."""
-    from importlib import metadata
-
-    from engine.backends import ONNX_FORMAT
-    from engine.provenance import selection_of, weights_sha256
-    from utils.files import sha256
-
-    frozen = {
-        f"sha256 {name}": weights_sha256(part) for name, part in sorted(system.frozen().items())
-    }
-    return {
-        "format": ONNX_FORMAT,
-        "image_size": str(config.image_size),
-        "threshold": str(config.threshold),
-        "model": config.model,
-        **(
-            {"vae_model": config.vae_model, "guidance_method": config.guidance_method or ""}
-            if config.model == "wave-gms"
-            else {}
-        ),
-        "data_set": config.dataset,
-        "checkpoint_chosen": selection_of(checkpoint),
-        "sha256 checkpoint": sha256(checkpoint),
-        "torch": metadata.version("torch"),
-        **frozen,
-    }
 
 
 if __name__ == "__main__":

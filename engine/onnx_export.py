@@ -10,6 +10,7 @@ from __future__ import annotations
 import tempfile
 import warnings
 from collections.abc import Mapping
+from importlib.metadata import version
 from pathlib import Path
 
 import cv2
@@ -17,11 +18,38 @@ import numpy as np
 import torch
 
 from datasets.phantom import phantom_case
+from engine.backends import ONNX_FORMAT
+from engine.provenance import selection_of, weights_sha256
 from models.base import SegmentationModel
+from utils.config import Config
 from utils.errors import UserError, first_line
+from utils.files import sha256
 
 TOLERANCE = 1e-4
 BATCH_SIZES = (1, 2, 5)
+
+
+def graph_metadata(config: Config, checkpoint: Path, system: SegmentationModel) -> dict[str, str]:
+    """The metadata of the exported graph: how to use it, and what it was made of."""
+    frozen = {
+        f"sha256 {name}": weights_sha256(part) for name, part in sorted(system.frozen().items())
+    }
+    return {
+        "format": ONNX_FORMAT,
+        "image_size": str(config.image_size),
+        "threshold": str(config.threshold),
+        "model": config.model,
+        **(
+            {"vae_model": config.vae_model, "guidance_method": config.guidance_method or ""}
+            if config.model == "wave-gms"
+            else {}
+        ),
+        "data_set": config.dataset,
+        "checkpoint_chosen": selection_of(checkpoint),
+        "sha256 checkpoint": sha256(checkpoint),
+        "torch": version("torch"),
+        **frozen,
+    }
 
 
 def export_graph(system: SegmentationModel, image_size: int, metadata: Mapping[str, str]) -> bytes:
@@ -61,8 +89,8 @@ def check_parity(
 ) -> float:
     """Largest difference between PyTorch and ONNX Runtime over BATCH_SIZES of test images.
 
-    Raises UserError: it is over `tolerance`, an output is not a number, nowhere between 0 and 1 (then
-    the comparison would show nothing), or there is no ONNX Runtime.
+    UserError if the difference exceeds `tolerance`, if an output is not finite, if all outputs are 0 or 1
+    (nothing to compare), or without ONNX Runtime.
     """
     try:
         import onnxruntime

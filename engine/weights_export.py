@@ -1,0 +1,65 @@
+"""Trained weights as a file to pass on, in 16 bits, with the config that says what they belong to."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from engine.averaging import load_average
+from engine.provenance import AVERAGED_RUNS, origin_of, training_config
+from utils.checkpoints import save_weights
+from utils.config import Config, dump_config
+from utils.errors import UserError
+from utils.files import atomic_write
+
+if TYPE_CHECKING:
+    from models.base import SegmentationModel
+
+log = logging.getLogger("wavegms")
+
+
+def write_weights(
+    path: Path, runs: Sequence[tuple[Config, Path]], system: SegmentationModel
+) -> None:
+    """Write the weights (16 bits) and their config.yaml; those of several runs are averaged.
+
+    The config is the one that the first run was trained with, without `model_weight`; where none lies
+    beside its checkpoint, the one in `runs`. The file's metadata say how the checkpoint was chosen and
+    on which split it was trained. UserError if the folder holds another run's config.
+    """
+    config, checkpoint = runs[0]
+    trained = training_config(checkpoint) or config
+    described = dump_config(trained.model_copy(update={"model_weight": None}))
+    beside = path.with_name("config.yaml")
+    if beside.exists() and beside.read_text(errors="replace") != described:
+        raise UserError(
+            f"{beside} is the config of another run, and would be replaced: write the weights into "
+            "another folder"
+        )
+    origin = origin_of(checkpoint)
+    if len(runs) > 1:
+        origin |= load_average(system, runs)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_weights(path, system, half=True, metadata=origin)
+        atomic_write(beside, described)
+    log.info(
+        "%s: %s%.1f MB, 16 bits, with its config.yaml",
+        path,
+        f"mean of {origin[AVERAGED_RUNS]} runs, " if AVERAGED_RUNS in origin else "",
+        path.stat().st_size / 1e6,
+    )
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn a file that cannot be written into a UserError."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"cannot write {path}: {error.strerror or error}; name another file by --out"
+        ) from error
