@@ -22,6 +22,7 @@ import pytest
 import app
 import predict
 from datasets.decoding import ImageError
+from engine import web_page
 from engine.backends import TorchBackend
 from engine.prediction import Segmentation
 from engine.trained_run import find_run
@@ -38,25 +39,25 @@ def test_the_result_needs_no_files_and_escapes_names() -> None:
     probability = np.zeros((1500, 2000), np.float32)
     probability[:300] = 0.6
     segmentation = Segmentation(probability, np.full_like(probability, 0.25))
-    shown = app.Shown("<script>.png", pixels, "a & b", segmentation)
-    drawn = app.draw(shown, 0.5)
+    shown = web_page.Shown("<script>.png", pixels, "a & b", segmentation)
+    drawn = web_page.draw(shown, 0.5)
     assert "600,000 px, 20.00 %" in drawn and "0.2500" in drawn and "2000 x 1500 px" in drawn
     assert "<script>" not in drawn and "a &amp; b" in drawn
     assert drawn.count('src="data:image/jpeg;base64,') == 2 == drawn.count("src=")
-    assert "0 px, 0.00 %" in app.draw(shown, 0.7)
-    assert "appears here" in app.draw(None, 0.5)
-    broken = app.Shown("x", pixels, "", Segmentation(probability * np.nan, None))
-    assert "not a number" in app.draw(broken, 0.5)
+    assert "0 px, 0.00 %" in web_page.draw(shown, 0.7)
+    assert "appears here" in web_page.draw(None, 0.5)
+    broken = web_page.Shown("x", pixels, "", Segmentation(probability * np.nan, None))
+    assert "not a number" in web_page.draw(broken, 0.5)
 
 
 def test_uploads_are_taken_off_the_disk(tmp_path: Path) -> None:
     upload = tmp_path / "hash" / "scan.png"
     upload.parent.mkdir()
     upload.write_bytes(b"content")
-    assert app.take(upload) == b"content"
+    assert web_page.take(upload) == b"content"
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(ImageError, match="upload it again"):
-        app.take(upload)
+        web_page.take(upload)
 
 
 def test_the_page_without_gradio(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -72,7 +73,7 @@ def test_a_window_of_values(tmp_path: Path, window: str | None, answer: str) -> 
     write_run(run, write_vae(tmp_path / "vae"), "vae_model=tiny_vae")
     upload.parent.mkdir()
     cv2.imwrite(str(upload), np.random.default_rng(0).random((40, 40), np.float32))
-    page = app.build_page(TorchBackend(*find_run(run)), 1, window)
+    page = web_page.build_page(TorchBackend(*find_run(run)), 1, window)
     (take_up,) = (event.fn for event in page.fns.values() if event.name == "upload")
     assert answer in take_up(str(upload), False, 0.5)[2]
     again = take_up(str(upload), False, 0.5)[2]  # as by another page with the same file
