@@ -25,13 +25,14 @@ import numpy as np
 from utils.errors import UserError
 from utils.files import atomic_write
 from utils.metrics import EMPTY_RULES, LOWER_IS_BETTER, METRICS, ScoreRow
-from utils.results import MetricStatistics, Summary, column
+from utils.results import MetricStatistics, Scores, Summary, column
 
 TEMPLATE = Path(__file__).with_name("report_template.html")
 CASES_GO_HERE = "<!-- cases -->"
 LEVELS = 200
 WEBP_QUALITY = 80
 BINS = 20
+PLOT_WIDTH, PLOT_HEIGHT, BASELINE = 240, 110, 92  # of a histogram, in units of its SVG
 # Cividis (Nunez et al., 2018) in five steps: even in lightness, alike to colour-blind eyes.
 RAMP = ((0, 34, 78), (66, 78, 108), (124, 123, 120), (187, 173, 107), (254, 232, 56))
 
@@ -164,7 +165,7 @@ def _page(
         "data": json.dumps(data, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c"),
     }
     template = TEMPLATE.read_text(encoding="utf-8")
-    return re.sub(r"\{\{(\w+)\}\}", lambda found: parts[found[1]], template)
+    return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], template)
 
 
 def _number(metric: str, value: float | None) -> str:
@@ -173,11 +174,11 @@ def _number(metric: str, value: float | None) -> str:
     return f"{value:.2f}" if metric in LOWER_IS_BETTER else f"{value:.4f}"
 
 
-def _interval(metric: str, description: MetricStatistics) -> str:
-    low, high = description["ci95"]
-    return (
-        "-" if low is None or high is None else f"{_number(metric, low)} to {_number(metric, high)}"
-    )
+def _interval(metric: str, statistics: MetricStatistics) -> str:
+    low, high = statistics["ci95"]
+    if low is None or high is None:
+        return "-"
+    return f"{_number(metric, low)} to {_number(metric, high)}"
 
 
 def _tiles(summary: Summary) -> str:
@@ -209,19 +210,19 @@ def _summary_table(summary: Summary) -> str:
         "zero": "HD95, one mask empty counts 0 (published rule)",
         "detected": "HD95, detected cases only",
     }
+    columns: list[Scores] = [summary, *([without] if without else [])]
     lines: list[tuple[str, str, list[MetricStatistics]]] = [
-        (metric, metric, [each["metrics"][metric] for each in (summary, without) if each])
-        for metric in METRICS
+        (metric, metric, [scores["metrics"][metric] for scores in columns]) for metric in METRICS
     ]
     lines += [
-        ("HD95", label, [each["hd95"][rule] for each in (summary, without) if each])
+        ("HD95", label, [scores["hd95"][rule] for scores in columns])
         for rule, label in rules.items()
     ]
     head = "<th>Mean</th><th>95 % interval</th><th>Std</th><th>Median</th><th>Cases</th>"
     if without:
         head += "<th>Mean without leaked</th><th>95 % interval</th><th>Cases</th>"
     body = []
-    for metric, label, (whole, *rest) in lines:
+    for metric, label, (whole, *without_leaked) in lines:
         cells = [
             _number(metric, whole["mean"]),
             _interval(metric, whole),
@@ -229,11 +230,11 @@ def _summary_table(summary: Summary) -> str:
             _number(metric, whole["median"]),
             str(whole["count"]),
         ]
-        for each in rest:
+        for statistics in without_leaked:
             cells += [
-                _number(metric, each["mean"]),
-                _interval(metric, each),
-                str(each["count"]),
+                _number(metric, statistics["mean"]),
+                _interval(metric, statistics),
+                str(statistics["count"]),
             ]
         unit = " (px)" if metric in LOWER_IS_BETTER else ""
         body.append(
@@ -262,70 +263,98 @@ def _provenance(provenance: Mapping[str, Any]) -> str:
 
 
 def _flatten(value: Any, key: str = "") -> list[tuple[str, str]]:
+    """Nested mappings as pairs of a dotted key and its value as text."""
     if isinstance(value, Mapping):
         return [
             pair
-            for inner, each in value.items()
-            for pair in _flatten(each, f"{key}.{inner}" if key else str(inner))
+            for inner_key, inner in value.items()
+            for pair in _flatten(inner, f"{key}.{inner_key}" if key else str(inner_key))
         ]
     return [(key, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))]
 
 
-def _histogram(metric: str, rows: Sequence[ScoreRow], summary: Summary) -> str:
-    """A figure with an SVG histogram of one metric; a bar carries the filter for its cases.
+@dataclass(frozen=True)
+class Bins:
+    """The histogram of one metric over the cases."""
 
-    Distances that stand for an empty mask, the image diagonal, share the last bar, since on a
+    edges: np.ndarray  # (BINS + 1,)
+    counts: np.ndarray  # (BINS,) int
+    last_is_empty: bool  # the last bin holds the cases of which one mask is empty, and no others
+
+
+def score_bins(metric: str, rows: Sequence[ScoreRow]) -> Bins:
+    """Count the scores in BINS bins.
+
+    Distances that stand for an empty mask, the image diagonal, share the last bin, since on a
     common scale they would squeeze all others into the first.
     """
     values = column(rows, metric)
     one_empty = (column(rows, "PredictedPixels") > 0) != (column(rows, "TruthPixels") > 0)
     top = 1.0
     if metric in LOWER_IS_BETTER:
-        top = float(np.floor(values[~one_empty].max(initial=0))) + 1  # bars end before their edge
-    beyond = bool(values.max() > top)
-    ends = np.linspace(0, top, BINS + 1 - beyond)
+        # above the largest distance between two masks, which its bin would not include otherwise
+        top = float(np.floor(values[~one_empty].max(initial=0))) + 1
+    last_is_empty = bool(values.max() > top)
+    ends = np.linspace(0, top, BINS + 1 - last_is_empty)
     # Edges as they are written into the filter, so that bar and list count alike.
     edges = np.array([float(f"{end:g}") for end in ends])
-    if beyond:
+    if last_is_empty:
         edges = np.append(edges, np.ceil(values.max()))
     counts, _ = np.histogram(values, bins=edges)
-    width, height, base = 240, 110, 92
-    places = np.linspace(0, width, BINS + 1)
+    return Bins(edges, counts, last_is_empty)
+
+
+def _bars(metric: str, bins: Bins) -> str:
+    """The bars of a histogram in SVG; each carries the filter that lists its cases."""
+    width = PLOT_WIDTH / BINS
     bars = []
-    for index, (place, count) in enumerate(zip(places, counts, strict=False)):
+    for index, count in enumerate(bins.counts):
         if not count:
             continue
-        low, high = (f"{edge:g}" for edge in edges[index : index + 2])
+        low, high = (f"{edge:g}" for edge in bins.edges[index : index + 2])
         upper = "&lt;=" if index == BINS - 1 else "&lt;"
-        bar = max(2.0, count / counts.max() * (base - 4))
+        left = index * width
+        height = max(2.0, count / bins.counts.max() * (BASELINE - 4))
         bars.append(
             f'<g data-filter="{metric}&gt;={low} {metric}{upper}{high}">'
             f"<title>{count} with {metric} {low} to {high}</title>"
-            f'<rect class="area" x="{place:g}" y="0" width="{width / BINS:g}" height="{base}"/>'
-            f'<rect class="bar" x="{place + 0.75:g}" y="{base - bar:.1f}" '
-            f'width="{width / BINS - 1.5:g}" height="{bar:.1f}" rx="1"/></g>'
+            f'<rect class="area" x="{left:g}" y="0" width="{width:g}" height="{BASELINE}"/>'
+            f'<rect class="bar" x="{left + 0.75:g}" y="{BASELINE - height:.1f}" '
+            f'width="{width - 1.5:g}" height="{height:.1f}" rx="1"/></g>'
         )
-    found = summary["metrics"][metric]
-    interval = [found["mean"] if bound is None else bound for bound in found["ci95"]]
-    x_low, x_mean, x_high = np.interp([interval[0], found["mean"], interval[1]], edges, places)
-    label = f"{metric} of {len(rows)} cases: mean {_number(metric, found['mean'])}, "
+    return "".join(bars)
+
+
+def _histogram(metric: str, rows: Sequence[ScoreRow], summary: Summary) -> str:
+    """A figure with the histogram of one metric, its mean, and the interval of the mean."""
+    bins = score_bins(metric, rows)
+    statistics = summary["metrics"][metric]
+    mean = statistics["mean"]
+    low, high = (mean if end is None else end for end in statistics["ci95"])
+    places = np.linspace(0, PLOT_WIDTH, BINS + 1)
+    x_low, x_mean, x_high = np.interp([low, mean, high], bins.edges, places)
+    values = column(rows, metric)
+    label = f"{metric} of {len(rows)} cases: mean {_number(metric, mean)}, "
     label += f"from {_number(metric, values.min())} to {_number(metric, values.max())}"
     unit = " (px)" if metric in LOWER_IS_BETTER else ""
-    ticks = [(0, "start", "0"), (width, "end", f"{top:g}")]
-    if beyond:
-        ticks[1:] = [(width - 40, "end", f"{top:g}"), (width, "end", "empty")]
+    ticks = [(0, "start", "0"), (PLOT_WIDTH, "end", f"{bins.edges[-1]:g}")]
+    if bins.last_is_empty:
+        ticks[1:] = [
+            (PLOT_WIDTH - 40, "end", f"{bins.edges[-2]:g}"),
+            (PLOT_WIDTH, "end", "empty"),
+        ]
+    tick_texts = "".join(
+        f'<text x="{x}" y="{PLOT_HEIGHT - 5}" text-anchor="{anchor}">{text}</text>'
+        for x, anchor, text in ticks
+    )
     return (
         f'<figure class="card"><figcaption>{metric}{unit}'
-        f"<span>median {_number(metric, found['median'])}</span></figcaption>"
-        f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{label}">'
+        f"<span>median {_number(metric, statistics['median'])}</span></figcaption>"
+        f'<svg viewBox="0 0 {PLOT_WIDTH} {PLOT_HEIGHT}" role="img" aria-label="{label}">'
         f'<rect class="interval" x="{x_low:.1f}" y="0" width="{x_high - x_low:.1f}" '
-        f'height="{base}"/>{"".join(bars)}'
-        f'<line class="mean" x1="{x_mean:.1f}" x2="{x_mean:.1f}" y1="0" y2="{base}" '
+        f'height="{BASELINE}"/>{_bars(metric, bins)}'
+        f'<line class="mean" x1="{x_mean:.1f}" x2="{x_mean:.1f}" y1="0" y2="{BASELINE}" '
         'pointer-events="none"/>'
-        f'<line class="axis" x1="0" x2="{width}" y1="{base}" y2="{base}"/>'
-        + "".join(
-            f'<text x="{x}" y="{height - 5}" text-anchor="{anchor}">{text}</text>'
-            for x, anchor, text in ticks
-        )
-        + "</svg></figure>"
+        f'<line class="axis" x1="0" x2="{PLOT_WIDTH}" y1="{BASELINE}" y2="{BASELINE}"/>'
+        f"{tick_texts}</svg></figure>"
     )
