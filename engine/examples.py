@@ -8,10 +8,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from utils.case_scores import ScoreRow
 from utils.figures import png
 from utils.files import atomic_write
 from utils.images import encode_png
-from utils.metrics import ScoreRow
 from utils.report import ReportCase
 
 TRUTH_COLOUR = (86, 180, 233)  # RGB, blue; those of report.html

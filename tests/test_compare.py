@@ -10,8 +10,9 @@ import pytest
 
 import compare
 from utils import cross_domain
+from utils.case_scores import score_cases
 from utils.errors import UserError
-from utils.metrics import METRICS, score_cases
+from utils.metrics import METRICS
 from utils.results import read_results, write_results
 from utils.statistics import paired_difference
 

@@ -13,12 +13,11 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
+from utils.case_scores import _map_batches, _score_batch, score_cases
 from utils.errors import UserError
 from utils.metrics import (
     METRICS,
     SIZES,
-    _map_ahead,
-    _score_batch,
     assd,
     dice,
     hd95,
@@ -26,7 +25,6 @@ from utils.metrics import (
     normalised_surface_dice,
     precision,
     score_case,
-    score_cases,
     sensitivity,
     specificity,
 )
@@ -209,7 +207,7 @@ def test_scoring_draws_only_two_batches_a_worker_ahead():
             drawn.append(case)
             yield [case]
 
-    scored = _map_ahead(partial(_score_batch, hd95_empty="zero", nsd_tolerance=2), batches(), 1)
+    scored = _map_batches(partial(_score_batch, hd95_empty="zero", nsd_tolerance=2), batches(), 1)
     assert next(scored)[0]["Name"] == "case_0"
     assert len(drawn) == 2
 

@@ -14,8 +14,9 @@ import cv2
 import numpy as np
 import pytest
 
+from utils.case_scores import ScoreRow, score_cases
 from utils.errors import UserError
-from utils.metrics import ScoreRow, dice, score_case, score_cases
+from utils.metrics import dice, score_case
 from utils.report import ReportCase, write_report
 from utils.results import read_results, write_results
 

@@ -9,8 +9,9 @@ import math
 import numpy as np
 import pytest
 
+from utils.case_scores import score_cases
 from utils.errors import UserError
-from utils.metrics import METRICS, score_cases
+from utils.metrics import METRICS
 from utils.results import COLUMNS, read_results, summarise, write_results
 
 PROVENANCE = {"model": "litevae", "checkpoint_chosen_by": "validation Dice", "threshold": 0.5}

@@ -14,9 +14,9 @@ from engine.case_predictions import mean_over_orientations
 from engine.examples import TRUTH_COLOUR, names_by_quantile
 from tests.cases_on_disk import write_data_set
 from tests.small_run import arguments
+from utils.case_scores import ScoreRow
 from utils.config import dump_config, load_config
 from utils.errors import UserError
-from utils.metrics import ScoreRow
 
 
 def scores(folder: Path) -> list[dict[str, str]]:

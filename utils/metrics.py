@@ -1,4 +1,4 @@
-"""Metrics of one binary segmentation against its reference, and scoring of many in processes.
+"""Metrics of one binary segmentation against its reference.
 
 Every metric takes `prediction` and `truth`, boolean arrays (H, W) of one shape, and looks at one
 image. Overlap metrics lie in [0, 1]; surface distances are in pixels. A surface pixel is a
@@ -9,12 +9,6 @@ in medpy. Definitions, edge cases and sources are tabulated in docs/metrics.md.
 from __future__ import annotations
 
 import math
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
-from functools import partial
-from itertools import islice
-from multiprocessing import get_context
 from typing import Literal
 
 import numpy as np
@@ -27,10 +21,6 @@ Distances = npt.NDArray[np.float64]
 EmptyRule = Literal["diagonal", "zero"]
 EMPTY_RULES = {"diagonal": "misses as diagonal", "zero": "misses as 0"}
 """Each rule for HD95 where one mask is empty, in the words of terminal and report."""
-
-MaskPair = tuple[str, Mask, Mask]
-"""A case to score: its name, prediction and truth."""
-ScoreRow = dict[str, str | float]
 
 METRICS = ("DSC", "IoU", "HD95", "ASSD", "NSD", "Sensitivity", "Specificity", "Precision")
 LOWER_IS_BETTER = frozenset({"HD95", "ASSD"})
@@ -176,40 +166,6 @@ def score_case(
     }
 
 
-def score_cases(
-    cases: Iterable[MaskPair],
-    *,
-    workers: int = 0,
-    batch: int = 16,
-    hd95_empty: EmptyRule = "diagonal",
-    nsd_tolerance: float = 2.0,
-    total: int | None = None,
-    progress: bool = True,
-) -> list[ScoreRow]:
-    """`score_case` of each (name, prediction, truth), as rows with a `Name`, sorted by it.
-
-    `workers` processes score `batch` cases at a time; 0 scores in this process. `cases` is drawn
-    from in this process, a few batches ahead of the workers, so it may run a network and need not
-    fit in memory. The rows do not depend on workers, batch or order. `total` is for the progress
-    bar. Raises `UserError` if there is no case, a name comes twice or masks do not match.
-    """
-    from tqdm import tqdm
-
-    score = partial(_score_batch, hd95_empty=hd95_empty, nsd_tolerance=nsd_tolerance)
-    rows: dict[str, ScoreRow] = {}
-    with tqdm(total=total, desc="Scoring", unit="case", disable=None if progress else True) as bar:
-        for scored in _map_ahead(score, _batches(cases, batch), workers):
-            for row in scored:
-                name = str(row["Name"])
-                if name in rows:
-                    raise UserError(f"case {name!r} came twice; names within a data set are unique")
-                rows[name] = row
-            bar.update(len(scored))
-    if not rows:
-        raise UserError("no case to score: the list of predictions and masks is empty")
-    return [rows[name] for name in sorted(rows)]
-
-
 def _areas(prediction: Mask, truth: Mask) -> tuple[int, int, int]:
     """Pixels in the overlap, the prediction and the truth, after checking that the two match."""
     if prediction.dtype != np.bool_ or truth.dtype != np.bool_:
@@ -243,44 +199,3 @@ def _surface(mask: Mask) -> npt.NDArray[np.intp]:
     # counted from 1: with denormal numbers flushed to 0, as training does on the CPU, a coordinate
     # of 0 sends the building of a k-d tree into endless recursion
     return np.argwhere(inside[1:-1, 1:-1] & ~interior) + (top + 1, left + 1)
-
-
-def _score_batch(
-    batch: list[MaskPair], *, hd95_empty: EmptyRule, nsd_tolerance: float
-) -> list[ScoreRow]:
-    rows: list[ScoreRow] = []
-    for name, prediction, truth in batch:
-        try:
-            scores = score_case(
-                prediction, truth, hd95_empty=hd95_empty, nsd_tolerance=nsd_tolerance
-            )
-        except UserError as error:
-            raise UserError(f"case {name!r}: {error}") from error
-        rows.append({"Name": name, **scores})
-    return rows
-
-
-def _batches(cases: Iterable[MaskPair], size: int) -> Iterator[list[MaskPair]]:
-    iterator = iter(cases)
-    while batch := list(islice(iterator, size)):
-        yield batch
-
-
-def _map_ahead(
-    score: Callable[[list[MaskPair]], list[ScoreRow]],
-    batches: Iterable[list[MaskPair]],
-    workers: int,
-) -> Iterator[list[ScoreRow]]:
-    """`map` in `workers` processes that draws only a few batches ahead of what is done."""
-    if workers == 0:
-        yield from map(score, batches)
-        return
-    # Processes are spawned, not forked: the caller may hold CUDA contexts and threads.
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        running: deque[Future[list[ScoreRow]]] = deque()
-        for batch in batches:
-            running.append(pool.submit(score, batch))
-            if len(running) >= 2 * workers:
-                yield running.popleft().result()
-        while running:
-            yield running.popleft().result()

@@ -22,9 +22,10 @@ from typing import Any, Literal
 
 import numpy as np
 
+from utils.case_scores import ScoreRow
 from utils.errors import UserError
 from utils.files import atomic_write
-from utils.metrics import EMPTY_RULES, LOWER_IS_BETTER, METRICS, ScoreRow
+from utils.metrics import EMPTY_RULES, LOWER_IS_BETTER, METRICS
 from utils.results import MetricStatistics, Scores, Summary, column
 
 TEMPLATE = Path(__file__).with_name("report_template.html")

@@ -17,9 +17,10 @@ from typing import Any, TypedDict, cast
 
 import numpy as np
 
+from utils.case_scores import ScoreRow
 from utils.errors import UserError, listed
 from utils.files import atomic_write
-from utils.metrics import METRICS, SIZES, EmptyRule, ScoreRow
+from utils.metrics import METRICS, SIZES, EmptyRule
 from utils.statistics import CONFIDENCE, RESAMPLES, SEED, describe
 from utils.tables import csv_text
 
@@ -110,7 +111,7 @@ def write_results(
 ) -> Summary:
     """Write results.csv and summary.json into `folder`, each at once or not at all.
 
-    `rows` are those of `utils.metrics.score_cases`, scored with the same `hd95_empty`. `leaked`
+    `rows` are those of `utils.case_scores.score_cases`, scored with the same `hd95_empty`. `leaked`
     names cases that the network may have seen in training; if some are among the rows, the
     summary says every number with and without them. `provenance` goes into the summary as it is
     and must be JSON: how the checkpoint was chosen, model, hashes of weights, versions, data set,

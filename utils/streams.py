@@ -1,10 +1,10 @@
-"""Processing a stream in threads, with little of it in memory."""
+"""Processing a stream in threads or processes, with little of it in memory."""
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -16,15 +16,22 @@ def bounded_map(function: Callable[[T], R], items: Iterable[T], workers: int) ->
 
     An exception of `function` is raised in the place of its result.
     """
-    waiting: deque[Future[R]] = deque()
     with ThreadPoolExecutor(workers) as pool:
-        try:
-            for item in items:
-                waiting.append(pool.submit(function, item))
-                if len(waiting) > workers:
-                    yield waiting.popleft().result()
-            while waiting:
+        yield from map_in_pool(pool, function, items, most=workers + 1)
+
+
+def map_in_pool(
+    pool: Executor, function: Callable[[T], R], items: Iterable[T], most: int
+) -> Iterator[R]:
+    """Like `bounded_map` in the threads or processes of `pool`, with at most `most` such results."""
+    waiting: deque[Future[R]] = deque()
+    try:
+        for item in items:
+            waiting.append(pool.submit(function, item))
+            if len(waiting) >= most:
                 yield waiting.popleft().result()
-        finally:
-            for future in waiting:
-                future.cancel()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        for future in waiting:
+            future.cancel()
