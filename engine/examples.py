@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import cv2
 import numpy as np
 
-from utils.case_scores import ScoreRow
 from utils.figures import png
 from utils.files import atomic_write
 from utils.images import encode_png
+from utils.metrics import CaseScores
 from utils.report import ReportCase
 
 TRUTH_COLOUR = (86, 180, 233)  # RGB, blue; those of report.html
@@ -46,13 +46,13 @@ def write_overlays(folder: Path, cases: Iterable[ReportCase], threshold: float) 
         atomic_write(folder / f"{case.name}.png", content)
 
 
-def names_by_quantile(rows: Sequence[ScoreRow]) -> dict[str, str]:
+def names_by_quantile(scores: Mapping[str, CaseScores]) -> dict[str, str]:
     """The cases at the quantiles of Dice, from best to worst; of few cases only these two.
 
     Of the cases with a lesion, if there are any: a case without one has a Dice of 0 or 1.
     """
-    lesions = [row for row in rows if row["TruthPixels"]] or rows
-    ordered = [str(row["Name"]) for row in sorted(lesions, key=lambda r: (r["DSC"], r["Name"]))]
+    lesions = [name for name in scores if scores[name]["TruthPixels"]] or list(scores)
+    ordered = sorted(lesions, key=lambda name: (scores[name]["DSC"], name))
     if len(ordered) == 1:
         return {"best": ordered[0]}
     if len(ordered) < len(QUANTILES):
@@ -62,13 +62,12 @@ def names_by_quantile(rows: Sequence[ScoreRow]) -> dict[str, str]:
 
 
 def draw_examples(
-    path: Path, rows: Sequence[ScoreRow], cases: Mapping[str, ReportCase], threshold: float
+    path: Path, scores: Mapping[str, CaseScores], cases: Mapping[str, ReportCase], threshold: float
 ) -> None:
     """A column for each of `names_by_quantile`: image, truth, prediction."""
     from matplotlib.figure import Figure
 
-    chosen = names_by_quantile(rows)
-    dice = {str(row["Name"]): float(row["DSC"]) for row in rows}
+    chosen = names_by_quantile(scores)
     figure = Figure(figsize=(2.2 * len(chosen) + 0.4, 6.9), layout="constrained")
     axes = figure.subplots(3, len(chosen), squeeze=False)
     for column, (title, name) in enumerate(chosen.items()):
@@ -77,7 +76,7 @@ def draw_examples(
         for axis, picture in zip(axes[:, column], pictures, strict=True):
             axis.imshow(picture, cmap="gray", vmin=0, vmax=None if picture.ndim == 3 else 1)
             axis.set(xticks=[], yticks=[])
-        axes[0, column].set_title(f"{title}\nDice {dice[name]:.3f}", fontsize=10)
+        axes[0, column].set_title(f"{title}\nDice {scores[name]['DSC']:.3f}", fontsize=10)
     for axis, label in zip(axes[:, 0], ("image", "truth", "prediction"), strict=True):
         axis.set_ylabel(label, fontsize=11)
     atomic_write(path, png(figure, dpi=90))

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from datasets.cases import DataSet
+from datasets.cases import Case, DataSet
 from datasets.leaks import leaked_names, same_source_file
 from datasets.splits import Split
 from engine.case_predictions import predict_cases, report_cases, save_each
 from engine.examples import draw_examples, names_by_quantile, write_overlays
 from engine.provenance import cases_trained_on, network_name, provenance
 from utils.case_scores import score_cases
-from utils.metrics import EMPTY_RULES, EmptyRule
+from utils.metrics import EMPTY_RULES, CaseScores, EmptyRule
 from utils.report import write_report
 from utils.results import MetricStatistics, Summary, write_results
 
@@ -58,7 +59,7 @@ def score_test_split(
         accelerator=accelerator,
         tta=config.tta,
     )
-    rows = score_cases(
+    scores = score_cases(
         save_each(predictions, masks, config.threshold),
         hd95_empty=config.hd95_empty,
         workers=config.num_workers,
@@ -66,29 +67,42 @@ def score_test_split(
     )
     summary = write_results(
         results,
-        rows,
+        scores,
         provenance=made_with,
         leaked=leaked,
         hd95_empty=config.hd95_empty,
     )
-    write_report(
-        results / "report.html",
-        report_cases(data_set.test, masks),
-        rows=rows,
-        summary=summary,
-        title=f"{network_name(config)} on {data_set.name}",
-        threshold=config.threshold,
-    )
-    write_overlays(results / "overlays", report_cases(data_set.test, masks), config.threshold)
-    shown = set(names_by_quantile(rows).values())
-    examples = report_cases([case for case in data_set.test if case.name in shown], masks)
-    draw_examples(
-        results / "examples.png", rows, {case.name: case for case in examples}, config.threshold
-    )
+    title = f"{network_name(config)} on {data_set.name}"
+    write_pictures(results, data_set.test, masks, scores, summary, title, config.threshold)
     log.info(format_summary(data_set.name, summary))
     log.info("masks and probabilities: %s", masks)
     log.info("scores, examples.png and report.html: %s", results)
     return summary
+
+
+def write_pictures(
+    results: Path,
+    cases: Sequence[Case],
+    masks: Path,
+    scores: Mapping[str, CaseScores],
+    summary: Summary,
+    title: str,
+    threshold: float,
+) -> None:
+    """report.html, overlays and examples.png, from the predictions saved in `masks`."""
+    write_report(
+        results / "report.html",
+        report_cases(cases, masks),
+        scores=scores,
+        summary=summary,
+        title=title,
+        threshold=threshold,
+    )
+    write_overlays(results / "overlays", report_cases(cases, masks), threshold)
+    shown = set(names_by_quantile(scores).values())
+    examples = report_cases([case for case in cases if case.name in shown], masks)
+    by_name = {case.name: case for case in examples}
+    draw_examples(results / "examples.png", scores, by_name, threshold)
 
 
 def results_folder(checkpoint: Path) -> Path:

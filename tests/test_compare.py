@@ -25,8 +25,8 @@ def validated(folder: Path, shift: int, count: int = 20, size: int = 40, **optio
         truth = np.zeros((size, size), bool)
         truth[10:30, 5 : 10 + rng.integers(5, 15)] = True
         cases.append((f"case_{index:02}", np.roll(truth, shift + rng.integers(3), 1), truth))
-    rows = score_cases(cases, progress=False)
-    write_results(folder, rows, **({"provenance": {}} | options))
+    scores = score_cases(cases, progress=False)
+    write_results(folder, scores, **({"provenance": {}} | options))
     return folder
 
 

@@ -192,8 +192,8 @@ def some_cases(count: int) -> list[tuple[str, np.ndarray, np.ndarray]]:
 def test_scoring_does_not_depend_on_workers_batch_or_order():
     cases = some_cases(23)
     expected = score_cases(cases, progress=False)
-    assert [row["Name"] for row in expected] == sorted(name for name, _, _ in cases)
-    assert list(expected[0]) == ["Name", *METRICS, *SIZES]
+    assert list(expected) == sorted(name for name, _, _ in cases)
+    assert list(expected["case_0"]) == [*METRICS, *SIZES]
     random.Random(0).shuffle(cases)
     assert score_cases(cases, batch=1, progress=False) == expected
     assert score_cases(iter(cases), workers=2, batch=3, progress=False) == expected
@@ -208,7 +208,7 @@ def test_scoring_draws_only_two_batches_a_worker_ahead():
             yield [case]
 
     scored = _map_batches(partial(_score_batch, hd95_empty="zero", nsd_tolerance=2), batches(), 1)
-    assert next(scored)[0]["Name"] == "case_0"
+    assert next(scored)[0][0] == "case_0"
     assert len(drawn) == 2
 
 

@@ -14,9 +14,9 @@ import cv2
 import numpy as np
 import pytest
 
-from utils.case_scores import ScoreRow, score_cases
+from utils.case_scores import score_cases
 from utils.errors import UserError
-from utils.metrics import dice, score_case
+from utils.metrics import CaseScores, dice, score_case
 from utils.report import ReportCase, write_report
 from utils.results import read_results, write_results
 
@@ -45,22 +45,22 @@ def names(count: int) -> list[str]:
     return [HOSTILE, *(f"case {index}" for index in range(1, count))]
 
 
-def write(path: Path, cases: list[ReportCase], max_side: int = 512) -> list[ScoreRow]:
-    rows = score_cases(
+def write(path: Path, cases: list[ReportCase], max_side: int = 512) -> dict[str, CaseScores]:
+    scores = score_cases(
         ((case.name, case.probability >= THRESHOLD, case.truth) for case in cases), progress=False
     )
     provenance = {"model": {"name": "<tiny>"}}
-    summary = write_results(path.parent, rows, provenance=provenance, leaked=["case 3"])
+    summary = write_results(path.parent, scores, provenance=provenance, leaked=["case 3"])
     write_report(
         path,
         iter(cases),
-        rows=rows,
+        scores=scores,
         summary=summary,
         title="A & B <c>",
         threshold=THRESHOLD,
         max_side=max_side,
     )
-    return rows
+    return scores
 
 
 @pytest.fixture(scope="module")
@@ -114,8 +114,8 @@ def test_missed_cases_have_a_bar_of_their_own(tmp_path):
 
 def test_one_case_is_held_at_a_time(tmp_path):
     cases = [make_case(index, f"case {index}") for index in range(5)]
-    rows = score_cases(((c.name, c.probability >= 0.5, c.truth) for c in cases), progress=False)
-    summary = write_results(tmp_path, rows, provenance={})
+    scores = score_cases(((c.name, c.probability >= 0.5, c.truth) for c in cases), progress=False)
+    summary = write_results(tmp_path, scores, provenance={})
     del cases
     last: list[weakref.ref] = []
 
@@ -127,7 +127,7 @@ def test_one_case_is_held_at_a_time(tmp_path):
             del case
             assert sum(ref() is not None for ref in last) <= 1
 
-    write_report(tmp_path / "r.html", stream(), rows=rows, summary=summary, title="")
+    write_report(tmp_path / "r.html", stream(), scores=scores, summary=summary, title="")
 
 
 def nan_in(case: ReportCase) -> ReportCase:
@@ -146,11 +146,11 @@ def nan_in(case: ReportCase) -> ReportCase:
 def test_what_does_not_fit_is_refused_and_the_old_report_stays(tmp_path, spoil, message):
     path = tmp_path / "report.html"
     cases = [make_case(index, f"case {index}") for index in range(6)]
-    rows = write(path, cases)
+    scores = write(path, cases)
     before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
     summary = json.loads(before["summary.json"])
     with pytest.raises(UserError, match=message):
-        write_report(path, spoil(cases), rows=rows, summary=summary, title="")
+        write_report(path, spoil(cases), scores=scores, summary=summary, title="")
     assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
 
 
@@ -159,7 +159,7 @@ def test_a_report_of_nothing_is_refused(tmp_path):
     write(path, [make_case(0, "case 0")])
     summary = read_results(tmp_path).summary
     with pytest.raises(UserError, match="no case to report"):
-        write_report(path, [], rows=[], summary=summary, title="")
+        write_report(path, [], scores={}, summary=summary, title="")
 
 
 # ---- in the browser
@@ -447,15 +447,12 @@ def test_large_pictures_are_reduced_and_the_page_says_so(browser, tmp_path):
 
 def test_two_thousand_cases_open_and_are_built_as_they_are_needed(browser, report, tmp_path):
     case = make_case(1, "", (24, 32))
-    scores = score_case(case.probability >= THRESHOLD, case.truth)
-    rows: list[ScoreRow] = [
-        {"Name": f"case {index}"} | scores | {"DSC": index * 7 % 2000 / 2000}
-        for index in range(2000)
-    ]
+    of_one = score_case(case.probability >= THRESHOLD, case.truth)
+    scores = {f"case {i}": of_one | {"DSC": i * 7 % 2000 / 2000} for i in range(2000)}
     summary = json.loads((report[0].parent / "summary.json").read_text()) | {"count": 2000}
-    cases = (replace(case, name=str(row["Name"])) for row in rows)
+    cases = (replace(case, name=name) for name in scores)
     path = tmp_path / "report.html"
-    write_report(path, cases, rows=rows, summary=summary, title="", threshold=THRESHOLD)
+    write_report(path, cases, scores=scores, summary=summary, title="", threshold=THRESHOLD)
     page = Page(browser, path)
     assert page.element("#shown").text == "2000 of 2000 cases"
     assert len(page.listed()) < 200

@@ -12,13 +12,13 @@ import pytest
 from utils.case_scores import score_cases
 from utils.errors import UserError
 from utils.metrics import METRICS
-from utils.results import COLUMNS, read_results, summarise, write_results
+from utils.results import COLUMNS, column, read_results, summarise, write_results
 
 PROVENANCE = {"model": "litevae", "checkpoint_chosen_by": "validation Dice", "threshold": 0.5}
 
 
 @pytest.fixture
-def rows():
+def scores():
     """Twelve detected cases, one miss, one false alarm, one correctly empty; 30 x 40 pixels."""
     rng = np.random.default_rng(0)
     empty, spot = np.zeros((30, 40), bool), np.zeros((30, 40), bool)
@@ -28,26 +28,26 @@ def rows():
     return score_cases(cases, progress=False)
 
 
-def test_csv_has_a_row_a_case_sorted_then_avg_and_std(tmp_path, rows):
-    write_results(tmp_path / "new", rows[::-1], provenance=PROVENANCE)
+def test_csv_has_a_row_a_case_sorted_then_avg_and_std(tmp_path, scores):
+    write_results(tmp_path / "new", dict(reversed(scores.items())), provenance=PROVENANCE)
     with (tmp_path / "new/results.csv").open(newline="") as file:
         lines = list(csv.DictReader(file))
     assert tuple(lines[0]) == COLUMNS
-    assert [line["Name"] for line in lines] == [row["Name"] for row in rows] + ["Avg", "Std"]
+    assert [line["Name"] for line in lines] == [*scores, "Avg", "Std"]
     dice = [float(line["DSC"]) for line in lines]
-    assert dice[:-2] == [row["DSC"] for row in rows]
+    assert dice[:-2] == column(scores, "DSC").tolist()
     assert dice[-2] == pytest.approx(np.mean(dice[:-2]))
     assert dice[-1] == pytest.approx(np.std(dice[:-2], ddof=1))
     assert lines[-1]["Height"] == ""
 
 
-def test_summary_counts_misses_and_gives_hd95_by_each_rule(tmp_path, rows):
-    summary = write_results(tmp_path, rows, provenance=PROVENANCE)
+def test_summary_counts_misses_and_gives_hd95_by_each_rule(tmp_path, scores):
+    summary = write_results(tmp_path, scores, provenance=PROVENANCE)
     assert summary == json.loads((tmp_path / "summary.json").read_text())
     assert summary["count"] == 15
     assert (summary["misses"], summary["missed_cases"]) == (1, ["missed, twice"])
     assert (summary["false_alarms"], summary["false_alarm_cases"]) == (1, ["alarm"])
-    detected = [row["HD95"] for row in rows if str(row["Name"]).startswith("case_")]
+    detected = [scores[name]["HD95"] for name in scores if name.startswith("case_")]
     hd95 = summary["hd95"]
     assert hd95["rule"] == "diagonal"
     assert hd95["detected"]["count"] == 12
@@ -61,60 +61,63 @@ def test_summary_counts_misses_and_gives_hd95_by_each_rule(tmp_path, rows):
     assert summary["provenance"] == PROVENANCE
 
 
-def test_both_rules_are_told_whichever_was_scored(rows):
-    zero = [row | ({"HD95": 0.0} if row["HD95"] == 50 else {}) for row in rows]
+def test_both_rules_are_told_whichever_was_scored(scores):
+    zero = {
+        name: of_case | ({"HD95": 0.0} if of_case["HD95"] == 50 else {})
+        for name, of_case in scores.items()
+    }
     published = summarise(zero, "zero")
     assert published["metrics"]["HD95"] == published["hd95"]["zero"]
-    assert published["hd95"] | {"rule": "diagonal"} == summarise(rows)["hd95"]
+    assert published["hd95"] | {"rule": "diagonal"} == summarise(scores)["hd95"]
 
 
-def test_leaked_cases_are_told_apart(tmp_path, rows):
+def test_leaked_cases_are_told_apart(tmp_path, scores):
     leaked = ["case_03", "alarm", "not in this test set"]
-    summary = write_results(tmp_path, rows, provenance={}, leaked=leaked)
+    summary = write_results(tmp_path, scores, provenance={}, leaked=leaked)
     without = summary["without_leaked"]
     assert without is not None
     assert without["dropped"] == ["alarm", "case_03"]
     assert (without["count"], without["false_alarms"], summary["false_alarms"]) == (13, 0, 1)
-    kept = [row["DSC"] for row in rows if row["Name"] not in leaked]
+    kept = [scores[name]["DSC"] for name in scores if name not in leaked]
     assert without["metrics"]["DSC"]["mean"] == pytest.approx(np.mean(kept))
 
 
-def test_summary_stands_without_a_leak_and_when_all_leaked(tmp_path, rows):
-    assert write_results(tmp_path, rows, provenance={})["without_leaked"] is None
-    names = [str(row["Name"]) for row in rows]
-    without = write_results(tmp_path, rows, provenance={}, leaked=names)["without_leaked"]
+def test_summary_stands_without_a_leak_and_when_all_leaked(tmp_path, scores):
+    assert write_results(tmp_path, scores, provenance={})["without_leaked"] is None
+    without = write_results(tmp_path, scores, provenance={}, leaked=scores)["without_leaked"]
     assert without is not None
     assert without["count"] == 0
     assert without["metrics"]["DSC"]["mean"] is None
 
 
-def test_one_case_has_no_deviation_and_no_interval(tmp_path, rows):
-    found = write_results(tmp_path, rows[:1], provenance={})["metrics"]["DSC"]
+def test_one_case_has_no_deviation_and_no_interval(tmp_path, scores):
+    one = {"alarm": scores["alarm"]}
+    found = write_results(tmp_path, one, provenance={})["metrics"]["DSC"]
     assert found["std"] is None and found["ci95"] == [None, None]
-    assert read_results(tmp_path).rows == rows[:1]
+    assert read_results(tmp_path).scores == one
 
 
-def test_what_is_read_is_what_was_written(tmp_path, rows):
+def test_what_is_read_is_what_was_written(tmp_path, scores):
     names = ['say "hi"', "a,b", "Avg", "ünï", "=1+1"]
-    renamed = [row | {"Name": name} for row, name in zip(rows, names, strict=False)]
+    renamed = dict(zip(names, scores.values(), strict=False))
     summary = write_results(tmp_path, renamed, provenance=PROVENANCE)
     results = read_results(tmp_path)
-    assert results.rows == sorted(renamed, key=lambda row: row["Name"])
+    assert results.scores == renamed
     assert results.summary == summary
     assert results.names == sorted(names)
-    assert results.values("DSC").tolist() == [row["DSC"] for row in results.rows]
+    assert results.values("DSC").tolist() == [renamed[name]["DSC"] for name in sorted(names)]
 
 
-def test_nothing_is_written_without_cases_or_with_provenance_that_is_not_json(tmp_path, rows):
+def test_nothing_is_written_without_cases_or_with_provenance_that_is_not_json(tmp_path, scores):
     with pytest.raises(UserError, match="no case"):
-        write_results(tmp_path, [], provenance={})
+        write_results(tmp_path, {}, provenance={})
     with pytest.raises((TypeError, ValueError)):
-        write_results(tmp_path, rows, provenance={"loss": math.nan})
+        write_results(tmp_path, scores, provenance={"loss": math.nan})
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_full_disk_leaves_the_old_results_whole(tmp_path, rows, monkeypatch):
-    write_results(tmp_path, rows, provenance=PROVENANCE)
+def test_a_full_disk_leaves_the_old_results_whole(tmp_path, scores, monkeypatch):
+    write_results(tmp_path, scores, provenance=PROVENANCE)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
 
     def full(*_):
@@ -122,7 +125,7 @@ def test_a_full_disk_leaves_the_old_results_whole(tmp_path, rows, monkeypatch):
 
     monkeypatch.setattr("utils.files.os.fsync", full)
     with pytest.raises(OSError, match="No space"):
-        write_results(tmp_path, rows[:3], provenance=PROVENANCE)
+        write_results(tmp_path, {"alarm": scores["alarm"]}, provenance=PROVENANCE)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
@@ -145,18 +148,18 @@ def first_case(text: str, old: str, new: str) -> str:
         (lambda text: first_case(text, "alarm", '"alarm'), "not a CSV file"),
     ],
 )
-def test_spoilt_results_are_refused_with_the_reason(tmp_path, rows, spoil, message):
-    write_results(tmp_path, rows, provenance=PROVENANCE)
+def test_spoilt_results_are_refused_with_the_reason(tmp_path, scores, spoil, message):
+    write_results(tmp_path, scores, provenance=PROVENANCE)
     path = tmp_path / "results.csv"
     path.write_text(spoil(path.read_text()))
     with pytest.raises(UserError, match=message):
         read_results(tmp_path)
 
 
-def test_missing_or_foreign_files_are_refused_with_the_reason(tmp_path, rows):
+def test_missing_or_foreign_files_are_refused_with_the_reason(tmp_path, scores):
     with pytest.raises(UserError, match=r"holds no results\.csv.*valid\.py"):
         read_results(tmp_path)
-    write_results(tmp_path, rows, provenance=PROVENANCE)
+    write_results(tmp_path, scores, provenance=PROVENANCE)
     (tmp_path / "summary.json").write_text("{")
     with pytest.raises(UserError, match="not JSON"):
         read_results(tmp_path)
@@ -168,5 +171,5 @@ def test_missing_or_foreign_files_are_refused_with_the_reason(tmp_path, rows):
         read_results(tmp_path)
 
 
-def test_every_metric_is_summarised(rows):
-    assert tuple(summarise(rows)["metrics"]) == METRICS
+def test_every_metric_is_summarised(scores):
+    assert tuple(summarise(scores)["metrics"]) == METRICS

@@ -414,8 +414,8 @@ def test_validated_trials_are_scored_by_case(
     def write_scores(trial: runner.Trial) -> runner.Steps:
         shift = 0.1 * trial.config.seed
         dice = {"c1": 0.2 + shift, "c2": 0.6 + shift}
-        rows = [{"Name": k} | dict.fromkeys((*METRICS, *SIZES), v) for k, v in dice.items()]
-        write_results(trial.folder / "valid_results_x", rows, provenance={})
+        scores = {name: dict.fromkeys((*METRICS, *SIZES), value) for name, value in dice.items()}
+        write_results(trial.folder / "valid_results_x", scores, provenance={})
         return quick_steps(trial)
 
     monkeypatch.setattr(runner, "training_and_validation_steps", write_scores)

@@ -14,7 +14,6 @@ from engine.case_predictions import mean_over_orientations
 from engine.examples import TRUTH_COLOUR, names_by_quantile
 from tests.cases_on_disk import write_data_set
 from tests.small_run import arguments
-from utils.case_scores import ScoreRow
 from utils.config import dump_config, load_config
 from utils.errors import UserError
 
@@ -270,10 +269,10 @@ def test_several_data_sets_become_a_matrix(
 
 
 def test_examples_span_best_to_worst() -> None:
-    rows: list[ScoreRow] = [{"Name": f"c{i}", "DSC": i / 10, "TruthPixels": 9} for i in range(11)]
-    normal: ScoreRow = {"Name": "normal", "DSC": 1.0, "TruthPixels": 0}
-    assert names_by_quantile([normal]) == {"best": "normal"}
-    rows.append(normal)
-    assert list(names_by_quantile(rows).values()) == ["c10", "c8", "c5", "c2", "c0"]
-    assert names_by_quantile(rows[:1]) == {"best": "c0"}
-    assert names_by_quantile(rows[:2]) == {"best": "c1", "worst": "c0"}
+    scores = {f"c{i}": {"DSC": i / 10, "TruthPixels": 9.0} for i in range(11)}
+    normal = {"normal": {"DSC": 1.0, "TruthPixels": 0.0}}
+    assert names_by_quantile(normal) == {"best": "normal"}
+    assert list(names_by_quantile(scores | normal).values()) == ["c10", "c8", "c5", "c2", "c0"]
+    two = {name: scores[name] for name in ("c0", "c1")}
+    assert names_by_quantile(two) == {"best": "c1", "worst": "c0"}
+    assert names_by_quantile({"c0": scores["c0"]}) == {"best": "c0"}

@@ -11,12 +11,11 @@ from multiprocessing import get_context
 from tqdm import tqdm
 
 from utils.errors import UserError
-from utils.metrics import EmptyRule, Mask, score_case
+from utils.metrics import CaseScores, EmptyRule, Mask, score_case
 from utils.streams import map_in_pool
 
 MaskPair = tuple[str, Mask, Mask]
 """A case to score: its name, prediction and truth."""
-ScoreRow = dict[str, str | float]
 
 
 def score_cases(
@@ -28,33 +27,32 @@ def score_cases(
     nsd_tolerance: float = 2.0,
     total: int | None = None,
     progress: bool = True,
-) -> list[ScoreRow]:
-    """`score_case` of each (name, prediction, truth), as rows with a `Name`, sorted by it.
+) -> dict[str, CaseScores]:
+    """`score_case` of each (name, prediction, truth) by its name, sorted by name.
 
     `workers` processes score `batch` cases at a time; 0 scores in this process. `cases` is drawn
     from in this process, a few batches ahead of the workers, so it may run a network and need not
-    fit in memory. The rows do not depend on workers, batch or order. `total` is for the progress
+    fit in memory. The scores do not depend on workers, batch or order. `total` is for the progress
     bar. Raises `UserError` if there is no case, a name comes twice or masks do not match.
     """
     score = partial(_score_batch, hd95_empty=hd95_empty, nsd_tolerance=nsd_tolerance)
-    rows: dict[str, ScoreRow] = {}
+    scores: dict[str, CaseScores] = {}
     with tqdm(total=total, desc="Scoring", unit="case", disable=None if progress else True) as bar:
         for scored in _map_batches(score, _batches(cases, batch), workers):
-            for row in scored:
-                name = str(row["Name"])
-                if name in rows:
+            for name, case_scores in scored:
+                if name in scores:
                     raise UserError(f"case {name!r} came twice; names within a data set are unique")
-                rows[name] = row
+                scores[name] = case_scores
             bar.update(len(scored))
-    if not rows:
+    if not scores:
         raise UserError("no case to score: the list of predictions and masks is empty")
-    return [rows[name] for name in sorted(rows)]
+    return {name: scores[name] for name in sorted(scores)}
 
 
 def _score_batch(
     batch: list[MaskPair], *, hd95_empty: EmptyRule, nsd_tolerance: float
-) -> list[ScoreRow]:
-    rows: list[ScoreRow] = []
+) -> list[tuple[str, CaseScores]]:
+    scored = []
     for name, prediction, truth in batch:
         try:
             scores = score_case(
@@ -62,8 +60,8 @@ def _score_batch(
             )
         except UserError as error:
             raise UserError(f"case {name!r}: {error}") from error
-        rows.append({"Name": name, **scores})
-    return rows
+        scored.append((name, scores))
+    return scored
 
 
 def _batches(cases: Iterable[MaskPair], size: int) -> Iterator[list[MaskPair]]:
@@ -73,10 +71,10 @@ def _batches(cases: Iterable[MaskPair], size: int) -> Iterator[list[MaskPair]]:
 
 
 def _map_batches(
-    score: Callable[[list[MaskPair]], list[ScoreRow]],
+    score: Callable[[list[MaskPair]], list[tuple[str, CaseScores]]],
     batches: Iterable[list[MaskPair]],
     workers: int,
-) -> Iterator[list[ScoreRow]]:
+) -> Iterator[list[tuple[str, CaseScores]]]:
     """`map` in `workers` processes that draws only two batches per worker ahead of what is done."""
     if workers == 0:
         yield from map(score, batches)

@@ -142,7 +142,7 @@ def to_markdown(comparisons: Sequence[MetricComparison], runs: Mapping[str, Resu
             p_values = [f"{p:.4f}" for p in (difference.p_value, comparison.adjusted[label])]
             differences.append([label, comparison.metric, cell, *p_values])
     paragraphs = [
-        f"# Comparison on {len(runs[reference].rows)} cases",
+        f"# Comparison on {len(runs[reference].scores)} cases",
         "Mean and its 95 % bootstrap interval; surface distances in pixels, the rest in per cent.",
         markdown_table(["", f"{reference} (reference)", *others], means),
         f"Difference from {reference}, case by case: mean, 95 % bootstrap interval, and p of the "

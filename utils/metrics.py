@@ -22,6 +22,9 @@ EmptyRule = Literal["diagonal", "zero"]
 EMPTY_RULES = {"diagonal": "misses as diagonal", "zero": "misses as 0"}
 """Each rule for HD95 where one mask is empty, in the words of terminal and report."""
 
+CaseScores = dict[str, float]
+"""`METRICS` and `SIZES` of one case by the names of their columns in results.csv."""
+
 METRICS = ("DSC", "IoU", "HD95", "ASSD", "NSD", "Sensitivity", "Specificity", "Precision")
 LOWER_IS_BETTER = frozenset({"HD95", "ASSD"})
 SIZES = ("PredictedPixels", "TruthPixels", "Height", "Width")
@@ -142,8 +145,8 @@ def score_case(
     *,
     hd95_empty: EmptyRule = "diagonal",
     nsd_tolerance: float = 2.0,
-) -> dict[str, float]:
-    """All `METRICS` of one image, and its `SIZES`, by the column names of results.csv.
+) -> CaseScores:
+    """All metrics of one image, and its sizes.
 
     Raises `UserError` if the masks differ in size, are not two-dimensional or not boolean.
     """

@@ -15,17 +15,16 @@ import base64
 import html
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from utils.case_scores import ScoreRow
 from utils.errors import UserError
 from utils.files import atomic_write
-from utils.metrics import EMPTY_RULES, LOWER_IS_BETTER, METRICS
+from utils.metrics import EMPTY_RULES, LOWER_IS_BETTER, METRICS, CaseScores
 from utils.results import MetricStatistics, Scores, Summary, column
 
 TEMPLATE = Path(__file__).with_name("report_template.html")
@@ -52,7 +51,7 @@ def write_report(
     path: Path,
     cases: Iterable[ReportCase],
     *,
-    rows: Sequence[ScoreRow],
+    scores: Mapping[str, CaseScores],
     summary: Summary,
     title: str,
     threshold: float = 0.5,
@@ -60,19 +59,19 @@ def write_report(
 ) -> None:
     """Write the report of a validation to `path`, at once or not at all.
 
-    `rows` and `summary` are those of `score_cases` and `write_results`. `cases` come in any order,
-    one for each row, and only one is held at a time. Pictures longer than `max_side` pixels are
-    reduced, and the page says that what it computes from them is approximate. Raises `UserError`
-    for a case without a row or a row without a case, for sizes that differ and for probabilities
+    `scores` and `summary` are those of `score_cases` and `write_results`. `cases` come in any
+    order, one for each scored case, and only one is held at a time. Pictures longer than `max_side`
+    pixels are reduced, and the page says that what it computes from them is approximate. UserError
+    for a case without scores or scores without a case, for sizes that differ and for probabilities
     that are not numbers.
     """
-    if not rows:
+    if not scores:
         raise UserError(f"no case to report in {path}: score at least one case")
     levels = np.unique([*np.arange(1, LEVELS + 1) / LEVELS, threshold])
-    before, after = _page(rows, summary, title, threshold, levels).split(CASES_GO_HERE)
+    before, after = _page(scores, summary, title, threshold, levels).split(CASES_GO_HERE)
 
     def write(temporary: Path) -> None:
-        missing = {str(row["Name"]): index for index, row in enumerate(rows)}
+        missing = {name: index for index, name in enumerate(scores)}
         with temporary.open("w", encoding="utf-8") as file:
             file.write(before)
             for case in cases:
@@ -126,7 +125,7 @@ def _pictures(case: ReportCase, levels: np.ndarray, max_side: int) -> str:
 
 
 def _page(
-    rows: Sequence[ScoreRow],
+    scores: Mapping[str, CaseScores],
     summary: Summary,
     title: str,
     threshold: float,
@@ -143,13 +142,13 @@ def _page(
         "ramp": RAMP,
         "cases": [
             [
-                row["Name"],
-                *(row[metric] for metric in METRICS),
-                row["PredictedPixels"],
-                row["TruthPixels"],
-                int(row["Name"] in leaked),
+                name,
+                *(case_scores[metric] for metric in METRICS),
+                case_scores["PredictedPixels"],
+                case_scores["TruthPixels"],
+                int(name in leaked),
             ]
-            for row in rows
+            for name, case_scores in scores.items()
         ],
     }
     count = summary["count"]
@@ -160,7 +159,7 @@ def _page(
         "summary": _summary_table(summary),
         "notes": _notes(summary),
         "provenance": _provenance(summary["provenance"]),
-        "plots": "".join(_histogram(metric, rows, summary) for metric in METRICS),
+        "plots": "".join(_histogram(metric, scores, summary) for metric in METRICS),
         "ramp": ", ".join(f"rgb{colour}" for colour in RAMP),
         # "<" would let a name close the script element.
         "data": json.dumps(data, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c"),
@@ -211,12 +210,13 @@ def _summary_table(summary: Summary) -> str:
         "zero": "HD95, one mask empty counts 0 (published rule)",
         "detected": "HD95, detected cases only",
     }
-    columns: list[Scores] = [summary, *([without] if without else [])]
+    case_sets: list[Scores] = [summary, *([without] if without else [])]
     lines: list[tuple[str, str, list[MetricStatistics]]] = [
-        (metric, metric, [scores["metrics"][metric] for scores in columns]) for metric in METRICS
+        (metric, metric, [case_set["metrics"][metric] for case_set in case_sets])
+        for metric in METRICS
     ]
     lines += [
-        ("HD95", label, [scores["hd95"][rule] for scores in columns])
+        ("HD95", label, [case_set["hd95"][rule] for case_set in case_sets])
         for rule, label in rules.items()
     ]
     head = "<th>Mean</th><th>95 % interval</th><th>Std</th><th>Median</th><th>Cases</th>"
@@ -283,14 +283,14 @@ class Bins:
     last_is_empty: bool  # the last bin holds the cases of which one mask is empty, and no others
 
 
-def score_bins(metric: str, rows: Sequence[ScoreRow]) -> Bins:
+def score_bins(metric: str, scores: Mapping[str, CaseScores]) -> Bins:
     """Count the scores in BINS bins.
 
     Distances that stand for an empty mask, the image diagonal, share the last bin, since on a
     common scale they would squeeze all others into the first.
     """
-    values = column(rows, metric)
-    one_empty = (column(rows, "PredictedPixels") > 0) != (column(rows, "TruthPixels") > 0)
+    values = column(scores, metric)
+    one_empty = (column(scores, "PredictedPixels") > 0) != (column(scores, "TruthPixels") > 0)
     top = 1.0
     if metric in LOWER_IS_BETTER:
         # above the largest distance between two masks, which its bin would not include otherwise
@@ -326,16 +326,16 @@ def _bars(metric: str, bins: Bins) -> str:
     return "".join(bars)
 
 
-def _histogram(metric: str, rows: Sequence[ScoreRow], summary: Summary) -> str:
+def _histogram(metric: str, scores: Mapping[str, CaseScores], summary: Summary) -> str:
     """A figure with the histogram of one metric, its mean, and the interval of the mean."""
-    bins = score_bins(metric, rows)
+    bins = score_bins(metric, scores)
     statistics = summary["metrics"][metric]
     mean = statistics["mean"]
     low, high = (mean if end is None else end for end in statistics["ci95"])
     places = np.linspace(0, PLOT_WIDTH, BINS + 1)
     x_low, x_mean, x_high = np.interp([low, mean, high], bins.edges, places)
-    values = column(rows, metric)
-    label = f"{metric} of {len(rows)} cases: mean {_number(metric, mean)}, "
+    values = column(scores, metric)
+    label = f"{metric} of {len(scores)} cases: mean {_number(metric, mean)}, "
     label += f"from {_number(metric, values.min())} to {_number(metric, values.max())}"
     unit = " (px)" if metric in LOWER_IS_BETTER else ""
     ticks = [(0, "start", "0"), (PLOT_WIDTH, "end", f"{bins.edges[-1]:g}")]

@@ -10,17 +10,16 @@ from __future__ import annotations
 import csv
 import json
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypedDict, cast
 
 import numpy as np
 
-from utils.case_scores import ScoreRow
 from utils.errors import UserError, listed
 from utils.files import atomic_write
-from utils.metrics import METRICS, SIZES, EmptyRule
+from utils.metrics import METRICS, SIZES, CaseScores, EmptyRule
 from utils.statistics import CONFIDENCE, RESAMPLES, SEED, describe
 from utils.tables import csv_text
 
@@ -28,6 +27,7 @@ COLUMNS = ("Name", *METRICS, *SIZES)
 CSV_NAME = "results.csv"
 SUMMARY_NAME = "summary.json"
 NAMES_SHOWN = 5
+OF_THE_TRUTH = ("Height", "Width", "TruthPixels")  # sizes that do not depend on the prediction
 
 
 class MetricStatistics(TypedDict):
@@ -86,24 +86,24 @@ class Summary(Scores):
 
 @dataclass(frozen=True)
 class Results:
-    """A validation read back: its rows sorted by name, and its summary."""
+    """A validation read back: the scores of its cases, sorted by name, and its summary."""
 
     folder: Path
-    rows: list[ScoreRow]
+    scores: dict[str, CaseScores]
     summary: Summary
 
     @property
     def names(self) -> list[str]:
-        return [str(row["Name"]) for row in self.rows]
+        return list(self.scores)
 
     def values(self, metric: str) -> np.ndarray:
         """The scores (N,) of one metric, in the order of `names`."""
-        return column(self.rows, metric)
+        return column(self.scores, metric)
 
 
 def write_results(
     folder: Path,
-    rows: Sequence[ScoreRow],
+    scores: Mapping[str, CaseScores],
     *,
     provenance: Mapping[str, Any],
     leaked: Collection[str] = (),
@@ -111,17 +111,17 @@ def write_results(
 ) -> Summary:
     """Write results.csv and summary.json into `folder`, each at once or not at all.
 
-    `rows` are those of `utils.case_scores.score_cases`, scored with the same `hd95_empty`. `leaked`
-    names cases that the network may have seen in training; if some are among the rows, the
+    `scores` are those of `utils.case_scores.score_cases`, with the same `hd95_empty`. `leaked`
+    names cases that the network may have seen in training; if some are among the scored ones, the
     summary says every number with and without them. `provenance` goes into the summary as it is
     and must be JSON: how the checkpoint was chosen, model, hashes of weights, versions, data set,
     split, image size, threshold. Returns the summary.
     """
-    if not rows:
+    if not scores:
         raise UserError(f"no case to summarise for {folder}: score at least one case")
-    ordered = sorted(rows, key=lambda row: str(row["Name"]))
-    dropped = sorted({str(row["Name"]) for row in ordered} & set(leaked))
-    kept = [row for row in ordered if row["Name"] not in set(dropped)]
+    ordered = {name: scores[name] for name in sorted(scores)}
+    dropped = sorted(ordered.keys() & set(leaked))
+    kept = {name: ordered[name] for name in ordered if name not in set(dropped)}
     summary: Summary = {
         **summarise(ordered, hd95_empty),
         "without_leaked": {"dropped": dropped, **summarise(kept, hd95_empty)} if dropped else None,
@@ -134,30 +134,30 @@ def write_results(
     return summary
 
 
-def summarise(rows: Sequence[ScoreRow], hd95_empty: EmptyRule = "diagonal") -> Scores:
-    """Descriptions of every metric, and what empty masks did to HD95.
+def summarise(scores: Mapping[str, CaseScores], hd95_empty: EmptyRule = "diagonal") -> Scores:
+    """Statistics of every metric, and what empty masks did to HD95.
 
-    `rows` were scored with `hd95_empty`.
+    `scores` were computed with `hd95_empty`.
     """
-    predicted, true = column(rows, "PredictedPixels"), column(rows, "TruthPixels")
-    distance = column(rows, "HD95")
-    diagonal = np.hypot(column(rows, "Height"), column(rows, "Width"))
+    predicted, true = column(scores, "PredictedPixels"), column(scores, "TruthPixels")
+    distance = column(scores, "HD95")
+    diagonal = np.hypot(column(scores, "Height"), column(scores, "Width"))
     one_empty = (predicted > 0) != (true > 0)
     detected = (predicted > 0) & (true > 0)
-    names = np.array([str(row["Name"]) for row in rows], dtype=object)
+    names = np.array(list(scores), dtype=object)
     missed, alarmed = one_empty & (true > 0), one_empty & (predicted > 0)
     return {
-        "count": len(rows),
+        "count": len(scores),
         "misses": int(missed.sum()),
         "missed_cases": names[missed].tolist(),
         "false_alarms": int(alarmed.sum()),
         "false_alarm_cases": names[alarmed].tolist(),
-        "metrics": {metric: _description(column(rows, metric)) for metric in METRICS},
+        "metrics": {metric: _statistics(column(scores, metric)) for metric in METRICS},
         "hd95": {
             "rule": hd95_empty,
-            "diagonal": _description(np.where(one_empty, diagonal, distance)),
-            "zero": _description(np.where(one_empty, 0.0, distance)),
-            "detected": _description(distance[detected]),
+            "diagonal": _statistics(np.where(one_empty, diagonal, distance)),
+            "zero": _statistics(np.where(one_empty, 0.0, distance)),
+            "detected": _statistics(distance[detected]),
         },
     }
 
@@ -170,23 +170,23 @@ def read_results(folder: Path) -> Results:
                 f"{folder} holds no {name}; expected a folder of validation results such as "
                 "ckpt/<experiment>/epochs_<N>/valid_results_<dataset>, which valid.py writes"
             )
-    rows = _from_csv(folder / CSV_NAME)
+    scores = _from_csv(folder / CSV_NAME)
     path = folder / SUMMARY_NAME
     try:
         summary = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise UserError(f"{path} is not JSON ({error}); run valid.py again") from error
-    if not isinstance(summary, dict) or summary.get("count") != len(rows):
+    if not isinstance(summary, dict) or summary.get("count") != len(scores):
         raise UserError(
-            f"{path} does not belong to {CSV_NAME} beside it, which has {len(rows)} cases; "
+            f"{path} does not belong to {CSV_NAME} beside it, which has {len(scores)} cases; "
             "run valid.py again"
         )
-    return Results(folder, rows, cast(Summary, summary))
+    return Results(folder, scores, cast(Summary, summary))
 
 
-def mean_of(numbers: MetricStatistics) -> float:
+def mean_of(statistics: MetricStatistics) -> float:
     """The mean of a metric over at least one case."""
-    mean = numbers["mean"]
+    mean = statistics["mean"]
     assert mean is not None, "a mean over no cases"
     return mean
 
@@ -196,8 +196,8 @@ def check_same_cases(runs: Mapping[str, Results]) -> None:
     (first, reference), *others = runs.items()
     for label, run in others:
         only = {
-            first: sorted(set(reference.names) - set(run.names)),
-            label: sorted(set(run.names) - set(reference.names)),
+            first: sorted(reference.scores.keys() - run.scores.keys()),
+            label: sorted(run.scores.keys() - reference.scores.keys()),
         }
         problems = [
             f"{len(names)} only in {owner} ({listed(names, NAMES_SHOWN)})"
@@ -211,8 +211,8 @@ def check_same_cases(runs: Mapping[str, Results]) -> None:
             )
         differing = [
             name
-            for name, mine, theirs in zip(run.names, run.rows, reference.rows, strict=True)
-            if any(mine[key] != theirs[key] for key in ("Height", "Width", "TruthPixels"))
+            for name, scores in run.scores.items()
+            if any(scores[key] != reference.scores[name][key] for key in OF_THE_TRUTH)
         ]
         if differing:
             raise UserError(
@@ -222,19 +222,19 @@ def check_same_cases(runs: Mapping[str, Results]) -> None:
             )
 
 
-def column(rows: Sequence[ScoreRow], name: str) -> np.ndarray:
-    """One column of numbers (N,) of `rows`."""
-    return np.array([row[name] for row in rows], dtype=np.float64)
+def column(scores: Mapping[str, CaseScores], name: str) -> np.ndarray:
+    """One metric or size of every case (N,)."""
+    return np.array([case_scores[name] for case_scores in scores.values()], dtype=np.float64)
 
 
-def _description(values: np.ndarray) -> MetricStatistics:
-    found = describe(values)
+def _statistics(values: np.ndarray) -> MetricStatistics:
+    sample = describe(values)
     return {
-        "count": found.count,
-        "mean": _or_none(found.mean),
-        "std": _or_none(found.std),
-        "median": _or_none(found.median),
-        "ci95": [_or_none(found.low), _or_none(found.high)],
+        "count": sample.count,
+        "mean": _or_none(sample.mean),
+        "std": _or_none(sample.std),
+        "median": _or_none(sample.median),
+        "ci95": [_or_none(sample.low), _or_none(sample.high)],
     }
 
 
@@ -242,13 +242,15 @@ def _or_none(number: float) -> float | None:
     return None if math.isnan(number) else number
 
 
-def _to_csv(rows: Sequence[ScoreRow], metrics: Mapping[str, MetricStatistics]) -> str:
-    averages = {"Name": "Avg"} | {metric: each["mean"] for metric, each in metrics.items()}
-    deviations = {"Name": "Std"} | {metric: each["std"] for metric, each in metrics.items()}
-    return csv_text(COLUMNS, [*rows, averages, deviations])
+def _to_csv(scores: Mapping[str, CaseScores], statistics: Mapping[str, MetricStatistics]) -> str:
+    rows = [{"Name": name, **case_scores} for name, case_scores in scores.items()]
+    average = {"Name": "Avg", **{metric: statistics[metric]["mean"] for metric in METRICS}}
+    deviation = {"Name": "Std", **{metric: statistics[metric]["std"] for metric in METRICS}}
+    return csv_text(COLUMNS, [*rows, average, deviation])
 
 
-def _from_csv(path: Path) -> list[ScoreRow]:
+def _from_csv(path: Path) -> dict[str, CaseScores]:
+    """The scores by case, sorted by name."""
     try:
         with path.open(newline="", encoding="utf-8") as file:
             lines = list(csv.reader(file, strict=True))
@@ -259,26 +261,26 @@ def _from_csv(path: Path) -> list[ScoreRow]:
         raise UserError(f"{path}: expected the columns {', '.join(COLUMNS)}; got {got}")
     if [line[0] for line in lines[-2:] if line] != ["Avg", "Std"]:
         raise UserError(f"{path} does not end in the rows Avg and Std; it is cut off or edited")
-    rows = [_parse(path, number, line) for number, line in enumerate(lines[1:-2], 2)]
-    names = [str(row["Name"]) for row in rows]
-    if not rows:
+    scores: dict[str, CaseScores] = {}
+    for number, line in enumerate(lines[1:-2], 2):
+        name, case_scores = _parse(path, number, line)
+        if name in scores:
+            raise UserError(f"{path} has the case {name!r} more than once")
+        scores[name] = case_scores
+    if not scores:
         raise UserError(f"{path} has no case")
-    if len(set(names)) < len(names):
-        twice = next(name for name in names if names.count(name) > 1)
-        raise UserError(f"{path} has the case {twice!r} more than once")
-    return sorted(rows, key=lambda row: str(row["Name"]))
+    return {name: scores[name] for name in sorted(scores)}
 
 
-def _parse(path: Path, number: int, line: list[str]) -> ScoreRow:
-    """A row of the CSV file; every number in it is finite."""
+def _parse(path: Path, number: int, line: list[str]) -> tuple[str, CaseScores]:
+    """Name and scores of a row of the CSV file; every number in it is finite."""
     if len(line) != len(COLUMNS):
         raise UserError(f"{path}, row {number}: {len(line)} columns, expected {len(COLUMNS)}")
-    row: ScoreRow = {"Name": line[0]}
     try:
-        row |= zip(COLUMNS[1:], map(float, line[1:]), strict=True)
+        scores = dict(zip(COLUMNS[1:], map(float, line[1:]), strict=True))
     except ValueError as error:
         raise UserError(f"{path}, row {number}: {error}") from error
-    for key in COLUMNS[1:]:
-        if not math.isfinite(float(row[key])):
-            raise UserError(f"{path}, row {number}: {key} is {row[key]}, expected a finite number")
-    return row
+    for key, value in scores.items():
+        if not math.isfinite(value):
+            raise UserError(f"{path}, row {number}: {key} is {value}, expected a finite number")
+    return line[0], scores
