@@ -119,12 +119,12 @@ def workload_from(arguments: argparse.Namespace) -> Workload:
 def compare_with_reference(arguments: argparse.Namespace, workload: Workload) -> None:
     """Print the comparison; write benchmark.md, its CSV files and plot to `--out`, after each task."""
     from benchmarks.comparison import compare
-    from benchmarks.report import format_results, write_results
+    from benchmarks.report import format_results, write_benchmark
 
     made = compare(workload, arguments.vae, arguments.dataset, arguments.steps, arguments.rounds)
     for results in made:
         if arguments.out:
-            write_results(arguments.out, results)
+            write_benchmark(arguments.out, results)
     log.info("\n%s", format_results(results))
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from benchmarks.candidate import Workload
 from benchmarks.ours import Ours
 from benchmarks.reference import Reference
-from benchmarks.report import Rates, Results, Step, vae_labels
+from benchmarks.report import BenchmarkResults, Rates, Step, vae_labels
 from benchmarks.separate_process import SeparateProcess
 from utils.errors import UserError
 
@@ -24,7 +24,7 @@ STEP_TASK = "training step, dummy"
 
 def compare(
     workload: Workload, vaes: Sequence[str], data: str | None, steps: int, rounds: int
-) -> Iterator[Results]:
+) -> Iterator[BenchmarkResults]:
     """Rates, the parts of a step and peak memory of every candidate, anew after each task.
 
     The same results are yielded each time, with what has been measured since.
@@ -50,7 +50,7 @@ def compare(
         if data:
             head += f"; {len(workload.train)} + {len(workload.test)} cases of {data}"
         trained = {name: c for name, c in candidates.items() if not name.startswith("U-Net")}
-        results, memory = Results(head, workload.batch_size), {}
+        results, memory = BenchmarkResults(head, workload.batch_size), {}
         for task, method, arguments in tasks(data, steps):
             log.info("measuring: %s", task)
             takes_part = candidates if "prediction" in task else trained

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from utils.figures import png
 from utils.files import atomic_write
-from utils.tables import markdown_row
+from utils.tables import csv_text, markdown_table
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from benchmarks.growth import Point
+    from benchmarks.single_changes import Measured
 
 GIB = 2**30
 
@@ -43,7 +47,7 @@ class Step:
 
 
 @dataclass
-class Results:
+class BenchmarkResults:
     """All that a benchmark has measured; the steps are taken apart last."""
 
     head: str
@@ -77,12 +81,11 @@ def vae_labels(vaes: Sequence[str]) -> dict[str, str]:
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join(map(markdown_row, lines))
+    """A Markdown table, all of it aligned to the left."""
+    return markdown_table(header, rows, left=len(header))
 
 
-def format_results(results: Results) -> str:
+def format_results(results: BenchmarkResults) -> str:
     """The page benchmark.md."""
     sections = [
         results.head,
@@ -94,7 +97,7 @@ def format_results(results: Results) -> str:
     return "\n\n".join(sections) + "\n"
 
 
-def step_sections(results: Results) -> list[str]:
+def step_sections(results: BenchmarkResults) -> list[str]:
     """Time, arithmetic and memory of the parts of a training step."""
     return [
         "## Where a training step spends its time\n\nMilliseconds per image, in a pass of its own.",
@@ -111,7 +114,7 @@ def step_sections(results: Results) -> list[str]:
     ]
 
 
-def rate_table(results: Results) -> str:
+def rate_table(results: BenchmarkResults) -> str:
     """Images per second of every task and way, and their ratio to the first way of the task."""
     rows = []
     for task in results.tasks:
@@ -129,7 +132,7 @@ def _parts(steps: Sequence[Step], what: str) -> list[str]:
     return list(dict.fromkeys(part for step in steps for part in getattr(step, what)))
 
 
-def time_table(results: Results) -> str:
+def time_table(results: BenchmarkResults) -> str:
     """Milliseconds per image of the parts of a training step."""
     steps, images = results.steps, results.batch
     rows = [
@@ -140,7 +143,7 @@ def time_table(results: Results) -> str:
     return table(["part", *(step.way for step in steps)], [*rows, ["sum", *totals]])
 
 
-def arithmetic_table(results: Results) -> str:
+def arithmetic_table(results: BenchmarkResults) -> str:
     """GMACs per image of the parts, and the share of the best convolution that a step reaches."""
     steps, unit = results.steps, 1e9 * results.batch
 
@@ -162,7 +165,7 @@ def arithmetic_table(results: Results) -> str:
     return table(["part", *(step.way for step in steps)], rows)
 
 
-def write_results(folder: Path, results: Results) -> None:
+def write_benchmark(folder: Path, results: BenchmarkResults) -> None:
     """benchmark.md, benchmark.csv (every round), step_parts.csv and benchmark.png, of what there is."""
     atomic_write(folder / "benchmark.md", format_results(results))
     _write_csv(
@@ -186,12 +189,9 @@ def write_results(folder: Path, results: Results) -> None:
     _draw(folder / "benchmark.png", results)
 
 
-def _write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows(rows)
-    atomic_write(path, text.getvalue())
+def _write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    named = (dict(zip(columns, row, strict=True)) for row in rows)
+    atomic_write(path, csv_text(columns, named))
 
 
 def _figure(rows: int, columns: int) -> tuple[Any, Any]:
@@ -202,7 +202,7 @@ def _figure(rows: int, columns: int) -> tuple[Any, Any]:
     return figure, figure.subplots(rows, columns, squeeze=False)
 
 
-def _draw(path: Path, results: Results) -> None:
+def _draw(path: Path, results: BenchmarkResults) -> None:
     """Bars of the rates of each task in two rows, then the parts of a step."""
     panels = len(results.tasks) + bool(results.steps)
     figure, axes = _figure(2, (panels + 1) // 2)
@@ -219,7 +219,7 @@ def _draw(path: Path, results: Results) -> None:
     atomic_write(path, png(figure))
 
 
-def _draw_steps(axis: Any, results: Results) -> None:
+def _draw_steps(axis: Axes, results: BenchmarkResults) -> None:
     """The parts of each way's step on top of each other."""
     names = [step.way for step in results.steps]
     below = [0.0] * len(names)
@@ -232,18 +232,19 @@ def _draw_steps(axis: Any, results: Results) -> None:
     axis.legend(fontsize="x-small", loc="upper left", bbox_to_anchor=(1, 1), reverse=True)
 
 
-def write_growth(folder: Path, head: str, points_by: Mapping[str, Sequence[Any]]) -> str:
+def write_growth(folder: Path, head: str, points_by: Mapping[str, Sequence[Point]]) -> str:
     """growth.md, growth.csv and growth.png; returns the page.
 
-    `points_by` holds `benchmarks.growth.Point`s by what their x is, such as "side in px".
+    `points_by` is keyed by what the points' x is, such as "side in px".
     """
     sections = [head]
     for x_name, points in points_by.items():
         rows = []
         for p in points:
-            made = p.seconds is not None
-            shown = [f"{p.seconds:.3f}", f"{p.peak_bytes / GIB:.2f}"] if made else [p.note, ""]
-            rows.append([p.series, str(p.x), *shown])
+            cells = [p.note, ""]
+            if p.seconds is not None and p.peak_bytes is not None:
+                cells = [f"{p.seconds:.3f}", f"{p.peak_bytes / GIB:.2f}"]
+            rows.append([p.series, str(p.x), *cells])
         sections.append(table(["what", x_name, "seconds", "peak memory (GiB)"], rows))
     page = "\n\n".join(sections) + "\n"
     atomic_write(folder / "growth.md", page)
@@ -260,8 +261,8 @@ def write_growth(folder: Path, head: str, points_by: Mapping[str, Sequence[Any]]
     return page
 
 
-def format_changes(head: str, changes: Sequence[Any]) -> str:
-    """The page changes.md, of `benchmarks.single_changes.Measured`s."""
+def format_changes(head: str, changes: Sequence[Measured]) -> str:
+    """The page changes.md."""
     rows = []
     for measured in changes:
         sides = [f"{user:.2f} + {system:.2f}" for user, system in measured.medians()]
@@ -270,7 +271,7 @@ def format_changes(head: str, changes: Sequence[Any]) -> str:
     return f"{head}. Processor time, user + system, medians.\n\n{table(header, rows)}\n"
 
 
-def write_changes(folder: Path, head: str, changes: Sequence[Any]) -> None:
+def write_changes(folder: Path, head: str, changes: Sequence[Measured]) -> None:
     """changes.md and changes.csv (every round)."""
     atomic_write(folder / "changes.md", format_changes(head, changes))
     _write_csv(
@@ -285,7 +286,7 @@ def write_changes(folder: Path, head: str, changes: Sequence[Any]) -> None:
     )
 
 
-def _draw_growth(path: Path, points_by: Mapping[str, Sequence[Any]]) -> None:
+def _draw_growth(path: Path, points_by: Mapping[str, Sequence[Point]]) -> None:
     """A row for each x: time, and memory, by series."""
     figure, axes = _figure(len(points_by), 2)
     for (times, memory), (x_name, points) in zip(axes, points_by.items(), strict=True):
@@ -293,7 +294,8 @@ def _draw_growth(path: Path, points_by: Mapping[str, Sequence[Any]]) -> None:
             made = [p for p in points if p.series == series and p.seconds is not None]
             xs = [p.x for p in made]
             times.plot(xs, [p.seconds for p in made], marker="o", label=series)
-            memory.plot(xs, [p.peak_bytes / GIB for p in made], marker="o", label=series)
+            gib = [p.peak_bytes / GIB for p in made if p.peak_bytes is not None]
+            memory.plot(xs, gib, marker="o", label=series)
         seconds = [p.seconds for p in points if p.seconds is not None]
         far_apart = bool(seconds) and max(seconds) > 20 * min(seconds)
         times.set(xlabel=x_name, ylabel="seconds")
