@@ -18,10 +18,11 @@ from utils.errors import UserError
 from utils.tables import csv_text, markdown_table
 
 if TYPE_CHECKING:
-    from utils.results import MetricStatistics, Summary
+    from utils.results import MetricStatistics, Results, Summary
 
 Cells = Mapping[tuple[str, str], "Summary"]  # by train set, test set
 
+# settings that all validations of a matrix must share
 SCORED_ALIKE: dict[str, Callable[[Summary], Any]] = {
     "evaluation_size": lambda summary: summary["provenance"].get("evaluation_size"),
     "hd95_empty": lambda summary: summary["hd95"]["rule"],
@@ -30,10 +31,10 @@ MATRIX_METRICS = ("DSC", "IoU", "HD95")
 
 
 def write_matrix(folder: Path, cells: Cells, metrics: Sequence[str] = MATRIX_METRICS) -> None:
-    """Write the matrix of `cells`, summaries as `utils.results.write_results` returns them.
+    """Write the matrix of `cells`, which are summaries as `utils.results.write_results` returns them.
 
-    Sets come in the order in which `cells` first names them; combinations that are not in `cells`
-    stay empty.
+    Sets come in the order in which `cells` first names them; a combination without a validation
+    stays empty.
     """
     from utils.files import atomic_write
 
@@ -48,12 +49,10 @@ def write_matrix(folder: Path, cells: Cells, metrics: Sequence[str] = MATRIX_MET
 def collect(runs: Sequence[Path]) -> dict[tuple[str, str], Summary]:
     """The summaries of all validations in the run folders, by train set and test set.
 
-    Both names come from the provenance, its keys `trained_on` and `data_set`; where the former is not
-    known, the run's folder stands for it. UserError where one test set's scores are of different
-    cases, and where HD95 would not compare: scored at different sizes, or by different rules for empty
-    masks.
+    The sets are `trained_on` and `data_set` of the provenance; a run whose training data is not
+    known goes by its folder. UserError unless the scores can be compared.
     """
-    from utils.results import Results, check_same_cases, read_results
+    from utils.results import read_results
 
     results_by: dict[tuple[str, str], Results] = {}
     for run in runs:
@@ -68,23 +67,30 @@ def collect(runs: Sequence[Path]) -> dict[tuple[str, str], Summary]:
                     f"{folder}/summary.json does not say trained_on and data_set in its "
                     "provenance; run valid.py again"
                 )
-            trained_on = provenance["trained_on"] or f"{run.parent.name}/{run.name}"
-            key = (str(trained_on), str(provenance["data_set"]))
-            if key in results_by:
+            train = str(provenance["trained_on"] or f"{run.parent.name}/{run.name}")
+            test = str(provenance["data_set"])
+            if (train, test) in results_by:
                 raise UserError(
-                    f"{folder} and {results_by[key].folder} are both trained on {key[0]} and tested on "
-                    f"{key[1]}; give one of the two runs"
+                    f"{folder} and {results_by[train, test].folder} are both trained on {train} and tested on "
+                    f"{test}; give one of the two runs"
                 )
-            results_by[key] = results
+            results_by[train, test] = results
+    check_comparable(results_by)
+    return {sets: results.summary for sets, results in results_by.items()}
+
+
+def check_comparable(results_by: Mapping[tuple[str, str], Results]) -> None:
+    """UserError unless sizes and HD95 rules are the same, and the cases of each test set."""
+    from utils.results import check_same_cases
+
     for what, of in SCORED_ALIKE.items():
         values = {str(results.folder): of(results.summary) for results in results_by.values()}
-        if any(value != next(iter(values.values())) for value in values.values()):
+        if len(set(values.values())) > 1:
             listing = "; ".join(f"{folder}: {value}" for folder, value in values.items())
             raise UserError(f"{what} differs ({listing}): validate again with the same settings")
     for test_set in dict.fromkeys(test for _, test in results_by):
         column = [results for (_, test), results in results_by.items() if test == test_set]
         check_same_cases({str(results.folder): results for results in column})
-    return {key: results.summary for key, results in results_by.items()}
 
 
 def axes_of(cells: Cells) -> tuple[list[str], list[str]]:
