@@ -25,9 +25,9 @@ STEP_TASK = "training step, dummy"
 def compare(
     workload: Workload, vaes: Sequence[str], data: str | None, steps: int, rounds: int
 ) -> Iterator[BenchmarkResults]:
-    """Rates, the parts of a step and peak memory of every candidate, anew after each task.
+    """Measure rates, peak memory and the parts of a training step of every candidate.
 
-    The same results are yielded each time, with what has been measured since.
+    Yields the results after each task: always the same object, with what has been measured so far.
 
     Args:
         vaes: Tiny-VAEs; the reference takes the first, ours each of them.
@@ -70,7 +70,7 @@ def compare(
 def start_candidates(
     vaes: Sequence[str], workload: Workload, stack: ExitStack
 ) -> dict[str, SeparateProcess]:
-    """By name: the reference, ours with each VAE, and where it is installed a U-Net."""
+    """By name: the reference, ours with each VAE, and a U-Net if it is installed."""
 
     def start(*build: Any) -> SeparateProcess:
         process = SeparateProcess(*build)

@@ -81,7 +81,7 @@ class Ours(Candidate):
         return self.training_pass(image, mask, noise)
 
     def _launch_one_by_one(self) -> None:
-        """From here on: a step that is compiled or replayed as a whole has no parts to watch."""
+        """Run the step's operations singly from now on: as a whole, compiled or replayed, it has no parts."""
         self.training_pass.to_capture = False
         self.system.__dict__.pop("forward", None)  # the class's own again
 

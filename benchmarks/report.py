@@ -48,7 +48,7 @@ class Step:
 
 @dataclass
 class BenchmarkResults:
-    """All that a benchmark has measured; the steps are taken apart last."""
+    """What a benchmark has measured so far; the training steps are taken apart last."""
 
     head: str
     batch: int
@@ -67,7 +67,7 @@ class BenchmarkResults:
 
 
 def vae_labels(vaes: Sequence[str]) -> dict[str, str]:
-    """What tables call each Tiny-VAE: as much of the end of its path as tells it from the others."""
+    """Each Tiny-VAE's name in tables: the shortest end of its path that no other has."""
     parts = {vae: Path(vae).parts for vae in vaes}
 
     def label(vae: str) -> str:
@@ -166,7 +166,7 @@ def arithmetic_table(results: BenchmarkResults) -> str:
 
 
 def write_benchmark(folder: Path, results: BenchmarkResults) -> None:
-    """benchmark.md, benchmark.csv (every round), step_parts.csv and benchmark.png, of what there is."""
+    """Write benchmark.md, benchmark.csv (every round), step_parts.csv and benchmark.png."""
     atomic_write(folder / "benchmark.md", format_results(results))
     _write_csv(
         folder / "benchmark.csv",

@@ -21,15 +21,16 @@ if TYPE_CHECKING:
 
 
 def load_average(system: SegmentationModel, runs: Sequence[tuple[Config, Path]]) -> dict[str, str]:
-    """Set the trainable parts of `system` to the mean of the checkpoints of all `runs`.
+    """Average the trained weights of `runs` and load them into `system`.
 
-    A checkpoint that is itself such a mean counts as the runs that went into it. Returns the metadata that
-    say so: the number of runs, and a fingerprint of each.
+    A checkpoint that is itself an average counts with the number of its runs. Returns metadata for
+    the file of the average: the number of runs, and a fingerprint of each.
 
-    Raises:
-        UserError: the runs did not start from the same trained weights, which leaves the mean without a
-            meaning; differ in their networks, split or choice of the checkpoint; the networks have
-            batch normalisation, whose statistics would be those of no network; or a run stands there twice.
+    UserError
+    - if the runs did not start from the same trained weights: they end too far from each other;
+    - if they differ in network, split, or how the checkpoint was chosen;
+    - if the networks have batch normalisation, whose statistics do not fit averaged weights;
+    - if a run is named twice, or is already in one of the averages.
     """
     first = runs[0][0]
     if first.init_weights is None:
@@ -66,7 +67,7 @@ def load_average(system: SegmentationModel, runs: Sequence[tuple[Config, Path]])
 
 
 def fingerprint(system: SegmentationModel) -> str:
-    """What tells trained weights from others, before and after they are exported in 16 bits: 16 hex digits."""
+    """16 hex digits that identify trained weights, the same before and after their export in 16 bits."""
     digest = hashlib.sha256()
     for part in system.parts().values():
         for value in part.state_dict().values():
@@ -75,7 +76,7 @@ def fingerprint(system: SegmentationModel) -> str:
 
 
 def check_common(first: tuple[Config, Path], other: tuple[Config, Path]) -> None:
-    """UserError where the other run has another start, network, split or choice."""
+    """UserError if the runs differ in initial weights, network, split or how the checkpoint was chosen."""
     (config, checkpoint), (other_config, other_checkpoint) = first, other
     ignored = {AVERAGED_RUNS: "", AVERAGED_FROM: ""}
     origins = [origin_of(path) | ignored for path in (checkpoint, other_checkpoint)]

@@ -33,7 +33,7 @@ class Backend(Protocol):
     threshold: float
     """Probability from which a pixel is foreground, as the model was validated."""
     origin: dict[str, str]
-    """What its probabilities rest on besides the image: hashes of all weights, and the precision."""
+    """What its probabilities depend on besides the image: hashes of all weights, and the precision."""
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
         """Images (B, 3, S, S) float32 in [0, 1] -> probabilities (B, S, S) float32."""
@@ -92,7 +92,7 @@ class OnnxBackend:
             raise UserError(f"no ONNX file at {path}; write one with export.py")
         available = onnxruntime.get_available_providers()
         try:
-            # given as bytes, so that the file cannot refer to others beside it
+            # from bytes, so that the file cannot make it read others beside it
             self._session = onnxruntime.InferenceSession(
                 path.read_bytes(),
                 providers=[

@@ -1,4 +1,4 @@
-"""From a trained model and the cases of a data set to masks, probabilities and pairs to score."""
+"""The predictions of a trained model for the cases of a data set: computed, saved, read back."""
 
 from __future__ import annotations
 
@@ -52,9 +52,9 @@ def predict_cases(
 
     With `tta`, the probability is the mean over the eight orientations of the image.
 
-    The probability is resized (bilinear) to the evaluation size, before the threshold; the truth is
-    sampled (nearest) from the mask file at its own size. UserError for a case whose probability is
-    not a number, or whose files cannot be used.
+    The probability is resized (bilinear) to the evaluation size, before the threshold; so is the truth
+    (nearest), from the size of its file. UserError for a case whose probability is not a number, or
+    whose files cannot be used.
     """
     dataset = SegmentationDataset(cases, image_size, title="test cases", progress=True)
     system.to(accelerator.device).eval()

@@ -14,7 +14,7 @@ from utils.images import encode_png
 from utils.metrics import CaseScores
 from utils.report import ReportCase
 
-TRUTH_COLOUR = (86, 180, 233)  # RGB, blue; those of report.html
+TRUTH_COLOUR = (86, 180, 233)  # RGB, blue; both colours are those of report.html
 PREDICTION_COLOUR = (230, 159, 0)  # orange; distinguishable with every kind of colour vision
 OVERLAY_SIDE = 448
 QUANTILES = {
@@ -47,9 +47,9 @@ def write_overlays(folder: Path, cases: Iterable[ReportCase], threshold: float) 
 
 
 def names_by_quantile(scores: Mapping[str, CaseScores]) -> dict[str, str]:
-    """The cases at the quantiles of Dice, from best to worst; of few cases only these two.
+    """Names of the cases at the QUANTILES of Dice; of few cases only the best and the worst.
 
-    Of the cases with a lesion, if there are any: a case without one has a Dice of 0 or 1.
+    Cases without a lesion are left out, unless there are no others: their Dice is 0 or 1.
     """
     lesions = [name for name in scores if scores[name]["TruthPixels"]] or list(scores)
     ordered = sorted(lesions, key=lambda name: (scores[name]["DSC"], name))

@@ -55,7 +55,8 @@ def segment(
 ) -> Iterator[tuple[T, Segmentation]]:
     """Segment the images in their order, each with the key that came with it.
 
-    Squares of several images share a batch, so at most a batch of images, or HELD_PIXELS, wait.
+    Squares of several images share a batch. It is run when it is full, or once the images that wait
+    for it exceed HELD_PIXELS, so that memory stays bounded.
     """
     squares: list[np.ndarray] = []
     owners: list[_Work[T]] = []
@@ -100,7 +101,7 @@ def upright(index: int, square: np.ndarray) -> np.ndarray:
 
 
 class _Canvas:
-    """Assembles the output maps of an image. Here from a single square: the resized image."""
+    """Cuts an image into squares and assembles their outputs; here one square, the resized image."""
 
     def __init__(self, pixels: np.ndarray, side: int) -> None:
         self.height, self.width = pixels.shape[:2]
@@ -130,7 +131,7 @@ class _Canvas:
 class _TiledCanvas(_Canvas):
     """Overlapping squares, weighted towards their centres; a small image is padded by mirroring.
 
-    The uncertainty is blended like the probability, which bounds that of the blend from above.
+    The uncertainty is blended like the probability: an upper bound of the blend's own uncertainty.
     """
 
     def __init__(self, pixels: np.ndarray, side: int, overlap: float) -> None:
@@ -178,7 +179,7 @@ def _canvas(pixels: np.ndarray, side: int, method: PredictionOptions) -> _Canvas
 
 
 def tile_starts(length: int, side: int, overlap: float) -> list[int]:
-    """Evenly spaced starts of tiles that cover `length` >= `side` and overlap by at least that part."""
+    """Evenly spaced starts of tiles that cover `length` >= `side`; neighbours share `overlap` or more."""
     step = max(1, int(side * (1 - overlap)))
     steps = -(-(length - side) // step)
     return [round(index * (length - side) / max(1, steps)) for index in range(steps + 1)]
@@ -191,7 +192,7 @@ def blending_window(side: int) -> np.ndarray:
 
 
 class _Work(Generic[T]):
-    """One image on its way: its squares go out in order and their outputs come back in order."""
+    """One image on its way through the model: squares go out, and outputs come back, in one order."""
 
     def __init__(self, key: T, canvas: _Canvas, tta: bool) -> None:
         self.key = key

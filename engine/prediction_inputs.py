@@ -18,7 +18,7 @@ OUTPUT_FOLDERS = {
     "uncertainty": "uncertainties",
     "overlay": "overlays",
 }
-LONGEST_NAME = 200  # bytes; file systems take 255, temporary files and numbers add to it
+LONGEST_NAME = 200  # bytes; file systems take 255, of which endings and temporary names need some
 
 
 @dataclass(frozen=True)
@@ -37,10 +37,9 @@ class Job:
 def find_jobs(inputs: Sequence[str], recursive: bool, out: Path) -> list[Job]:
     """The images that files, folders and glob patterns name, each once, under unique names.
 
-    Of a folder, files with a known ending and DICOM files under any name are taken, in the order of
-    their names; hidden ones and `out` are not. Links to folders are followed last, and no folder is
-    gone through twice. Nor are, of folders and patterns, predictions that lie
-    in `out`. UserError lists inputs that do not exist or hold nothing.
+    Folders give their files with a known ending and DICOM files under any name, sorted by name.
+    Skipped: hidden files, `out`, and earlier predictions in it. Linked folders come last; no folder
+    is visited twice. UserError lists inputs that do not exist or hold no image.
     """
     out = out.resolve()
     problems: list[str] = []
@@ -75,9 +74,9 @@ def _pictures_in(folder: Path, recursive: bool, out: Path) -> Iterator[Path]:
 
 
 def _folders_in(folder: Path, recursive: bool, out: Path) -> Iterator[tuple[Path, list[str]]]:
-    """The folder and, if `recursive`, its subfolders, with the names of their files; each real one once."""
+    """The folder and, if `recursive`, its subfolders, each once, with the names of their files."""
     seen: set[Path] = set()
-    waiting = deque([folder])  # links come last, so that a folder goes by its own path
+    waiting = deque([folder])  # links come last, so that a folder is named by its own path
     while waiting:
         for text, folders, files in os.walk(waiting.popleft()):
             parent = Path(text)
@@ -112,17 +111,17 @@ def _holds_dicom(path: Path) -> bool:
 
 
 def unique_names(paths: Sequence[Path]) -> dict[Path, str]:
-    """A name for the outputs of each path: its stem, or more of the path where stems agree.
+    """A name for the outputs of each path: its stem, or more of the path where stems are equal.
 
-    Longer names are, in this order: stem_png, folder_stem, folder_stem_png, and so on upwards; a
-    number where even the whole path is no help. Names differ also where case does not count.
+    Tried in this order: stem_png, folder_stem, folder_stem_png, and so on upwards; then a number is
+    appended. Names stay distinct where upper and lower case count as equal.
     """
     groups: dict[str, list[Path]] = defaultdict(list)
     for path in paths:
         groups[path.stem.casefold()].append(path)
     names: dict[Path, str] = {}
     taken: set[str] = set()
-    # unique stems keep their name, whatever the others are called
+    # small groups first: a stem that no other path has stays the name
     for group in sorted(groups.values(), key=len):
         for path, name in zip(group, _distinct(group), strict=True):
             number, candidate = 2, name
@@ -151,5 +150,5 @@ def _name(path: Path, depth: int, suffix: bool) -> str:
 
 
 def printable(text: str) -> str:
-    """`text` with control characters, and bytes that are not text, as the replacement character."""
+    """`text` with the replacement character for control characters and for bytes that are not text."""
     return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)

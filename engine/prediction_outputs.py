@@ -70,12 +70,13 @@ class OutputFolder:
         self._journal: IO[str] | None = None
 
     def open(self, jobs: Sequence[Job], resume: bool, overwrite: bool) -> list[Job]:
-        """Make ready for writing; returns the jobs that are still to be done.
+        """Make the folder ready for writing; returns the jobs that are still to be done.
 
-        Raises:
-            UserError: the folder holds predictions and neither `resume` nor `overwrite` is set, or masks
-                that are no predictions; those to resume from were made by other settings or would lose
-                their names to other images; or the folder cannot be written to.
+        UserError
+        - if the folder holds predictions, and neither `resume` nor `overwrite` is set;
+        - if other files lie where predictions would go, such as the masks of a data set;
+        - to resume, if the settings differ, or an image would get another name;
+        - if the folder cannot be written to.
         """
         used = self._table.exists() or self._partial.exists()
         if used and not (resume or overwrite):
@@ -153,9 +154,9 @@ class OutputFolder:
         }
 
     def fail(self, job: Job, reason: str) -> PredictionRow:
-        """The row of an image that could not be predicted, without files."""
+        """The row of an image that could not be predicted; its files of an earlier run are deleted."""
         for path in self.paths(job.name).values():
-            path.unlink(missing_ok=True)  # of an earlier run
+            path.unlink(missing_ok=True)
         empty = dict.fromkeys(COLUMNS, "")
         return empty | {
             "name": job.name,
@@ -172,7 +173,7 @@ class OutputFolder:
         self._journal.flush()
 
     def close(self, jobs: Sequence[Job]) -> list[PredictionRow]:
-        """Write the table, earlier rows first, then the jobs' in their order; returns the failed."""
+        """Write the table, rows of earlier runs first, then the jobs in their order; returns the failed."""
         assert self._journal is not None
         rows = [self._rows[job.name] for job in jobs]
         with stops_when_full(self.folder):
@@ -182,7 +183,7 @@ class OutputFolder:
         return [row for row in rows if row["status"] != "ok"]
 
     def _check_nothing_else_is_there(self) -> None:
-        """UserError where files lie in the folders of the outputs, such as the masks of a data set."""
+        """UserError if files lie where predictions would go, such as the masks of a data set."""
         for name in OUTPUT_FOLDERS.values():
             if (other := next((self.folder / name).glob("*"), None)) is not None:
                 raise UserError(
@@ -211,7 +212,7 @@ class OutputFolder:
             )
 
     def _check_names(self, jobs: Sequence[Job], done: Iterable[PredictionRow]) -> None:
-        """UserError where a finished image has another name now, or its name another image."""
+        """UserError if a finished image has another name now, or another image has its name."""
         names = {job.file: job.name for job in jobs}
         files = {job.name.casefold(): job.file for job in jobs}
         for row in done:
@@ -224,14 +225,13 @@ class OutputFolder:
                 )
 
     def _finished(self) -> dict[str, PredictionRow]:
-        """Complete rows of an earlier run whose prediction succeeded."""
+        """The rows of the images that an earlier run predicted, by name."""
         path = self._partial if self._partial.exists() else self._table
         lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
+        whole = lines[:-1]  # after the last line break comes nothing, or a line cut off by a kill
         return {
             row["name"]: row
-            for row in csv.DictReader(
-                lines[:-1]
-            )  # after the last line's end nothing, or a torn one
+            for row in csv.DictReader(whole)
             if row.get("status") == "ok" and None not in row and None not in row.values()
         }
 
@@ -257,5 +257,5 @@ def stops_when_full(folder: Path) -> Iterator[None]:
 
 
 def _is_newer(image: Path, mask: Path) -> bool:
-    """Whether the image file was written after its mask: it is another image then, under an old name."""
+    """Whether the image file was written after its mask, so that the mask may be of another image."""
     return image.stat().st_mtime > mask.stat().st_mtime
