@@ -47,19 +47,19 @@ def find_jobs(inputs: Sequence[str], recursive: bool, out: Path) -> list[Job]:
     for text in inputs:
         path = Path(text)
         if path.is_dir():
-            found = list(_pictures_in(path, recursive, out))
+            images = list(_pictures_in(path, recursive, out))
             hint = "" if recursive else "; --recursive includes its subfolders"
             problem = f"{text}: no images ({' '.join(SUFFIXES)}) in this folder{hint}"
         elif path.exists():
-            found, problem = [path], ""
+            images, problem = [path], ""
         else:
             matches = sorted(glob.glob(text, recursive=True))  # noqa: PTH207 - absolute patterns too
             files = [Path(match) for match in matches if Path(match).is_file()]
-            found = [file for file in files if not _is_prediction(file.resolve().parent, out)]
+            images = [file for file in files if not _is_prediction(file.resolve().parent, out)]
             problem = f"{text}: no such file, and as a pattern it matches none"
-        if not found:
+        if not images:
             problems.append(problem)
-        paths |= dict.fromkeys(found)
+        paths |= dict.fromkeys(images)
     if problems:
         raise UserError("nothing to predict:\n  " + "\n  ".join(problems))
     return [Job(name, path) for path, name in unique_names(list(paths)).items()]

@@ -71,15 +71,16 @@ def find_results(run: Path, dataset: str | None) -> Path:
         return run
     if not run.is_dir():
         raise UserError(f"{run} is not a folder; expected ckpt/<experiment>/epochs_<N>")
-    found = sorted(path.parent.name for path in run.glob(f"{RESULTS_PREFIX}*/results.csv"))
-    names = ", ".join(name.removeprefix(RESULTS_PREFIX) for name in found)
-    if not found:
+    folders = (path.parent.name for path in run.glob(f"{RESULTS_PREFIX}*/results.csv"))
+    validated_on = sorted(name.removeprefix(RESULTS_PREFIX) for name in folders)
+    names = ", ".join(validated_on)
+    if not validated_on:
         raise UserError(f"{run} was not validated: it holds no valid_results_*; run valid.py")
-    if dataset is None and len(found) > 1:
+    if dataset is None and len(validated_on) > 1:
         raise UserError(f"{run} was validated on {names}; choose one with --dataset")
-    if dataset is not None and RESULTS_PREFIX + dataset not in found:
+    if dataset is not None and dataset not in validated_on:
         raise UserError(f"{run} was not validated on {dataset}, only on {names}")
-    return run / (RESULTS_PREFIX + dataset if dataset else found[0])
+    return run / (RESULTS_PREFIX + (dataset or validated_on[0]))
 
 
 def label_runs(folders: list[Path]) -> list[str]:
