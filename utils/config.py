@@ -98,9 +98,6 @@ class Config(BaseModel):
         "madebyollin/taesd",
         description="Frozen VAE whose decoder produces the mask: a diffusers folder or a hub id",
     )
-    in_channel: Literal[4] = Field(4, description="Latent channels of the image")
-    out_channels: Literal[4] = Field(4, description="Latent channels of the mask")
-    num_res_blocks: PositiveInt = Field(2, description="Accepted for published configs; ignored")
     ch: PositiveInt = Field(
         32,
         multiple_of=16,
@@ -135,7 +132,6 @@ class Config(BaseModel):
         1.0,
         description="Weight of the alignment loss; true is 1, false is 0 (litevae encoders only)",
     )
-    w_kl: Weight = Field(0.0, description="Accepted for published configs; ignored")
 
     # Optimisation
     epochs: PositiveInt = Field(1000, description="Passes over the training cases")
@@ -189,11 +185,7 @@ class Config(BaseModel):
     )
     deterministic: bool = Field(False, description="Deterministic kernels on the GPU, slower")
 
-    # Validation and what is written
-    phase: Literal["train", "valid", "val", "test"] = Field(
-        "train",
-        description="`train`, `valid`, `val` or `test`, as published; what is done is up to the script that you call",
-    )
+    # Run folder, validation and scoring
     snapshot_path: Path = Field(
         Path("ckpt/wave_gms"), description="Folder of the experiment; runs are `epochs_<N>` in it"
     )
@@ -211,8 +203,8 @@ class Config(BaseModel):
     )
     log_every: PositiveInt = Field(
         10,
-        description="Batches between looks at the losses on a GPU, when the progress bar moves and a run can be "
-        "saved or stopped; on the CPU, or with `skip_nonfinite`, every batch",
+        description="Batches between two readings of the losses on a GPU; only then does the progress bar move, and "
+        "can the run be saved or stopped. On the CPU, or with `skip_nonfinite`, every batch",
     )
     resume: Literal["auto", "never"] = Field(
         "auto", description="`auto` resumes a run in the same folder where it stopped"
@@ -236,6 +228,16 @@ class Config(BaseModel):
     hd95_empty: Literal["diagonal", "zero"] = Field(
         "diagonal", description="HD95 of a missed case: the image diagonal, or 0 as published"
     )
+
+    # Accepted from published files
+    phase: Literal["train", "valid", "val", "test"] = Field(
+        "train",
+        description="`train`, `valid`, `val` or `test`; the script that you call decides what is done",
+    )
+    in_channel: Literal[4] = Field(4, description="Latent channels of the image; always 4")
+    out_channels: Literal[4] = Field(4, description="Latent channels of the mask; always 4")
+    num_res_blocks: PositiveInt = Field(2, description="Ignored, as in the published code")
+    w_kl: Weight = Field(0.0, description="Ignored")
 
     @field_validator("model")
     @classmethod
@@ -264,10 +266,10 @@ class Config(BaseModel):
     @model_validator(mode="after")
     def _agree(self) -> Config:
         if self.image_size % 8:
-            lower = self.image_size // 8 * 8
+            below = self.image_size // 8 * 8
+            nearest = f"{below} or {below + 8}" if below else "8"
             raise ValueError(
-                f"image_size is {self.image_size}, but 8 must divide it: "
-                f"use {lower or 8} or {lower + 8}"
+                f"image_size is {self.image_size}, but 8 must divide it: use {nearest}"
             )
         if self.guidance_method and self.vae_model != "tiny_vae":
             raise ValueError(
@@ -313,9 +315,9 @@ MACHINE_SETTINGS = frozenset({
     "drop_leaked", "log_every", "num_workers", "phase", "pickle_file_path", "resume", "save_minutes",
     "snapshot_path",
 })  # fmt: skip
-"""Keys that say where a run is made, how fast, and what else to report, not what it is: its scores
-compare with those of a run that differs in them. Of the path of the split file the data set's name
-counts. `precision` is none of them, nor is anything that chooses a checkpoint or scores it."""
+"""Keys that affect where and how fast a run is computed, or what else is reported, but not its scores: runs
+that differ only in these may be compared. Of `pickle_file_path` the data set's name counts. Not in here:
+`precision`, and every key that affects training, the choice of the checkpoint, or scoring."""
 
 CHANGEABLE_ON_RESUME = MACHINE_SETTINGS | {
     "evaluation_size", "hd95_empty", "model_weight", "precision", "save_freq", "save_seg_img_path",
@@ -323,6 +325,17 @@ CHANGEABLE_ON_RESUME = MACHINE_SETTINGS | {
 }  # fmt: skip
 """Keys that may change when a run is resumed: they do not affect what is learned (the split file and the
 frozen weights are compared by their hashes, the precision by what it means on the device)."""
+
+SECTIONS = {
+    "pickle_file_path": "Data",
+    "model": "Model",
+    "w_rec": "Losses",
+    "epochs": "Optimisation",
+    "GPUs": "Hardware",
+    "snapshot_path": "Run folder, validation and scoring",
+    "phase": "Accepted from published files",
+}
+"""Headings of docs/config.md, by the first key below each."""
 
 
 def _explain(error: ValidationError, where: str) -> str:
@@ -378,16 +391,27 @@ def describe_fields() -> str:
         "as it is. GMS files do not name a network: unless you add `vae_model: sd_vae` and the `vae_weights`",
         "of a Stable Diffusion VAE, they mean Wave-GMS here.",
         "",
-        "This page is written by `python -m utils.config > docs/config.md`.",
+        "```yaml",
+        "base: base.yaml                 # all other keys come from there",
+        "pickle_file_path: datasets/my-set/my-set_train_test_names.json",
+        "snapshot_path: ckpt/my_experiment",
+        "epochs: 300",
+        "```",
         "",
-        "| key | default | meaning |",
-        "|---|---|---|",
+        "A run can be resumed with other values of the keys marked *on resume*; the split file and the frozen",
+        "weights must hold the same, wherever they lie.",
+        "",
+        "This page is written by `python -m utils.config > docs/config.md`.",
     ]
     for name, field in Config.model_fields.items():
+        if name in SECTIONS:
+            lines += ["", f"## {SECTIONS[name]}", ""]
+            lines += ["| key | default | on resume | meaning |", "|---|---|---|---|"]
         default = (
             "required" if field.is_required() else f"`{json.dumps(field.default, default=str)}`"
         )
-        lines.append(f"| `{name}` | {default} | {field.description} |")
+        resume = "yes" if name in CHANGEABLE_ON_RESUME else ""
+        lines.append(f"| `{name}` | {default} | {resume} | {field.description} |")
     return "\n".join(lines) + "\n"
 
 
