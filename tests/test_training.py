@@ -16,7 +16,7 @@ import torch
 import train
 from engine.history import EpochRow, draw_curves
 from engine.saved_state import load_state
-from engine.training import warmup_then_cosine
+from engine.schedule import warmup_then_cosine
 from tests.cases_on_disk import write_data_set
 from tests.small_run import arguments
 from utils.errors import UserError
