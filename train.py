@@ -49,14 +49,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     accelerator = make_accelerator(config.precision, config.accumulate, config.deterministic)
 
     from datasets.cases import open_data_set
-    from engine.build import (
-        check_data,
-        compile_on_gpu,
-        load_initial_weights,
-        options_from,
-        system_from,
-        training_sets,
-    )
+    from engine.build import check_data, options_from, system_from, training_sets
+    from engine.compiling import compile_on_gpu
+    from engine.initial_weights import load_initial_weights
     from engine.plan import describe_run, memory_line
     from engine.run_folder import open_run
     from engine.training import Trainer

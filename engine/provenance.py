@@ -28,8 +28,6 @@ NETWORK_KEYS = (
     "vae_model",
     "guidance_method",
     "vae_weights",
-    "in_channel",
-    "out_channels",
     "ch",
     "ch_mult",
     "image_size",
