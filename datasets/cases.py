@@ -116,6 +116,8 @@ def open_data_set(pickle_file_path: Path) -> DataSet:
     Raises UserError with all missing files together.
     """
     split_file = find_split_file(pickle_file_path)
+    if split_file != pickle_file_path:
+        log.info("%s is not there; taking %s", pickle_file_path, split_file)
     split = read_split(split_file)
     name = data_set_name(split_file)
     spec = spec_for(name)

@@ -184,6 +184,13 @@ class Trainer:
             if worker_died(error):
                 raise LoaderDied(error) from None
             raise
+        except ValueError as error:
+            if "more than 1 value per channel" in str(error):
+                raise UserError(
+                    f"the network has batch normalisation, which cannot train on a batch of {self.options.batch_size} "
+                    "(per process): set batch_size to 2 or more"
+                ) from error
+            raise
 
     def _train_epoch(self, stop: StopRequest) -> None:
         progress = self.progress

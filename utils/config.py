@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -44,13 +45,23 @@ Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 
 
+def _at_home(path: Path) -> Path:
+    try:
+        return path.expanduser()
+    except RuntimeError as error:  # ~name of nobody
+        raise ValueError(f"{path}: {error}") from error
+
+
+FilePath = Annotated[Path, AfterValidator(_at_home)]
+
+
 class Config(BaseModel):
     """All settings of a run."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
     # Data
-    pickle_file_path: Path = Field(
+    pickle_file_path: FilePath = Field(
         description="Split file, `<name>_train_test_names.json` or `.pkl`, beside images/ and masks/"
     )
     image_size: PositiveInt = Field(
@@ -109,7 +120,7 @@ class Config(BaseModel):
         max_length=4,
         description="Channel multipliers of its four stages",
     )
-    init_weights: Path | None = Field(
+    init_weights: FilePath | None = Field(
         None,
         description="Checkpoint of the same architecture whose weights training starts from; null starts from "
         "random ones",
@@ -186,7 +197,7 @@ class Config(BaseModel):
     deterministic: bool = Field(False, description="Deterministic kernels on the GPU, slower")
 
     # Run folder, validation and scoring
-    snapshot_path: Path = Field(
+    snapshot_path: FilePath = Field(
         Path("ckpt/wave_gms"), description="Folder of the experiment; runs are `epochs_<N>` in it"
     )
     select_on: Literal["val", "test"] = Field(
@@ -209,10 +220,10 @@ class Config(BaseModel):
     resume: Literal["auto", "never"] = Field(
         "auto", description="`auto` resumes a run in the same folder where it stopped"
     )
-    model_weight: Path | None = Field(
+    model_weight: FilePath | None = Field(
         None, description="Checkpoint to validate; null is the best of this run"
     )
-    save_seg_img_path: Path | None = Field(
+    save_seg_img_path: FilePath | None = Field(
         None, description="Folder of predicted masks; null is one beside the checkpoint"
     )
     threshold: Annotated[float, Field(gt=0, lt=1)] = Field(
