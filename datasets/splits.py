@@ -34,7 +34,7 @@ class Split:
     test: tuple[str, ...]
 
 
-def some_of(names: Iterable[str], limit: int = 20) -> str:
+def quoted(names: Iterable[str], limit: int = 20) -> str:
     """Names for an error message, each in quotes: the first `limit`, then how many more."""
     return listed(map(repr, names), limit)
 
@@ -191,12 +191,12 @@ def checked_split(data: object) -> Split:
     if not isinstance(data, dict):
         raise SplitError(f"expected a dict with 'train' and 'test', got {type(data).__name__}")
     if set(data) != {"train", "test"}:
-        got = some_of((str(key)[:40] for key in data), 5) or "none"
+        got = quoted((str(key)[:40] for key in data), 5) or "none"
         raise SplitError(f"expected the keys 'train' and 'test', got {got}")
     split = Split(train=_names(data["train"], "train"), test=_names(data["test"], "test"))
     in_both = sorted(set(split.train) & set(split.test))
     if in_both:
-        raise SplitError(f"{len(in_both)} names are in both train and test: {some_of(in_both)}")
+        raise SplitError(f"{len(in_both)} names are in both train and test: {quoted(in_both)}")
     return split
 
 
@@ -215,13 +215,13 @@ def _names(part: object, which: str) -> tuple[str, ...]:
             raise SplitError(f"{which!r}: a name {got}{problem}; expected a file name without end")
     repeated = [name for name, count in Counter(names).items() if count > 1]
     if repeated:
-        raise SplitError(f"{which!r}: {len(repeated)} names are repeated: {some_of(repeated)}")
+        raise SplitError(f"{which!r}: {len(repeated)} names are repeated: {quoted(repeated)}")
     return tuple(sorted(names) if isinstance(names, set) else names)
 
 
 def _shape(value: object) -> str:
     if isinstance(value, dict):
-        return "a dict with " + (some_of((str(key)[:40] for key in value), 5) or "no keys")
+        return "a dict with " + (quoted((str(key)[:40] for key in value), 5) or "no keys")
     return type(value).__name__
 
 
