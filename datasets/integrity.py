@@ -33,11 +33,11 @@ from datasets.decoding import AS_STORED, ImageError, read_pixels
 from datasets.leaks import leaked_cases, same_source_file
 from datasets.masks import aspect_ratio_differs, read_binary_mask
 from datasets.near_duplicates import (
-    Description,
+    ImageFeatures,
     NearDuplicate,
     connected,
-    describe,
     find_near_duplicates,
+    image_features,
     working_size,
 )
 from datasets.prepared import read_metadata_groups
@@ -65,7 +65,7 @@ class Inspected:
     dark: str | None
     """What `dark_note` says of the image."""
     odd_values: str | None
-    description: Description
+    features: ImageFeatures
 
 
 def check_data_set(folder: Path) -> dict[str, Any]:
@@ -82,7 +82,7 @@ def check_data_set(folder: Path) -> dict[str, Any]:
     inspected, problems = _inspect_all(spec, folder, split)
     duplicates = find_near_duplicates(
         [case.name for case in inspected],
-        [case.description for case in inspected],
+        [case.features for case in inspected],
         lambda index: working_size(read_pixels(inspected[index].image, cv2.IMREAD_GRAYSCALE)),
     )
     groups = _same_source_groups(folder, duplicates)
@@ -150,7 +150,7 @@ def _inspect(spec: DatasetSpec, folder: Path, name: str) -> Inspected:
         area=float(foreground.mean()),
         dark=dark,
         odd_values=odd,
-        description=describe(working_size(grey)),
+        features=image_features(working_size(grey)),
     )
 
 

@@ -19,8 +19,8 @@ from datasets.near_duplicates import (
     aligned_correlation,
     candidates,
     connected,
-    describe,
     find_near_duplicates,
+    image_features,
     working_size,
 )
 from datasets.phantom import phantom_case
@@ -37,8 +37,8 @@ def scan(index: int) -> np.ndarray:
 
 def duplicates_of(images: dict[str, np.ndarray]) -> list[NearDuplicate]:
     working = [working_size(image) for image in images.values()]
-    descriptions = [describe(image) for image in working]
-    return find_near_duplicates(list(images), descriptions, working.__getitem__, progress=False)
+    features = [image_features(image) for image in working]
+    return find_near_duplicates(list(images), features, working.__getitem__, progress=False)
 
 
 def pairs(duplicates: list[NearDuplicate]) -> set[tuple[str, str]]:
@@ -109,10 +109,10 @@ def round_view(index: int) -> np.ndarray:
 def test_images_of_one_field_of_view_are_not_all_compared() -> None:
     images = [round_view(index) for index in range(80)]
     images.append(cv2.convertScaleAbs(round_view(7), alpha=1.1))
-    descriptions = [describe(image) for image in images]
-    thumbnails = np.stack([description.thumbnail for description in descriptions])
+    features = [image_features(image) for image in images]
+    thumbnails = np.stack([image.thumbnail for image in features])
     assert (thumbnails @ thumbnails.T).min() > MIN_THUMBNAIL_CORRELATION
-    found = candidates(descriptions)
+    found = candidates(features)
     assert (7, 80) in found
     assert len(found) <= 2 * PARTNERS * len(images) < 81 * 80 / 2
     loaded = []
@@ -122,7 +122,7 @@ def test_images_of_one_field_of_view_are_not_all_compared() -> None:
         return images[index]
 
     names = [str(index) for index in range(81)]
-    assert pairs(find_near_duplicates(names, descriptions, load, progress=False)) == {("7", "80")}
+    assert pairs(find_near_duplicates(names, features, load, progress=False)) == {("7", "80")}
     assert loaded == [7, 80]
 
 
