@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from datasets.cases import own_split_file
 from datasets.catalogue import SPLIT_FILE_ENDING, data_set_name
@@ -17,7 +17,18 @@ from datasets.splits import Split, cases_by_group, grouped_split, read_split, wr
 from utils.errors import UserError
 
 
-def leaked_cases(split: Split, groups: Sequence[Sequence[str]]) -> set[str]:
+class SameSourceGroups(TypedDict):
+    """Content of same_source_groups.json, which a check writes."""
+
+    by: str
+    """How it is known which images show the same source."""
+    groups: list[list[str]]
+    """Groups of two or more cases."""
+    near_duplicates: list[dict[str, Any]]
+    """Each `datasets.near_duplicates.NearDuplicate`."""
+
+
+def grouped_with_train(split: Split, groups: Sequence[Sequence[str]]) -> set[str]:
     """Test cases of the split whose group has a member in train."""
     train, test = set(split.train), set(split.test)
     return {name for group in groups if train & set(group) for name in test & set(group)}
@@ -28,7 +39,7 @@ def same_source_file(folder: Path) -> Path:
     return folder / "check" / "same_source_groups.json"
 
 
-def read_same_source_groups(folder: Path) -> dict[str, Any]:
+def read_same_source_groups(folder: Path) -> SameSourceGroups:
     """What the last check found; UserError if there was none."""
     path = same_source_file(folder)
     try:
@@ -42,13 +53,13 @@ def read_same_source_groups(folder: Path) -> dict[str, Any]:
         raise UserError(f"{path}: damaged ({error}); run the check again") from None
 
 
-def leaked_names(folder: Path, split: Split | None = None) -> set[str]:
+def leaked_test_cases(folder: Path, split: Split | None = None) -> set[str]:
     """Test cases of a data set, by its own split or another, that have a group member in train.
 
     Needs a check to have been run; raises UserError that says how otherwise.
     """
     groups = read_same_source_groups(folder)["groups"]
-    return leaked_cases(split or read_split(own_split_file(folder)), groups)
+    return grouped_with_train(split or read_split(own_split_file(folder)), groups)
 
 
 def write_group_split(folder: Path, seed: int = 2333, test_fraction: float = 0.2) -> Path:

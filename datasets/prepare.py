@@ -197,11 +197,12 @@ def _asked_suffixes(arguments: argparse.Namespace) -> dict[str, str]:
 
 
 def _check(folder: Path, arguments: argparse.Namespace) -> None:
-    from datasets.integrity import check_data_set, summary
+    from datasets.check_report import format_report
+    from datasets.integrity import check_data_set
     from datasets.leaks import write_group_split
 
     if arguments.check:
-        print(summary(check_data_set(folder)))
+        print(format_report(check_data_set(folder)))
         print(f"written to {folder / 'check'}")
     if arguments.group_split:
         print(f"written {write_group_split(folder, _seed(arguments))}")
