@@ -39,7 +39,7 @@ class UnknownFormatError(ImageError):
     """A file that is no PNG, JPEG, BMP or TIFF by its first bytes."""
 
 
-def check_image_size(content: bytes, max_megapixels: float = MAX_MEGAPIXELS) -> tuple[int, int]:
+def check_declared_size(content: bytes, max_megapixels: float = MAX_MEGAPIXELS) -> tuple[int, int]:
     """Declared (width, height) in pixels.
 
     Raises ImageError where `content` is not a PNG, JPEG, BMP or TIFF, where its header is cut short,
@@ -84,14 +84,14 @@ def jpeg_family_size(content: bytes) -> tuple[int, int]:
 
 
 def decode(content: bytes, flags: int, max_megapixels: float = MAX_MEGAPIXELS) -> np.ndarray:
-    """Decode an image by OpenCV with its `IMREAD_` flags, after `check_image_size`.
+    """Decode an image by OpenCV with its `IMREAD_` flags, after `check_declared_size`.
 
     Raises ImageError as that does, and where the content is damaged, cut short, or of a kind of
     numbers that the flags do not give.
     """
     import cv2  # here, so that code which only needs the limits starts without it
 
-    check_image_size(content, max_megapixels)
+    check_declared_size(content, max_megapixels)
     # OpenCV 4 fills the missing part of a JPEG with grey and says nothing
     if content[:2] == b"\xff\xd8" and _is_cut_short(content):
         raise ImageError("the JPEG is cut short")

@@ -19,7 +19,7 @@ from datasets.decoding import (
     MAX_MEGAPIXELS,
     ImageError,
     UnknownFormatError,
-    check_image_size,
+    check_declared_size,
     check_megapixels,
     decode,
 )
@@ -81,7 +81,7 @@ def read_picture(
         return Picture(read_dicom(content, max_megapixels, window))
 
     try:
-        declared = check_declared_size(content, max_megapixels)
+        width, height = check_declared_size(content, math.inf)
     except UnknownFormatError as error:
         if suffix.lower() not in DICOM_SUFFIXES:
             raise
@@ -89,9 +89,10 @@ def read_picture(
             "has no DICM marker (bytes 129 to 132), so it is not read as DICOM: save it as a DICOM file "
             "with the preamble of 128 bytes"
         ) from error
+    check_megapixels(width, height, max_megapixels)  # names another option than `decode` would
     pixels = decode(content, AS_STORED, max_megapixels)
     notes = []
-    if pixels.shape[:2] == declared and declared[0] != declared[1]:
+    if pixels.shape[:2] == (width, height) and width != height:
         notes.append("turned upright by its orientation tag, and so are its mask and maps")
     if pixels.dtype == np.uint16 and window is None:
         if dark := dark_note(pixels):
@@ -101,10 +102,3 @@ def read_picture(
         pixels = scale_to_8_bit(pixels, window)
     conversion = cv2.COLOR_GRAY2RGB if pixels.ndim == 2 else cv2.COLOR_BGR2RGB
     return Picture(cv2.cvtColor(pixels, conversion), "; ".join(notes))
-
-
-def check_declared_size(content: bytes, max_megapixels: float) -> tuple[int, int]:
-    """(width, height) by the header; ImageError if over the limit or no header is found."""
-    width, height = check_image_size(content, math.inf)
-    check_megapixels(width, height, max_megapixels)
-    return width, height
