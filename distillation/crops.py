@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from datasets.procedural import procedural_crops
+from distillation.procedural import procedural_crops
 from distillation.scores import decode, encode
 from engine.provenance import weights_sha256
 from models.vae import DOWNSAMPLING, LATENT_CHANNELS

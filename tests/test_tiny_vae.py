@@ -16,9 +16,9 @@ from torch import nn
 import distill
 from datasets.cases import read_image
 from datasets.phantom import phantom_case
-from datasets.procedural import procedural_crops
 from distillation.crops import Pool
 from distillation.narrowing import shrink
+from distillation.procedural import procedural_crops
 from distillation.report import compare_vaes, table
 from distillation.scores import encode, mask_input, mask_round_trip, psnr, r_squared
 from distillation.student import make_student
