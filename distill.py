@@ -88,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     torch.set_flush_denormal(True)
     task = arguments.task
     if task == "report":
-        report(arguments)
+        report_on_data_set(arguments)
     if task in ("all", *PARTS):
         teacher = load_tiny_vae(arguments.teacher).to(memory_format=torch.channels_last)
         check_teacher(teacher)
@@ -126,7 +126,7 @@ def export(work: Path, out: Path) -> None:
     export_student({name: work / f"{name}.pth" for name in names}, out)
 
 
-def report(arguments: argparse.Namespace) -> None:
+def report_on_data_set(arguments: argparse.Namespace) -> None:
     """Print teacher and student side by side on a data set's test cases; draw one of them."""
     import numpy as np
     import torch
