@@ -9,26 +9,25 @@ import multiprocessing
 import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import cv2
 from tqdm import tqdm
 
-from datasets.archives import Limits, Source, members, open_source
+from datasets.archives import DEFAULT_LIMITS, Limits, Source, members, open_source
 from datasets.catalogue import IMAGE_EXTENSIONS, DatasetSpec, spec_for
 from datasets.decoding import MAX_MEGAPIXELS
 from datasets.layouts import PairedFiles, own_cases, published_cases
 from datasets.prepared import NOTES
-from datasets.splits import Split, grouped_split, quoted, random_split, read_split
+from datasets.splits import SEED, Split, grouped_split, quoted, random_split, read_split
 from datasets.staging import Staging, staged
 from datasets.writing import listed_problems, write_cases
 from utils.errors import UserError, listed
 from utils.images import encode_png
 from utils.machine import available_cores
 
-SEED = 2333
 PHANTOM_CASES = 400
 NOTES_SHOWN = 5
 
@@ -44,7 +43,7 @@ class PreparationOptions:
     groups: Path | None = None
     """A CSV of case names and their groups, in place of the metadata among the sources."""
     seed: int = SEED
-    limits: Limits = field(default_factory=Limits)
+    limits: Limits = DEFAULT_LIMITS
     follow_links: bool = False
 
     def open(self, path: Path) -> Source:

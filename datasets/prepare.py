@@ -19,11 +19,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from datasets.archives import Limits
+from datasets.archives import DEFAULT_LIMITS
 from datasets.catalogue import CATALOGUE, DatasetSpec, canonical_name, spec_for
 from datasets.preparation import (
     PHANTOM_CASES,
-    SEED,
     PreparationOptions,
     archives_and_metadata,
     file_digest,
@@ -34,7 +33,7 @@ from datasets.preparation import (
     split_digest,
 )
 from datasets.prepared import is_prepared, read_manifest
-from datasets.splits import read_split
+from datasets.splits import SEED, read_split
 from utils.entry import exit_from, non_negative_int
 from utils.errors import UserError
 from utils.interruption import Interrupted
@@ -146,7 +145,7 @@ def _prepare(
         splits=arguments.splits,
         groups=arguments.groups,
         seed=_seed(arguments),
-        limits=Limits().changed(arguments.limit),
+        limits=DEFAULT_LIMITS.changed(arguments.limit),
         follow_links=arguments.follow_links,
     )
     if domain:

@@ -18,7 +18,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from datasets.archives import ArchiveError, Limits, Member, members, open_source
+from datasets.archives import DEFAULT_LIMITS, ArchiveError, Limits, Member, members, open_source
 from datasets.decoding import ImageError, check_declared_size, decode
 from tests.dataset_archives import (
     bmp,
@@ -44,7 +44,7 @@ def zip_bytes(files: dict[str, bytes], compression: int = zipfile.ZIP_DEFLATED) 
     return buffer.getvalue()
 
 
-def refusal(path: Path, limits: Limits | None = None) -> str:
+def refusal(path: Path, limits: Limits = DEFAULT_LIMITS) -> str:
     with pytest.raises(ArchiveError) as error:
         open_source(path, limits)
     assert path.name in str(error.value)
