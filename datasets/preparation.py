@@ -1,8 +1,7 @@
-"""The steps of preparing a data set: find the cases of a source, choose a split, write both."""
+"""The steps of preparing a data set: find the cases in a source, choose a split, write both."""
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import json
 import multiprocessing
@@ -19,6 +18,7 @@ from tqdm import tqdm
 from datasets.archives import DEFAULT_LIMITS, Limits, Source, members, open_source
 from datasets.catalogue import IMAGE_EXTENSIONS, DatasetSpec, spec_for
 from datasets.decoding import MAX_MEGAPIXELS
+from datasets.group_tables import check_groups, read_group_table
 from datasets.layouts import PairedFiles, own_cases, published_cases
 from datasets.prepared import NOTES
 from datasets.splits import SEED, Split, grouped_split, quoted, random_split, read_split
@@ -75,7 +75,7 @@ def prepare_published(
             f"in both train and test; give {spec.archives[-1]} to --source as well"
         )
     split = _choose_split(spec, files, group_of, include_normal, options)
-    _check_groups(table, group_of, split)
+    check_groups(table, group_of, split)
     record = {
         "sources": [path.name for path in paths],
         "include_normal": include_normal,
@@ -107,7 +107,7 @@ def prepare_own(
         )
     group_of = read_group_table(options.groups, None)
     split = _choose_split(spec, files, group_of, True, options)
-    _check_groups(options.groups, group_of, split)
+    check_groups(options.groups, group_of, split)
     record = {
         "sources": [images.name, masks.name],
         "image_suffix": image_suffix,
@@ -159,7 +159,8 @@ def archives_and_metadata(
 ) -> tuple[list[Path], Path | None]:
     """The zips or folders to read, and the metadata CSV if there is one.
 
-    A folder that holds archives of the data set stands for these, any other for its content.
+    A folder that holds archives of the data set stands for these archives, any other folder for its
+    own content.
     """
     archives: list[Path] = []
     metadata = None
@@ -192,57 +193,6 @@ def _nothing_found(spec: DatasetSpec, sources: Sequence[Source]) -> str:
         f"{spec.name}: no case in {', '.join(source.title for source in sources)}. Expected paths "
         f"that end like {spec.image_pattern} and {spec.mask_pattern}, as in "
         f"{', '.join(spec.archives)} from {spec.source}"
-    )
-
-
-def read_group_table(path: Path | None, columns: tuple[str, str] | None) -> dict[str, str]:
-    """Group (patient, lesion, ...) of each case name from a CSV with a header line; {} for None.
-
-    `columns` are the headers of name and group, by default the first two columns. Names may carry
-    an image extension; rows without a group are left out. Raises UserError where the file cannot be
-    read, has no such columns, or names one case in two groups.
-    """
-    if path is None:
-        return {}
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            header, *rows = csv.reader(file)
-        name, group = (header.index(column) for column in columns) if columns else (0, 1)
-        pairs = [(row[name].strip(), row[group].strip()) for row in rows if row]
-    except (OSError, ValueError, IndexError, csv.Error) as error:
-        expected = " and ".join(columns) if columns else "name and group first"
-        raise UserError(f"{path}: expected a CSV with the columns {expected} ({error})") from None
-    group_of: dict[str, str] = {}
-    conflicts: list[str] = []
-    for case, other in ((_without_extension(name), group) for name, group in pairs if group):
-        if group_of.setdefault(case, other) != other:
-            conflicts.append(f"{case!r} in {group_of[case]!r} and in {other!r}")
-    if conflicts:
-        raise UserError(
-            f"{path} names a case in two groups: {listed(conflicts, 5)}. Give each case one group"
-        )
-    return group_of
-
-
-def _without_extension(name: str) -> str:
-    stem, dot, extension = name.rpartition(".")
-    return stem if dot + extension.lower() in IMAGE_EXTENSIONS else name
-
-
-def _check_groups(table: Path | None, group_of: Mapping[str, str], split: Split) -> None:
-    """UserError where the table of groups names no case of the split, a warning where not all."""
-    names = sorted((*split.train, *split.test))
-    missing = [name for name in names if name not in group_of]
-    if table is None or not missing:
-        return
-    if len(missing) == len(names):
-        raise UserError(
-            f"{table} names none of the cases: it holds {quoted(group_of, 3) or 'no groups'}, "
-            f"the cases are {quoted(names, 3)}. Write the case names into its column of names"
-        )
-    _warn(
-        f"{table} has no group for {len(missing)} of {len(names)} cases, each of which is taken as "
-        f"a group of its own: {quoted(missing, 5)}"
     )
 
 
@@ -319,7 +269,7 @@ def _write(
     record: Mapping[str, Any],
     options: PreparationOptions,
 ) -> Path:
-    """Write the split's cases, reporting all that are missing or unusable as one error."""
+    """Write the split's cases; all that are missing or unusable are reported as one error."""
     if files.lone_masks:
         _warn(
             f"{len(files.lone_masks)} masks have no image and were left out: "
