@@ -127,11 +127,9 @@ def open_data_set(pickle_file_path: Path) -> DataSet:
         for stem in names:
             image, mask = find_case(spec, folder, stem)
             if image is None:
-                problems.append(
-                    f"{stem}: no image {folder / 'images' / (stem + spec.image_suffix)}.*"
-                )
+                problems.append(f"{stem}: no image {folder / 'images' / stem}.*")
             if mask is None:
-                problems.append(f"{stem}: no mask {folder / 'masks' / (stem + spec.mask_suffix)}.*")
+                problems.append(f"{stem}: no mask {folder / 'masks' / spec.mask_stem(stem)}.*")
             if image is not None and mask is not None:
                 found.append(Case(stem, image, mask))
         return tuple(found)

@@ -61,8 +61,8 @@ def write_case(spec: DatasetSpec, case: SourceCase, staging: Staging, limits: Li
     differ in size.
     """
     image = case.image.read()
-    image_name = spec.image_stem(case.name) + case.image.suffix
-    mask_name = spec.mask_stem(case.name) + spec.mask_ext
+    image_name = case.name + case.image.suffix
+    mask_name = spec.mask_stem(case.name) + ".png"
     if staging.has("images", image_name, len(image)) and staging.has("masks", mask_name):
         return staging.read_notes(case.name)
     pixels = _decoded(case.image, image, cv2.IMREAD_COLOR, limits)
