@@ -4,12 +4,12 @@
 
     report.json              everything that was counted, and what is wrong
     same_source_groups.json  images that show the same source, and how that is known
-    contact_sheet.png        random cases with the contours of their masks
+    contact_sheet.png        random cases with their masks outlined
     near_duplicates.png      near-duplicates side by side, those across train and test first
 
-A test case leaks when train holds another image of its group. A group is what the metadata that the
-data set was prepared with (lesion, patient) and the near-duplicates that were found join, directly or
-through others.
+A test case leaks when train holds another image of its group. Images are in one group when they are
+linked, directly or through others, by a lesion or patient in the metadata that the data set was
+prepared with, or as near-duplicates.
 """
 
 from __future__ import annotations
@@ -64,6 +64,7 @@ class Inspected:
     dark: str | None
     """What `dark_note` says of the image."""
     odd_values: str | None
+    """What `binary_mask` says of the mask."""
     features: ImageFeatures
 
 

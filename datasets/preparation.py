@@ -137,7 +137,7 @@ def prepare_phantom(root: Path, domain: str, cases: int, seed: int) -> Path:
             names = list(tqdm(drawn, f"drawing {spec.name}", cases, unit="case", disable=None))
         split = random_split(names, seed)
         record = {"domain": domain, "cases": cases, "seed": seed}
-        return staging.finish(split, _manifest(spec, split, record), None)
+        return staging.finish(split, _manifest(spec, split, record))
 
 
 def phantom_name(domain: str) -> str:

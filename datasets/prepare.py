@@ -43,7 +43,7 @@ OPTIONS = {
     "published": {"source", "splits", "groups", "seed"},
     "your own": {"images", "masks", "image_suffix", "mask_suffix", "splits", "groups", "seed"},
 }
-"""What each kind of data set takes beside the options for all."""
+"""The options that each kind of data set takes, beside those for all."""
 
 
 def catalogue_table() -> str:
@@ -189,7 +189,7 @@ def _asked_sources(spec: DatasetSpec, arguments: argparse.Namespace) -> list[str
 
 
 def _asked_suffixes(arguments: argparse.Namespace) -> dict[str, str]:
-    """The manifest's entries for the suffixes; without the folders, "" means that none is asked for."""
+    """The manifest's entries for the suffixes; without the folders, an empty suffix leaves it open."""
     suffixes = {key: getattr(arguments, key) for key in ("image_suffix", "mask_suffix")}
     named = arguments.images and arguments.masks
     return {key: suffix for key, suffix in suffixes.items() if named or suffix}

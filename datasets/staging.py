@@ -82,7 +82,7 @@ class Staging:
         self,
         split: Split,
         manifest: Mapping[str, Any],
-        groups: Mapping[str, Any] | None,
+        groups: Mapping[str, Any] | None = None,
         notes: Sequence[str] = (),
     ) -> Path:
         """Write split, groups, notes and manifest, make all durable, move the folder to its place."""
