@@ -22,7 +22,7 @@ from utils.entry import check_values, exit_from, non_negative_int, positive_int
 
 TEACHER = "madebyollin/taesd"
 PARTS = ("encoder", "decoder")
-SEEDS = 2**63  # what torch takes, less room for the chunks
+SEEDS = 2**63  # seeds are below this: half of what torch takes, which leaves room for seed + i
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -101,8 +101,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 def distil(part: str, teacher: Any, arguments: argparse.Namespace) -> None:
     """Train a part on small crops; then tune the encoder on large ones.
 
-    In a small crop every position feels the zero padding at the border. An encoder that saw nothing
-    else is biased in the middle of a large image, most of all on the plain ground of masks.
+    In a small crop the zero padding at the border reaches every position. An encoder that saw nothing
+    else is biased in the middle of a large image, most of all on the plain background of masks.
     """
     from distillation.crops import Pool
     from distillation.training import Budget, Distiller
