@@ -185,9 +185,9 @@ class ZipSource:
                 f"{name!r} unpacks from {info.compress_size:,} to {size:,} bytes", "ratio"
             )
 
-    def _refused(self, found: str, limit: str) -> ArchiveError:
+    def _refused(self, what: str, limit: str) -> ArchiveError:
         return ArchiveError(
-            f"{self.title}: refused, {found}, over the limit {limit}="
+            f"{self.title}: refused, {what}, over the limit {limit}="
             f"{getattr(self._limits, limit)}; if you trust it, raise it with --limit {limit}=N"
         )
 

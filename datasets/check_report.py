@@ -112,10 +112,10 @@ def _range(spread: Spread) -> str:
     return f"{spread['min']} to {spread['max']}, median {spread['median']:g}" if spread else "-"
 
 
-def _finding(title: str, found: Sequence[str], limit: int = 5) -> list[str]:
-    if not found:
+def _finding(title: str, items: Sequence[str], limit: int = 5) -> list[str]:
+    if not items:
         return [f"  {title}: none"]
-    return [f"  {title}: {len(found)} ({listed(found, limit, separator='; ')})"]
+    return [f"  {title}: {len(items)} ({listed(items, limit, separator='; ')})"]
 
 
 def _histogram(report: CheckReport) -> str:
