@@ -22,7 +22,7 @@ from utils.entry import check_values, exit_from, non_negative_int, positive_int
 
 TEACHER = "madebyollin/taesd"
 PARTS = ("encoder", "decoder")
-SEEDS = 2**63  # what torch takes, less room for the chunks
+SEEDS = 2**63  # seeds are below this: half of what torch takes, which leaves room for seed + i
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -88,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     torch.set_flush_denormal(True)
     task = arguments.task
     if task == "report":
-        report(arguments)
+        report_on_data_set(arguments)
     if task in ("all", *PARTS):
         teacher = load_tiny_vae(arguments.teacher).to(memory_format=torch.channels_last)
         check_teacher(teacher)
@@ -101,8 +101,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 def distil(part: str, teacher: Any, arguments: argparse.Namespace) -> None:
     """Train a part on small crops; then tune the encoder on large ones.
 
-    In a small crop every position feels the zero padding at the border. An encoder that saw nothing
-    else is biased in the middle of a large image, most of all on the plain ground of masks.
+    In a small crop the zero padding at the border reaches every position. An encoder that saw nothing
+    else is biased in the middle of a large image, most of all on the plain background of masks.
     """
     from distillation.crops import Pool
     from distillation.training import Budget, Distiller
@@ -126,7 +126,7 @@ def export(work: Path, out: Path) -> None:
     export_student({name: work / f"{name}.pth" for name in names}, out)
 
 
-def report(arguments: argparse.Namespace) -> None:
+def report_on_data_set(arguments: argparse.Namespace) -> None:
     """Print teacher and student side by side on a data set's test cases; draw one of them."""
     import numpy as np
     import torch

@@ -49,23 +49,21 @@ def main(argv: Sequence[str] | None = None) -> None:
     accelerator = make_accelerator(config.precision, config.accumulate, config.deterministic)
 
     from datasets.cases import open_data_set
-    from engine.build import (
-        check_data,
-        compile_on_gpu,
-        load_initial_weights,
-        options_from,
-        system_from,
-        training_sets,
-    )
+    from engine.build import check_data, options_from, system_from, training_sets
+    from engine.compiling import compile_on_gpu
+    from engine.initial_weights import load_initial_weights
     from engine.plan import describe_run, memory_line
     from engine.run_folder import open_run
     from engine.training import Trainer
+    from models.own_network import check_training
 
     is_main = accelerator.is_main_process
     log_to(level=logging.INFO if is_main else logging.ERROR)
     data_set = open_data_set(config.pickle_file_path)
     system = system_from(config, pretrained=config.init_weights is None)
     load_initial_weights(config, data_set, system)
+    if ":" in config.model:  # a network of the user's own
+        check_training(system, config.image_size)
     plan = describe_run(config, data_set, system, accelerator)
     if arguments.dry_run:
         log.info("%s\n%s", plan, memory_line(config, system, accelerator))

@@ -8,6 +8,7 @@ set -eu
 cd "$(dirname "$0")"
 . utils/shell.sh
 
+refuse_options "$@"
 environment requirements.txt
 named=$(for argument; do case $argument in *=*) ;; *) echo "$argument" ;; esac; done)
 if [ -z "$named$(prepared)" ] || echo "$named" | grep -qx phantom; then

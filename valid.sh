@@ -7,5 +7,6 @@ set -eu
 cd "$(dirname "$0")"
 . utils/shell.sh
 
+refuse_options "$@"
 environment requirements.txt
 each_data_set valid "$@"

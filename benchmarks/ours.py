@@ -14,8 +14,8 @@ from benchmarks.candidate import THRESHOLD, Candidate, Workload, fresh_system
 from benchmarks.step_parts import Part, convolution_peak
 from datasets.cases import Case, read_image
 from datasets.loading import EpochSampler, SegmentationDataset, make_loader
-from engine.build import compile_losses
 from engine.case_predictions import predict_cases
+from engine.compiling import compile_losses
 from engine.cuda_graphs import Predictor, TrainingPass, can_capture
 from engine.device import choose_layout, describe_device, make_accelerator
 from engine.prediction import PredictionOptions, segment

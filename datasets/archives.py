@@ -23,7 +23,7 @@ from utils.errors import UserError
 _IGNORED = {"__MACOSX", "Thumbs.db", "desktop.ini"}
 _MIB = 1 << 20
 RATIO_FREE_BYTES = 16 * _MIB
-"""Below this size the compression ratio is not checked: empty masks compress very well."""
+"""Up to this size the compression ratio is not checked: empty masks compress very well."""
 
 
 class ArchiveError(UserError):
@@ -60,6 +60,9 @@ class Limits:
         return replace(self, **changes)
 
 
+DEFAULT_LIMITS = Limits()
+
+
 class Source(Protocol):
     """Where files are read from."""
 
@@ -74,7 +77,7 @@ class Source(Protocol):
         """Whole content of one file; ArchiveError if it cannot be read."""
 
     def identity(self, path: str) -> str:
-        """A value that changes with the content, found without reading it."""
+        """A text that changes when the content does, found without reading the content."""
 
 
 @dataclass(frozen=True)
@@ -102,9 +105,8 @@ class Member:
         return f"{self.path} {self.source.identity(self.path)}"
 
 
-def open_source(path: Path, limits: Limits | None = None, follow_links: bool = False) -> Source:
+def open_source(path: Path, limits: Limits = DEFAULT_LIMITS, follow_links: bool = False) -> Source:
     """A folder or zip archive; ArchiveError where there is none or it is refused."""
-    limits = limits or Limits()
     if path.is_dir():
         return FolderSource(path, limits, follow_links)
     if not path.is_file():
@@ -120,7 +122,7 @@ def members(sources: Sequence[Source]) -> Iterator[Member]:
 
 
 class ZipSource:
-    """A zip archive, its directory checked when opened. May be read from several threads.
+    """A zip archive, whose directory is checked on opening. Several threads may read it.
 
     Refused: absolute paths, `..`, links, encryption, repeated names, compression other than
     deflate, and sizes or compression ratios over the limits. A member's declared size is never
@@ -137,12 +139,12 @@ class ZipSource:
             raise ArchiveError(_not_a_zip(path, error)) from None
 
     def _checked(self, packed: int) -> dict[str, zipfile.ZipInfo]:
+        """The files in it by name; ArchiveError where it is refused."""
         infos = self._zip.infolist()
         limits = self._limits
         if len(infos) > limits.members:
             raise self._refused(f"{len(infos):,} members", "members")
-        found: dict[str, zipfile.ZipInfo] = {}
-        total = 0
+        files: dict[str, zipfile.ZipInfo] = {}
         for info in infos:
             # `filename` ends at the first NUL and may hold Windows separators
             name = info.orig_filename.replace("\\", "/")
@@ -153,35 +155,39 @@ class ZipSource:
                 raise ArchiveError(f"{self.title}: refused, {name!r} is a symbolic link")
             if name.endswith("/") or _ignored(parts):
                 continue
-            if info.flag_bits & 0x1:
-                raise ArchiveError(
-                    f"{self.title}: {name!r} is encrypted; unpack it yourself and give the folder"
-                )
-            if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-                raise ArchiveError(
-                    f"{self.title}: {name!r} is compressed by method {info.compress_type}, only "
-                    "stored and deflated are read; unpack it yourself and give the folder"
-                )
-            if name in found:
+            if name in files:
                 raise ArchiveError(f"{self.title}: refused, {name!r} is in it twice")
-            size = info.file_size
-            if size > limits.member_megabytes * _MIB:
-                raise self._refused(f"{name!r} unpacks to {size:,} bytes", "member_megabytes")
-            if size > max(RATIO_FREE_BYTES, limits.ratio * info.compress_size):
-                raise self._refused(
-                    f"{name!r} unpacks from {info.compress_size:,} to {size:,} bytes", "ratio"
-                )
-            total += size
-            found[name] = info
+            self._check_file(name, info)
+            files[name] = info
+        total = sum(info.file_size for info in files.values())
         if total > limits.total_gigabytes * 1024 * _MIB:
             raise self._refused(f"it unpacks to {total:,} bytes", "total_gigabytes")
         if total > max(RATIO_FREE_BYTES, limits.ratio * packed):
             raise self._refused(f"it unpacks from {packed:,} to {total:,} bytes", "ratio")
-        return found
+        return files
 
-    def _refused(self, found: str, limit: str) -> ArchiveError:
+    def _check_file(self, name: str, info: zipfile.ZipInfo) -> None:
+        """ArchiveError where a file cannot be read or is over a limit."""
+        if info.flag_bits & 0x1:
+            raise ArchiveError(
+                f"{self.title}: {name!r} is encrypted; unpack it yourself and give the folder"
+            )
+        if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise ArchiveError(
+                f"{self.title}: {name!r} is compressed by method {info.compress_type}, only "
+                "stored and deflated are read; unpack it yourself and give the folder"
+            )
+        size = info.file_size
+        if size > self._limits.member_megabytes * _MIB:
+            raise self._refused(f"{name!r} unpacks to {size:,} bytes", "member_megabytes")
+        if size > max(RATIO_FREE_BYTES, self._limits.ratio * info.compress_size):
+            raise self._refused(
+                f"{name!r} unpacks from {info.compress_size:,} to {size:,} bytes", "ratio"
+            )
+
+    def _refused(self, what: str, limit: str) -> ArchiveError:
         return ArchiveError(
-            f"{self.title}: refused, {found}, over the limit {limit}="
+            f"{self.title}: refused, {what}, over the limit {limit}="
             f"{getattr(self._limits, limit)}; if you trust it, raise it with --limit {limit}=N"
         )
 

@@ -1,4 +1,4 @@
-"""Cases on disk: which files belong to a split, and decoding them to arrays of one size."""
+"""Cases on disk: which files belong to a split, and reading them as arrays of one size."""
 
 from __future__ import annotations
 
@@ -57,11 +57,11 @@ class DataSet:
 
 
 def find_split_file(path: Path) -> Path:
-    """The split file that `path` means: itself, or the prepared data set's of the same name.
+    """The split file that `path` means: itself, or that of the prepared data set of the same name.
 
     Published configs name `./Dataset/BUSI/busi_train_test_names.pkl`; prepared data lies in
-    `datasets/busi/` and has a JSON. Either may go by another name of the data set. Raises UserError
-    that lists where it looked.
+    `datasets/busi/` and has a JSON. File and folder may have any of the data set's names (see
+    `names_of`). Raises UserError that lists where it looked.
     """
     name = path.stem.removesuffix(SPLIT_FILE_ENDING)
     stems = names_of(name) if path.stem.endswith(SPLIT_FILE_ENDING) else []
@@ -88,21 +88,21 @@ def find_split_file(path: Path) -> Path:
 def own_split_file(folder: Path) -> Path:
     """The split file in the folder of a data set, prepared here or laid out as published.
 
-    It is named as the folder is, or is the only one there beside splits by groups. UserError
+    It is named as the folder is, or is the only one there apart from splits by groups. UserError
     otherwise.
     """
-    found = sorted(
+    split_files = sorted(
         path
         for path in folder.glob(f"*{SPLIT_FILE_ENDING}.*")
         if path.suffix in (".json", ".pkl")
         and not path.stem.endswith(f"_grouped{SPLIT_FILE_ENDING}")
     )
-    named = [path for path in found if data_set_name(path) == canonical_name(folder.name)]
-    if named or len(found) == 1:
-        return (named or found)[0]  # sorted, so the JSON before the pickle
+    named = [path for path in split_files if data_set_name(path) == canonical_name(folder.name)]
+    if named or len(split_files) == 1:
+        return (named or split_files)[0]  # sorted, so the JSON before the pickle
     expected = f"{folder.name}{SPLIT_FILE_ENDING}.json or .pkl"
-    if found:
-        names = ", ".join(path.name for path in found)
+    if split_files:
+        names = ", ".join(path.name for path in split_files)
         raise UserError(f"{folder}: which split is it? Found {names}, expected one, or {expected}")
     raise UserError(
         f"{folder}: there is no data set here, expected {expected} beside images/ and masks/; prepare it "
@@ -116,33 +116,33 @@ def open_data_set(pickle_file_path: Path) -> DataSet:
     Raises UserError with all missing files together.
     """
     split_file = find_split_file(pickle_file_path)
+    if split_file != pickle_file_path:
+        log.info("%s is not there; taking %s", pickle_file_path, split_file)
     split = read_split(split_file)
     name = data_set_name(split_file)
     spec = spec_for(name)
     folder = split_file.parent
     problems: list[str] = []
 
-    def cases(names: Sequence[str]) -> tuple[Case, ...]:
-        found = []
+    def cases_named(names: Sequence[str]) -> tuple[Case, ...]:
+        cases = []
         for stem in names:
             image, mask = find_case(spec, folder, stem)
             if image is None:
-                problems.append(
-                    f"{stem}: no image {folder / 'images' / (stem + spec.image_suffix)}.*"
-                )
+                problems.append(f"{stem}: no image {folder / 'images' / stem}.*")
             if mask is None:
-                problems.append(f"{stem}: no mask {folder / 'masks' / (stem + spec.mask_suffix)}.*")
+                problems.append(f"{stem}: no mask {folder / 'masks' / spec.mask_stem(stem)}.*")
             if image is not None and mask is not None:
-                found.append(Case(stem, image, mask))
-        return tuple(found)
+                cases.append(Case(stem, image, mask))
+        return tuple(cases)
 
-    data_set = DataSet(name, folder, split_file, cases(split.train), cases(split.test))
+    data_set = DataSet(name, folder, split_file, cases_named(split.train), cases_named(split.test))
     raise_problems(problems, f"data set {name!r} in {folder}")
     return data_set
 
 
 def open_prepared(name: str) -> DataSet:
-    """The data set `name` as `python -m datasets.prepare` puts it into datasets/; as `open_data_set`."""
+    """`open_data_set` for the data set `name` where `python -m datasets.prepare` puts it."""
     return open_data_set(prepared_split_file(Path("datasets") / name))
 
 
@@ -153,8 +153,7 @@ def raise_problems(problems: Sequence[str], where: str) -> None:
     raise UserError(
         f"{len(problems)} problem(s) in {where}:\n  "
         + listed(problems, MAX_LISTED_PROBLEMS, separator="\n  ")
-        + "\n"
-        "Fix or replace these files, or remove the names from the split file"
+        + "\nFix or replace these files, or remove the names from the split file"
     )
 
 
@@ -169,8 +168,8 @@ def read_image(path: Path) -> np.ndarray:
 def read_mask(path: Path) -> np.ndarray:
     """Mask as uint8 of 0 and 1, (H, W).
 
-    The rule is that of `datasets.masks.binary_mask`; values that it has to cut give a warning that
-    names the file, once and not from loader processes, as the main one reads every mask too.
+    The rule is that of `datasets.masks.binary_mask`. Values that it does not expect give a warning
+    that names the file: once, and from the main process alone, which reads every mask anyway.
     CaseError if it cannot be read.
     """
     try:

@@ -14,19 +14,10 @@ IMAGE_EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 
 @dataclass(frozen=True)
 class DatasetSpec:
-    """One data set. `train` and `test` are the published counts, None where none are published.
+    """One data set.
 
-    A prepared case `<name>` has the image `images/<name><image_suffix>` and the mask
-    `masks/<name><mask_suffix>`; `image_ext` and `mask_ext` are what preparation writes, readers
-    accept any of `IMAGE_EXTENSIONS`. `archives` are the file names at `source`, or () where there
-    is nothing to download.
-
-    In the archives, the images and masks are the files whose path ends as `image_pattern` and
-    `mask_pattern` say (regular expressions, case ignored); their groups joined by `_` are the
-    case's name. Of several masks of one case the union is meant.
-    `any_label`: masks number their objects, so that any value above 0 is foreground.
-    `normal_prefix`: cases without a lesion, left out unless asked for. `group_columns`: columns of
-    the metadata CSV that hold the image's name and what several images may show (a lesion).
+    Where it is prepared, a case `<name>` has the image `images/<name>.*` and the mask
+    `masks/<name><mask_suffix>.*`, with any of `IMAGE_EXTENSIONS`.
     """
 
     name: str
@@ -34,20 +25,22 @@ class DatasetSpec:
     source: str = ""
     licence: str = ""
     archives: tuple[str, ...] = ()
+    """File names at `source`; none where there is nothing to download."""
     train: int | None = None
+    """Cases in the published split, None where none is published."""
     test: int | None = None
-    image_suffix: str = ""
     mask_suffix: str = ""
-    image_ext: str = ".png"
-    mask_ext: str = ".png"
     image_pattern: str = ""
+    """Regular expression, case ignored: how the paths of images in the archives end. Its groups,
+    joined by `_`, are the name of the case."""
     mask_pattern: str = ""
+    """The same for masks; several masks of one case are united."""
     any_label: bool = False
+    """Whether masks number their objects, so that any value above 0 is foreground."""
     normal_prefix: str = ""
+    """How the names of cases without a lesion begin; these are left out unless asked for."""
     group_columns: tuple[str, str] | None = None
-
-    def image_stem(self, case: str) -> str:
-        return case + self.image_suffix
+    """Columns of the metadata CSV with the image's name and what several images may show (a lesion)."""
 
     def mask_stem(self, case: str) -> str:
         return case + self.mask_suffix
@@ -87,7 +80,6 @@ CATALOGUE: dict[str, DatasetSpec] = {
             archives=("warwick_qu_dataset_released_2016_07_08.zip",),
             train=85,
             test=80,
-            image_ext=".bmp",
             image_pattern=r"((?:train|testA|testB)_\d+)\.bmp",
             mask_pattern=r"((?:train|testA|testB)_\d+)_anno\.bmp",
             any_label=True,
@@ -106,7 +98,6 @@ CATALOGUE: dict[str, DatasetSpec] = {
             train=8015,
             test=2000,
             mask_suffix="_segmentation",
-            image_ext=".jpg",
             image_pattern=r"(ISIC_\d+)\.jpg",
             mask_pattern=r"(ISIC_\d+)_segmentation\.png",
             group_columns=("image_id", "lesion_id"),
@@ -119,7 +110,6 @@ CATALOGUE: dict[str, DatasetSpec] = {
             archives=("kvasir-instrument.zip",),
             train=472,
             test=118,
-            image_ext=".jpg",
             image_pattern=r"images/(\w+)\.jpg",
             mask_pattern=r"masks/(\w+)\.png",
         ),
@@ -146,7 +136,7 @@ def canonical_name(name: str) -> str:
 
 
 def data_set_name(split_file: Path) -> str:
-    """Name of the data set of a split file: the file's without its ending, the usual one of several."""
+    """Canonical name of the data set that a split file belongs to, by the name of the file."""
     return canonical_name(split_file.stem.removesuffix(SPLIT_FILE_ENDING))
 
 
@@ -158,10 +148,10 @@ def names_of(name: str) -> list[str]:
 
 
 def spec_for(name: str) -> DatasetSpec:
-    """The catalogue's entry, or `<name>.png` for image and mask of any other data set.
+    """The catalogue's entry; for any other data set, one with `<name>.png` for image and mask.
 
     `<name>_grouped`, as the split by groups is called, is another split of the same files.
-    Raises UserError where `name` would not do as a folder name.
+    Raises UserError where `name` is not fit for the name of a folder.
     """
     published = CATALOGUE.get(canonical_name(name.removesuffix("_grouped")))
     if published is not None:
@@ -177,9 +167,9 @@ def spec_for(name: str) -> DatasetSpec:
 def find_case(spec: DatasetSpec, folder: Path, case: str) -> tuple[Path | None, Path | None]:
     """Image and mask of a case, None for what is absent.
 
-    A mask may also be named as the case, as where the published code expects HAM10000.
+    A mask may also be named as the case is; the published code expects HAM10000's so.
     """
-    image = find_file(folder / "images", spec.image_stem(case))
+    image = find_file(folder / "images", case)
     mask = find_file(folder / "masks", spec.mask_stem(case)) or find_file(folder / "masks", case)
     return image, mask
 

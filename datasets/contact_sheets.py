@@ -1,4 +1,4 @@
-"""Images to look at: random cases with the contours of their masks, and near-duplicates side by side.
+"""Images to look at: random cases with their masks outlined, and near-duplicates side by side.
 
 `files` give each case's image and mask by name; results are (H, W, 3) BGR.
 """
@@ -17,20 +17,21 @@ from datasets.masks import read_binary_mask
 from datasets.near_duplicates import NearDuplicate
 from utils.files import atomic_write
 from utils.images import encode_png
+from utils.overlay import draw_outline
 
 CASES = 30
 NEAR_DUPLICATES = 60
 CELL = 200
 """Side of one image in pixels."""
-CONTOUR = (0, 220, 255)
+OUTLINE = (0, 220, 255)  # BGR, yellow
 
 Files = Mapping[str, tuple[Path, Path]]
 
 
 def contact_sheet(files: Files, seed: int = 0) -> np.ndarray:
-    """Random cases with their contours."""
+    """Random cases with their masks outlined."""
     chosen = random.Random(seed).sample(sorted(files), min(CASES, len(files)))
-    return _grid([_labelled(_with_contour(*files[name]), name) for name in chosen], columns=6)
+    return _grid([_labelled(_outlined(*files[name]), name) for name in chosen], columns=6)
 
 
 def near_duplicate_sheet(
@@ -46,7 +47,7 @@ def near_duplicate_sheet(
         pair = []
         for name in (duplicate.first, duplicate.second):
             part = "test" if name in test else "train"
-            pair.append(_labelled(_with_contour(*files[name]), f"{name} ({part})"))
+            pair.append(_labelled(_outlined(*files[name]), f"{name} ({part})"))
         cells.append(np.hstack(pair))
     return _grid(cells, columns=4)
 
@@ -55,13 +56,13 @@ def write_sheet(path: Path, sheet: np.ndarray) -> None:
     atomic_write(path, encode_png(sheet))
 
 
-def _with_contour(image_path: Path, mask_path: Path) -> np.ndarray:
+def _outlined(image_path: Path, mask_path: Path) -> np.ndarray:
     image = _fitted(read_pixels(image_path, cv2.IMREAD_COLOR))
     mask, _ = read_binary_mask(mask_path)
     size = (image.shape[1], image.shape[0])
     small = cv2.resize(mask.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST)
-    contours, _ = cv2.findContours(small, cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
-    return np.asarray(cv2.drawContours(image, contours, -1, CONTOUR, 1))
+    draw_outline(image, small, OUTLINE, thickness=1)
+    return image
 
 
 def _fitted(image: np.ndarray) -> np.ndarray:

@@ -39,7 +39,7 @@ class UnknownFormatError(ImageError):
     """A file that is no PNG, JPEG, BMP or TIFF by its first bytes."""
 
 
-def check_image_size(content: bytes, max_megapixels: float = MAX_MEGAPIXELS) -> tuple[int, int]:
+def check_declared_size(content: bytes, max_megapixels: float = MAX_MEGAPIXELS) -> tuple[int, int]:
     """Declared (width, height) in pixels.
 
     Raises ImageError where `content` is not a PNG, JPEG, BMP or TIFF, where its header is cut short,
@@ -84,14 +84,14 @@ def jpeg_family_size(content: bytes) -> tuple[int, int]:
 
 
 def decode(content: bytes, flags: int, max_megapixels: float = MAX_MEGAPIXELS) -> np.ndarray:
-    """Decode an image by OpenCV with its `IMREAD_` flags, after `check_image_size`.
+    """Decode an image by OpenCV with its `IMREAD_` flags, after `check_declared_size`.
 
-    Raises ImageError as that does, and where the content is damaged, cut short, or of a kind of
-    numbers that the flags do not give.
+    Raises ImageError as that does, and where the content is damaged, cut short, or holds numbers of a
+    type that the flags cannot give.
     """
     import cv2  # here, so that code which only needs the limits starts without it
 
-    check_image_size(content, max_megapixels)
+    check_declared_size(content, max_megapixels)
     # OpenCV 4 fills the missing part of a JPEG with grey and says nothing
     if content[:2] == b"\xff\xd8" and _is_cut_short(content):
         raise ImageError("the JPEG is cut short")
@@ -112,9 +112,9 @@ def decode(content: bytes, flags: int, max_megapixels: float = MAX_MEGAPIXELS) -
 
 
 def read_pixels(path: Path, flags: int) -> np.ndarray:
-    """`decode` a file in images/ or masks/, by the limit that its data set was prepared with.
+    """`decode` a file in images/ or masks/, with the size limit that its data set was prepared with.
 
-    Raises ImageError as `decode`, and where the file cannot be read.
+    Raises ImageError as `decode` does, and where the file cannot be read.
     """
     try:
         content = path.read_bytes()
@@ -171,7 +171,11 @@ def _jpeg_2000_size(content: bytes) -> tuple[int, int]:
 
 
 def _is_cut_short(jpeg: bytes) -> bool:
-    """Whether no end marker follows the pixels. A thumbnail before or a film after them has its own."""
+    """Whether no end marker follows the pixels.
+
+    It is looked for behind the start of the first scan, as a thumbnail before that has an end marker of
+    its own; it need not be the last bytes, as a film may follow.
+    """
     try:
         scans = [at for marker, at in _jpeg_segments(jpeg) if marker == _JPEG_SCAN]
     except (struct.error, IndexError):
@@ -180,7 +184,7 @@ def _is_cut_short(jpeg: bytes) -> bool:
 
 
 def _jpeg_segments(content: bytes) -> Iterator[tuple[int, int]]:
-    """Marker and the place behind it of each segment, up to the first scan or the end."""
+    """The marker of each segment and the place behind it, up to the first scan or the end."""
     at = 2
     while (at := content.find(b"\xff", at)) >= 0:  # as libjpeg does, skip what is not a marker
         while content[at] == 0xFF:
@@ -205,7 +209,7 @@ def _tiff_size(content: bytes) -> tuple[int, int]:
 
 
 def _has_page(content: bytes, order: str, link: int) -> bool:
-    """Whether a full page is in the chain of directories from `link` on, as far as it can be read."""
+    """Whether a full page is in the chain of directories that starts at `link`, as far as it can be read."""
     for _ in range(_TIFF_DIRECTORIES):
         try:
             (directory,) = struct.unpack_from(order + "I", content, link)
@@ -220,7 +224,7 @@ def _has_page(content: bytes, order: str, link: int) -> bool:
 
 
 def _tiff_directory(content: bytes, order: str, directory: int) -> tuple[dict[int, int], int]:
-    """Kind, width and height as far as a directory holds them; its end, where the next is linked."""
+    """Kind, width and height, as far as a directory holds them, and its end, which links the next."""
     (entries,) = struct.unpack_from(order + "H", content, directory)
     tags = {}
     for entry in range(entries):

@@ -28,13 +28,14 @@ LONGEST_REASON = 300  # characters of what pydicom says
 def read_dicom(content: bytes, max_megapixels: float, window: Window = None) -> np.ndarray:
     """(H, W, 3) uint8 of the one frame.
 
-    Grey values are rescaled, then windowed: by `window` in rescaled units, else by the file's first
-    window or table, else from their least to their greatest; 8 bits that rescaling does not change
-    are taken as they are, except for the file's window. MONOCHROME1 is inverted. Colour
-    (RGB, YBR, palette) keeps its upper 8 bits. Of enhanced objects, the functional groups count too.
+    Grey values are rescaled, then windowed: by `window`, in rescaled units; else by the first window
+    or table in the file; else from the least value to the greatest, except that 8-bit values which
+    rescaling leaves unchanged are taken as they are. MONOCHROME1 is inverted. Colour (RGB, YBR,
+    palette) keeps its upper 8 bits. In enhanced objects, the functional groups are read too.
 
-    Raises ImageError: pydicom absent, several frames, no or unreadable pixels, over the size limit, or
-    another size or number of colours than the header has; a decoder that is not installed.
+    Raises ImageError where pydicom or a decoder is not installed, where there are several frames, no
+    pixels or unreadable ones, or pixels of another size or number of colours than the header has, and
+    for a size over the limit.
     """
     try:
         import pydicom
@@ -73,9 +74,9 @@ def read_dicom(content: bytes, max_megapixels: float, window: Window = None) -> 
 
 
 def _check_frame(data: Dataset, rows: int, columns: int) -> None:
-    """ImageError where a compressed frame has no decoder or is of another size than Rows x Columns.
+    """ImageError where a compressed frame has no decoder, or another size than Rows x Columns.
 
-    Decoders go by the frame's own header, which can declare any size.
+    Decoders trust the frame's own header, which can declare any size.
     """
     from pydicom.encaps import get_frame
     from pydicom.pixels import get_decoder
@@ -145,9 +146,10 @@ def _windowed(stored: np.ndarray, data: Dataset, window: Window) -> np.ndarray:
 
 
 def _places(data: Dataset, macro: str) -> Iterator[Dataset]:
-    """Where the elements of a functional group may be, first those that count before others.
+    """Where the elements of a functional group may be, in order of precedence.
 
-    That is the data set itself; in enhanced objects, the sequence `macro` of the one frame, then of all.
+    First the data set itself; in enhanced objects then the sequence `macro` in the groups of the one
+    frame, and in those that all frames share.
     """
     yield data
     for groups in ("PerFrameFunctionalGroupsSequence", "SharedFunctionalGroupsSequence"):

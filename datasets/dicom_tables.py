@@ -1,7 +1,7 @@
 """Lookup tables of a DICOM file: modality and VOI tables for grey values, palettes for colour.
 
-pydicom's functions keep the place of an entry in the type of the entries, where it wraps, so the look-up
-is done here. Source: DICOM PS3.3, C.11.1.1 and C.11.2.1.1 (modality, VOI), C.7.6.3.1.5 and 6 (palette),
+They are looked up here, as pydicom's functions compute places in the type of the entries, where they
+can overflow. Source: DICOM PS3.3, C.11.1.1 and C.11.2.1.1 (modality, VOI), C.7.6.3.1.5 and 6 (palette),
 C.7.9.2 (segmented palette).
 """
 
@@ -30,7 +30,7 @@ class LookupTable:
     entries: np.ndarray  # (N,) uint8 or uint16
 
     def __call__(self, values: np.ndarray) -> np.ndarray:
-        """The entries for an array of numbers, each rounded, in its shape."""
+        """The entries for an array of numbers, which are rounded; of the same shape."""
         places = np.rint(values.astype(np.float64) - self.first)
         return self.entries[np.clip(places, 0, len(self.entries) - 1).astype(np.int64)]
 
@@ -97,9 +97,9 @@ def _bytes(words: np.ndarray) -> np.ndarray:
 def _expanded(words: np.ndarray, count: int, bits: int) -> np.ndarray:
     """(count,) uint16, the entries of a segmented palette.
 
-    Segments are (0, n, n entries); (1, n, end) for n entries on a line from the last one; and (2, n,
-    offset in two words) for n segments that are repeated from that byte on. ImageError where they give
-    another number of entries than `count`.
+    Its segments are: (0, n, n entries); (1, n, end), n entries on a line from the last entry to `end`;
+    and (2, n, offset), the n segments from that byte on once more. ImageError where they give another
+    number of entries than `count`.
     """
     code = (_bytes(words) if bits <= 8 else words).tolist()
     size = 1 if bits <= 8 else 2

@@ -4,12 +4,12 @@
 
     report.json              everything that was counted, and what is wrong
     same_source_groups.json  images that show the same source, and how that is known
-    contact_sheet.png        random cases with the contours of their masks
+    contact_sheet.png        random cases with their masks outlined
     near_duplicates.png      near-duplicates side by side, those across train and test first
 
-A test case leaks when train holds another image of its group. A group is what the metadata that the
-data set was prepared with (lesion, patient) and the near-duplicates that were found join, directly or
-through others.
+A test case leaks when train holds another image of its group. Images are in one group when they are
+linked, directly or through others, by a lesion or patient in the metadata that the data set was
+prepared with, or as near-duplicates.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
@@ -28,22 +27,22 @@ from tqdm import tqdm
 
 from datasets.cases import own_split_file
 from datasets.catalogue import DatasetSpec, data_set_name, find_case, spec_for
+from datasets.check_report import CheckReport, Counts, DuplicateCounts, Leaks, Masks, Sizes, Spread
 from datasets.contact_sheets import contact_sheet, near_duplicate_sheet, write_sheet
 from datasets.decoding import AS_STORED, ImageError, read_pixels
-from datasets.leaks import leaked_cases, same_source_file
+from datasets.leaks import SameSourceGroups, grouped_with_train, same_source_file
 from datasets.masks import aspect_ratio_differs, read_binary_mask
 from datasets.near_duplicates import (
-    Description,
+    ImageFeatures,
     NearDuplicate,
     connected,
-    describe,
     find_near_duplicates,
+    image_features,
     working_size,
 )
 from datasets.prepared import read_metadata_groups
 from datasets.splits import Split, cases_by_group, read_split
 from datasets.windowing import dark_note, may_be_dark
-from utils.errors import listed
 from utils.files import atomic_write
 from utils.machine import available_cores
 
@@ -65,16 +64,16 @@ class Inspected:
     dark: str | None
     """What `dark_note` says of the image."""
     odd_values: str | None
-    description: Description
+    """What `binary_mask` says of the mask."""
+    features: ImageFeatures
 
 
-def check_data_set(folder: Path) -> dict[str, Any]:
+def check_data_set(folder: Path) -> CheckReport:
     """Check the data set in `folder`, write `check/` there and return the report.
 
-    It was prepared here or is laid out as published.
-
-    Problems of single files are part of the report. Raises UserError where there is no data set,
-    and SplitError where its split cannot be used.
+    The data set may have been prepared here or be laid out as published. Problems of single files
+    are part of the report. Raises UserError where there is no data set, and SplitError where its
+    split cannot be used.
     """
     split_file = own_split_file(folder)
     spec = spec_for(data_set_name(split_file))
@@ -82,11 +81,11 @@ def check_data_set(folder: Path) -> dict[str, Any]:
     inspected, problems = _inspect_all(spec, folder, split)
     duplicates = find_near_duplicates(
         [case.name for case in inspected],
-        [case.description for case in inspected],
+        [case.features for case in inspected],
         lambda index: working_size(read_pixels(inspected[index].image, cv2.IMREAD_GRAYSCALE)),
     )
     groups = _same_source_groups(folder, duplicates)
-    report = {
+    report: CheckReport = {
         **_counts(spec, folder, split, inspected),
         **_sizes(inspected),
         **_masks(split, inspected),
@@ -150,13 +149,13 @@ def _inspect(spec: DatasetSpec, folder: Path, name: str) -> Inspected:
         area=float(foreground.mean()),
         dark=dark,
         odd_values=odd,
-        description=describe(working_size(grey)),
+        features=image_features(working_size(grey)),
     )
 
 
 def _counts(
     spec: DatasetSpec, folder: Path, split: Split, inspected: Sequence[Inspected]
-) -> dict[str, Any]:
+) -> Counts:
     used = {path for name in split.train + split.test for path in find_case(spec, folder, name)}
     expected = None if spec.train is None else {"train": spec.train, "test": spec.test}
     return {
@@ -175,7 +174,7 @@ def _counts(
     }
 
 
-def _sizes(inspected: Sequence[Inspected]) -> dict[str, Any]:
+def _sizes(inspected: Sequence[Inspected]) -> Sizes:
     widths, heights = (
         zip(*(case.size for case in inspected), strict=True) if inspected else ((), ())
     )
@@ -194,13 +193,13 @@ def _sizes(inspected: Sequence[Inspected]) -> dict[str, Any]:
     }
 
 
-def _spread(values: Sequence[int]) -> dict[str, float]:
+def _spread(values: Sequence[int]) -> Spread:
     if not values:
         return {}
     return {"min": min(values), "median": float(np.median(values)), "max": max(values)}
 
 
-def _masks(split: Split, inspected: Sequence[Inspected]) -> dict[str, Any]:
+def _masks(split: Split, inspected: Sequence[Inspected]) -> Masks:
     areas = {case.name: case.area for case in inspected}
     return {
         "odd_mask_values": {case.name: case.odd_values for case in inspected if case.odd_values},
@@ -214,8 +213,7 @@ def _masks(split: Split, inspected: Sequence[Inspected]) -> dict[str, Any]:
     }
 
 
-def _same_source_groups(folder: Path, duplicates: Sequence[NearDuplicate]) -> dict[str, Any]:
-    """Content of same_source_groups.json: groups of two or more cases, and the near-duplicates."""
+def _same_source_groups(folder: Path, duplicates: Sequence[NearDuplicate]) -> SameSourceGroups:
     of_metadata = read_metadata_groups(folder)
     by_metadata = cases_by_group(of_metadata, of_metadata)
     pairs = [(names[0], name) for names in by_metadata for name in names[1:]]
@@ -229,8 +227,7 @@ def _same_source_groups(folder: Path, duplicates: Sequence[NearDuplicate]) -> di
 
 def _duplicate_counts(
     split: Split, duplicates: Sequence[NearDuplicate], of_metadata: Mapping[str, str]
-) -> dict[str, int]:
-    """Number of pairs; `against_metadata` are those that it has as different lesions or patients."""
+) -> DuplicateCounts:
     test = set(split.test)
     where = Counter(
         ("within_train", "across", "within_test")[
@@ -241,7 +238,9 @@ def _duplicate_counts(
     return {
         "pairs": len(duplicates),
         "identical": sum(duplicate.inliers == 0 for duplicate in duplicates),
-        **{key: where[key] for key in ("within_train", "within_test", "across")},
+        "within_train": where["within_train"],
+        "within_test": where["within_test"],
+        "across": where["across"],
         "against_metadata": sum(
             of_metadata.get(duplicate.first) != of_metadata.get(duplicate.second)
             for duplicate in duplicates
@@ -249,57 +248,11 @@ def _duplicate_counts(
     }
 
 
-def _leaks(split: Split, groups: Mapping[str, Any]) -> dict[str, Any]:
-    leaked = sorted(leaked_cases(split, groups["groups"]))
+def _leaks(split: Split, groups: SameSourceGroups) -> Leaks:
+    leaked = sorted(grouped_with_train(split, groups["groups"]))
     return {
         "by": groups["by"],
         "test_cases": len(leaked),
         "part_of_test": round(len(leaked) / len(split.test), 4),
         "names": leaked,
     }
-
-
-def summary(report: Mapping[str, Any]) -> str:
-    """The report in a few lines, names cut off after the first ones."""
-    leaks, duplicates = report["leaks"], report["near_duplicates"]
-    published = report["published"]
-    lines = [
-        f"{report['name']}: {report['train']} train, {report['test']} test"
-        + (f" (published {published['train']}, {published['test']})" if published else ""),
-        f"  sizes: width {_range(report['width'])}, height {_range(report['height'])}",
-        *_finding("unusable cases", [f"{n}: {p}" for n, p in report["problems"].items()]),
-        *_finding("files of no case in the split", report["files_of_no_case"]),
-        *_finding("images of 16 bits, nearly black to the model", list(report["dark_images"])),
-        *_finding("mask and image of different size", report["size_differs"]),
-        *_finding("different aspect ratio, training would stop", report["aspect_differs"]),
-        *_finding("masks with other values than 0 and 255", list(report["odd_mask_values"])),
-        *_finding("empty masks", report["empty_masks"]),
-        *_finding("full masks", report["full_masks"]),
-        f"  lesion area, part of the image: {_histogram(report)}",
-        f"  near-duplicates: {duplicates['pairs']} pairs "
-        f"({duplicates['identical']} with identical pixels), "
-        f"{duplicates['within_train']} within train, {duplicates['within_test']} within test, "
-        f"{duplicates['across']} across, {duplicates['against_metadata']} against the metadata",
-        f"  leaks: {leaks['test_cases']} of {report['test']} test cases "
-        f"({leaks['part_of_test']:.1%}) share a group with train, by {leaks['by']}",
-    ]
-    return "\n".join(lines)
-
-
-def _range(spread: Mapping[str, float]) -> str:
-    return f"{spread['min']} to {spread['max']}, median {spread['median']:g}" if spread else "-"
-
-
-def _finding(title: str, found: Sequence[str], limit: int = 5) -> list[str]:
-    if not found:
-        return [f"  {title}: none"]
-    return [f"  {title}: {len(found)} ({listed(found, limit, separator='; ')})"]
-
-
-def _histogram(report: Mapping[str, Any]) -> str:
-    counts = np.sum(list(report["area_histogram"].values()), axis=0)
-    edges = report["area_bins"]
-    return ", ".join(
-        f"{low:.1%}-{high:.1%}: {count}"
-        for low, high, count in zip(edges, edges[1:], counts, strict=False)
-    )

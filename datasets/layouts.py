@@ -13,7 +13,7 @@ from datasets.splits import name_problem
 
 @dataclass(frozen=True)
 class SourceCase:
-    """One image and its masks as they lie in a source; of several masks the union is meant."""
+    """One image and its masks as they lie in a source; several masks are meant to be united."""
 
     name: str
     image: Member
@@ -21,30 +21,33 @@ class SourceCase:
 
 
 @dataclass(frozen=True)
-class Found:
-    """Usable cases by name, what is wrong with the others, by name too, and masks of no image."""
+class PairedFiles:
+    """The files of a source, as cases."""
 
     cases: dict[str, SourceCase]
+    """Cases that can be used, by name."""
     problems: dict[str, str]
+    """What is wrong with the others, by name."""
     lone_masks: list[str]
+    """Paths of masks that belong to no image."""
 
 
-def published_cases(spec: DatasetSpec, files: Iterable[Member]) -> Found:
+def published_cases(spec: DatasetSpec, files: Iterable[Member]) -> PairedFiles:
     """Cases in the published layout of a catalogued data set, whatever folders lie above it."""
     image_pattern = re.compile(rf"(?:.*/)?{spec.image_pattern}", re.IGNORECASE)
     mask_pattern = re.compile(rf"(?:.*/)?{spec.mask_pattern}", re.IGNORECASE)
     images: dict[str, list[Member]] = {}
     masks: dict[str, list[Member]] = {}
     for file in files:
-        for pattern, found in ((image_pattern, images), (mask_pattern, masks)):
+        for pattern, files_of in ((image_pattern, images), (mask_pattern, masks)):
             if match := pattern.fullmatch(file.path):
-                found.setdefault("_".join(match.groups()), []).append(file)
+                files_of.setdefault("_".join(match.groups()), []).append(file)
     return _paired(images, masks)
 
 
 def own_cases(
     images: Iterable[Member], masks: Iterable[Member], image_suffix: str = "", mask_suffix: str = ""
-) -> Found:
+) -> PairedFiles:
     """Cases of any data set, matched by stem: `<name><image_suffix>.*`, `<name><mask_suffix>.*`.
 
     With a `mask_suffix`, `<name><mask_suffix>_<number>.*` are further masks of the image, and images
@@ -60,11 +63,11 @@ def own_cases(
         }
     masks = list(masks)
     read = list(filter(_is_read, masks))
-    found = _paired(images_of, _by_name(read, of_mask), _by_name(masks, of_mask))
-    known = {file.stem for files in images_of.values() for file in files}
+    paired = _paired(images_of, _by_name(read, of_mask), _by_name(masks, of_mask))
+    image_stems = {file.stem for files in images_of.values() for file in files}
     others = (file for file in read if not of_mask.fullmatch(file.stem))
-    found.lone_masks.extend(file.path for file in others if file.stem not in known)
-    return found
+    paired.lone_masks.extend(file.path for file in others if file.stem not in image_stems)
+    return paired
 
 
 def _is_read(file: Member) -> bool:
@@ -73,41 +76,41 @@ def _is_read(file: Member) -> bool:
 
 def _by_name(files: Iterable[Member], stem: re.Pattern[str]) -> dict[str, list[Member]]:
     """Files by the name in the first group of `stem`, without those that it does not match."""
-    found: dict[str, list[Member]] = {}
+    files_of: dict[str, list[Member]] = {}
     for file in files:
         if match := stem.fullmatch(file.stem):
-            found.setdefault(match[1], []).append(file)
-    return found
+            files_of.setdefault(match[1], []).append(file)
+    return files_of
 
 
 def _paired(
     images: Mapping[str, Sequence[Member]],
     masks: Mapping[str, Sequence[Member]],
     in_any_format: Mapping[str, Sequence[Member]] = {},
-) -> Found:
-    """Images and masks of one name; `in_any_format` are masks as well as what is not read."""
+) -> PairedFiles:
+    """Join images and masks of one name; `in_any_format` also holds masks of formats not read."""
     lone = (masks[name] for name in sorted(masks.keys() - images.keys()))
-    found = Found({}, {}, [file.path for files in lone for file in files])
+    paired = PairedFiles({}, {}, [file.path for files in lone for file in files])
     for name in sorted(images):
         image, *more_images = images[name]
         case_masks = masks.get(name, [])
         twice = _same_stem(case_masks)
         problem = name_problem(name)
         if problem:
-            found.problems[name] = f"the name {problem}"
+            paired.problems[name] = f"the name {problem}"
         elif more_images:
-            found.problems[name] = f"two images, {image} and {more_images[0]}"
+            paired.problems[name] = f"two images, {image} and {more_images[0]}"
         elif not case_masks and name in in_any_format:
-            found.problems[name] = (
+            paired.problems[name] = (
                 f"the mask {in_any_format[name][0]} is in a format that is not read; convert it to PNG"
             )
         elif not case_masks:
-            found.problems[name] = f"no mask for the image {image}"
+            paired.problems[name] = f"no mask for the image {image}"
         elif twice:
-            found.problems[name] = f"two masks, {twice[0]} and {twice[1]}"
+            paired.problems[name] = f"two masks, {twice[0]} and {twice[1]}"
         else:
-            found.cases[name] = SourceCase(name, image, tuple(case_masks))
-    return found
+            paired.cases[name] = SourceCase(name, image, tuple(case_masks))
+    return paired
 
 
 def _same_stem(files: Iterable[Member]) -> tuple[Member, Member] | None:

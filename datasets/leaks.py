@@ -1,6 +1,7 @@
 """Leaks: test cases that show the same lesion, patient or scan as a training case.
 
-Which cases do is written by a check (datasets/integrity.py); here it is read, and split by.
+A check (datasets/integrity.py) writes which cases show the same; here this is read, to name the
+leaks of a split, or to draw a split without any.
 """
 
 from __future__ import annotations
@@ -8,16 +9,27 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from datasets.cases import own_split_file
 from datasets.catalogue import SPLIT_FILE_ENDING, data_set_name
 from datasets.prepared import read_metadata_groups
-from datasets.splits import Split, cases_by_group, grouped_split, read_split, write_split
+from datasets.splits import SEED, Split, cases_by_group, grouped_split, read_split, write_split
 from utils.errors import UserError
 
 
-def leaked_cases(split: Split, groups: Sequence[Sequence[str]]) -> set[str]:
+class SameSourceGroups(TypedDict):
+    """Content of same_source_groups.json, which a check writes."""
+
+    by: str
+    """How it is known which images show the same source."""
+    groups: list[list[str]]
+    """Groups of two or more cases."""
+    near_duplicates: list[dict[str, Any]]
+    """Each `datasets.near_duplicates.NearDuplicate`."""
+
+
+def grouped_with_train(split: Split, groups: Sequence[Sequence[str]]) -> set[str]:
     """Test cases of the split whose group has a member in train."""
     train, test = set(split.train), set(split.test)
     return {name for group in groups if train & set(group) for name in test & set(group)}
@@ -28,7 +40,7 @@ def same_source_file(folder: Path) -> Path:
     return folder / "check" / "same_source_groups.json"
 
 
-def read_same_source_groups(folder: Path) -> dict[str, Any]:
+def read_same_source_groups(folder: Path) -> SameSourceGroups:
     """What the last check found; UserError if there was none."""
     path = same_source_file(folder)
     try:
@@ -42,17 +54,17 @@ def read_same_source_groups(folder: Path) -> dict[str, Any]:
         raise UserError(f"{path}: damaged ({error}); run the check again") from None
 
 
-def leaked_names(folder: Path, split: Split | None = None) -> set[str]:
-    """Test cases of a data set, by its own split or another, that have a group member in train.
+def leaked_test_cases(folder: Path, split: Split | None = None) -> set[str]:
+    """Test cases of a data set that leak, by its own split or another.
 
-    Needs a check to have been run; raises UserError that says how otherwise.
+    Raises UserError where the data set has not been checked.
     """
     groups = read_same_source_groups(folder)["groups"]
-    return leaked_cases(split or read_split(own_split_file(folder)), groups)
+    return grouped_with_train(split or read_split(own_split_file(folder)), groups)
 
 
-def write_group_split(folder: Path, seed: int = 2333, test_fraction: float = 0.2) -> Path:
-    """Write a split in which no group is in both parts, beside the data set's own; return its path.
+def write_group_split(folder: Path, seed: int = SEED) -> Path:
+    """Write a split that keeps each group in one part, beside the data set's own; return its path.
 
     Groups are those of the last check; without one, those of the metadata that the data set was
     prepared with (UserError if there is neither). Depends only on names, groups and seed.
@@ -68,5 +80,5 @@ def write_group_split(folder: Path, seed: int = 2333, test_fraction: float = 0.2
     for group in groups:
         group_of |= {name: f"group {group[0]}" for name in group if name in group_of}
     path = folder / f"{data_set_name(split_file)}_grouped{SPLIT_FILE_ENDING}.json"
-    write_split(path, grouped_split(group_of, seed, test_fraction))
+    write_split(path, grouped_split(group_of, seed))
     return path

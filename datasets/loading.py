@@ -1,7 +1,7 @@
-"""From cases to batches: decode once, keep as uint8, augment per sample, the same on any machine.
+"""From cases to batches: decode once, keep as uint8, augment each sample, reproducibly.
 
 Everything random about a sample is drawn from its own seed, made of the run's seed, the epoch and
-the case's index. So the number of workers or processes, the batch size and an interruption change
+the case's index. So the number of workers or processes, the batch size and interruptions change
 nothing.
 """
 
@@ -48,9 +48,9 @@ class Sample(TypedDict):
 class SegmentationDataset(Dataset[Sample]):
     """Cases at one size. Construction decodes every case once, which checks them all.
 
-    The first cases that fit into `cache_bytes` stay in memory as uint8, the others are decoded at
-    each access. Keys are `(epoch, index)`, as `EpochSampler` gives them, so that workers that live
-    through all epochs still augment anew.
+    As many cases as fit into `cache_bytes` stay in memory as uint8, the others are decoded at each
+    access. Keys are `(epoch, index)`, as `EpochSampler` gives them, so that loader processes, which
+    live through all epochs, augment anew in each.
 
     Raises UserError that lists all unusable cases together.
     """
@@ -164,12 +164,12 @@ class EpochSampler(Sampler[tuple[int, int]]):
 
 
 def worker_died(error: RuntimeError) -> bool:
-    """Whether this is how torch reports a dead loader process, at whatever point of the main process."""
+    """Whether torch reports a dead loader process by this error, which can arise anywhere in the main one."""
     return str(error).startswith("DataLoader worker (pid")
 
 
 def batches_of(loader: Iterable[Sample]) -> Iterator[Sample]:
-    """The batches of a loader; an error in a loader process is reported as if it had been raised here.
+    """The batches of a loader; an error in a loader process is raised as if it had occurred here.
 
     Raises CaseError for a case that can no longer be read, LoaderDied for a dead process.
     """
@@ -202,7 +202,7 @@ def make_loader(
     num_workers: int = 0,
     pin_memory: bool = False,
 ) -> DataLoader[Sample]:
-    """Batches of `Sample`; with a sampler shuffled and full ones only, else all in order."""
+    """Batches of `Sample`: with a sampler in its order and full ones only, else all cases in order."""
     return DataLoader(
         dataset,
         batch_size,

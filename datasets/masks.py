@@ -20,8 +20,8 @@ def read_binary_mask(path: Path) -> tuple[np.ndarray, str | None]:
 def binary_mask(grey: np.ndarray) -> tuple[np.ndarray, str | None]:
     """Foreground of a mask (H, W) as bool, and a note if it held more than 0 and one other value.
 
-    Masks of 0/1 and 0/255 (65535 at 16 bit) are taken as they are, others are cut at half of their
-    range. Raises ImageError for floating-point values, whose range nothing says.
+    Masks of 0/1 and 0/255 (0/65535 at 16 bits) are taken as they are, others are thresholded at half
+    of their range. Raises ImageError for floating-point values, which do not tell their range.
     """
     if grey.dtype.kind == "f":
         raise ImageError(
@@ -41,7 +41,7 @@ def binary_mask(grey: np.ndarray) -> tuple[np.ndarray, str | None]:
 def aspect_ratio_differs(image: tuple[int, int], mask: tuple[int, int]) -> bool:
     """Whether two sizes differ in width over height by more than 1 %; both (H, W), or both (W, H).
 
-    Then the mask is another image's, or was cropped.
+    Such a mask belongs to another image, or was cropped.
     """
     ratio = (image[0] * mask[1]) / (image[1] * mask[0])
     return max(ratio, 1 / ratio) > 1 + MAX_ASPECT_DIFFERENCE

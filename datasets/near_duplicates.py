@@ -14,7 +14,7 @@ or a round field of view reach 42 features that agree, but then a correlation be
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -26,14 +26,14 @@ from tqdm import tqdm
 from utils.machine import available_cores
 
 WORKING_SIDE = 400
-"""Images are compared at this many pixels on the longer side at most."""
+"""Images are compared at this many pixels at most on the longer side."""
 FEATURES = 500
 THUMBNAIL = 32
 MIN_VOTES = 4
-"""Feature pairs that make two images a candidate."""
+"""Pairs of agreeing features that make two images candidates."""
 MIN_THUMBNAIL_CORRELATION = 0.95
 PARTNERS = 8
-"""Candidates that each image contributes, by thumbnails and by features: its best ones."""
+"""Best partners that each image keeps, by thumbnails and again by features."""
 MAX_HAMMING = 40
 """Bits of 256 in which two ORB descriptors of the same spot may differ."""
 MIN_INLIERS = 30
@@ -44,8 +44,8 @@ Grey = NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
-class Description:
-    """The features of an image that are kept to compare it with all others."""
+class ImageFeatures:
+    """What is kept of an image to compare it with all others."""
 
     digest: bytes
     """Hash of size and pixels."""
@@ -59,7 +59,7 @@ class Description:
 
 @dataclass(frozen=True)
 class NearDuplicate:
-    """Two images of one source."""
+    """Two images that show the same source."""
 
     first: str
     second: str
@@ -79,14 +79,14 @@ def working_size(grey: Grey) -> Grey:
     return np.asarray(cv2.resize(grey, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA))
 
 
-def describe(grey: Grey) -> Description:
-    """Describe an image (H, W) of working size."""
+def image_features(grey: Grey) -> ImageFeatures:
+    """The features of an image (H, W) of working size."""
     small = cv2.resize(grey, (THUMBNAIL, THUMBNAIL), interpolation=cv2.INTER_AREA)
     thumbnail = small.astype(np.float32).ravel()
     thumbnail -= thumbnail.mean()
     thumbnail /= max(float(np.linalg.norm(thumbnail)), 1e-6)
-    points, descriptors = _features(grey)
-    return Description(
+    points, descriptors = _orb_features(grey)
+    return ImageFeatures(
         digest=hashlib.sha256(repr(grey.shape).encode() + grey.tobytes()).digest(),
         thumbnail=thumbnail,
         points=points,
@@ -94,7 +94,7 @@ def describe(grey: Grey) -> Description:
     )
 
 
-def _features(grey: Grey) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
+def _orb_features(grey: Grey) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
     """Positions (F, 2) and ORB descriptors (F, 32), F = 0 where there is nothing to detect."""
     none = np.empty((0, 2), np.float32), np.empty((0, 32), np.uint8)
     if min(grey.shape) < THUMBNAIL:  # ORB fails on images smaller than its pyramid
@@ -107,21 +107,20 @@ def _features(grey: Grey) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
     return points, descriptors.astype(np.uint8, copy=False)
 
 
-def candidates(descriptions: Sequence[Description]) -> set[tuple[int, int]]:
+def candidates(images: Sequence[ImageFeatures]) -> set[tuple[int, int]]:
     """Pairs (i, j), i < j, that may be near-duplicates."""
     return (
-        _equal_pixels(descriptions)
-        | _correlated_thumbnails(np.stack([d.thumbnail for d in descriptions]))
-        | _agreeing_features([d.bits for d in descriptions])
+        _equal_pixels([image.digest for image in images])
+        | _correlated_thumbnails(np.stack([image.thumbnail for image in images]))
+        | _agreeing_features([image.bits for image in images])
     )
 
 
-def _equal_pixels(descriptions: Sequence[Description]) -> set[tuple[int, int]]:
+def _equal_pixels(digests: Sequence[bytes]) -> set[tuple[int, int]]:
+    """Each image with the first of the same pixels."""
     first: dict[bytes, int] = {}
     return {
-        (first[d.digest], i)
-        for i, d in enumerate(descriptions)
-        if first.setdefault(d.digest, i) != i
+        (first[digest], i) for i, digest in enumerate(digests) if first.setdefault(digest, i) != i
     }
 
 
@@ -158,34 +157,47 @@ def _agreeing_features(
 
     In each table, descriptors that agree in a random choice of bits meet. Where more than `crowd`
     meet they are skipped: such a pattern (caption, compression block) says nothing about a
-    pair. The number of bits follows the number of descriptors, so that few meet by chance.
+    pair. The number of bits grows with the number of descriptors, so that few meet by chance.
     """
     bits = np.concatenate(descriptors)
     owner = np.repeat(np.arange(len(descriptors)), [len(d) for d in descriptors])
     width = max(12, int(np.log2(max(len(bits), 1))) + 1)
     rng = np.random.default_rng(0)
-    found = []
+    near_pairs = []
     for _ in range(tables):
-        key = np.zeros(len(bits), np.int64)
-        for column in rng.choice(256, width, replace=False):
-            word, shift = divmod(int(column), 64)
-            key = key << 1 | (bits[:, word] >> np.uint64(shift) & np.uint64(1)).astype(np.int64)
-        order = np.argsort(key, kind="stable")
-        _, run, size = np.unique(key[order], return_inverse=True, return_counts=True)
-        kept = size[run] <= crowd
-        order, run = order[kept], run[kept]
-        for step in range(1, crowd):
-            (at,) = np.nonzero(run[step:] == run[:-step])
-            a, b = order[at], order[at + step]
+        key = _chosen_bits(bits, rng.choice(256, width, replace=False))
+        for a, b in _pairs_of_equal_key(key, crowd):
             apart = owner[a] != owner[b]
             a, b = a[apart], b[apart]
             near = np.bitwise_count(bits[a] ^ bits[b]).sum(axis=1) <= MAX_HAMMING
-            found.append(a[near] * len(bits) + b[near])
-    met = np.unique(np.concatenate(found))
+            near_pairs.append(a[near] * len(bits) + b[near])
+    met = np.unique(np.concatenate(near_pairs))
     images = owner[met // len(bits)] * len(descriptors) + owner[met % len(bits)]
     pair, votes = np.unique(images, return_counts=True)
     pair, votes = pair[votes >= MIN_VOTES], votes[votes >= MIN_VOTES]
     return _best_pairs(pair // len(descriptors), pair % len(descriptors), votes)
+
+
+def _chosen_bits(bits: NDArray[np.uint64], columns: Iterable[int]) -> NDArray[np.int64]:
+    """Those columns of the 256 bits of each row (F, 4), put together as one number."""
+    key = np.zeros(len(bits), np.int64)
+    for column in columns:
+        word, shift = divmod(int(column), 64)
+        key = key << 1 | (bits[:, word] >> np.uint64(shift) & np.uint64(1)).astype(np.int64)
+    return key
+
+
+def _pairs_of_equal_key(
+    key: NDArray[np.int64], crowd: int
+) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    """Pairs of places with the same key, without keys that more than `crowd` places have."""
+    order = np.argsort(key, kind="stable")
+    _, run, size = np.unique(key[order], return_inverse=True, return_counts=True)
+    kept = size[run] <= crowd
+    order, run = order[kept], run[kept]
+    for step in range(1, crowd):
+        (at,) = np.nonzero(run[step:] == run[:-step])
+        yield order[at], order[at + step]
 
 
 def _best_pairs(
@@ -201,19 +213,19 @@ def _best_pairs(
 
 def find_near_duplicates(
     names: Sequence[str],
-    descriptions: Sequence[Description],
+    features: Sequence[ImageFeatures],
     load: Callable[[int], Grey],
     progress: bool = True,
 ) -> list[NearDuplicate]:
     """All near-duplicates among images, by name. `load(index)` gives an image (H, W) at working size."""
     if len(names) < 2:
         return []
-    pairs = sorted(candidates(descriptions))
+    pairs = sorted(candidates(features))
 
     def check(pair: tuple[int, int]) -> NearDuplicate | None:
         i, j = pair
-        described = descriptions[i], descriptions[j]
-        return confirm(names[i], names[j], described, lambda: (load(i), load(j)))
+        both = features[i], features[j]
+        return confirm(names[i], names[j], both, lambda: (load(i), load(j)))
 
     with ThreadPoolExecutor(available_cores()) as pool:
         checked = tqdm(
@@ -225,28 +237,17 @@ def find_near_duplicates(
         return [duplicate for duplicate in checked if duplicate is not None]
 
 
-def connected(pairs: Iterable[tuple[str, str]]) -> list[list[str]]:
-    """Names that are linked directly or through others; each group and the list sorted."""
-    group_of: dict[str, set[str]] = {}
-    for first, second in pairs:
-        joined = group_of.get(first, {first}) | group_of.get(second, {second})
-        for name in joined:
-            group_of[name] = joined
-    groups = {id(group): sorted(group) for group in group_of.values()}
-    return sorted(groups.values())
-
-
 def confirm(
     first: str,
     second: str,
-    descriptions: tuple[Description, Description],
+    features: tuple[ImageFeatures, ImageFeatures],
     load: Callable[[], tuple[Grey, Grey]],
 ) -> NearDuplicate | None:
     """The near-duplicate that two candidate images are, or None.
 
     `load` gives both, (H, W) of working size; it is called only if their features agree.
     """
-    one, two = descriptions
+    one, two = features
     if one.digest == two.digest:
         return NearDuplicate(first, second, correlation=1.0, overlap=1.0, inliers=0)
     if min(len(one.points), len(two.points)) < MIN_INLIERS:
@@ -289,3 +290,14 @@ def aligned_correlation(first: Grey, second: Grey, transform: np.ndarray) -> tup
     b -= b.mean()
     norm = float(np.sqrt((a @ a) * (b @ b)))
     return (float(a @ b) / norm if norm > 0 else 0.0), min(overlap, 1.0)
+
+
+def connected(pairs: Iterable[tuple[str, str]]) -> list[list[str]]:
+    """Names that are linked directly or through others; each group and the list sorted."""
+    group_of: dict[str, set[str]] = {}
+    for first, second in pairs:
+        joined = group_of.get(first, {first}) | group_of.get(second, {second})
+        for name in joined:
+            group_of[name] = joined
+    groups = {id(group): sorted(group) for group in group_of.values()}
+    return sorted(groups.values())

@@ -1,7 +1,7 @@
-"""Any image file as 8-bit RGB, to the pixels that training reads from the same file.
+"""Any image file as 8-bit RGB, with the pixels that training would read from the same file.
 
-PNG, JPEG, BMP and TIFF, grey or colour, with alpha (dropped) or 16 bits, turned as their orientation
-tag says; DICOM single frames. The declared size is checked before anything is decoded.
+Formats: PNG, JPEG, BMP and TIFF, grey or colour, with alpha (dropped) or 16 bits, turned as their
+orientation tag says; DICOM single frames. The declared size is checked before anything is decoded.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from datasets.decoding import (
     MAX_MEGAPIXELS,
     ImageError,
     UnknownFormatError,
-    check_image_size,
+    check_declared_size,
     check_megapixels,
     decode,
 )
@@ -41,7 +41,7 @@ class Picture:
 
 
 def read_content(path: Path, max_megapixels: float = MAX_MEGAPIXELS) -> bytes:
-    """The bytes of an image file; ImageError where it cannot be read or no image is so large."""
+    """The bytes of an image file; ImageError where it cannot be read, or no allowed image is so large."""
     limit = int(max_megapixels * 1_000_000 * BYTES_A_PIXEL) + HEADER_BYTES
     try:
         if not path.is_file():
@@ -67,13 +67,13 @@ def read_picture(
     window: Window = None,
     suffix: str = "",
 ) -> Picture:
-    """Decode the content of an image file; `suffix` is the ending of its name, for the message only.
+    """Decode the content of an image file; `suffix`, the ending of its name, is for a message only.
 
-    Images of more than 8 bits are scaled to 8: without a `window` as in training, where 16 bits
-    lose their lower 8, and DICOM by the window in the file.
+    Images of more than 8 bits are scaled to 8 by `window`. Without one, DICOM is scaled by the window
+    in the file, and others as in training, where 16 bits lose their lower 8.
 
-    Raises ImageError, which names no path: empty, not an image, damaged, over `max_megapixels` millions of
-    pixels by its header, or without a defined scale.
+    Raises ImageError, which names no path, where the content is empty, not an image or damaged,
+    declares more than `max_megapixels` millions of pixels, or needs a window.
     """
     if not content:
         raise ImageError("is empty (0 bytes)")
@@ -81,7 +81,7 @@ def read_picture(
         return Picture(read_dicom(content, max_megapixels, window))
 
     try:
-        declared = check_declared_size(content, max_megapixels)
+        width, height = check_declared_size(content, math.inf)
     except UnknownFormatError as error:
         if suffix.lower() not in DICOM_SUFFIXES:
             raise
@@ -89,9 +89,10 @@ def read_picture(
             "has no DICM marker (bytes 129 to 132), so it is not read as DICOM: save it as a DICOM file "
             "with the preamble of 128 bytes"
         ) from error
+    check_megapixels(width, height, max_megapixels)  # names another option than `decode` would
     pixels = decode(content, AS_STORED, max_megapixels)
     notes = []
-    if pixels.shape[:2] == declared and declared[0] != declared[1]:
+    if pixels.shape[:2] == (width, height) and width != height:
         notes.append("turned upright by its orientation tag, and so are its mask and maps")
     if pixels.dtype == np.uint16 and window is None:
         if dark := dark_note(pixels):
@@ -101,10 +102,3 @@ def read_picture(
         pixels = scale_to_8_bit(pixels, window)
     conversion = cv2.COLOR_GRAY2RGB if pixels.ndim == 2 else cv2.COLOR_BGR2RGB
     return Picture(cv2.cvtColor(pixels, conversion), "; ".join(notes))
-
-
-def check_declared_size(content: bytes, max_megapixels: float) -> tuple[int, int]:
-    """(width, height) by the header; ImageError if over the limit or no header is found."""
-    width, height = check_image_size(content, math.inf)
-    check_megapixels(width, height, max_megapixels)
-    return width, height

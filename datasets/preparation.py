@@ -1,123 +1,124 @@
-"""The steps of preparing a data set: find the cases of a source, choose a split, write both."""
+"""The steps of preparing a data set: find the cases in a source, choose a split, write both."""
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import json
 import multiprocessing
 import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import cv2
 from tqdm import tqdm
 
-from datasets.archives import Limits, Source, members, open_source
+from datasets.archives import DEFAULT_LIMITS, Limits, Source, members, open_source
 from datasets.catalogue import IMAGE_EXTENSIONS, DatasetSpec, spec_for
 from datasets.decoding import MAX_MEGAPIXELS
-from datasets.layouts import Found, own_cases, published_cases
+from datasets.group_tables import check_groups, read_group_table
+from datasets.layouts import PairedFiles, own_cases, published_cases
 from datasets.prepared import NOTES
-from datasets.splits import Split, grouped_split, random_split, read_split, some_of
+from datasets.splits import SEED, Split, grouped_split, quoted, random_split, read_split
 from datasets.staging import Staging, staged
 from datasets.writing import listed_problems, write_cases
 from utils.errors import UserError, listed
 from utils.images import encode_png
 from utils.machine import available_cores
 
-SEED = 2333
 PHANTOM_CASES = 400
 NOTES_SHOWN = 5
+
+
+@dataclass(frozen=True)
+class PreparationOptions:
+    """What a data set is prepared with, whatever its source."""
+
+    root: Path
+    """The data set becomes a folder in this one."""
+    splits: Path | None = None
+    """A split file; without it, 80 % of the cases are drawn for training."""
+    groups: Path | None = None
+    """A CSV of case names and their groups, in place of the metadata among the sources."""
+    seed: int = SEED
+    limits: Limits = DEFAULT_LIMITS
+    follow_links: bool = False
+
+    def open(self, path: Path) -> Source:
+        """A folder or zip, read within these limits."""
+        return open_source(path, self.limits, self.follow_links)
 
 
 def prepare_published(
     spec: DatasetSpec,
     source_paths: Sequence[Path],
-    *,
-    root: Path,
-    splits: Path | None = None,
-    groups: Path | None = None,
+    options: PreparationOptions,
     include_normal: bool = False,
-    seed: int = SEED,
-    limits: Limits | None = None,
-    follow_links: bool = False,
 ) -> Path:
     """Prepare a catalogued data set from its archives, or folders that hold them or their content.
 
-    `splits` is a split file; without it, 80 % of the cases are drawn for training. Cases that are
-    not in the split are left out. Raises UserError that lists all cases which are missing or
-    unusable; what was done until then stays for the next run. Returns the prepared folder.
+    Cases that are not in the split are left out. Raises UserError that lists all cases which are
+    missing or unusable; what was done until then stays for the next run. Returns the prepared folder.
     """
-    limits = limits or Limits()
     paths, metadata = archives_and_metadata(spec, source_paths)
-    sources = [open_source(path, limits, follow_links) for path in paths]
-    found = published_cases(spec, members(sources))
-    if not found.cases:
+    sources = [options.open(path) for path in paths]
+    files = published_cases(spec, members(sources))
+    if not files.cases:
         raise UserError(_nothing_found(spec, sources))
-    table = groups or metadata
-    group_of = read_group_table(table, spec.group_columns if groups is None else None)
-    if spec.group_columns and table is None and splits is None:
+    table = options.groups or metadata
+    group_of = read_group_table(table, spec.group_columns if options.groups is None else None)
+    if spec.group_columns and table is None and options.splits is None:
         _warn(
             f"no metadata CSV among the sources, so images of one {spec.group_columns[1]} may lie "
             f"in both train and test; give {spec.archives[-1]} to --source as well"
         )
-    split = _choose_split(spec, found, splits, group_of, include_normal, seed)
-    _check_groups(table, group_of, split)
+    split = _choose_split(spec, files, group_of, include_normal, options)
+    check_groups(table, group_of, split)
     record = {
         "sources": [path.name for path in paths],
         "include_normal": include_normal,
         "groups_sha256": file_digest(table),
-        **_split_record(splits, split, seed),
+        **_split_record(options, split),
     }
-    return _write(spec, found, split, group_of, record, root, limits)
+    return _write(spec, files, split, group_of, record, options)
 
 
 def prepare_own(
     spec: DatasetSpec,
     images: Path,
     masks: Path,
-    *,
-    root: Path,
+    options: PreparationOptions,
     image_suffix: str = "",
     mask_suffix: str = "",
-    splits: Path | None = None,
-    groups: Path | None = None,
-    seed: int = SEED,
-    limits: Limits | None = None,
-    follow_links: bool = False,
 ) -> Path:
     """Prepare any other data set from a folder or zip of images and one of masks.
 
     An image `<name><image_suffix>.*` belongs to the mask `<name><mask_suffix>.*`. Otherwise as
     `prepare_published`.
     """
-    limits = limits or Limits()
-    image_source = open_source(images, limits, follow_links)
-    mask_source = open_source(masks, limits, follow_links)
-    found = own_cases(members([image_source]), members([mask_source]), image_suffix, mask_suffix)
-    if not found.cases and not found.problems:
+    image_source, mask_source = options.open(images), options.open(masks)
+    files = own_cases(members([image_source]), members([mask_source]), image_suffix, mask_suffix)
+    if not files.cases and not files.problems:
         raise UserError(
             f"no images named *{image_suffix} in {images}; "
             f"expected files ending in {', '.join(IMAGE_EXTENSIONS)}"
         )
-    group_of = read_group_table(groups, None)
-    split = _choose_split(spec, found, splits, group_of, True, seed)
-    _check_groups(groups, group_of, split)
+    group_of = read_group_table(options.groups, None)
+    split = _choose_split(spec, files, group_of, True, options)
+    check_groups(options.groups, group_of, split)
     record = {
         "sources": [images.name, masks.name],
         "image_suffix": image_suffix,
         "mask_suffix": mask_suffix,
-        "groups_sha256": file_digest(groups),
-        **_split_record(splits, split, seed),
+        "groups_sha256": file_digest(options.groups),
+        **_split_record(options, split),
     }
-    return _write(spec, found, split, group_of, record, root, limits)
+    return _write(spec, files, split, group_of, record, options)
 
 
-def prepare_phantom(
-    *, root: Path, domain: str = "a", cases: int = PHANTOM_CASES, seed: int = SEED
-) -> Path:
+def prepare_phantom(root: Path, domain: str, cases: int, seed: int) -> Path:
     """Generate the phantom data set, `phantom` for domain "a" and `phantom-<domain>` for others."""
     from datasets.phantom import SCANNERS
 
@@ -136,7 +137,7 @@ def prepare_phantom(
             names = list(tqdm(drawn, f"drawing {spec.name}", cases, unit="case", disable=None))
         split = random_split(names, seed)
         record = {"domain": domain, "cases": cases, "seed": seed}
-        return staging.finish(split, _manifest(spec, split, record), None)
+        return staging.finish(split, _manifest(spec, split, record))
 
 
 def phantom_name(domain: str) -> str:
@@ -158,7 +159,8 @@ def archives_and_metadata(
 ) -> tuple[list[Path], Path | None]:
     """The zips or folders to read, and the metadata CSV if there is one.
 
-    A folder that holds archives of the data set stands for these, any other for its content.
+    A folder that holds archives of the data set stands for these archives, any other folder for its
+    own content.
     """
     archives: list[Path] = []
     metadata = None
@@ -184,7 +186,7 @@ def _nothing_found(spec: DatasetSpec, sources: Sequence[Source]) -> str:
     ]
     if packed:
         return (
-            f"{spec.name}: the source holds further archives ({some_of(packed, 5)}); archives in "
+            f"{spec.name}: the source holds further archives ({quoted(packed, 5)}); archives in "
             "archives and tar are not read. Unpack them, then give --source the folder"
         )
     return (
@@ -194,89 +196,38 @@ def _nothing_found(spec: DatasetSpec, sources: Sequence[Source]) -> str:
     )
 
 
-def read_group_table(path: Path | None, columns: tuple[str, str] | None) -> dict[str, str]:
-    """Group (patient, lesion, ...) of each case name from a CSV with a header line; {} for None.
-
-    `columns` are the headers of name and group, by default the first two columns. Names may carry
-    an image extension; rows without a group are left out. Raises UserError where the file cannot be
-    read, has no such columns, or names one case in two groups.
-    """
-    if path is None:
-        return {}
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            header, *rows = csv.reader(file)
-        name, group = (header.index(column) for column in columns) if columns else (0, 1)
-        pairs = [(row[name].strip(), row[group].strip()) for row in rows if row]
-    except (OSError, ValueError, IndexError, csv.Error) as error:
-        expected = " and ".join(columns) if columns else "name and group first"
-        raise UserError(f"{path}: expected a CSV with the columns {expected} ({error})") from None
-    group_of: dict[str, str] = {}
-    conflicts: list[str] = []
-    for case, other in ((_without_extension(name), group) for name, group in pairs if group):
-        if group_of.setdefault(case, other) != other:
-            conflicts.append(f"{case!r} in {group_of[case]!r} and in {other!r}")
-    if conflicts:
-        raise UserError(
-            f"{path} names a case in two groups: {listed(conflicts, 5)}. Give each case one group"
-        )
-    return group_of
-
-
-def _without_extension(name: str) -> str:
-    stem, dot, extension = name.rpartition(".")
-    return stem if dot + extension.lower() in IMAGE_EXTENSIONS else name
-
-
-def _check_groups(table: Path | None, group_of: Mapping[str, str], split: Split) -> None:
-    """UserError where the table of groups names no case of the split, a warning where not all."""
-    names = sorted((*split.train, *split.test))
-    missing = [name for name in names if name not in group_of]
-    if table is None or not missing:
-        return
-    if len(missing) == len(names):
-        raise UserError(
-            f"{table} names none of the cases: it holds {some_of(group_of, 3) or 'no groups'}, "
-            f"the cases are {some_of(names, 3)}. Write the case names into its column of names"
-        )
-    _warn(
-        f"{table} has no group for {len(missing)} of {len(names)} cases, each of which is taken as "
-        f"a group of its own: {some_of(missing, 5)}"
-    )
-
-
 def _warn(message: str) -> None:
     print(f"warning: {message}", file=sys.stderr)
 
 
 def _choose_split(
     spec: DatasetSpec,
-    found: Found,
-    splits: Path | None,
+    files: PairedFiles,
     group_of: Mapping[str, str],
     include_normal: bool,
-    seed: int,
+    options: PreparationOptions,
 ) -> Split:
     """The split file's cases or 80/20 of all found; by group where groups are known.
 
     Normal cases are in no published split. With `include_normal` they are drawn 80/20 as well.
     """
-    normal = [
-        name for name in found.cases if spec.normal_prefix and name.startswith(spec.normal_prefix)
-    ]
-    if splits is not None:
-        split = read_split(splits)
-        more = set(normal) - set(split.train) - set(split.test)
+    normal = {
+        name for name in files.cases if spec.normal_prefix and name.startswith(spec.normal_prefix)
+    }
+    if options.splits is not None:
+        split = read_split(options.splits)
+        more = normal - {*split.train, *split.test}
         if include_normal and len(more) > 1:
-            drawn = random_split(sorted(more), seed)
+            drawn = random_split(sorted(more), options.seed)
             split = Split(train=split.train + drawn.train, test=split.test + drawn.test)
         return split
-    left_out = set() if include_normal else set(normal)
-    names = sorted(({*found.cases, *found.problems}) - left_out)
+    left_out = set() if include_normal else normal
+    names = sorted({*files.cases, *files.problems} - left_out)
     if group_of:
         # a case that the table does not name is a group of its own
-        return grouped_split({name: group_of.get(name, f"case {name}") for name in names}, seed)
-    return random_split(names, seed)
+        groups = {name: group_of.get(name, f"case {name}") for name in names}
+        return grouped_split(groups, options.seed)
+    return random_split(names, options.seed)
 
 
 def split_digest(split: Split) -> str:
@@ -291,10 +242,11 @@ def file_digest(path: Path | None) -> str | None:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
 
 
-def _split_record(splits: Path | None, split: Split, seed: int) -> dict[str, Any]:
-    given = read_split(splits) if splits else split
-    origin = splits.name if splits else "drawn"
-    return {"seed": seed, "splits": origin, "splits_sha256": split_digest(given)}
+def _split_record(options: PreparationOptions, split: Split) -> dict[str, Any]:
+    """The manifest's entries on the split: for a split file, of the file as it was given."""
+    given = read_split(options.splits) if options.splits else split
+    origin = options.splits.name if options.splits else "drawn"
+    return {"seed": options.seed, "splits": origin, "splits_sha256": split_digest(given)}
 
 
 def _manifest(spec: DatasetSpec, split: Split, record: Mapping[str, Any]) -> dict[str, Any]:
@@ -311,41 +263,39 @@ def _manifest(spec: DatasetSpec, split: Split, record: Mapping[str, Any]) -> dic
 
 def _write(
     spec: DatasetSpec,
-    found: Found,
+    files: PairedFiles,
     split: Split,
     group_of: Mapping[str, str],
     record: Mapping[str, Any],
-    root: Path,
-    limits: Limits,
+    options: PreparationOptions,
 ) -> Path:
-    """Write the split's cases, reporting all that are missing or unusable as one error."""
-    if found.lone_masks:
+    """Write the split's cases; all that are missing or unusable are reported as one error."""
+    if files.lone_masks:
         _warn(
-            f"{len(found.lone_masks)} masks have no image and were left out: "
-            f"{some_of(found.lone_masks, 5)}"
+            f"{len(files.lone_masks)} masks have no image and were left out: "
+            f"{quoted(files.lone_masks, 5)}"
         )
     names = [*split.train, *split.test]
-    wanted = [found.cases[name] for name in names if name in found.cases]
+    wanted = [files.cases[name] for name in names if name in files.cases]
     problems = {
-        name: found.problems.get(name, "not in the source")
+        name: files.problems.get(name, "not in the source")
         for name in names
-        if name not in found.cases
+        if name not in files.cases
     }
-    with staged(root, spec.name) as staging:
+    with staged(options.root, spec.name) as staging:
         plan = [file.identity() for case in wanted for file in (case.image, *case.masks)]
         if staging.begin(plan):
             print(f"resuming in {staging.folder}", file=sys.stderr)
-        notes = write_cases(spec, wanted, staging, limits, problems)
+        notes = write_cases(spec, wanted, staging, options.limits, problems)
         if problems:
-            drawn = record["splits"] == "drawn"
-            raise UserError(listed_problems(spec.name, problems, drawn))
+            raise UserError(listed_problems(spec.name, problems, drawn=options.splits is None))
         if notes:
             shown = listed(notes, NOTES_SHOWN, separator="\n  ")
             _warn(f"{len(notes)} odd files, listed in {staging.final / NOTES}:\n  {shown}")
-        left_out = len(found.cases) - len(wanted)
+        left_out = len(files.cases) - len(wanted)
         if left_out:
             print(f"{left_out} cases of the source are not in the split and were left out")
         groups = {name: group_of[name] for name in sorted(names) if name in group_of}
-        if limits.megapixels != MAX_MEGAPIXELS:
-            record = {**record, "max_megapixels": limits.megapixels}
+        if options.limits.megapixels != MAX_MEGAPIXELS:
+            record = {**record, "max_megapixels": options.limits.megapixels}
         return staging.finish(split, _manifest(spec, split, record), groups, notes)

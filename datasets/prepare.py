@@ -15,15 +15,15 @@ from __future__ import annotations
 
 import argparse
 import signal
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from datasets.archives import Limits
+from datasets.archives import DEFAULT_LIMITS
 from datasets.catalogue import CATALOGUE, DatasetSpec, canonical_name, spec_for
 from datasets.preparation import (
     PHANTOM_CASES,
-    SEED,
+    PreparationOptions,
     archives_and_metadata,
     file_digest,
     phantom_name,
@@ -32,61 +32,18 @@ from datasets.preparation import (
     prepare_published,
     split_digest,
 )
-from datasets.prepared import read_manifest
-from datasets.splits import read_split
+from datasets.prepared import is_prepared, read_manifest
+from datasets.splits import SEED, read_split
 from utils.entry import exit_from, non_negative_int
 from utils.errors import UserError
 from utils.interruption import Interrupted
-
-
-def is_prepared(folder: Path, asked: Mapping[str, Any]) -> bool:
-    """Whether `folder` is a complete data set; UserError if not the one that is `asked` for.
-
-    `asked` holds entries of the manifest; None means that any will do. The order of lists does not
-    matter. Suffixes that an older manifest does not hold are taken as asked for.
-    """
-    manifest = read_manifest(folder)
-    if manifest is None:
-        return False
-    unknown = {"image_suffix", "mask_suffix"} - manifest.keys()
-    other = [
-        _difference(key, manifest.get(key), value)
-        for key, value in asked.items()
-        if key not in unknown
-        and value is not None
-        and _comparable(manifest.get(key)) != _comparable(value)
-    ]
-    if other:
-        raise UserError(
-            f"{folder} is complete, but was prepared otherwise: {'; '.join(other)}. "
-            "Delete it to prepare it anew, or use another place with --root DIR"
-        )
-    print(f"{folder} is complete: {manifest['train']} train and {manifest['test']} test cases")
-    return True
-
-
-def _comparable(value: Any) -> Any:
-    return sorted(map(str, value)) if isinstance(value, list) else value
-
-
-def _difference(key: str, recorded: Any, asked: Any) -> str:
-    if key.endswith("_sha256"):
-        return f"with {'other' if recorded else 'no'} {key.removesuffix('_sha256')}"
-    if isinstance(asked, list):
-        recorded, asked = (", ".join(map(str, names or ())) for names in (recorded, asked))
-    return f"{key} {_shown(recorded)}, asked for {_shown(asked)}"
-
-
-def _shown(value: Any) -> Any:
-    return "''" if value == "" else value
-
 
 OPTIONS = {
     "generated": {"cases", "domain", "seed"},
     "published": {"source", "splits", "groups", "seed"},
     "your own": {"images", "masks", "image_suffix", "mask_suffix", "splits", "groups", "seed"},
 }
-"""What each kind of data set takes beside the options for all."""
+"""The options that each kind of data set takes, beside those for all."""
 
 
 def catalogue_table() -> str:
@@ -138,22 +95,37 @@ def run(arguments: argparse.Namespace) -> None:
         return
     if arguments.name is None:
         raise UserError("which data set? Give a name; --list shows those that are known")
-    seed = SEED if arguments.seed is None else arguments.seed
-    name, domain = canonical_name(arguments.name), arguments.domain
-    is_phantom = name == "phantom" or name.startswith("phantom-")
-    if is_phantom:
-        domain = domain or name.removeprefix("phantom").removeprefix("-") or "a"
-        name = phantom_name(domain)
+    domain = _phantom_domain(arguments)
+    name = phantom_name(domain) if domain else canonical_name(arguments.name)
     spec = spec_for(name)
     folder = arguments.root / name
     if arguments.check or arguments.group_split:
         given = arguments.root / arguments.name  # may be another name of the data set
-        place = given if given.is_dir() and not folder.is_dir() else folder
-        _check(place, arguments.check, arguments.group_split, seed)
+        _check(given if given.is_dir() and not folder.is_dir() else folder, arguments)
         return
-    kind = "generated" if is_phantom else "published" if spec.archives else "your own"
+    kind = "generated" if domain else "published" if spec.archives else "your own"
     _refuse_options_of_others(name, kind, arguments)
-    asked = {
+    if not is_prepared(folder, _asked_for(spec, arguments)):
+        _prepare(name, spec, domain, arguments)
+    if manifest := read_manifest(folder):
+        print(f"{folder} is complete: {manifest['train']} train and {manifest['test']} test cases")
+
+
+def _phantom_domain(arguments: argparse.Namespace) -> str | None:
+    """The scanner of the phantom that is asked for, None where another data set is."""
+    name = canonical_name(arguments.name)
+    if name != "phantom" and not name.startswith("phantom-"):
+        return None
+    return arguments.domain or name.removeprefix("phantom").removeprefix("-") or "a"
+
+
+def _seed(arguments: argparse.Namespace) -> int:
+    return SEED if arguments.seed is None else arguments.seed
+
+
+def _asked_for(spec: DatasetSpec, arguments: argparse.Namespace) -> dict[str, Any]:
+    """The manifest's entries that the command line fixes, None for those that it leaves open."""
+    return {
         "seed": arguments.seed,
         "cases": arguments.cases,
         "include_normal": arguments.include_normal or None,
@@ -162,36 +134,33 @@ def run(arguments: argparse.Namespace) -> None:
         "sources": _asked_sources(spec, arguments),
         **_asked_suffixes(arguments),
     }
-    if is_prepared(folder, asked):
-        return
-    common = {
-        "root": arguments.root,
-        "splits": arguments.splits,
-        "groups": arguments.groups,
-        "seed": seed,
-        "limits": Limits().changed(arguments.limit),
-        "follow_links": arguments.follow_links,
-    }
-    if is_phantom:
+
+
+def _prepare(
+    name: str, spec: DatasetSpec, domain: str | None, arguments: argparse.Namespace
+) -> None:
+    """Prepare the phantom of `domain`, a published data set or the user's own."""
+    options = PreparationOptions(
+        root=arguments.root,
+        splits=arguments.splits,
+        groups=arguments.groups,
+        seed=_seed(arguments),
+        limits=DEFAULT_LIMITS.changed(arguments.limit),
+        follow_links=arguments.follow_links,
+    )
+    if domain:
         cases = PHANTOM_CASES if arguments.cases is None else arguments.cases
-        prepare_phantom(root=arguments.root, domain=domain, cases=cases, seed=seed)
+        prepare_phantom(options.root, domain, cases, options.seed)
     elif name in CATALOGUE:
-        prepare_published(spec, arguments.source, include_normal=arguments.include_normal, **common)
+        prepare_published(spec, arguments.source, options, arguments.include_normal)
     elif arguments.images and arguments.masks:
-        prepare_own(
-            spec,
-            arguments.images,
-            arguments.masks,
-            image_suffix=arguments.image_suffix,
-            mask_suffix=arguments.mask_suffix,
-            **common,
-        )
+        suffixes = (arguments.image_suffix, arguments.mask_suffix)
+        prepare_own(spec, arguments.images, arguments.masks, options, *suffixes)
     else:
         raise UserError(
             f"{name!r} is not in the catalogue ({', '.join(CATALOGUE)}). "
             "For your own data give --images DIR and --masks DIR"
         )
-    is_prepared(folder, {})
 
 
 def _refuse_options_of_others(name: str, kind: str, arguments: argparse.Namespace) -> None:
@@ -220,21 +189,22 @@ def _asked_sources(spec: DatasetSpec, arguments: argparse.Namespace) -> list[str
 
 
 def _asked_suffixes(arguments: argparse.Namespace) -> dict[str, str]:
-    """The manifest's entries for the suffixes; without the folders, "" means that none is asked for."""
+    """The manifest's entries for the suffixes; without the folders, an empty suffix leaves it open."""
     suffixes = {key: getattr(arguments, key) for key in ("image_suffix", "mask_suffix")}
     named = arguments.images and arguments.masks
     return {key: suffix for key, suffix in suffixes.items() if named or suffix}
 
 
-def _check(folder: Path, check: bool, group_split: bool, seed: int) -> None:
-    from datasets.integrity import check_data_set, summary
+def _check(folder: Path, arguments: argparse.Namespace) -> None:
+    from datasets.check_report import format_report
+    from datasets.integrity import check_data_set
     from datasets.leaks import write_group_split
 
-    if check:
-        print(summary(check_data_set(folder)))
+    if arguments.check:
+        print(format_report(check_data_set(folder)))
         print(f"written to {folder / 'check'}")
-    if group_split:
-        print(f"written {write_group_split(folder, seed)}")
+    if arguments.group_split:
+        print(f"written {write_group_split(folder, _seed(arguments))}")
 
 
 def main(argv: Sequence[str] | None = None) -> None:

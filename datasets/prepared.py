@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,47 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
             "move it away, or prepare into another place with --root DIR"
         )
     return manifest
+
+
+def is_prepared(folder: Path, asked: Mapping[str, Any]) -> bool:
+    """Whether `folder` is a complete data set; UserError if it is another than is `asked` for.
+
+    `asked` holds entries of the manifest; None means that any value will do. The order of lists does
+    not matter. Suffixes that an older manifest does not hold are not compared.
+    """
+    manifest = read_manifest(folder)
+    if manifest is None:
+        return False
+    unknown = {"image_suffix", "mask_suffix"} - manifest.keys()
+    differences = [
+        _difference(key, manifest.get(key), value)
+        for key, value in asked.items()
+        if key not in unknown
+        and value is not None
+        and _comparable(manifest.get(key)) != _comparable(value)
+    ]
+    if differences:
+        raise UserError(
+            f"{folder} is complete, but was prepared otherwise: {'; '.join(differences)}. "
+            "Delete it to prepare it anew, or use another place with --root DIR"
+        )
+    return True
+
+
+def _comparable(value: Any) -> Any:
+    return sorted(map(str, value)) if isinstance(value, list) else value
+
+
+def _difference(key: str, recorded: Any, asked: Any) -> str:
+    if key.endswith("_sha256"):
+        return f"with {'other' if recorded else 'no'} {key.removesuffix('_sha256')}"
+    if isinstance(asked, list):
+        recorded, asked = (", ".join(map(str, names or ())) for names in (recorded, asked))
+    return f"{key} {_shown(recorded)}, asked for {_shown(asked)}"
+
+
+def _shown(value: Any) -> Any:
+    return "''" if value == "" else value
 
 
 def prepared_split_file(folder: Path) -> Path:

@@ -1,7 +1,7 @@
-"""Which cases are for training and which for testing: reading and writing split files.
+"""Which cases are for training and which for testing: split files, and drawing a split.
 
-A split is `{"train": {"name_list": [...]}, "test": {"name_list": [...]}}`, as a pickle (the form of
-the published splits) or as JSON. Drawing one, and holding cases out of train, is here as well; it
+A split file holds `{"train": {"name_list": [...]}, "test": {"name_list": [...]}}`, as a pickle (the
+form of the published splits) or as JSON. What is drawn here, a split or cases to hold out of train,
 depends only on the set of names, their groups and a seed.
 """
 
@@ -20,6 +20,9 @@ from utils.files import atomic_write
 
 MAX_PICKLE_BYTES = 2 << 20  # about 120,000 names; the largest published split has 150 kB
 MAX_JSON_BYTES = 64 << 20
+TEST_FRACTION = 0.2
+"""Part of the cases that a split which is drawn here tests on."""
+SEED = 2333
 
 
 class SplitError(UserError):
@@ -34,7 +37,7 @@ class Split:
     test: tuple[str, ...]
 
 
-def some_of(names: Iterable[str], limit: int = 20) -> str:
+def quoted(names: Iterable[str], limit: int = 20) -> str:
     """Names for an error message, each in quotes: the first `limit`, then how many more."""
     return listed(map(repr, names), limit)
 
@@ -92,28 +95,26 @@ def write_split(path: Path, split: Split) -> None:
     atomic_write(path, json.dumps(data, indent=1, ensure_ascii=False) + "\n")
 
 
-def random_split(names: Sequence[str], seed: int = 2333, test_fraction: float = 0.2) -> Split:
+def random_split(names: Sequence[str], seed: int = SEED) -> Split:
     """Seeded split, the same whatever the order of `names`; both lists sorted and not empty."""
     if len(names) < 2:
         raise SplitError(f"a split needs at least 2 cases, got {len(names)}")
     shuffled = sorted(names)
     random.Random(seed).shuffle(shuffled)
-    test = min(max(round(len(shuffled) * test_fraction), 1), len(shuffled) - 1)
+    test = min(max(round(len(shuffled) * TEST_FRACTION), 1), len(shuffled) - 1)
     return Split(train=tuple(sorted(shuffled[test:])), test=tuple(sorted(shuffled[:test])))
 
 
-def grouped_split(
-    group_of: Mapping[str, str], seed: int = 2333, test_fraction: float = 0.2
-) -> Split:
+def grouped_split(group_of: Mapping[str, str], seed: int = SEED) -> Split:
     """Seeded split of the names in `group_of` in which no group is in both parts.
 
     Groups are drawn in random order and go to the test part while they fit into it, so that it
-    comes as near to `test_fraction` as whole groups allow. Raises SplitError for a single group.
+    comes as near to TEST_FRACTION as whole groups allow. Raises SplitError for a single group.
     """
     groups = cases_by_group(group_of, group_of)
     if len(groups) < 2:
         raise SplitError(f"a split by group needs at least 2 groups, got {len(groups)}")
-    room = max(round(len(group_of) * test_fraction), 1)
+    room = max(round(len(group_of) * TEST_FRACTION), 1)
     smallest = min(sorted(groups), key=len)
     test = _fitting(_shuffled(groups, seed), room) or set(smallest)
     return Split(train=tuple(sorted(set(group_of) - test)), test=tuple(sorted(test)))
@@ -125,7 +126,7 @@ def hold_out(
     """Split `names` into what is trained on and a held-out part, at least one case if fraction > 0.
 
     Cases of one group (patient, lesion) in `group_of` stay together: whole groups are drawn while they
-    fit into the fraction. Depends on the set of names, the groups and the seed, not on the order.
+    fit into the fraction. The order of `names` changes nothing.
     """
     room = max(1, round(fraction * len(names))) if fraction > 0 else 0
     groups = _shuffled(sorted(cases_by_group(names, group_of or {})), f"validation {seed}")
@@ -146,8 +147,8 @@ def hold_out_fold(
     """Split `names` into what is trained on and the held-out `fold` of `folds`, counted from 0.
 
     The folds of a seed are disjoint and cover `names`. Cases of one group in `group_of` stay together;
-    without groups the folds differ by at most one case in size. They depend on the set of names, the
-    groups and the seed, not on the order. UserError if a fold would be empty.
+    without groups the folds differ by at most one case in size. The order of `names` changes nothing.
+    UserError if a fold would be empty.
     """
     groups = sorted(cases_by_group(names, group_of or {}))
     if folds > len(groups):
@@ -191,12 +192,12 @@ def checked_split(data: object) -> Split:
     if not isinstance(data, dict):
         raise SplitError(f"expected a dict with 'train' and 'test', got {type(data).__name__}")
     if set(data) != {"train", "test"}:
-        got = some_of((str(key)[:40] for key in data), 5) or "none"
+        got = quoted((str(key)[:40] for key in data), 5) or "none"
         raise SplitError(f"expected the keys 'train' and 'test', got {got}")
     split = Split(train=_names(data["train"], "train"), test=_names(data["test"], "test"))
     in_both = sorted(set(split.train) & set(split.test))
     if in_both:
-        raise SplitError(f"{len(in_both)} names are in both train and test: {some_of(in_both)}")
+        raise SplitError(f"{len(in_both)} names are in both train and test: {quoted(in_both)}")
     return split
 
 
@@ -215,13 +216,13 @@ def _names(part: object, which: str) -> tuple[str, ...]:
             raise SplitError(f"{which!r}: a name {got}{problem}; expected a file name without end")
     repeated = [name for name, count in Counter(names).items() if count > 1]
     if repeated:
-        raise SplitError(f"{which!r}: {len(repeated)} names are repeated: {some_of(repeated)}")
+        raise SplitError(f"{which!r}: {len(repeated)} names are repeated: {quoted(repeated)}")
     return tuple(sorted(names) if isinstance(names, set) else names)
 
 
 def _shape(value: object) -> str:
     if isinstance(value, dict):
-        return "a dict with " + (some_of((str(key)[:40] for key in value), 5) or "no keys")
+        return "a dict with " + (quoted((str(key)[:40] for key in value), 5) or "no keys")
     return type(value).__name__
 
 

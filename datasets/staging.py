@@ -1,7 +1,7 @@
-"""A data set that is written beside its place and moved there whole.
+"""A data set that is written beside its place and moved there when it is complete.
 
-`datasets/.<name>.partial/` holds the work in progress, so a run that is killed can be resumed and
-is never taken for a prepared data set; the manifest `dataset.json` is written last.
+`datasets/.<name>.partial/` holds the work in progress, so a run that was killed can be resumed, and
+what it left is never taken for a prepared data set. The manifest `dataset.json` is written last.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Staging:
     def begin(self, plan: Iterable[str]) -> bool:
         """Make the folders; True if an earlier run of the same plan is resumed.
 
-        `plan` is lines that fix the outcome; what another plan left behind is deleted.
+        `plan` are lines that determine the outcome. What a run of another plan left is deleted.
         """
         digest = hashlib.sha256("\n".join(plan).encode()).hexdigest()
         record = self.folder / _PLAN
@@ -49,16 +49,16 @@ class Staging:
         return resumed
 
     def write(self, part: str, name: str, content: bytes) -> None:
-        """Write one file whole. It is not synced one by one, `finish` syncs them all."""
+        """Write one file whole. It is not synced to disk: `finish` does so for all at once."""
         path = self.folder / part / name
         temporary = path.with_name(f".{name}.tmp")
         temporary.write_bytes(content)
         temporary.replace(path)
 
     def has(self, part: str, name: str, size: int | None = None) -> bool:
-        """Whether a file is there from an earlier run, whole: of `size` bytes, or a PNG to its end.
+        """Whether an earlier run wrote the whole file: it has `size` bytes, or is a PNG with its end.
 
-        After a power failure a file may be there under its name and yet be empty.
+        After a power failure a file may have its name and yet be empty.
         """
         path = self.folder / part / name
         try:
@@ -69,7 +69,7 @@ class Staging:
             return False
 
     def write_notes(self, case: str, notes: Sequence[str]) -> None:
-        """Keep what is odd about a case for a run that resumes; before the case itself is written."""
+        """Keep notes on a case for a run that resumes; to be called before the case is written."""
         if notes:
             self.write("notes", case, "\n".join(notes).encode())
 
@@ -82,7 +82,7 @@ class Staging:
         self,
         split: Split,
         manifest: Mapping[str, Any],
-        groups: Mapping[str, Any] | None,
+        groups: Mapping[str, Any] | None = None,
         notes: Sequence[str] = (),
     ) -> Path:
         """Write split, groups, notes and manifest, make all durable, move the folder to its place."""

@@ -1,4 +1,4 @@
-"""Pixel values of more than 8 bits to 8 bits, by a window: which values are black and which white."""
+"""From more than 8 bits a pixel to 8, by a window: which values become black and which white."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from utils.errors import UserError
 Window = tuple[float, float] | str | None
 """Values that become black and white: (low, high), "auto" for an image's own range, or None."""
 DARK_16_BIT = 8192
-"""A 16-bit image without a value from this on is black to the model."""
+"""A 16-bit image whose values are all below this is nearly black to the model."""
 
 
 def may_be_dark(pixels: np.ndarray) -> bool:
-    """Whether an image, decoded to 8 bits, can be one of which `dark_note` says something."""
+    """By the pixels decoded to 8 bits: whether `dark_note` may have something to say of the image."""
     return int(pixels.max()) <= DARK_16_BIT >> 8
 
 
 def dark_note(stored: np.ndarray) -> str | None:
-    """A note on 16-bit pixels of which the upper 8 bits hold next to nothing; None for others."""
+    """A note on 16-bit pixels whose upper 8 bits hold next to nothing; None for any others."""
     if stored.dtype != np.uint16 or stored.max() >= DARK_16_BIT:
         return None
     return f"16 bits, but no value over {stored.max()}: nearly black to the model"
@@ -43,7 +43,7 @@ def parse_window(text: str) -> Window:
 def scale_to_8_bit(pixels: np.ndarray, window: Window) -> np.ndarray:
     """Map `window` to 0..255 and clip; 8-bit pixels are returned as they are.
 
-    Raises ImageError for values that are not finite, and for values without a defined scale where there is no window.
+    Raises ImageError for other pixels without a window, and for values that are not finite.
     """
     if pixels.dtype == np.uint8:
         return pixels

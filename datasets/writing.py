@@ -29,7 +29,7 @@ def write_cases(
     limits: Limits,
     problems: dict[str, str],
 ) -> list[str]:
-    """Write all cases by a pool of threads; fills `problems`, returns notes about odd files."""
+    """Write all cases with a pool of threads; adds to `problems`, returns notes on odd files."""
     notes: list[str] = []
 
     def write(case: SourceCase) -> tuple[str, str | None, list[str]]:
@@ -41,12 +41,12 @@ def write_cases(
     pool = ThreadPoolExecutor(available_cores())
     try:
         done = pool.map(write, cases)
-        for name, problem, of_case in tqdm(
+        for name, problem, case_notes in tqdm(
             done, f"preparing {spec.name}", len(cases), unit="case", disable=None
         ):
             if problem:
                 problems[name] = problem
-            notes += of_case
+            notes += case_notes
     finally:
         pool.shutdown(cancel_futures=True)
     return notes
@@ -55,13 +55,14 @@ def write_cases(
 def write_case(spec: DatasetSpec, case: SourceCase, staging: Staging, limits: Limits) -> list[str]:
     """Copy the image as it is and write the union of the masks as PNG of 0 and 255.
 
-    Returns notes on an image of 16 bits that is nearly black, and on each mask that held other values
-    than 0 and 1 or 0 and 255; the same ones where an earlier run wrote the case. Raises UserError where
-    a file cannot be decoded or the aspect ratios of image and mask differ by over 1 %.
+    Returns notes on a 16-bit image that is nearly black and on masks with odd values (see
+    `binary_mask`), the same ones where an earlier run has written the case. Raises UserError where a
+    file cannot be decoded, the aspect ratios of image and mask differ by over 1 %, or the masks
+    differ in size.
     """
     image = case.image.read()
-    image_name = spec.image_stem(case.name) + case.image.suffix
-    mask_name = spec.mask_stem(case.name) + spec.mask_ext
+    image_name = case.name + case.image.suffix
+    mask_name = spec.mask_stem(case.name) + ".png"
     if staging.has("images", image_name, len(image)) and staging.has("masks", mask_name):
         return staging.read_notes(case.name)
     pixels = _decoded(case.image, image, cv2.IMREAD_COLOR, limits)
@@ -71,16 +72,9 @@ def write_case(spec: DatasetSpec, case: SourceCase, staging: Staging, limits: Li
     if may_be_dark(pixels) and (dark := dark_note(_decoded(case.image, image, AS_STORED, limits))):
         notes.append(f"{case.image}: {dark}; spread its values over 0 to 65535")
     for file in case.masks:
-        if spec.any_label:  # in colour, as grey rounds the darkest palette entries to 0
-            mask = _decoded(file, file.read(), cv2.IMREAD_COLOR, limits).max(axis=2) > 0
-        else:
-            grey = _decoded(file, file.read(), cv2.IMREAD_GRAYSCALE | cv2.IMREAD_ANYDEPTH, limits)
-            try:
-                mask, odd = binary_mask(grey)
-            except ImageError as error:
-                raise UserError(f"{file}: {error}") from None
-            if odd:
-                notes.append(f"{file}: {odd}")
+        mask, odd = _read_mask(spec, file, limits)
+        if odd:
+            notes.append(f"{file}: {odd}")
         if aspect_ratio_differs((height, width), (mask.shape[0], mask.shape[1])):
             raise UserError(
                 f"the mask {file} has {mask.shape[1]} x {mask.shape[0]} px, "
@@ -96,6 +90,17 @@ def write_case(spec: DatasetSpec, case: SourceCase, staging: Staging, limits: Li
     return notes
 
 
+def _read_mask(spec: DatasetSpec, file: Member, limits: Limits) -> tuple[np.ndarray, str | None]:
+    """Foreground of a mask (H, W) as bool, and a note if it held odd values."""
+    if spec.any_label:  # in colour, as grey rounds the darkest palette entries to 0
+        return _decoded(file, file.read(), cv2.IMREAD_COLOR, limits).max(axis=2) > 0, None
+    grey = _decoded(file, file.read(), cv2.IMREAD_GRAYSCALE | cv2.IMREAD_ANYDEPTH, limits)
+    try:
+        return binary_mask(grey)
+    except ImageError as error:
+        raise UserError(f"{file}: {error}") from None
+
+
 def _decoded(file: Member, content: bytes, flags: int, limits: Limits) -> np.ndarray:
     try:
         return decode(content, flags, limits.megapixels)
@@ -104,7 +109,7 @@ def _decoded(file: Member, content: bytes, flags: int, limits: Limits) -> np.nda
 
 
 def listed_problems(name: str, problems: Mapping[str, str], drawn: bool) -> str:
-    """All problems as one message; `drawn`: the split was not read from a file."""
+    """All problems as one message; `drawn`: the split was drawn, not read from a file."""
     other_way = "remove them there" if drawn else "take them out of the split file"
     lines = [f"{case}: {problem}" for case, problem in sorted(problems.items())]
     return (

@@ -1,8 +1,8 @@
 """The checkpoint of a part in training: what it holds, and what is refused when it is read.
 
 `distillation.training.Distiller` writes it: the weights, their moving average, the optimiser, the
-counters, and where it comes from, i.e. "teacher" and "seed", and "initial" where the run started from
-the average of another.
+counters, and the origin: "teacher", "seed", and as "initial" the SHA-256 of the weights of another run
+that it started from, None for the first weights.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ REMEDY = "delete it, or put a copy in its place, and run distill.py again"
 
 
 def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
-    """Write a checkpoint; UserError if that fails, what was saved before is then still there."""
+    """Write a checkpoint. UserError if that fails; the one before it is then still there."""
     with writing_to(path.parent):
         save_tensors(path, content)
 
@@ -32,33 +32,33 @@ def load_checkpoint(path: Path, part: nn.Module) -> dict[str, Any]:
     """Read a checkpoint of `part`, the student's encoder or decoder.
 
     Raises:
-        UserError: the file is damaged or no checkpoint of a distillation, its weights do not fit
-            `part`, or they are not finite.
+        UserError: the file is damaged or not a checkpoint of a distillation, or its weights do not fit
+            `part` or are not finite.
     """
     try:
         content = load_tensors(path)
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read ({error}): {REMEDY}") from error
-    found = content if isinstance(content, dict) else {}
-    if missing := [key for key in KEYS if key not in found]:
+    saved = content if isinstance(content, dict) else {}
+    if missing := [key for key in KEYS if key not in saved]:
         raise UserError(
             f"{path} is no checkpoint of a distillation, it lacks {listed(missing, 3)}: move it away, "
             "or give another --work"
         )
-    for weights in (found["module"], found["average"]):
+    for weights in (saved["module"], saved["average"]):
         check_weights(path, weights, part)
-    return found
+    return saved
 
 
 def check_weights(path: Path, weights: Any, part: nn.Module) -> None:
-    """Raise UserError unless `weights` is a state dict for `part` of finite numbers."""
+    """Raise UserError unless `weights` is a state dict that fits `part` and holds finite numbers."""
     expected = {name: value.shape for name, value in part.state_dict().items()}
     pairs = weights.items() if isinstance(weights, dict) else ()
-    found = {name: getattr(value, "shape", None) for name, value in pairs}
-    if found != expected:
-        name = next(n for n in [*expected, *found] if found.get(n) != expected.get(n))
+    shapes = {name: getattr(value, "shape", None) for name, value in pairs}
+    if shapes != expected:
+        name = next(n for n in [*expected, *shapes] if shapes.get(n) != expected.get(n))
         raise UserError(
-            f"{path} holds the weights of another network: {name} is {_shape(found.get(name))}, the "
+            f"{path} holds the weights of another network: {name} is {_shape(shapes.get(name))}, the "
             f"student's {type(part).__name__} has {_shape(expected.get(name))}; {REMEDY}"
         )
     if broken := [name for name, value in weights.items() if not value.isfinite().all()]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from datasets.procedural import procedural_crops
+from distillation.procedural import procedural_crops
 from distillation.scores import decode, encode
 from engine.provenance import weights_sha256
 from models.vae import DOWNSAMPLING, LATENT_CHANNELS
@@ -21,7 +21,7 @@ from utils.runs import writing_to
 class Pool:
     """Chunks of crops with the teacher's latents and, for the decoder, its outputs.
 
-    A file that is damaged or of another shape is drawn again.
+    Each is computed when it is first asked for, and again where its file is damaged or of another shape.
     """
 
     folder: Path
@@ -78,7 +78,7 @@ class Pool:
 
 
 def _load(path: Path, shapes: dict[str, tuple[int, ...]]) -> dict[str, np.ndarray] | None:
-    """Arrays of a chunk by name; None, which has it drawn, where the file is absent or unusable."""
+    """Arrays of a chunk by name; None where the file is absent or unusable, so that it is drawn."""
     if not path.exists():
         return None
     try:

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 def shrink(wide: nn.Sequential, narrow: nn.Sequential, x: Tensor) -> None:
     """Set the narrow network's weights from the wide one's, on example input `x` (N, C, H, W).
 
-    Of each layer those channels are followed that span most of what the next layers see. The narrow
-    weights are the ridge regression of the wide activations on the narrow network's own input, so
+    In each layer, the channels are followed that explain most of what the next layers see. The narrow
+    weights come from a ridge regression of the wide activations on the narrow network's own input, so
     that errors of earlier layers are corrected rather than passed on.
     """
     followed = torch.arange(x.shape[1])
@@ -42,7 +42,7 @@ def shrink(wide: nn.Sequential, narrow: nn.Sequential, x: Tensor) -> None:
 def _shrink_block(
     big: Any, small: Any, wide_x: Tensor, narrow_x: Tensor, followed: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Both outputs of a residual block; its skip ties the output's channels to the input's."""
+    """Both outputs of a residual block, whose skip makes the output follow the input's channels."""
     wide_inner, narrow_inner = wide_x, narrow_x
     for i in (0, 2):
         before = big.conv[i](wide_inner)
@@ -56,7 +56,7 @@ def _shrink_block(
 
 
 def _readers(layers: nn.Sequential) -> list[Tensor]:
-    """Weights that read the channels a convolution just wrote, up to the next one that mixes them."""
+    """Weights that read the channels just written, up to and with the next convolution, which mixes them."""
     weights: list[Tensor] = []
     for layer in layers:
         if isinstance(layer, nn.Conv2d):

@@ -6,6 +6,8 @@ Shapes: image (N, S, S, 3) uint8, mask (N, S, S) of 0 and 1.
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,26 @@ from distillation.scores import encode, mask_input, mask_round_trip, r_squared, 
 from utils.arithmetic import multiply_adds
 from utils.files import atomic_write
 from utils.images import encode_png
+from utils.tables import markdown_table
+
+TITLES = {"teacher": "TAESD", "student": "Tiny-VAE"}
+
+
+@dataclass(frozen=True)
+class VaeComparison:
+    """Scores of "teacher" and "student", by name or by the names of an encoder and a decoder."""
+
+    r2_images: float
+    """R² of the student's latents with the teacher's."""
+    r2_masks: float
+    psnr: dict[tuple[str, str], float]
+    """Mean over the images of one round trip each, in dB."""
+    dice: dict[tuple[str, str], float]
+    """Mean over the masks of one round trip each."""
+    parameters: dict[str, list[int]]
+    """Of encoder and decoder, as the two below."""
+    giga_macs: dict[str, list[float]]
+    milliseconds: dict[str, list[float]]
 
 
 @torch.no_grad()
@@ -38,63 +60,62 @@ def milliseconds(module: nn.Module, x: Tensor, repeats: int = 9) -> float:
 
 def compare_vaes(
     teacher: Any, student: Any, images: np.ndarray, masks: np.ndarray
-) -> dict[str, Any]:
-    """Scores by name; pairs are (encoder, decoder), "t" for teacher and "s" for student.
-
-    `images` (N, S, S, 3) uint8, `masks` (N, S, S) of 0 and 1.
-    """
-    vaes = {"t": teacher, "s": student}
-    as_images = mask_input(masks)
+) -> VaeComparison:
+    """Scores of both on `images` (N, S, S, 3) uint8 and `masks` (N, S, S) of 0 and 1."""
+    vaes = {"teacher": teacher, "student": student}
+    parts = {name: (vae.encoder, vae.decoder) for name, vae in vaes.items()}
     image_latents = {name: encode(vae, images) for name, vae in vaes.items()}
-    mask_latents = {name: encode(vae, as_images) for name, vae in vaes.items()}
-    pairs = [(e, d) for e in vaes for d in vaes]
-    x = to_input(images[:1])
-    z = torch.from_numpy(image_latents["t"][:1])
-    return {
-        "r2_images": r_squared(image_latents["s"], image_latents["t"]),
-        "r2_masks": r_squared(mask_latents["s"], mask_latents["t"]),
-        "psnr": {e + d: round_trip(vaes[d], image_latents[e], images).mean() for e, d in pairs},
-        "dice": {e + d: mask_round_trip(vaes[d], mask_latents[e], masks).mean() for e, d in pairs},
-        "parameters": {
-            name: [sum(p.numel() for p in part.parameters()) for part in (v.encoder, v.decoder)]
-            for name, v in vaes.items()
+    mask_latents = {name: encode(vae, mask_input(masks)) for name, vae in vaes.items()}
+    pairs = [(encoder, decoder) for encoder in vaes for decoder in vaes]
+    inputs = (to_input(images[:1]), torch.from_numpy(image_latents["teacher"][:1]))
+    return VaeComparison(
+        r2_images=r_squared(image_latents["student"], image_latents["teacher"]),
+        r2_masks=r_squared(mask_latents["student"], mask_latents["teacher"]),
+        psnr={(e, d): round_trip(vaes[d], image_latents[e], images).mean() for e, d in pairs},
+        dice={(e, d): mask_round_trip(vaes[d], mask_latents[e], masks).mean() for e, d in pairs},
+        parameters={
+            name: [sum(p.numel() for p in part.parameters()) for part in both]
+            for name, both in parts.items()
         },
-        "giga_macs": {
-            name: [multiply_adds(p, [y])[0] / 1e9 for p, y in ((v.encoder, x), (v.decoder, z))]
-            for name, v in vaes.items()
+        giga_macs={
+            name: [multiply_adds(part, [x])[0] / 1e9 for part, x in zip(both, inputs, strict=True)]
+            for name, both in parts.items()
         },
-        "milliseconds": {
-            name: [milliseconds(v.encoder, x), milliseconds(v.decoder, z)]
-            for name, v in vaes.items()
+        milliseconds={
+            name: [milliseconds(part, x) for part, x in zip(both, inputs, strict=True)]
+            for name, both in parts.items()
         },
-    }
+    )
 
 
-def table(scores: dict[str, Any]) -> str:
-    """The scores of `compare_vaes` as two Markdown tables: each network, and each pair of parts."""
+def table(scores: VaeComparison) -> str:
+    """The scores as two Markdown tables: of each network, and of each encoder with each decoder."""
 
-    def cells(key: str, form: str) -> list[str]:
-        return [" / ".join(format(v, form) for v in scores[key][name]) for name in "ts"]
+    def cells(costs: Mapping[str, Sequence[float]], form: str) -> list[str]:
+        return [" / ".join(format(cost, form) for cost in costs[name]) for name in TITLES]
 
-    titles = {"t": "TAESD", "s": "Tiny-VAE"}
     networks = [
-        ["encoder / decoder", *titles.values()],
-        ["---"] * 3,
-        ["parameters", *cells("parameters", ",")],
-        ["GMACs per image", *cells("giga_macs", ".2f")],
-        ["CPU time per image (ms)", *cells("milliseconds", ".0f")],
-        ["R² of latents with TAESD's: images", "1", f"{scores['r2_images']:.4f}"],
-        ["R² of latents with TAESD's: masks", "1", f"{scores['r2_masks']:.4f}"],
+        ["parameters", *cells(scores.parameters, ",")],
+        ["GMACs per image", *cells(scores.giga_macs, ".2f")],
+        ["CPU time per image (ms)", *cells(scores.milliseconds, ".0f")],
+        ["R² of latents with TAESD's: images", "1", f"{scores.r2_images:.4f}"],
+        ["R² of latents with TAESD's: masks", "1", f"{scores.r2_masks:.4f}"],
     ]
     pairs = [
-        ["encoder", "decoder", "mask round trip, mean Dice", "image round trip, mean PSNR (dB)"],
-        ["---"] * 4,
+        [TITLES[encoder], TITLES[decoder], f"{dice:.4f}", f"{scores.psnr[encoder, decoder]:.2f}"]
+        for (encoder, decoder), dice in scores.dice.items()
     ]
-    for pair, score in scores["dice"].items():
-        encoder, decoder = (titles[name] for name in pair)
-        pairs.append([encoder, decoder, f"{score:.4f}", f"{scores['psnr'][pair]:.2f}"])
+    columns = [
+        "encoder",
+        "decoder",
+        "mask round trip, mean Dice",
+        "image round trip, mean PSNR (dB)",
+    ]
     return "\n\n".join(
-        "\n".join(f"| {' | '.join(row)} |" for row in rows) for rows in (networks, pairs)
+        [
+            markdown_table(["encoder / decoder", *TITLES.values()], networks),
+            markdown_table(columns, pairs, left=2),
+        ]
     )
 
 

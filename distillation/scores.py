@@ -1,4 +1,4 @@
-"""How close two autoencoders are: latents to latents, round trips to what went in.
+"""How well autoencoders do: latents against another's, round trips against what went in.
 
 Shapes: image (N, 3, S, S) in [-1, 1], latent (N, 4, S/8, S/8), mask (N, S, S) bool.
 """

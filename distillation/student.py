@@ -34,7 +34,7 @@ def make_student(width: int = 32) -> Any:
 
 
 def check_teacher(teacher: Any) -> None:
-    """Raise UserError unless the student, an `AutoencoderTiny` as the teacher, can start from its layers."""
+    """Raise UserError unless the student can start from the layers of this `AutoencoderTiny`."""
     student = make_student()
     for name in ("num_encoder_blocks", "num_decoder_blocks", "act_fn"):
         got, expected = (_plain(vae.config[name]) for vae in (teacher, student))
@@ -52,7 +52,7 @@ def check_teacher(teacher: Any) -> None:
 
 
 def _plain(value: Any) -> Any:
-    """A value of a config, with a list for the tuple that is one before it is saved."""
+    """A value of a config; a tuple becomes the list that it is once the config was saved."""
     return list(value) if isinstance(value, tuple) else value
 
 
@@ -74,8 +74,8 @@ def export_student(checkpoints: dict[str, Path], out: Path) -> None:
     """Join the averaged parts into a diffusers folder with half-precision weights.
 
     Args:
-        checkpoints: of "encoder", its tuning "encoder_tuned" and "decoder", as
-            `distillation.training` saves them. "encoder" may be absent: the tuned one is written.
+        checkpoints: those of "encoder", of its tuning "encoder_tuned" and of "decoder". That of
+            "encoder" may be absent, as the tuned one is written.
 
     Raises:
         UserError: a part has not been trained or cannot be used (see `load_checkpoint`); the parts
@@ -107,10 +107,7 @@ def export_student(checkpoints: dict[str, Path], out: Path) -> None:
 
 
 def check_tuning(checkpoints: dict[str, Path], saved: dict[str, Any], encoder: nn.Module) -> None:
-    """Raise UserError unless the tuned encoder started from the encoder's average as it now is.
-
-    `encoder` is overwritten.
-    """
+    """Raise UserError if the encoder was trained further since it was tuned; overwrites `encoder`."""
     encoder.load_state_dict(saved["encoder"]["average"])
     if saved["encoder_tuned"].get("initial") == weights_sha256(encoder):
         return

@@ -30,20 +30,22 @@ from utils.interruption import Interrupted, StopRequest
 
 VALIDATION_SEED = 10_000_019
 SAVE_SECONDS = 120
-LONGEST_STEP = 30.0  # seconds of the budget that a step uses at most; a suspended one lasts longer
+LONGEST_STEP = (
+    30.0  # seconds of the budget that one step uses at most, however long it was suspended
+)
 PROGRESS = "{desc} {percentage:3.0f}% |{bar}| {elapsed} {postfix}"
 
 
 @dataclass
 class Budget:
-    """Budget and rate of one run; the budget is in minutes unless `steps` is given."""
+    """How long a run trains, in minutes unless `steps` is given, and at what learning rate."""
 
     minutes: float
     steps: int | None = None
     rate: float = 1.5e-3
     batch: int = 16
     window: int = 6
-    """Chunks an epoch passes over, the newest and those before it: each is seen that often."""
+    """Chunks that an epoch passes over: the newest and those before it. Each is thus seen so often."""
     warmup: float = 0.1
     ema: float = 0.998
 
@@ -62,8 +64,8 @@ class Budget:
 class Distiller:
     """Distils one part, "encoder" or "decoder"; continues from `checkpoint` if that exists.
 
-    `position` counts the crops of the current epoch that were used, `seconds` the time in steps: of each
-    at most LONGEST_STEP, so that a run that was suspended (Ctrl-Z) still has its budget.
+    `position` counts the crops of the current epoch that were used. `seconds` sums the time of all
+    steps, at most LONGEST_STEP of each, so that a run that was suspended (Ctrl-Z) keeps its budget.
     """
 
     def __init__(
@@ -74,8 +76,8 @@ class Distiller:
         A `checkpoint` that started from other weights than `initial` now holds is started afresh.
 
         Raises:
-            UserError: `checkpoint` is of another teacher or seed than those of `pool`; or it or `initial`
-                cannot be used, see `load_checkpoint`.
+            UserError: `checkpoint` has another teacher or seed than `pool`; or it or `initial` cannot be
+                used (see `load_checkpoint`).
         """
         self.part, self.pool, self.budget, self.checkpoint = part, pool, budget, checkpoint
         self.step = self.epoch = self.position = 0
@@ -148,10 +150,10 @@ class Distiller:
                 leave_if_asked(stop)
 
     def train_epoch(self, bar: tqdm, stop: StopRequest) -> float | None:
-        """Train for what is left of this epoch or of the budget; returns the last loss, None without a step.
+        """Train to the end of this epoch or of the budget; returns the last loss, None without a step.
 
-        Raises Interrupted, after saving, where `stop` is requested and steps are left. After the last one
-        that is for `run`, which has the scores of the epoch to record first.
+        Raises Interrupted, after saving, if `stop` is requested before a step. A request during the last
+        step is left to `run`, which first records the scores of the epoch.
         """
         arrays = self.window()
         order = np.random.default_rng([self.pool.seed, self.epoch]).permutation(len(arrays[0]))

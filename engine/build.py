@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import logging
-from types import MethodType
-from typing import Any
 
 from datasets.cases import Case, DataSet
 from datasets.loading import SegmentationDataset
 from datasets.prepared import read_metadata_groups
 from datasets.splits import hold_out, hold_out_fold
 from engine.device import choose_layout
-from engine.provenance import cases_recorded_of, trained_on_another_split
 from engine.training import TrainingOptions
 from models.base import SegmentationModel
 from models.build import build_system
 from models.losses import LossWeights
-from utils.checkpoints import load_weights
 from utils.config import Config
-from utils.errors import UserError, listed
+from utils.errors import UserError
 
 log = logging.getLogger("wavegms")
 
@@ -38,8 +34,6 @@ def system_from(config: Config, pretrained: bool = True) -> SegmentationModel:
         vae_model=config.vae_model,
         guidance_method=config.guidance_method,
         vae_weights=config.vae_weights,
-        in_channel=config.in_channel,
-        out_channels=config.out_channels,
         ch=config.ch,
         ch_mult=config.ch_mult,
         image_size=config.image_size,
@@ -58,58 +52,6 @@ def system_from(config: Config, pretrained: bool = True) -> SegmentationModel:
         choose_layout(system, on_gpu=torch.cuda.is_available())
     system.capturable = system.capturable and config.cuda_graphs
     return system
-
-
-def compile_on_gpu(config: Config, system: SegmentationModel) -> None:
-    """`compile_losses` where `config` asks for it, on a GPU: on a CPU it takes minutes and gains nothing."""
-    import torch
-
-    if config.compile and torch.cuda.is_available():
-        log.info("compile: the first training step takes some minutes")
-        compile_losses(system)
-
-
-def compile_losses(system: SegmentationModel) -> None:
-    """Let `torch.compile` fuse the training pass of `system`, at its first call.
-
-    Predictions stay as they are: they are few in a training, and compiling takes minutes. What cannot be
-    compiled, for lack of a compiler say, runs as it is, with a warning.
-    """
-    import torch
-
-    torch._dynamo.config.suppress_errors = True
-    plain = type(system).forward
-    compiled = torch.compile(plain, dynamic=False)
-
-    def forward(self: SegmentationModel, image: Any, mask: Any = None, noise: Any = None) -> Any:
-        return plain(self, image) if mask is None else compiled(self, image, mask, noise)
-
-    # a method, so that a copy of the system (an average of its weights) has its own
-    system.forward = MethodType(forward, system)  # type: ignore[method-assign]
-
-
-def load_initial_weights(config: Config, data_set: DataSet, system: SegmentationModel) -> None:
-    """Copy the weights that `init_weights` names, if it does, into the trainable parts of `system`.
-
-    UserError where they do not fit, or were trained on cases of this test split.
-    """
-    if config.init_weights is None:
-        return
-    load_weights(config.init_weights, system, key="init_weights")
-    if trained_on_another_split(config.init_weights, data_set):
-        raise UserError(
-            f"init_weights: {config.init_weights} was trained on another split of {data_set.name} than that of "
-            f"{data_set.split_file}, so that scores on its test cases could mean nothing. Prepare the data set "
-            "with the split that these weights name, or take weights of another data set"
-        )
-    test = {case.name for case in data_set.test}
-    seen = sorted(test.intersection(cases_recorded_of(config.init_weights, data_set)))
-    if seen:
-        raise UserError(
-            f"init_weights: {config.init_weights} was trained on {len(seen)} of the {len(test)} test "
-            f"cases of this split ({listed(seen, limit=SHOWN)}), so that their scores would mean nothing. "
-            "Take weights of another data set, or of a run with the same split"
-        )
 
 
 def training_cases(config: Config, data_set: DataSet) -> tuple[list[Case], list[Case]]:

@@ -12,6 +12,7 @@ from utils.figures import png
 from utils.files import atomic_write
 from utils.images import encode_png
 from utils.metrics import CaseScores
+from utils.overlay import draw_outline
 from utils.report import ReportCase
 
 TRUTH_COLOUR = (86, 180, 233)  # RGB, blue; both colours are those of report.html
@@ -33,8 +34,7 @@ def outline_both(image: np.ndarray, truth: np.ndarray, prediction: np.ndarray) -
     picture = cv2.resize(image, size, interpolation=cv2.INTER_LINEAR)
     for mask, colour in ((truth, TRUTH_COLOUR), (prediction, PREDICTION_COLOUR)):
         enlarged = cv2.resize(mask.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST)
-        outlines, _ = cv2.findContours(enlarged, cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
-        cv2.drawContours(picture, outlines, -1, colour, 2)
+        draw_outline(picture, enlarged, colour, thickness=2)
     return picture
 
 

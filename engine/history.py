@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import torch
 
 EpochRow = dict[str, float | int | None]
+SCORES = ("_dice", "_iou")  # how the names of scores end; the other numbers are losses and the rate
 
 PICTURE_SECONDS = 30.0  # between two drawings of curves.png, and two pictures for TensorBoard
 
@@ -60,6 +61,17 @@ class HistoryWriter:
         self._events.flush()
 
 
+def epoch_line(row: EpochRow, epochs: int, seconds: float, improved: bool) -> str:
+    """An epoch for the log; losses that are 0 are left out, as they are switched off."""
+    numbers = "  ".join(
+        f"{name} {value:.4g}"
+        for name, value in row.items()
+        if isinstance(value, float) and name != "lr" and (value or name.endswith(SCORES))
+    )
+    best = "  best so far" if improved else ""
+    return f"epoch {row['epoch']}/{epochs}  {numbers}  {seconds:.1f} s{best}"
+
+
 def write_history(path: Path, rows: Sequence[EpochRow]) -> None:
     """Write one line per epoch; a value that was not measured in an epoch is left empty."""
     rounded = [
@@ -82,7 +94,7 @@ def draw_curves(path: Path, rows: Sequence[EpochRow], title: str) -> None:
             axis.plot(*zip(*points, strict=True), label=key, **style)
 
     known = ("epoch", "lr")
-    for key in (k for k in rows[0] if k not in known and not k.endswith(("_dice", "_iou"))):
+    for key in (k for k in rows[0] if k not in known and not k.endswith(SCORES)):
         draw(losses, key, linewidth=2.2 if key == "loss" else 1.2)
     losses.set(title="training losses", yscale="log")
     for key in ("train_dice", "val_dice", "test_dice"):

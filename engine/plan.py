@@ -8,7 +8,7 @@ from datasets.cases import DataSet
 from engine.build import training_cases
 from engine.device import describe_device
 from engine.provenance import selection_note
-from engine.training import batches_per_epoch
+from engine.schedule import batches_per_epoch
 from models.base import SegmentationModel
 from utils.config import Config
 from utils.errors import UserError

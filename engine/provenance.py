@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -28,8 +29,6 @@ NETWORK_KEYS = (
     "vae_model",
     "guidance_method",
     "vae_weights",
-    "in_channel",
-    "out_channels",
     "ch",
     "ch_mult",
     "image_size",
@@ -153,11 +152,29 @@ def names_sha256(names: Iterable[str]) -> str:
 
 
 def trained_on_another_split(checkpoint: Path, data_set: DataSet) -> bool:
-    """Whether the weights say that they were trained on this data set with another split."""
+    """Whether the weights were trained on this data set with another split, as far as that is recorded.
+
+    Exported weights say themselves on which cases; for those in a run folder, the split file may have changed
+    since.
+    """
     record = read_metadata(checkpoint)
     names = names_sha256(case.name for case in data_set.train)
     same_cases = record.get(TRAINING_CASES, names) == names
-    return not same_cases and _goes_by(record.get(DATA_SET, ""), data_set)
+    if not same_cases and _goes_by(record.get(DATA_SET, ""), data_set):
+        return True
+    run = training_config(checkpoint)
+    return (
+        run is not None and _goes_by(run.dataset, data_set) and _split_has_changed(checkpoint, run)
+    )
+
+
+def _split_has_changed(checkpoint: Path, run: Config) -> bool:
+    """Whether the run's split file is another one than when the run was started."""
+    try:
+        environment = json.loads((checkpoint.parent / "environment.json").read_text())
+        return environment["sha256"]["split file"] != sha256(find_split_file(run.pickle_file_path))
+    except (OSError, ValueError, KeyError, TypeError, UserError):
+        return False  # it is not known
 
 
 def _goes_by(name: str, data_set: DataSet) -> bool:

@@ -16,12 +16,13 @@ from engine.saved_state import LAST_STATE, state_files
 from utils.config import CHANGEABLE_ON_RESUME, Config, dump_config, load_config
 from utils.errors import UserError
 from utils.files import atomic_write
+from utils.interruption import Interrupted
 from utils.runs import (
     create_run_folder,
+    describe_environment,
     locked,
     log_to,
     remove_leftovers,
-    write_environment,
     writing_to,
 )
 
@@ -53,7 +54,9 @@ class RunFolder:
     def begin(self) -> None:
         """Write config.yaml and environment.json; call it once the run can start.
 
-        With `resume: never` the weights and results of the run that is there are deleted first.
+        With `resume: never` the weights and results of the run that is there are deleted first; the config that
+        is written says `auto`, so that it cannot delete this run. environment.json keeps what the run was started
+        with, and lists below `resumed` what it went on with where that differs.
         """
         if self._inputs is None:
             return
@@ -66,10 +69,22 @@ class RunFolder:
                     path.unlink(missing_ok=True)
         remove_leftovers(self.path)
         with writing_to(self.path):
-            atomic_write(self.path / "config.yaml", dump_config(self._config))
-            write_environment(
-                self.path / "environment.json", self._inputs | {"seed": self._config.seed}
-            )
+            config = self._config.model_copy(update={"resume": "auto"})
+            atomic_write(self.path / "config.yaml", dump_config(config))
+            self._write_environment(self._inputs | {"seed": config.seed})
+
+    def _write_environment(self, inputs: dict[str, Any]) -> None:
+        path, now = self.path / "environment.json", describe_environment() | inputs
+        recorded = now
+        if any(state.exists() for state in state_files(self.path)):
+            recorded = json.loads(path.read_text())
+            resumed = recorded.get("resumed", [])
+            last = (resumed or [recorded])[-1]
+            finished = _epochs_recorded(self.path) >= self._config.epochs
+            if finished or all(last.get(key) == value for key, value in now.items()):
+                return
+            recorded["resumed"] = [*resumed, now]
+        atomic_write(path, json.dumps(recorded, indent=2) + "\n")
 
 
 @contextmanager
@@ -101,7 +116,12 @@ def open_run(
             }
             check_resumable(folder, config, **inputs)
         accelerator.wait_for_everyone()
-        yield RunFolder(folder, config, inputs)
+        try:
+            yield RunFolder(folder, config, inputs)
+        except Interrupted as stopped:
+            if config.resume == "never":
+                stopped.advice = "to resume from here, leave out resume=never"
+            raise
 
 
 def check_resumable(

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from datasets.cases import Case, DataSet
-from datasets.leaks import leaked_names, same_source_file
+from datasets.leaks import leaked_test_cases, same_source_file
 from datasets.splits import Split
 from engine.case_predictions import predict_cases, report_cases, save_each
 from engine.examples import draw_examples, names_by_quantile, write_overlays
@@ -47,7 +47,11 @@ def score_test_split(
             "and the scores are then too high. Prepare the data set with the split that these weights name",
             *(checkpoint, data_set.name, data_set.split_file),
         )
-    leaked = leaked_cases(data_set, checkpoint) if looks_for_leaks(config, data_set) else set()
+    leaked = (
+        cases_seen_in_training(data_set, checkpoint)
+        if should_check_leaks(config, data_set)
+        else set()
+    )
     results = results_folder(checkpoint) / f"valid_results_{data_set.name}"
     predictions = predict_cases(
         system,
@@ -112,14 +116,14 @@ def results_folder(checkpoint: Path) -> Path:
     return checkpoint.parent if checkpoint.stem == "best_model" else checkpoint.with_suffix("")
 
 
-def looks_for_leaks(config: Config, data_set: DataSet) -> bool:
+def should_check_leaks(config: Config, data_set: DataSet) -> bool:
     """Whether `drop_leaked` says so, or where it says nothing, whether the data set was checked."""
     if config.drop_leaked is None:
         return same_source_file(data_set.folder).is_file()
     return config.drop_leaked
 
 
-def leaked_cases(data_set: DataSet, checkpoint: Path) -> set[str]:
+def cases_seen_in_training(data_set: DataSet, checkpoint: Path) -> set[str]:
     """Test cases that the weights were trained on, or on a near-duplicate of; needs
     a checked data set.
 
@@ -130,7 +134,9 @@ def leaked_cases(data_set: DataSet, checkpoint: Path) -> set[str]:
     if not trained_on:
         log.info("no case of %s was in training, so none leaked", data_set.name)
         return set()
-    return leaked_names(data_set.folder, Split(trained_on, test)) | (set(trained_on) & set(test))
+    return leaked_test_cases(data_set.folder, Split(trained_on, test)) | (
+        set(trained_on) & set(test)
+    )
 
 
 def format_summary(data_set: str, summary: Summary) -> str:

@@ -10,7 +10,7 @@ import logging
 import math
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -35,9 +35,10 @@ from datasets.loading import (
     worker_died,
 )
 from engine.cuda_graphs import Predictor, TrainingPass, can_capture
-from engine.epoch_losses import EpochLosses, NonFiniteLoss, write_nonfinite
-from engine.history import EpochRow, HistoryWriter, sample_panel
+from engine.epoch_losses import EpochLosses, NonFiniteLoss, check_finite, write_nonfinite
+from engine.history import EpochRow, HistoryWriter, epoch_line, sample_panel
 from engine.saved_state import LAST_STATE, load_state, save_state
+from engine.schedule import batches_per_epoch, warmup_then_cosine
 from engine.validation import validate
 from models.base import SegmentationModel
 from utils.checkpoints import save_weights
@@ -90,36 +91,6 @@ class Progress:
     history: list[EpochRow] = field(default_factory=list)
 
 
-def warmup_then_cosine(warmup_steps: float, total_steps: int) -> Callable[[int], float]:
-    """Factor of the learning rate at an optimiser step: linear up, then half a cosine to 0.
-
-    The first step already learns; the published schedule spends its first epoch at rate 0.
-    """
-
-    def factor(step: int) -> float:
-        if step < warmup_steps:
-            return (step + 1) / (warmup_steps + 1)
-        done = (step - warmup_steps) / max(1.0, total_steps - warmup_steps)
-        return 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
-
-    return factor
-
-
-def batches_per_epoch(cases: int, batch_size: int, accumulate: int, processes: int) -> int:
-    """Batches that each process has in an epoch: as many as fill whole optimiser steps.
-
-    UserError where they fill none.
-    """
-    steps = cases // (batch_size * processes * accumulate)
-    if not steps:
-        each = f"a batch of {batch_size}" if accumulate == 1 else f"{accumulate} of {batch_size}"
-        raise UserError(
-            f"{cases} training cases do not fill {each} on each of {processes} process(es), as a "
-            f"step of the optimiser needs: lower batch_size{'' if accumulate == 1 else ' or accumulate'}"
-        )
-    return steps * accumulate
-
-
 class Trainer:
     """Trains one system on one data set; each process of a distributed run has its own.
 
@@ -161,7 +132,8 @@ class Trainer:
         self.scheduler = LambdaLR(optimizer, self.rate_factor)
         count = self.batches * options.batch_size * processes
         self.sampler = EpochSampler(len(train_set), options.seed, count)
-        self.model, self.optimizer, self.loader, self.val_loader = accelerator.prepare(
+        # `wrapped` is `system` as accelerate runs it: in mixed precision, and with gradients averaged
+        self.wrapped, self.optimizer, self.loader, self.val_loader = accelerator.prepare(
             system, optimizer, *self._loaders()
         )
         self.average: AveragedModel | None = None
@@ -170,10 +142,10 @@ class Trainer:
             self.average = AveragedModel(system, multi_avg_fn=average)
         self.predict = Predictor(self.evaluated_system, accelerator)
         to_capture = options.accumulate == 1 and can_capture(system, accelerator)
-        self.training_pass = TrainingPass(self.model, accelerator, to_capture)
+        self.training_pass = TrainingPass(self.wrapped, accelerator, to_capture)
         # such as running statistics of batch normalisation, which the forward pass already changes
         self.buffers = [b for part in system.parts().values() for b in part.buffers()]
-        self.skip_update = False  # after a loss that is not finite, in a batch of the next step
+        self.discard_step = False  # one of the batches of the step had a loss that is not finite
         self.check_every = self._batches_between_checks()
         self.saved_at = time.monotonic()
 
@@ -212,12 +184,19 @@ class Trainer:
             if worker_died(error):
                 raise LoaderDied(error) from None
             raise
+        except ValueError as error:
+            if "more than 1 value per channel" in str(error):
+                raise UserError(
+                    f"the network has batch normalisation, which cannot train on a batch of {self.options.batch_size} "
+                    "(per process): set batch_size to 2 or more"
+                ) from error
+            raise
 
     def _train_epoch(self, stop: StopRequest) -> None:
         progress = self.progress
         done = progress.batch * self.options.batch_size * self.accelerator.num_processes
         self.sampler.start_at(progress.epoch, done)
-        self.model.train()
+        self.wrapped.train()
         sums = EpochLosses(progress.sums, self.accelerator.device)
         with self._progress_bar() as bar:
             try:
@@ -246,13 +225,13 @@ class Trainer:
         """
         may_skip = self.options.skip_nonfinite > 0
         before = [buffer.clone() for buffer in self.buffers] if may_skip else []
-        with self.accelerator.accumulate(self.model):
+        with self.accelerator.accumulate(self.wrapped):
             losses = self.training_pass(batch["image"], batch["mask"], batch["noise"])
             loss = losses["loss"]
             values = torch.stack([losses[n].detach().double() for n in self.loss_names])
             values = cast(torch.Tensor, self.accelerator.reduce(values, "mean"))
             if may_skip and not torch.isfinite(values[0]):
-                self.skip_update = True
+                self.discard_step = True
                 for buffer, kept in zip(self.buffers, before, strict=True):
                     buffer.copy_(kept)
             else:
@@ -263,16 +242,16 @@ class Trainer:
 
     def _update(self) -> None:
         """A step of the optimiser, left out where the loss of one of its batches was not finite."""
-        skipped, self.skip_update = self.skip_update, False
-        if not skipped:
+        discarded, self.discard_step = self.discard_step, False
+        if not discarded:
             if self.options.clip_norm:
-                self.accelerator.clip_grad_norm_(self.model.parameters(), self.options.clip_norm)
+                self.accelerator.clip_grad_norm_(self.wrapped.parameters(), self.options.clip_norm)
             self.optimizer.step()
             if self.average is not None:
                 self.average.update_parameters(self.system)
         self.optimizer.zero_grad()
         with warnings.catch_warnings():
-            if skipped:  # torch warns of a schedule that begins before the optimiser
+            if discarded:  # torch warns of a schedule that begins before the optimiser
                 warnings.simplefilter("ignore")
             self.scheduler.step()
 
@@ -294,11 +273,59 @@ class Trainer:
         progress.sums = [0.0] * len(self.loss_names)
         if history is not None:
             with writing_to(self.folder):
-                self._log(row, improved, seconds)
+                log.info(epoch_line(row, options.epochs, seconds, improved))
                 self._write_weights(improved)
                 last = progress.epoch == options.epochs
                 history.write(progress.history, self._samples, last)
         self.save()
+
+    def save(self) -> None:
+        """Write `last.pth` (main process); NonFiniteLoss where the weights are not finite."""
+        self._check_weights()
+        self.saved_at = time.monotonic()
+        if not self.accelerator.is_main_process:
+            return
+        scaler = self.accelerator.scaler
+        save_state(
+            self.folder,
+            {
+                "weights": {n: part.state_dict() for n, part in self.system.parts().items()},
+                "average": None
+                if self.average is None
+                else {n: part.state_dict() for n, part in self.evaluated_system.parts().items()}
+                | {"n_averaged": self.average.n_averaged},
+                "optimizer": self.optimizer.state_dict(),
+                "scheduler": self.scheduler.state_dict(),
+                "scaler": None if scaler is None else scaler.state_dict(),
+                "progress": asdict(self.progress),
+            },
+        )
+
+    def resume(self) -> None:
+        """Resume from `last.pth` where there is one; the main process reads it for all."""
+        states = [load_state(self.folder) if self.accelerator.is_main_process else None]
+        state = broadcast_object_list(states)[0]
+        if state is None:
+            return
+        try:
+            for name, part in self.system.parts().items():
+                part.load_state_dict(state["weights"][name])
+            if self.average is not None:
+                for name, part in self.evaluated_system.parts().items():
+                    part.load_state_dict(state["average"][name])
+                self.average.n_averaged.copy_(state["average"]["n_averaged"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.scheduler.load_state_dict(state["scheduler"])
+            if self.accelerator.scaler is not None and state["scaler"] is not None:
+                self.accelerator.scaler.load_state_dict(state["scaler"])
+            self.progress = Progress(**state["progress"])
+        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            raise UserError(
+                f"the saved state in {self.folder} is not one of this run "
+                f"({type(error).__name__}: {error}). Set another snapshot_path, or start again "
+                "with resume=never"
+            ) from error
+        log.info("resuming after epoch %d, batch %d", self.progress.epoch, self.progress.batch)
 
     def _loaders(self) -> tuple[DataLoader[Sample], DataLoader[Sample]]:
         """Loaders of the training and of the validation cases."""
@@ -313,9 +340,10 @@ class Trainer:
         return train_loader, make_loader(self.val_set, size, pin_memory=pin_memory)
 
     def _batches_between_checks(self) -> int:
-        """Looking at a loss waits for the GPU, so it is done every few batches, where a state can be saved.
+        """Batches between two readings of the losses, each at a batch where the state can be saved.
 
-        The CPU has no queue, and a loss that may be skipped has to be known before its step.
+        Reading waits for a GPU, so it is done every few batches; on the CPU, and where the step of a bad
+        loss may be discarded, after each.
         """
         options = self.options
         if self.accelerator.device.type != "cuda" or options.skip_nonfinite:
@@ -323,7 +351,7 @@ class Trainer:
         return options.accumulate * math.ceil(options.log_every / options.accumulate)
 
     def _seed_step(self) -> None:
-        """What a network draws itself, such as the dropout of a baseline, is fixed by the batch."""
+        """Seed torch for each batch, so that a network's dropout is the same after a resume."""
         progress = self.progress
         key = (self.options.seed, progress.epoch, progress.batch, self.accelerator.process_index)
         torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0]))
@@ -333,9 +361,8 @@ class Trainer:
             total=self.batches,
             initial=self.progress.batch,
             desc=f"epoch {self.progress.epoch + 1}/{self.options.epochs}",
-            disable=None
-            if self.accelerator.is_main_process
-            else True,  # None: shown on terminals only
+            # None: shown on terminals only
+            disable=None if self.accelerator.is_main_process else True,
             leave=False,
         )
 
@@ -403,14 +430,8 @@ class Trainer:
         return done < self.batches and done % self.options.accumulate == 0
 
     def _check_weights(self) -> None:
-        """A finite loss can have gradients that are not; such weights must not replace good ones."""
         trained = [p for p in self.system.parameters() if p.requires_grad]
-        finite = [value.isfinite().all() for value in [*trained, *self.buffers]]
-        if not torch.stack(finite).all():
-            raise NonFiniteLoss(
-                f"the weights became NaN or infinite in epoch {self.progress.epoch + 1}. The last good "
-                "state is kept: lower lr, set clip_norm=1, or use precision=fp32, and start again"
-            )
+        check_finite([*trained, *self.buffers], self.progress.epoch + 1)
 
     def _training_row(self) -> EpochRow:
         """Rate of the epoch's last step, and means of the losses, None where all were skipped."""
@@ -426,17 +447,6 @@ class Trainer:
             for buffer in self.evaluated_system.buffers():  # running statistics that are kept
                 torch.distributed.broadcast(buffer, 0)
         return validate(self.predict, self.val_loader, self.options.threshold)
-
-    def _log(self, row: EpochRow, improved: bool, seconds: float) -> None:
-        shown = "  ".join(
-            f"{name} {value:.4g}"
-            for name, value in row.items()
-            if isinstance(value, float) and name != "lr" and (value or name not in self.loss_names)
-        )
-        best = "  best so far" if improved else ""
-        log.info(
-            "epoch %d/%d  %s  %.1f s%s", row["epoch"], self.options.epochs, shown, seconds, best
-        )
 
     def _write_weights(self, improved: bool) -> None:
         """`best_model.pth` where they are the best so far, and those of every `save_freq` epochs."""
@@ -470,51 +480,3 @@ class Trainer:
             averaged=self.average is not None,
             has_saved=(self.folder / LAST_STATE).exists(),
         )
-
-    def save(self) -> None:
-        """Write `last.pth` (main process); NonFiniteLoss where the weights are not finite."""
-        self._check_weights()
-        self.saved_at = time.monotonic()
-        if not self.accelerator.is_main_process:
-            return
-        scaler = self.accelerator.scaler
-        save_state(
-            self.folder,
-            {
-                "weights": {n: part.state_dict() for n, part in self.system.parts().items()},
-                "average": None
-                if self.average is None
-                else {n: part.state_dict() for n, part in self.evaluated_system.parts().items()}
-                | {"n_averaged": self.average.n_averaged},
-                "optimizer": self.optimizer.state_dict(),
-                "scheduler": self.scheduler.state_dict(),
-                "scaler": None if scaler is None else scaler.state_dict(),
-                "progress": asdict(self.progress),
-            },
-        )
-
-    def resume(self) -> None:
-        """Resume from `last.pth` where there is one; the main process reads it for all."""
-        states = [load_state(self.folder) if self.accelerator.is_main_process else None]
-        state = broadcast_object_list(states)[0]
-        if state is None:
-            return
-        try:
-            for name, part in self.system.parts().items():
-                part.load_state_dict(state["weights"][name])
-            if self.average is not None:
-                for name, part in self.evaluated_system.parts().items():
-                    part.load_state_dict(state["average"][name])
-                self.average.n_averaged.copy_(state["average"]["n_averaged"])
-            self.optimizer.load_state_dict(state["optimizer"])
-            self.scheduler.load_state_dict(state["scheduler"])
-            if self.accelerator.scaler is not None and state["scaler"] is not None:
-                self.accelerator.scaler.load_state_dict(state["scaler"])
-            self.progress = Progress(**state["progress"])
-        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-            raise UserError(
-                f"the saved state in {self.folder} is not one of this run "
-                f"({type(error).__name__}: {error}). Set another snapshot_path, or start again "
-                "with resume=never"
-            ) from error
-        log.info("resuming after epoch %d, batch %d", self.progress.epoch, self.progress.batch)

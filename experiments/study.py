@@ -25,8 +25,9 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from experiments.runner import NOT_INHERITED, Trial
-from utils.config import load_config, make_config, read_yaml, shown, unknown_key
+from utils.config import load_config, make_config
 from utils.errors import UserError
+from utils.yaml_files import read_yaml, shown, unknown_key
 
 PUBLISHED = "published"
 GROUPED = "grouped"

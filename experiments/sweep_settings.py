@@ -31,12 +31,9 @@ from utils.config import (
     Count,
     PositiveInt,
     make_config,
-    parse_overrides,
-    read_mapping,
-    shown,
-    unknown_key,
 )
 from utils.errors import UserError
+from utils.yaml_files import parse_overrides, read_mapping, shown, unknown_key
 
 PAGE = "docs/sweeps.md"
 BEST_NAME = "best"  # experiment folder that best.yaml trains into

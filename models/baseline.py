@@ -60,6 +60,11 @@ class Baseline(SegmentationModel):
         height, width = image.shape[-2:]
         check_image_size(height, width, self.size_multiple)
         logits = self.network((image - self.mean) / self.std)
+        if not isinstance(logits, Tensor):
+            raise UserError(
+                f"the network returned a {type(logits).__name__}, expected a tensor of logits (B, 1, H, W), in "
+                "training as well; for more outputs write a SegmentationModel (docs/models.md)"
+            )
         with torch.autocast(image.device.type, enabled=False):
             logits = logits.float()
             probability = logits.sigmoid()

@@ -22,8 +22,6 @@ def build_system(
     vae_model: str,
     guidance_method: str | None,
     vae_weights: str | Path,
-    in_channel: int = LATENT_CHANNELS,
-    out_channels: int = LATENT_CHANNELS,
     ch: int = 32,
     ch_mult: Sequence[int] = (1, 2, 4, 4),
     image_size: int = 224,
@@ -39,7 +37,6 @@ def build_system(
         vae_model: `litevae`, `-b`, `-m` or `-l` (Wave-GMS), `tiny_vae`, or `sd_vae` (GMS).
         guidance_method: `wavelet` (only with `tiny_vae`) or None.
         vae_weights: folder or hub id of the frozen VAE.
-        in_channel, out_channels: channels of the latents, 4 as the VAEs have them.
         ch, ch_mult: width of the mapping, a multiple of 16, and its four multipliers.
         image_size: side in pixels, a multiple of 8.
         loss_weights, latent_loss: see `models.losses`.
@@ -65,6 +62,32 @@ def build_system(
         return baseline
 
     check_image_size(image_size, image_size)
+    _check(vae_model, guidance_method, ch, ch_mult)
+    mapping_class: type[LatentMapping] = SFT_UNet_DS if guidance_method else ResAttnUNet_DS
+    return WaveGMS(
+        load_frozen_vae(vae_model, vae_weights),
+        mapping_class(LATENT_CHANNELS, LATENT_CHANNELS, ch, ch_mult),
+        loss_weights,
+        encoder=HaarEncoder(vae_model) if vae_model in ENCODER_SIZES else None,
+        guidance=SKFF() if guidance_method else None,
+        latent_loss=latent_loss,
+        checkpoint_decoder=checkpoint_decoder,
+    )
+
+
+def load_frozen_vae(vae_model: str, weights: str | Path) -> FrozenVAE:
+    """The VAE that `vae_model` decodes with, from a folder or a hub id."""
+    if vae_model == "sd_vae":
+        from models.sd_vae import SDVAE, load_sd_vae
+
+        return SDVAE(load_sd_vae(weights))
+
+    from models.tiny_vae import TinyVAE, load_tiny_vae
+
+    return TinyVAE(load_tiny_vae(weights))
+
+
+def _check(vae_model: str, guidance_method: str | None, ch: int, ch_mult: Sequence[int]) -> None:
     if vae_model not in VAE_MODELS:
         raise UserError(
             f"vae_model {vae_model!r} is unknown; choose one of {', '.join(VAE_MODELS)}"
@@ -75,33 +98,8 @@ def build_system(
         raise UserError(
             f"guidance_method {guidance_method!r} goes with vae_model 'tiny_vae', not {vae_model!r}"
         )
-    if (in_channel, out_channels) != (LATENT_CHANNELS, LATENT_CHANNELS):
-        raise UserError(
-            f"in_channel {in_channel} and out_channels {out_channels}: the latents of the VAEs have "
-            f"{LATENT_CHANNELS} channels, set both to {LATENT_CHANNELS}"
-        )
     if ch <= 0 or ch % GROUPS or len(ch_mult) != 4 or min(ch_mult) < 1:
         raise UserError(
             f"ch {ch} with ch_mult {list(ch_mult)}: ch must be a multiple of {GROUPS}, ch_mult four "
             "positive integers, such as 32 and [1, 2, 4, 4]"
         )
-
-    vae: FrozenVAE
-    if vae_model == "sd_vae":
-        from models.sd_vae import SDVAE, load_sd_vae
-
-        vae = SDVAE(load_sd_vae(vae_weights))
-    else:
-        from models.tiny_vae import TinyVAE, load_tiny_vae
-
-        vae = TinyVAE(load_tiny_vae(vae_weights))
-    mapping_class: type[LatentMapping] = SFT_UNet_DS if guidance_method else ResAttnUNet_DS
-    return WaveGMS(
-        vae,
-        mapping_class(in_channel, out_channels, ch, ch_mult),
-        loss_weights,
-        encoder=HaarEncoder(vae_model) if vae_model in ENCODER_SIZES else None,
-        guidance=SKFF() if guidance_method else None,
-        latent_loss=latent_loss,
-        checkpoint_decoder=checkpoint_decoder,
-    )

@@ -15,12 +15,19 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from models.base import SegmentationModel
 from models.baseline import Baseline
-from utils.errors import UserError
+from utils.errors import UserError, listed
 
 log = logging.getLogger("wavegms")
+
+SHOWN = 4  # weights in a message
+COLUMNS = frozenset(
+    {"epoch", "lr", "dice", "train_dice", "val_dice", "val_iou", "test_dice", "test_iou"}
+)
+"""Names that history.csv has for something else than a loss."""
 
 
 def build_own_network(spec: str, image_size: int) -> SegmentationModel:
@@ -31,7 +38,7 @@ def build_own_network(spec: str, image_size: int) -> SegmentationModel:
 
     Raises:
         UserError: there is no such module or function, it cannot be called so, or what it returns
-            cannot be trained or is of another shape.
+            cannot be trained, is of another shape, or trains what it would not save.
     """
     function = _import(spec)
     arguments = {"in_channels": 3, "out_channels": 1, "image_size": image_size}
@@ -45,7 +52,7 @@ def build_own_network(spec: str, image_size: int) -> SegmentationModel:
     network = function(**arguments)
     if not isinstance(network, nn.Module):
         raise UserError(f"{called} returned {_described(network)}, expected a torch.nn.Module")
-    output = _output(network, image_size)
+    output = _output(network, torch.zeros(1, 3, image_size, image_size))
     expected = (1, 1, image_size, image_size)
     if not isinstance(output, Tensor) or output.shape != expected:
         raise UserError(
@@ -54,7 +61,63 @@ def build_own_network(spec: str, image_size: int) -> SegmentationModel:
         )
     if not any(parameter.requires_grad for parameter in network.parameters()):
         raise UserError(f"{called}: the network has no parameter to train")
-    return network if isinstance(network, SegmentationModel) else Baseline(network)
+    system = network if isinstance(network, SegmentationModel) else Baseline(network)
+    saved = {id(p) for part in system.parts().values() for p in part.parameters()}
+    lost = [name for name, p in system.named_parameters() if p.requires_grad and id(p) not in saved]
+    if lost:
+        raise UserError(
+            f"{called}: {listed(lost, SHOWN)} would be trained but not saved, since parts() has no module with "
+            "them: return one for each from parts()"
+        )
+    return system
+
+
+def check_training(system: SegmentationModel, image_size: int) -> None:
+    """Run the system once as training does; its weights, buffers and random numbers stay as they are.
+
+    Raises:
+        UserError: the losses are not scalars under `loss_names`, or are named like other columns of
+            history.csv. Where the network ends in a sigmoid there is a warning.
+    """
+    names = system.loss_names
+    if names[:1] != ("loss",) or COLUMNS & set(names):
+        raise UserError(
+            f"loss_names is {names}: expected 'loss', the total, first, and none of "
+            f"{', '.join(sorted(COLUMNS))}, which are columns of history.csv"
+        )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        image = torch.rand(2, 3, image_size, image_size)
+        mask = (torch.rand(2, 1, image_size, image_size) > 0.5).float()
+        noise = torch.zeros(2, *system.latent_shape(image_size))
+        buffers = {buffer: buffer.clone() for buffer in system.buffers()}
+        losses = system.train()(image, mask, noise)
+        for buffer, before in buffers.items():
+            buffer.copy_(before)
+    for name in (*names, "dice"):
+        value = losses.get(name) if isinstance(losses, dict) else losses
+        if not isinstance(value, Tensor) or value.shape != ():
+            raise UserError(
+                f"{type(system).__name__} in training: expected a scalar tensor {name!r} among the losses, got "
+                f"{_described(value)}"
+            )
+    if isinstance(system, Baseline):
+        with _LastOperation() as last:
+            _output(system.network, image[:1])
+        if last.name in ("sigmoid", "sigmoid_"):
+            log.warning("the network ends in a sigmoid: leave it out, since the loss applies one")
+
+
+class _LastOperation(TorchDispatchMode):
+    """Notes the name of the operation that torch did last."""
+
+    name = ""
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        self.name = function.overloadpacket.__name__
+        return function(*args, **(kwargs or {}))
 
 
 def _import(spec: str) -> Callable[..., Any]:
@@ -78,10 +141,10 @@ def _import(spec: str) -> Callable[..., Any]:
 
 
 @torch.no_grad()
-def _output(network: nn.Module, image_size: int) -> Any:
-    """Output of the network in eval mode for an empty image."""
+def _output(network: nn.Module, image: Tensor) -> Any:
+    """Output of the network in eval mode."""
     training = network.training
-    output = network.eval()(torch.zeros(1, 3, image_size, image_size))
+    output = network.eval()(image)
     network.train(training)
     return output
 

@@ -88,6 +88,97 @@ def in_three_dimensions(**_: int) -> nn.Module:
     return InThreeDimensions()
 
 
+class WeightedLosses(Baseline):
+    """Learns how its two losses weigh, in a parameter that it does not save."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__(network)
+        self.weights = nn.Parameter(torch.zeros(2))
+
+
+def weighted_losses(**settings: int) -> nn.Module:
+    return WeightedLosses(build(**settings))
+
+
+class SavedWeights(Baseline):
+    """The same, in a module that it saves."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__(network)
+        self.loss_weights = nn.ParameterList([torch.zeros(2)])
+
+    def parts(self) -> dict[str, nn.Module]:
+        return {"model": self.network, "loss_weights": self.loss_weights}
+
+
+def saved_weights(**settings: int) -> nn.Module:
+    return SavedWeights(build(**settings))
+
+
+class DiceByName(Baseline):
+    loss_names = ("loss", "dice")
+
+
+def dice_by_name(**settings: int) -> nn.Module:
+    return DiceByName(build(**settings))
+
+
+class WithoutTotal(Baseline):
+    def losses(self, logits: Tensor, mask: Tensor) -> dict[str, Tensor]:
+        losses = super().losses(logits, mask)
+        return {"seg": losses["seg"], "bce": losses["bce"]}
+
+
+def without_total(**settings: int) -> nn.Module:
+    return WithoutTotal(build(**settings))
+
+
+class PerPixel(Baseline):
+    loss_names = ("loss",)
+
+    def losses(self, logits: Tensor, mask: Tensor) -> dict[str, Tensor]:
+        return {"loss": (logits - mask).square()}
+
+
+def per_pixel(**settings: int) -> nn.Module:
+    return PerPixel(build(**settings))
+
+
+class DeepSupervision(nn.Module):
+    """Returns two outputs in training."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Conv2d(3, 1, 1)
+
+    def forward(self, image: Tensor) -> Tensor | list[Tensor]:
+        logits = self.layer(image)
+        return [logits, logits] if self.training else logits
+
+
+def deep_supervision(**_: int) -> nn.Module:
+    return DeepSupervision()
+
+
+def with_sigmoid(**settings: int) -> nn.Module:
+    return nn.Sequential(build(**settings), nn.Sigmoid())
+
+
+class NormalisedMean(nn.Module):
+    """Batch normalisation of one value per channel and image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Conv2d(3, 1, 1), nn.AdaptiveAvgPool2d(1), nn.BatchNorm2d(1))
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.layers(image) + image.mean(1, keepdim=True)
+
+
+def normalised_mean(**_: int) -> nn.Module:
+    return NormalisedMean()
+
+
 def nothing(**_: int) -> None:
     return None
 

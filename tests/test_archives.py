@@ -18,8 +18,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from datasets.archives import ArchiveError, Limits, Member, members, open_source
-from datasets.decoding import ImageError, check_image_size, decode
+from datasets.archives import DEFAULT_LIMITS, ArchiveError, Limits, Member, members, open_source
+from datasets.decoding import ImageError, check_declared_size, decode
 from tests.dataset_archives import (
     bmp,
     busi_files,
@@ -44,7 +44,7 @@ def zip_bytes(files: dict[str, bytes], compression: int = zipfile.ZIP_DEFLATED) 
     return buffer.getvalue()
 
 
-def refusal(path: Path, limits: Limits | None = None) -> str:
+def refusal(path: Path, limits: Limits = DEFAULT_LIMITS) -> str:
     with pytest.raises(ArchiveError) as error:
         open_source(path, limits)
     assert path.name in str(error.value)
@@ -243,7 +243,7 @@ def tiff(pixels: np.ndarray) -> bytes:
 def test_declared_size_is_the_decoded_size(encode, colour: bool) -> None:
     pixels = picture(1, height=37, width=53) if colour else picture(1, 37, 53)[..., 0]
     content = encode(pixels)
-    assert check_image_size(content) == (53, 37)
+    assert check_declared_size(content) == (53, 37)
     assert decode(content, cv2.IMREAD_COLOR).shape == (37, 53, 3)
 
 
@@ -285,7 +285,7 @@ def test_images_that_declare_too_much_are_not_decoded(content: bytes) -> None:
 def test_the_pixel_limit_can_be_changed() -> None:
     content = png(picture(1, 100, 101))
     with pytest.raises(ImageError, match=r"101 x 100 px, over the limit of 0\.01 megapixels"):
-        check_image_size(content, max_megapixels=0.01)
+        check_declared_size(content, max_megapixels=0.01)
 
 
 @pytest.mark.parametrize(
@@ -307,7 +307,7 @@ def test_the_pixel_limit_can_be_changed() -> None:
 )
 def test_headers_that_say_nothing(content: bytes, message: str) -> None:
     with pytest.raises(ImageError, match=message):
-        check_image_size(content)
+        check_declared_size(content)
 
 
 def test_prepare_reports_a_hostile_archive_in_one_line(
@@ -362,7 +362,7 @@ def test_fuzz_image_reader(content: bytes, data: st.DataObject) -> None:
         at = data.draw(st.integers(0, min(len(mutated), 60)))
         mutated[at : at + data.draw(st.integers(0, 3))] = data.draw(st.binary(max_size=4))
     try:
-        width, height = check_image_size(bytes(mutated), max_megapixels=1)
+        width, height = check_declared_size(bytes(mutated), max_megapixels=1)
         pixels = decode(bytes(mutated), cv2.IMREAD_UNCHANGED, max_megapixels=1)
     except ImageError:
         return

@@ -12,7 +12,8 @@ from accelerate import Accelerator
 from torch import Tensor
 
 import train
-from engine.build import compile_losses, compile_on_gpu, system_from
+from engine.build import system_from
+from engine.compiling import compile_losses, compile_on_gpu
 from engine.cuda_graphs import TrainingPass, can_capture
 from engine.device import make_accelerator
 from models.base import SegmentationModel
@@ -91,7 +92,7 @@ def test_only_a_training_on_a_gpu_is_compiled(
 ) -> None:
     compiled: list[SegmentationModel] = []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: on_gpu)
-    monkeypatch.setattr("engine.build.compile_losses", compiled.append)
+    monkeypatch.setattr("engine.compiling.compile_losses", compiled.append)
     system = build(vae)
     for asked in (False, True):
         config = make_config({"pickle_file_path": "x.json", "compile": asked})
@@ -104,7 +105,7 @@ def test_train_compiles_where_the_config_asks_for_it(
 ) -> None:
     asked: list[bool] = []
     monkeypatch.setattr(
-        "engine.build.compile_on_gpu", lambda config, _: asked.append(config.compile)
+        "engine.compiling.compile_on_gpu", lambda config, _: asked.append(config.compile)
     )
     train.main(arguments(tmp_path, vae, "compile=true", "epochs=1"))
     assert asked == [True]

@@ -10,8 +10,9 @@ import cv2
 import numpy as np
 import pytest
 
-from datasets.integrity import check_data_set, summary
-from datasets.leaks import leaked_names, write_group_split
+from datasets.check_report import format_report
+from datasets.integrity import check_data_set
+from datasets.leaks import leaked_test_cases, write_group_split
 from datasets.near_duplicates import (
     MIN_THUMBNAIL_CORRELATION,
     PARTNERS,
@@ -19,8 +20,8 @@ from datasets.near_duplicates import (
     aligned_correlation,
     candidates,
     connected,
-    describe,
     find_near_duplicates,
+    image_features,
     working_size,
 )
 from datasets.phantom import phantom_case
@@ -37,8 +38,8 @@ def scan(index: int) -> np.ndarray:
 
 def duplicates_of(images: dict[str, np.ndarray]) -> list[NearDuplicate]:
     working = [working_size(image) for image in images.values()]
-    descriptions = [describe(image) for image in working]
-    return find_near_duplicates(list(images), descriptions, working.__getitem__, progress=False)
+    features = [image_features(image) for image in working]
+    return find_near_duplicates(list(images), features, working.__getitem__, progress=False)
 
 
 def pairs(duplicates: list[NearDuplicate]) -> set[tuple[str, str]]:
@@ -109,10 +110,10 @@ def round_view(index: int) -> np.ndarray:
 def test_images_of_one_field_of_view_are_not_all_compared() -> None:
     images = [round_view(index) for index in range(80)]
     images.append(cv2.convertScaleAbs(round_view(7), alpha=1.1))
-    descriptions = [describe(image) for image in images]
-    thumbnails = np.stack([description.thumbnail for description in descriptions])
+    features = [image_features(image) for image in images]
+    thumbnails = np.stack([image.thumbnail for image in features])
     assert (thumbnails @ thumbnails.T).min() > MIN_THUMBNAIL_CORRELATION
-    found = candidates(descriptions)
+    found = candidates(features)
     assert (7, 80) in found
     assert len(found) <= 2 * PARTNERS * len(images) < 81 * 80 / 2
     loaded = []
@@ -122,7 +123,7 @@ def test_images_of_one_field_of_view_are_not_all_compared() -> None:
         return images[index]
 
     names = [str(index) for index in range(81)]
-    assert pairs(find_near_duplicates(names, descriptions, load, progress=False)) == {("7", "80")}
+    assert pairs(find_near_duplicates(names, features, load, progress=False)) == {("7", "80")}
     assert loaded == [7, 80]
 
 
@@ -196,13 +197,13 @@ def test_check_of_a_data_set(data: Path, capsys: pytest.CaptureFixture[str]) -> 
     ]
     for sheet in ("contact_sheet.png", "near_duplicates.png"):
         assert cv2.imread(str(data / "check" / sheet)).std() > 10
-    assert leaked_names(data) == {"case_00", "case_01"}
+    assert leaked_test_cases(data) == {"case_00", "case_01"}
 
 
 def test_leaks_of_another_split(data: Path) -> None:
     check_data_set(data)
     split = Split(train=("case_02", "case_08"), test=("case_10", "case_00", "case_11"))
-    assert leaked_names(data, split) == {"case_10", "case_00"}
+    assert leaked_test_cases(data, split) == {"case_10", "case_00"}
 
 
 def test_group_split_crosses_no_group(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -213,7 +214,7 @@ def test_group_split_crosses_no_group(data: Path, capsys: pytest.CaptureFixture[
     assert str(path) in capsys.readouterr().out
     split = read_split(path)
     assert len(split.train) + len(split.test) == 12
-    assert leaked_names(data, split) == set()
+    assert leaked_test_cases(data, split) == set()
     again = path.read_bytes()
     assert write_group_split(data).read_bytes() == again
     assert write_group_split(data, seed=1).read_bytes() != again
@@ -225,7 +226,7 @@ def test_groups_join_metadata_and_near_duplicates(data: Path) -> None:
     assert ("case_03" in split.train) == ("case_08" in split.train)
     report = check_data_set(data)
     assert report["leaks"]["by"] == "metadata and near-duplicates"
-    assert "share a group with train, by metadata and near-duplicates" in summary(report)
+    assert "share a group with train, by metadata and near-duplicates" in format_report(report)
     assert report["near_duplicates"]["against_metadata"] == 1  # case_00 is the source of case_08
     groups = json.loads((data / "check" / "same_source_groups.json").read_bytes())["groups"]
     assert groups == [
@@ -234,9 +235,9 @@ def test_groups_join_metadata_and_near_duplicates(data: Path) -> None:
         ["case_02", "case_10"],
         ["case_05", "case_11"],
     ]
-    assert leaked_names(data) == {"case_00", "case_01"}
+    assert leaked_test_cases(data) == {"case_00", "case_01"}
     for seed in range(5):
-        assert leaked_names(data, read_split(write_group_split(data, seed))) == set()
+        assert leaked_test_cases(data, read_split(write_group_split(data, seed))) == set()
 
 
 def test_everything_that_is_wrong_is_reported(data: Path) -> None:
@@ -259,7 +260,7 @@ def test_everything_that_is_wrong_is_reported(data: Path) -> None:
     assert report["aspect_differs"] == ["case_09"]
     assert list(report["odd_mask_values"]) == ["case_02"]
     assert "images/stray.png" in report["files_of_no_case"]
-    text = summary(report)
+    text = format_report(report)
     for expected in ("unusable cases: 2 (case_03", "training would stop: 1 (case_09)", "stray.png"):
         assert expected in text
 
@@ -280,9 +281,9 @@ def test_a_folder_laid_out_as_published_is_checked(
     published = data.rename(data.parent / folder)
     command = [folder, "--check", "--group-split", "--root", str(data.parent)]
     assert prepare(command) == 0
-    assert leaked_names(published) == {"case_00", "case_01"}
+    assert leaked_test_cases(published) == {"case_00", "case_01"}
     (grouped,) = published.glob("*_grouped_train_test_names.json")
-    assert leaked_names(published, read_split(grouped)) == set()
+    assert leaked_test_cases(published, read_split(grouped)) == set()
     assert prepare(command) == 0  # the split by groups is not taken for the data set's own
 
 
@@ -296,7 +297,7 @@ def test_what_cannot_be_checked(
     assert "there is no data set" in error
     assert f"{name}_train_test_names.json or .pkl" in error
     with pytest.raises(UserError, match=r"python -m datasets\.prepare --check absent"):
-        leaked_names(tmp_path / "absent")
+        leaked_test_cases(tmp_path / "absent")
 
 
 def test_near_duplicates_of_real_busi(shared: Path, tmp_path: Path) -> None:
@@ -314,4 +315,4 @@ def test_near_duplicates_of_real_busi(shared: Path, tmp_path: Path) -> None:
     arguments = f"busi --source {archive} --splits {tmp_path}/split.json --root {tmp_path}/data"
     assert prepare(arguments.split()) == 0
     check_data_set(tmp_path / "data" / "busi")
-    assert leaked_names(tmp_path / "data" / "busi") == set(known)
+    assert leaked_test_cases(tmp_path / "data" / "busi") == set(known)

@@ -180,6 +180,19 @@ def test_published_path_finds_the_prepared_set(
         find_split_file(Path("elsewhere/nothing/nothing_train_test_names.json"))
 
 
+def test_another_split_file_than_the_named_one_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    write_data_set(tmp_path / "datasets", train=2, test=1)
+    monkeypatch.chdir(tmp_path)
+    own = tmp_path / "datasets" / "blobs" / "blobs_train_test_names.json"
+    assert open_data_set(own).split_file == own and not caplog.records
+    elsewhere = tmp_path / "hospital_b" / "blobs" / "blobs_train_test_names.json"
+    found = open_data_set(elsewhere).split_file
+    assert f"{elsewhere} is not there; taking {found}" in caplog.text
+
+
 @pytest.mark.parametrize("prepared", ["kvasir", "kvasir-instrument"])
 @pytest.mark.parametrize("asked", ["kvasir", "kvasir-instrument"])
 @pytest.mark.parametrize("place", ["datasets", "Dataset"])

@@ -12,6 +12,7 @@ import train
 from models.baseline import Baseline
 from models.build import build_system
 from models.losses import LossWeights
+from models.own_network import check_training
 from tests.small_run import arguments
 from utils.config import load_config, make_config
 from utils.errors import UserError
@@ -60,11 +61,51 @@ def test_a_model_with_its_own_loss_is_taken_as_it_is() -> None:
         ),
         ("tests.own_networks:Named", "returned a dict, expected a tensor"),
         ("tests.own_networks:of_one_channel", "no parameter to train"),
+        (
+            "tests.own_networks:weighted_losses",
+            r"weights would be trained but not saved.*parts\(\)",
+        ),
     ],
 )
 def test_what_cannot_be_trained_is_told(spec: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         build(spec)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("dice_by_name", "loss_names is .*'dice'.*columns of history.csv"),
+        ("without_total", "a scalar tensor 'loss' among the losses, got a NoneType"),
+        ("per_pixel", r"a scalar tensor 'loss' .*got a tensor \(2, 1, 32, 32\)"),
+        ("deep_supervision", "the network returned a list, expected a tensor of logits"),
+    ],
+)
+def test_what_fails_in_training_is_told_before_it(
+    name: str, message: str, tmp_path: Path, vae: Path
+) -> None:
+    with pytest.raises(UserError, match=message):
+        train.main([*arguments(tmp_path, vae, f"model=tests.own_networks:{name}"), "--dry-run"])
+
+
+def test_the_check_of_training_changes_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    system = build("tests.own_networks:build")
+    before = {name: value.clone() for name, value in system.state_dict().items()}
+    state = torch.get_rng_state()
+    check_training(system, 32)
+    assert torch.equal(torch.get_rng_state(), state) and system.training
+    for name, value in system.state_dict().items():
+        assert torch.equal(value, before[name]), name
+    assert "sigmoid" not in caplog.text
+    check_training(build("tests.own_networks:with_sigmoid"), 32)
+    assert "the network ends in a sigmoid: leave it out" in caplog.text
+
+
+def test_weights_of_losses_are_resumed(tmp_path: Path, vae: Path) -> None:
+    model = "model=tests.own_networks:saved_weights"
+    train.main(arguments(tmp_path, vae, model, "epochs=1"))
+    saved = torch.load(tmp_path / "run" / "epochs_1" / "best_model.pth", weights_only=True)
+    assert list(saved) == ["model", "loss_weights"]
 
 
 def test_an_error_within_the_module_is_left_as_it_is(

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from datasets.procedural import MIXTURE, procedural_crops, scene
+from distillation.procedural import MIXTURE, procedural_crops, scene
 
 
 @pytest.fixture(scope="module")

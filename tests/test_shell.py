@@ -109,6 +109,14 @@ def test_validation_alone(checkout: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize("script", ["train.sh", "valid.sh"])
+def test_options_of_the_scripts_in_python_are_refused(checkout: Path, script: str) -> None:
+    process = start(checkout, script, "phantom", "--dry-run")
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 2 and "got --dry-run; options go to python train.py" in output
+    assert not (checkout / "calls").exists()
+
+
 def test_a_failure_stops_the_script_with_its_code(checkout: Path) -> None:
     process = start(checkout, "train.sh", "glas", "fail=1")
     process.communicate(timeout=300)

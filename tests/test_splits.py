@@ -225,7 +225,7 @@ def test_random_split_depends_on_seed_alone() -> None:
     assert not set(split.train) & set(split.test)
     assert random_split(names[::-1]) == split
     assert random_split(names, seed=1) != split
-    assert random_split(["b", "a"], test_fraction=0.0).test
+    assert random_split(["b", "a"]).test
     with pytest.raises(SplitError, match="at least 2"):
         random_split(["a"])
 

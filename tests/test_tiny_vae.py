@@ -16,9 +16,9 @@ from torch import nn
 import distill
 from datasets.cases import read_image
 from datasets.phantom import phantom_case
-from datasets.procedural import procedural_crops
 from distillation.crops import Pool
 from distillation.narrowing import shrink
+from distillation.procedural import procedural_crops
 from distillation.report import compare_vaes, table
 from distillation.scores import encode, mask_input, mask_round_trip, psnr, r_squared
 from distillation.student import make_student
@@ -350,12 +350,12 @@ def test_a_vae_compared_with_itself_agrees_fully(bundled: Any) -> None:
     case = phantom_case(1, size=64)
     images = np.repeat(case.image[None, ..., None], 3, axis=3)
     scores = compare_vaes(bundled, bundled, images, case.mask[None] // 255)
-    assert scores["r2_images"] == scores["r2_masks"] == 1
-    at_224 = [(224 / 64) ** 2 * count for count in scores["giga_macs"]["s"]]
+    assert scores.r2_images == scores.r2_masks == 1
+    at_224 = [(224 / 64) ** 2 * count for count in scores.giga_macs["student"]]
     assert at_224 == pytest.approx([2.95, 3.40], abs=0.01)  # as docs/tiny_vae.md has them
-    assert len(set(scores["psnr"].values())) == len(set(scores["dice"].values())) == 1
+    assert len(set(scores.psnr.values())) == len(set(scores.dice.values())) == 1
     assert "| R² of latents with TAESD's: masks | 1 | 1.0000 |" in table(scores)
-    assert f"| Tiny-VAE | TAESD | {scores['dice']['st']:.4f} |" in table(scores)
+    assert f"| Tiny-VAE | TAESD | {scores.dice['student', 'teacher']:.4f} |" in table(scores)
 
 
 def test_report_reads_prepared_test_cases(

@@ -16,11 +16,12 @@ import torch
 import train
 from engine.history import EpochRow, draw_curves
 from engine.saved_state import load_state
-from engine.training import warmup_then_cosine
+from engine.schedule import warmup_then_cosine
 from tests.cases_on_disk import write_data_set
 from tests.small_run import arguments
 from utils.errors import UserError
 from utils.interruption import Interrupted
+from utils.runs import describe_environment
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -137,6 +138,58 @@ def test_a_finished_run_is_left_as_it_is(finished: Path, tmp_path: Path, vae: Pa
     before = (finished / "last.pth").read_bytes()
     train.main(arguments(tmp_path, vae))
     assert (finished / "last.pth").read_bytes() == before
+
+
+def test_the_config_of_a_new_start_does_not_delete_the_run(
+    finished: Path, tmp_path: Path, vae: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        stop_in_step(patch, 4)
+        with pytest.raises(Interrupted) as stopped:
+            train.main(arguments(tmp_path, vae, "lr=0.1", "resume=never"))
+    assert stopped.value.advice == "to resume from here, leave out resume=never"
+    saved = finished / "config.yaml"
+    assert "resume: auto" in saved.read_text()
+    train.main(["--config", str(saved)])
+    assert len(history(finished)) == 2
+    with monkeypatch.context() as patch:
+        stop_in_step(patch, 2)
+        with pytest.raises(Interrupted) as stopped:
+            train.main(arguments(tmp_path, vae, out="other"))
+    assert stopped.value.advice == "the same command resumes from here"
+
+
+def test_the_record_of_versions_is_that_of_the_training(
+    tmp_path: Path, vae: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def environment() -> dict:
+        return json.loads((tmp_path / "run" / "epochs_2" / "environment.json").read_text())
+
+    def at_commit(commit: str) -> None:
+        described = describe_environment() | {"commit": commit}
+        monkeypatch.setattr("engine.run_folder.describe_environment", lambda: described)
+
+    at_commit("first")
+    for _ in range(2):
+        with monkeypatch.context() as patch:
+            stop_in_step(patch, 2)
+            with pytest.raises(Interrupted):
+                train.main(arguments(tmp_path, vae))
+    assert environment()["commit"] == "first" and "resumed" not in environment()
+    at_commit("second")
+    train.main(arguments(tmp_path, vae))
+    at_commit("third")
+    train.main(arguments(tmp_path, vae))  # has nothing left to do
+    recorded = environment()
+    assert recorded["commit"] == "first"
+    assert [resumed["commit"] for resumed in recorded["resumed"]] == ["second"]
+    assert recorded["resumed"][0]["sha256"] == recorded["sha256"]
+
+
+def test_batch_normalisation_and_batches_of_one(tmp_path: Path, vae: Path) -> None:
+    model = "model=tests.own_networks:normalised_mean"
+    with pytest.raises(UserError, match=r"cannot train on a batch of 1 .*: set batch_size to 2"):
+        train.main(arguments(tmp_path, vae, model, "batch_size=1"))
 
 
 def test_going_on_with_other_settings_is_refused(finished: Path, tmp_path: Path, vae: Path) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+import train
 import valid
 from engine.case_predictions import mean_over_orientations
 from engine.examples import TRUTH_COLOUR, names_by_quantile
@@ -53,6 +54,7 @@ def test_validation_writes_what_it_promises(finished: Path, tmp_path: Path, vae:
     assert f"FN = {colour}" in report, "the report and the overlays agree in what is blue"
     summary = json.loads((finished / "valid_results_blobs" / "summary.json").read_text())
     assert summary["count"] == 3
+    assert summary["provenance"]["trained_on_another_split"] is False
     assert summary["provenance"]["selection"] == "checkpoint chosen on a held-out part of train"
     assert len(summary["provenance"]["sha256"]["checkpoint"]) == 64
 
@@ -62,6 +64,22 @@ def test_batches_and_workers_change_no_score(finished: Path, tmp_path: Path, vae
     first = (finished / "valid_results_blobs" / "results.csv").read_bytes()
     valid.main(arguments(tmp_path, vae, "batch_size=3", "num_workers=2"))
     assert (finished / "valid_results_blobs" / "results.csv").read_bytes() == first
+
+
+def test_a_split_that_changed_since_the_training_is_told(
+    tmp_path: Path, vae: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train.main(arguments(tmp_path, vae, "epochs=1"))
+    split_file = tmp_path / "blobs" / "blobs_train_test_names.json"
+    split = json.loads(split_file.read_text())
+    trained, tested = (split[part]["name_list"] for part in ("train", "test"))
+    trained[0], tested[0] = tested[0], trained[0]
+    split_file.write_text(json.dumps(split))
+    valid.main(arguments(tmp_path, vae, "epochs=1"))
+    assert "was trained on another split of blobs" in capsys.readouterr().out
+    results = tmp_path / "run" / "epochs_1" / "valid_results_blobs"
+    summary = json.loads((results / "summary.json").read_text())
+    assert summary["provenance"]["trained_on_another_split"] is True
 
 
 def test_scores_at_native_size(finished: Path, tmp_path: Path, vae: Path) -> None:

@@ -1,21 +1,20 @@
-"""One typed schema for every run: YAML with inheritance, overrides and clear errors.
+"""One typed schema for every run.
 
 The keys are flat. Those of the published GMS and Wave-GMS files are accepted as they are; a published
-Wave-GMS file runs unchanged. `base:` names a YAML file, relative to the one that holds it, whose keys are
-taken first; `key=value` on the command line comes last.
+Wave-GMS file runs unchanged. `utils.yaml_files` reads them.
 """
 
 from __future__ import annotations
 
-import difflib
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -28,9 +27,8 @@ from pydantic_core import PydanticCustomError
 
 from datasets.catalogue import data_set_name
 from utils.errors import UserError
+from utils.yaml_files import parse_overrides, read_mapping, shown, unknown_key
 
-MAX_CONFIG_BYTES = 1 << 16
-MAX_SHOWN = 200  # characters of a wrong value in a message
 MODEL_FORM = re.compile(r"wave-gms|smp/.*|[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
 
 
@@ -47,13 +45,23 @@ Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 
 
+def _at_home(path: Path) -> Path:
+    try:
+        return path.expanduser()
+    except RuntimeError as error:  # ~name of nobody
+        raise ValueError(f"{path}: {error}") from error
+
+
+FilePath = Annotated[Path, AfterValidator(_at_home)]
+
+
 class Config(BaseModel):
     """All settings of a run."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
     # Data
-    pickle_file_path: Path = Field(
+    pickle_file_path: FilePath = Field(
         description="Split file, `<name>_train_test_names.json` or `.pkl`, beside images/ and masks/"
     )
     image_size: PositiveInt = Field(
@@ -101,9 +109,6 @@ class Config(BaseModel):
         "madebyollin/taesd",
         description="Frozen VAE whose decoder produces the mask: a diffusers folder or a hub id",
     )
-    in_channel: Literal[4] = Field(4, description="Latent channels of the image")
-    out_channels: Literal[4] = Field(4, description="Latent channels of the mask")
-    num_res_blocks: PositiveInt = Field(2, description="Accepted for published configs; ignored")
     ch: PositiveInt = Field(
         32,
         multiple_of=16,
@@ -115,7 +120,7 @@ class Config(BaseModel):
         max_length=4,
         description="Channel multipliers of its four stages",
     )
-    init_weights: Path | None = Field(
+    init_weights: FilePath | None = Field(
         None,
         description="Checkpoint of the same architecture whose weights training starts from; null starts from "
         "random ones",
@@ -138,7 +143,6 @@ class Config(BaseModel):
         1.0,
         description="Weight of the alignment loss; true is 1, false is 0 (litevae encoders only)",
     )
-    w_kl: Weight = Field(0.0, description="Accepted for published configs; ignored")
 
     # Optimisation
     epochs: PositiveInt = Field(1000, description="Passes over the training cases")
@@ -192,12 +196,8 @@ class Config(BaseModel):
     )
     deterministic: bool = Field(False, description="Deterministic kernels on the GPU, slower")
 
-    # Validation and what is written
-    phase: Literal["train", "valid", "val", "test"] = Field(
-        "train",
-        description="`train`, `valid`, `val` or `test`, as published; what is done is up to the script that you call",
-    )
-    snapshot_path: Path = Field(
+    # Run folder, validation and scoring
+    snapshot_path: FilePath = Field(
         Path("ckpt/wave_gms"), description="Folder of the experiment; runs are `epochs_<N>` in it"
     )
     select_on: Literal["val", "test"] = Field(
@@ -214,16 +214,16 @@ class Config(BaseModel):
     )
     log_every: PositiveInt = Field(
         10,
-        description="Batches between looks at the losses on a GPU, when the progress bar moves and a run can be "
-        "saved or stopped; on the CPU, or with `skip_nonfinite`, every batch",
+        description="Batches between two readings of the losses on a GPU; only then does the progress bar move, and "
+        "can the run be saved or stopped. On the CPU, or with `skip_nonfinite`, every batch",
     )
     resume: Literal["auto", "never"] = Field(
         "auto", description="`auto` resumes a run in the same folder where it stopped"
     )
-    model_weight: Path | None = Field(
+    model_weight: FilePath | None = Field(
         None, description="Checkpoint to validate; null is the best of this run"
     )
-    save_seg_img_path: Path | None = Field(
+    save_seg_img_path: FilePath | None = Field(
         None, description="Folder of predicted masks; null is one beside the checkpoint"
     )
     threshold: Annotated[float, Field(gt=0, lt=1)] = Field(
@@ -239,6 +239,16 @@ class Config(BaseModel):
     hd95_empty: Literal["diagonal", "zero"] = Field(
         "diagonal", description="HD95 of a missed case: the image diagonal, or 0 as published"
     )
+
+    # Accepted from published files
+    phase: Literal["train", "valid", "val", "test"] = Field(
+        "train",
+        description="`train`, `valid`, `val` or `test`; the script that you call decides what is done",
+    )
+    in_channel: Literal[4] = Field(4, description="Latent channels of the image; always 4")
+    out_channels: Literal[4] = Field(4, description="Latent channels of the mask; always 4")
+    num_res_blocks: PositiveInt = Field(2, description="Ignored, as in the published code")
+    w_kl: Weight = Field(0.0, description="Ignored")
 
     @field_validator("model")
     @classmethod
@@ -267,10 +277,10 @@ class Config(BaseModel):
     @model_validator(mode="after")
     def _agree(self) -> Config:
         if self.image_size % 8:
-            lower = self.image_size // 8 * 8
+            below = self.image_size // 8 * 8
+            nearest = f"{below} or {below + 8}" if below else "8"
             raise ValueError(
-                f"image_size is {self.image_size}, but 8 must divide it: "
-                f"use {lower or 8} or {lower + 8}"
+                f"image_size is {self.image_size}, but 8 must divide it: use {nearest}"
             )
         if self.guidance_method and self.vae_model != "tiny_vae":
             raise ValueError(
@@ -316,9 +326,9 @@ MACHINE_SETTINGS = frozenset({
     "drop_leaked", "log_every", "num_workers", "phase", "pickle_file_path", "resume", "save_minutes",
     "snapshot_path",
 })  # fmt: skip
-"""Keys that say where a run is made, how fast, and what else to report, not what it is: its scores
-compare with those of a run that differs in them. Of the path of the split file the data set's name
-counts. `precision` is none of them, nor is anything that chooses a checkpoint or scores it."""
+"""Keys that affect where and how fast a run is computed, or what else is reported, but not its scores: runs
+that differ only in these may be compared. Of `pickle_file_path` the data set's name counts. Not in here:
+`precision`, and every key that affects training, the choice of the checkpoint, or scoring."""
 
 CHANGEABLE_ON_RESUME = MACHINE_SETTINGS | {
     "evaluation_size", "hd95_empty", "model_weight", "precision", "save_freq", "save_seg_img_path",
@@ -327,92 +337,16 @@ CHANGEABLE_ON_RESUME = MACHINE_SETTINGS | {
 """Keys that may change when a run is resumed: they do not affect what is learned (the split file and the
 frozen weights are compared by their hashes, the precision by what it means on the device)."""
 
-
-class _PlainLoader(yaml.SafeLoader):
-    """SafeLoader that refuses what no config needs.
-
-    That is a key given twice, of which PyYAML would keep the last in silence, and aliases (`*name`),
-    by which a few lines can stand for more values than fit into memory.
-    """
-
-    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        if self.check_event(yaml.AliasEvent):
-            event = self.peek_event()
-            raise yaml.composer.ComposerError(
-                None, None, f"the alias *{event.anchor}; write the value out", event.start_mark
-            )
-        return super().compose_node(parent, index)
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[object] = set()
-        for key_node, _ in node.value:
-            if isinstance(key_node, yaml.ScalarNode):
-                if key_node.value in seen:
-                    raise yaml.constructor.ConstructorError(
-                        None, None, f"key {key_node.value!r} is given twice", key_node.start_mark
-                    )
-                seen.add(key_node.value)
-        return super().construct_mapping(node, deep)
-
-
-def _parse_yaml(text: str, where: str) -> object:
-    try:
-        return yaml.load(text, Loader=_PlainLoader)
-    except Exception as error:  # the constructors of its tags raise whatever Python raises
-        reason = error if isinstance(error, yaml.YAMLError) else f"{type(error).__name__}: {error}"
-        raise UserError(f"{where} is not plain YAML: {reason}") from error
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """The `key: value` lines of a short YAML file; UserError where it is not such a file."""
-    try:
-        if path.exists() and not path.is_file():
-            raise UserError(f"cannot read the config {path}: it is not a regular file")
-        if path.stat().st_size > MAX_CONFIG_BYTES:
-            raise UserError(
-                f"{path} is over {MAX_CONFIG_BYTES} bytes; a config is a short YAML file"
-            )
-        text = path.read_text(encoding="utf-8")
-    except (OSError, ValueError, RuntimeError) as error:  # the last two: names that are not paths
-        raise UserError(f"cannot read the config {str(path)!r}: {error}") from error
-    content = _parse_yaml(text, str(path))
-    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
-        raise UserError(f"{path} must hold `key: value` lines, got {type(content).__name__}")
-    return content
-
-
-def read_mapping(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """The file's keys over those of its `base:`, which may have a base itself; not yet validated.
-
-    UserError for anything but a short plain YAML mapping.
-    """
-    content = read_yaml(path)
-    resolved = path.resolve()
-    if resolved in seen:
-        chain = " -> ".join(str(p) for p in (*seen, path))
-        raise UserError(f"these configs inherit from each other in a circle: {chain}")
-    base = content.pop("base", None)
-    if base is None:
-        return content
-    if not isinstance(base, str):
-        raise UserError(f"{path}: base must be the path of a YAML file, got {shown(base)}")
-    return read_mapping(path.parent / base, (*seen, resolved)) | content
-
-
-def shown(value: object) -> str:
-    """A wrong value as text for a message, shortened if it is long."""
-    try:
-        text = repr(value)
-    except ValueError:  # Python refuses to write out an integer of over 4300 digits
-        return "a number of thousands of digits"
-    return text if len(text) <= MAX_SHOWN else text[:MAX_SHOWN] + "..."
-
-
-def unknown_key(key: str, known: Iterable[str], page: str) -> str:
-    """The message about a key that is none of `known`, which `page` describes."""
-    close = difflib.get_close_matches(key, known, n=1)
-    hint = f"did you mean {close[0]!r}?" if close else f"see {page} for all keys"
-    return f"unknown key {key!r}; {hint}"
+SECTIONS = {
+    "pickle_file_path": "Data",
+    "model": "Model",
+    "w_rec": "Losses",
+    "epochs": "Optimisation",
+    "GPUs": "Hardware",
+    "snapshot_path": "Run folder, validation and scoring",
+    "phase": "Accepted from published files",
+}
+"""Headings of docs/config.md, by the first key below each."""
 
 
 def _explain(error: ValidationError, where: str) -> str:
@@ -437,17 +371,6 @@ def make_config(values: dict[str, Any], where: str = "config") -> Config:
         return Config(**{key: value for key, value in values.items() if key not in unset})
     except ValidationError as error:
         raise UserError(_explain(error, where)) from error
-
-
-def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
-    """The values of `key=value` arguments, each value written as in YAML."""
-    values = {}
-    for override in overrides:
-        key, separator, text = override.partition("=")
-        if not separator or not key:
-            raise UserError(f"an override is written key=value, got {override!r}")
-        values[key.strip()] = _parse_yaml(text, f"the override {override!r}")
-    return values
 
 
 def load_config(path: Path | str, overrides: Sequence[str] = ()) -> Config:
@@ -479,16 +402,27 @@ def describe_fields() -> str:
         "as it is. GMS files do not name a network: unless you add `vae_model: sd_vae` and the `vae_weights`",
         "of a Stable Diffusion VAE, they mean Wave-GMS here.",
         "",
-        "This page is written by `python -m utils.config > docs/config.md`.",
+        "```yaml",
+        "base: base.yaml                 # all other keys come from there",
+        "pickle_file_path: datasets/my-set/my-set_train_test_names.json",
+        "snapshot_path: ckpt/my_experiment",
+        "epochs: 300",
+        "```",
         "",
-        "| key | default | meaning |",
-        "|---|---|---|",
+        "A run can be resumed with other values of the keys marked *on resume*; the split file and the frozen",
+        "weights must hold the same, wherever they lie.",
+        "",
+        "This page is written by `python -m utils.config > docs/config.md`.",
     ]
     for name, field in Config.model_fields.items():
+        if name in SECTIONS:
+            lines += ["", f"## {SECTIONS[name]}", ""]
+            lines += ["| key | default | on resume | meaning |", "|---|---|---|---|"]
         default = (
             "required" if field.is_required() else f"`{json.dumps(field.default, default=str)}`"
         )
-        lines.append(f"| `{name}` | {default} | {field.description} |")
+        resume = "yes" if name in CHANGEABLE_ON_RESUME else ""
+        lines.append(f"| `{name}` | {default} | {resume} | {field.description} |")
     return "\n".join(lines) + "\n"
 
 

@@ -26,7 +26,7 @@ def exit_from(main: Callable[[], int | None]) -> NoReturn:
     except Interrupted as stopped:
         if os.environ.get("RANK", "0") == "0":  # once for the processes of a launcher
             with suppress(OSError):  # the terminal may be gone
-                print(f"{stopped}; the same command resumes from here", file=sys.stderr)
+                print(f"{stopped}; {stopped.advice}", file=sys.stderr)
         sys.exit(stopped.exit_code)
     except KeyboardInterrupt:
         sys.exit(130)

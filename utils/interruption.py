@@ -14,11 +14,12 @@ ECHO_SECONDS = 1.0
 
 
 class Interrupted(Exception):
-    """A run stopped after saving, because a signal asked for it."""
+    """A run stopped after saving, because a signal asked for it; `advice` says how to go on."""
 
     def __init__(self, signal_number: int) -> None:
         super().__init__(f"stopped by {signal.Signals(signal_number).name}")
         self.exit_code = 128 + signal_number
+        self.advice = "the same command resumes from here"
 
 
 class StopRequest:

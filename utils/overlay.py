@@ -14,10 +14,16 @@ def draw_overlay(pixels: np.ndarray, mask: np.ndarray) -> np.ndarray:
     filled = pixels.copy()
     filled[mask] = MASK_COLOUR
     overlay = cv2.addWeighted(filled, FILL, pixels, 1 - FILL, 0)
-    outlines, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
-    thickness = max(1, round(min(mask.shape) / 256))
-    cv2.drawContours(overlay, outlines, -1, MASK_COLOUR, thickness)
+    draw_outline(overlay, mask, MASK_COLOUR, thickness=max(1, round(min(mask.shape) / 256)))
     return overlay
+
+
+def draw_outline(
+    picture: np.ndarray, mask: np.ndarray, colour: tuple[int, int, int], thickness: int
+) -> None:
+    """Draw the outlines of the mask (H, W) into the picture (H, W, 3) uint8 of the same size."""
+    outlines, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
+    cv2.drawContours(picture, outlines, -1, colour, thickness)
 
 
 def colour_map(values: np.ndarray) -> np.ndarray:

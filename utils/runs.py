@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import platform
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from utils.errors import UserError
-from utils.files import REPOSITORY, atomic_write
+from utils.files import REPOSITORY
 from utils.locks import try_lock
 
 log = logging.getLogger("wavegms")
@@ -158,8 +157,3 @@ def describe_environment() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "commit": _commit(),
     }
-
-
-def write_environment(path: Path, extra: dict[str, Any]) -> None:
-    """Write `describe_environment()` and `extra` (seed, hashes) as JSON."""
-    atomic_write(path, json.dumps(describe_environment() | extra, indent=2) + "\n")

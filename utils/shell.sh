@@ -39,6 +39,19 @@ environment() {
     touch "$stamp"
 }
 
+# refuse_options ARGUMENT...: stop at an option, which belongs to a script in Python.
+refuse_options() {
+    for argument; do
+        case $argument in
+            -*)
+                echo "error: expected data sets and key=value, got $argument; options go to" \
+                    "python train.py or python valid.py, which list them with --help" >&2
+                exit 2
+                ;;
+        esac
+    done
+}
+
 # run COMMAND...: run it and pass signals on, so that stopping the script stops (and saves) the run.
 run() {
     child= stopped=

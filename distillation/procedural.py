@@ -36,8 +36,8 @@ MIXTURE: dict[str, float] = {
 def procedural_crops(seed: int, count: int, size: int = 64) -> Image:
     """`count` crops (count, size, size, 3), uint8, the same for the same arguments.
 
-    A scene of 224 px is drawn once and cut into several crops, which makes a phantom crop cost
-    a few milliseconds; crops are shuffled.
+    Each scene of 224 px is cut into several crops, so that a crop of a phantom costs only a few
+    milliseconds. The crops are shuffled.
     """
     rng = np.random.default_rng([seed, size])
     cuts = min(8, max(1, round(8 * (64 / size) ** 2)))

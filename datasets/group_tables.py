@@ -1,0 +1,65 @@
+"""Tables of groups: which patient, lesion or the like each case belongs to."""
+
+from __future__ import annotations
+
+import csv
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from datasets.catalogue import IMAGE_EXTENSIONS
+from datasets.splits import Split, quoted
+from utils.errors import UserError, listed
+
+
+def read_group_table(path: Path | None, columns: tuple[str, str] | None) -> dict[str, str]:
+    """Group (patient, lesion, ...) of each case name from a CSV with a header line; {} for None.
+
+    `columns` are the headers of name and group, by default the first two columns. Names may carry
+    an image extension; rows without a group are left out. Raises UserError where the file cannot be
+    read, has no such columns, or names one case in two groups.
+    """
+    if path is None:
+        return {}
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            header, *rows = csv.reader(file)
+        name_at, group_at = (header.index(column) for column in columns) if columns else (0, 1)
+        pairs = [(row[name_at].strip(), row[group_at].strip()) for row in rows if row]
+    except (OSError, ValueError, IndexError, csv.Error) as error:
+        expected = " and ".join(columns) if columns else "name and group first"
+        raise UserError(f"{path}: expected a CSV with the columns {expected} ({error})") from None
+    group_of: dict[str, str] = {}
+    conflicts: list[str] = []
+    for file_name, group in pairs:
+        case = _without_extension(file_name)
+        if group and group_of.setdefault(case, group) != group:
+            conflicts.append(f"{case!r} in {group_of[case]!r} and in {group!r}")
+    if conflicts:
+        raise UserError(
+            f"{path} names a case in two groups: {listed(conflicts, 5)}. Give each case one group"
+        )
+    return group_of
+
+
+def _without_extension(name: str) -> str:
+    stem, dot, extension = name.rpartition(".")
+    return stem if dot + extension.lower() in IMAGE_EXTENSIONS else name
+
+
+def check_groups(table: Path | None, group_of: Mapping[str, str], split: Split) -> None:
+    """UserError where the table of groups names no case of the split, a warning where not all."""
+    names = sorted((*split.train, *split.test))
+    missing = [name for name in names if name not in group_of]
+    if table is None or not missing:
+        return
+    if len(missing) == len(names):
+        raise UserError(
+            f"{table} names none of the cases: it holds {quoted(group_of, 3) or 'no groups'}, "
+            f"the cases are {quoted(names, 3)}. Write the case names into its column of names"
+        )
+    print(
+        f"warning: {table} has no group for {len(missing)} of {len(names)} cases, each of which is "
+        f"taken as a group of its own: {quoted(missing, 5)}",
+        file=sys.stderr,
+    )

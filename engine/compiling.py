@@ -1,0 +1,40 @@
+"""torch.compile for the training pass."""
+
+from __future__ import annotations
+
+import logging
+from types import MethodType
+from typing import Any
+
+from models.base import SegmentationModel
+from utils.config import Config
+
+log = logging.getLogger("wavegms")
+
+
+def compile_on_gpu(config: Config, system: SegmentationModel) -> None:
+    """`compile_losses` where `config` asks for it, on a GPU: on a CPU it takes minutes and gains nothing."""
+    import torch
+
+    if config.compile and torch.cuda.is_available():
+        log.info("compile: the first training step takes some minutes")
+        compile_losses(system)
+
+
+def compile_losses(system: SegmentationModel) -> None:
+    """Let `torch.compile` fuse the training pass of `system`, at its first call.
+
+    Predictions stay as they are: they are few in a training, and compiling takes minutes. What cannot be
+    compiled, for lack of a compiler say, runs as it is, with a warning.
+    """
+    import torch
+
+    torch._dynamo.config.suppress_errors = True
+    plain = type(system).forward
+    compiled = torch.compile(plain, dynamic=False)
+
+    def forward(self: SegmentationModel, image: Any, mask: Any = None, noise: Any = None) -> Any:
+        return plain(self, image) if mask is None else compiled(self, image, mask, noise)
+
+    # a method, so that a copy of the system (an average of its weights) has its own
+    system.forward = MethodType(forward, system)  # type: ignore[method-assign]
