@@ -70,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from engine.backends import open_backend
     from engine.web_page import STYLE, build_page
     from utils.errors import UserError
-    from utils.runs import log_to
+    from utils.logs import log_to
 
     log_to()
     window = None if arguments.window is None else parse_window(arguments.window)

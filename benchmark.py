@@ -75,7 +75,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> None:
     arguments = parse_arguments(argv)
 
-    from utils.runs import log_to
+    from utils.logs import log_to
 
     log_to()
     workload = workload_from(arguments)

@@ -65,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from engine.trained_run import find_named_run, find_run, load_system
     from engine.weights_export import write_weights, writing
     from utils.errors import UserError
-    from utils.runs import log_to
+    from utils.logs import log_to
 
     log_to()
     config, checkpoint = find_named_run(arguments)

@@ -114,7 +114,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from engine.prediction_files import predict_files, read_file
     from engine.prediction_inputs import find_jobs
     from engine.prediction_outputs import OutputFolder, stops_when_full
-    from utils.runs import log_to
+    from utils.logs import log_to
 
     log_to()
     window = None if arguments.window is None else parse_window(arguments.window)

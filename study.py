@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from experiments.runner import run_trials
     from experiments.study import by_run, load_study, trials_of
     from experiments.study_report import TABLE, NothingScored, scored_in, write_study
-    from utils.runs import log_to
+    from utils.logs import log_to
 
     log_to()
     study = load_study(arguments.config)

@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from experiments.sweep_report import find_best
     from experiments.sweep_settings import load_sweep
     from experiments.sweep_slots import slot
-    from utils.runs import log_to
+    from utils.logs import log_to
 
     log_to()
     sweep = load_sweep(arguments.config, arguments.overrides)

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from engine.device import make_accelerator, use_gpus
 from utils.entry import exit_from
-from utils.runs import log_to
+from utils.logs import log_to
 
 log = logging.getLogger("wavegms")
 

@@ -51,7 +51,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parse_arguments(argv)
 
     from engine.trained_run import find_run, load_system
-    from utils.runs import log_to, writing_to
+    from utils.logs import log_to
+    from utils.runs import writing_to
 
     log_to()
     config, checkpoint = find_run(arguments.run, arguments.config, overrides=arguments.overrides)

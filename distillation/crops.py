@@ -11,8 +11,8 @@ import numpy as np
 
 from distillation.procedural import procedural_crops
 from distillation.scores import decode, encode
-from engine.provenance import weights_sha256
 from models.vae import DOWNSAMPLING, LATENT_CHANNELS
+from utils.checkpoints import weights_sha256
 from utils.files import atomic_write
 from utils.runs import writing_to
 

@@ -14,8 +14,8 @@ from distillation.checkpoints import load_checkpoint
 from distillation.crops import Pool
 from distillation.narrowing import shrink
 from distillation.scores import to_input
-from engine.provenance import weights_sha256
 from models.vae import LATENT_CHANNELS
+from utils.checkpoints import weights_sha256
 from utils.errors import UserError
 from utils.files import atomic_write
 

@@ -24,7 +24,7 @@ from distillation.checkpoints import COUNTERS, check_origin, load_checkpoint, sa
 from distillation.crops import Pool
 from distillation.scores import encode, r_squared, round_trip, to_input
 from distillation.student import make_student, start_student
-from engine.provenance import weights_sha256
+from utils.checkpoints import weights_sha256
 from utils.errors import UserError
 from utils.interruption import Interrupted, StopRequest
 

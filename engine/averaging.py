@@ -9,7 +9,13 @@ from typing import TYPE_CHECKING
 
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from engine.provenance import AVERAGED_FROM, AVERAGED_RUNS, origin_of, runs_in, trained_otherwise
+from engine.training_record import (
+    AVERAGED_FROM,
+    AVERAGED_RUNS,
+    averaged_run_count,
+    export_metadata,
+    network_differences,
+)
 from utils.checkpoints import load_weights, read_metadata
 from utils.config import Config
 from utils.errors import UserError
@@ -49,7 +55,7 @@ def load_average(system: SegmentationModel, runs: Sequence[tuple[Config, Path]])
     sums: dict[tuple[str, str], Tensor] = {}
     for _, checkpoint in runs:
         load_weights(checkpoint, system)
-        count = runs_in(checkpoint)
+        count = averaged_run_count(checkpoint)
         members = read_metadata(checkpoint).get(AVERAGED_FROM, fingerprint(system)).split()
         if set(members) & set(seen):
             raise UserError(
@@ -79,7 +85,7 @@ def check_common(first: tuple[Config, Path], other: tuple[Config, Path]) -> None
     """UserError if the runs differ in initial weights, network, split or how the checkpoint was chosen."""
     (config, checkpoint), (other_config, other_checkpoint) = first, other
     ignored = {AVERAGED_RUNS: "", AVERAGED_FROM: ""}
-    origins = [origin_of(path) | ignored for path in (checkpoint, other_checkpoint)]
+    origins = [export_metadata(path) | ignored for path in (checkpoint, other_checkpoint)]
     differ = [
         *(["init_weights"] if config.init_weights != other_config.init_weights else []),
         *(
@@ -87,7 +93,7 @@ def check_common(first: tuple[Config, Path], other: tuple[Config, Path]) -> None
             for key in origins[0].keys() | origins[1]
             if origins[0].get(key) != origins[1].get(key)
         ),
-        *trained_otherwise(config, other_config),
+        *network_differences(config, other_config),
     ]
     if differ:
         raise UserError(

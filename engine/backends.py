@@ -55,7 +55,7 @@ class TorchBackend:
     def __init__(self, config: Config, checkpoint: Path) -> None:
         from engine.cuda_graphs import Predictor
         from engine.device import describe_device, make_accelerator, use_gpus
-        from engine.provenance import weights_sha256
+        from utils.checkpoints import weights_sha256
 
         use_gpus(config.GPUs[:1])
         accelerator = make_accelerator(config.precision, 1, config.deterministic)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datasets.cases import DataSet
-from engine.provenance import cases_recorded_of, trained_on_another_split
+from engine.training_record import recorded_training_cases, trained_on_another_split
 from models.base import SegmentationModel
 from utils.checkpoints import load_weights
 from utils.config import Config
@@ -27,7 +27,7 @@ def load_initial_weights(config: Config, data_set: DataSet, system: Segmentation
             "with the split that these weights name, or take weights of another data set"
         )
     test = {case.name for case in data_set.test}
-    seen = sorted(test.intersection(cases_recorded_of(config.init_weights, data_set)))
+    seen = sorted(test.intersection(recorded_training_cases(config.init_weights, data_set)))
     if seen:
         raise UserError(
             f"init_weights: {config.init_weights} was trained on {len(seen)} of the {len(test)} test "

@@ -19,8 +19,9 @@ import torch
 
 from datasets.phantom import phantom_case
 from engine.backends import ONNX_FORMAT
-from engine.provenance import selection_of, weights_sha256
+from engine.training_record import selection_of
 from models.base import SegmentationModel
+from utils.checkpoints import weights_sha256
 from utils.config import Config
 from utils.errors import UserError, first_line
 from utils.files import sha256

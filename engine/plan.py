@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 from datasets.cases import DataSet
 from engine.build import training_cases
 from engine.device import describe_device
-from engine.provenance import selection_note
 from engine.schedule import batches_per_epoch
+from engine.training_record import selection_note
 from models.base import SegmentationModel
 from utils.config import Config
 from utils.errors import UserError

@@ -2,52 +2,25 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Iterable
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from datasets.cases import DataSet, find_split_file
-from datasets.catalogue import SPLIT_FILE_ENDING, canonical_name
+from datasets.cases import DataSet
 from datasets.prepared import METADATA_GROUPS
-from datasets.splits import read_split
-from utils.checkpoints import read_metadata
-from utils.config import Config, load_config
-from utils.errors import UserError
+from engine.training_record import (
+    averaged_run_count,
+    network_differences,
+    selection_of,
+    trained_on_another_split,
+    training_config,
+)
+from utils.checkpoints import weights_sha256
+from utils.config import Config
+from utils.environment import describe_environment
 from utils.files import sha256
-from utils.runs import describe_environment
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from models.base import SegmentationModel
-
-NETWORK_KEYS = (
-    "model",
-    "vae_model",
-    "guidance_method",
-    "vae_weights",
-    "ch",
-    "ch_mult",
-    "image_size",
-)
-"""Keys of the config by which the same weights give another probability."""
-
-DATA_SET, TRAINING_CASES = "data_set", "training_cases"
-SELECTION = "selection"
-AVERAGED_RUNS, AVERAGED_FROM = "averaged_runs", "averaged_from"
-"""With those above, keys of the metadata of weights that are passed on, see `origin_of`."""
-
-
-def weights_sha256(module: nn.Module) -> str:
-    """SHA-256 over the names and values of a module's weights."""
-    digest = hashlib.sha256()
-    for name, value in module.state_dict().items():
-        digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
 
 
 def input_hashes(config: Config, data_set: DataSet, system: SegmentationModel) -> dict[str, str]:
@@ -61,140 +34,10 @@ def input_hashes(config: Config, data_set: DataSet, system: SegmentationModel) -
     return hashes | {name: weights_sha256(part) for name, part in system.frozen().items()}
 
 
-def training_config(checkpoint: Path) -> Config | None:
-    """The config of the run that wrote the checkpoint, None where it does not lie beside it."""
-    path = checkpoint.parent / "config.yaml"
-    return load_config(path) if path.is_file() else None
-
-
-def trained_otherwise(config: Config, run: Config | None) -> dict[str, Any]:
-    """What the run that trained the weights had for each of NETWORK_KEYS that is another in `config`."""
-    if run is None:
-        return {}
-    trained, now = run.model_dump(mode="json"), config.model_dump(mode="json")
-    return {key: trained[key] for key in NETWORK_KEYS if trained[key] != now[key]}
-
-
-def cases_trained_on(checkpoint: Path, data_set: DataSet) -> tuple[str, ...]:
-    """Cases of `data_set` that the checkpoint's run had for training, those held out included.
-
-    By the split in the config beside the checkpoint; without one, the train part of `data_set`. Empty
-    where the run was trained on other data. Those of the weights that the run started from are
-    included as far as they are recorded. UserError where the run's split file is gone.
-    """
-    run = training_config(checkpoint)
-    if run is None:
-        return tuple(case.name for case in data_set.train)
-    cases: dict[str, None] = {}
-    followed: set[Path] = set()
-    while run is not None and run.run_folder not in followed:
-        cases |= dict.fromkeys(_cases_of_split(run, data_set))
-        followed.add(run.run_folder)
-        run = None if run.init_weights is None else training_config(run.init_weights)
-    return tuple(cases)
-
-
-def _cases_of_split(run: Config, data_set: DataSet) -> tuple[str, ...]:
-    """Cases of `data_set` in the train part of the run's own split, empty where it is of other data."""
-    same_name = run.dataset == data_set.name
-    try:
-        split_file = find_split_file(run.pickle_file_path)
-    except UserError:
-        if same_name:
-            raise
-        return ()
-    if not same_name and split_file.parent.resolve() != data_set.folder.resolve():
-        return ()
-    return read_split(split_file).train
-
-
-def cases_recorded_of(checkpoint: Path, data_set: DataSet) -> tuple[str, ...]:
-    """Like `cases_trained_on`, but none where nothing beside the checkpoint says what it was trained on."""
-    return () if training_config(checkpoint) is None else cases_trained_on(checkpoint, data_set)
-
-
-def origin_of(checkpoint: Path) -> dict[str, str]:
-    """Metadata to store with exported weights.
-
-    How the checkpoint was chosen, its data set, a SHA-256 of the names of its training cases, and the number of
-    runs if it is a mean. Copied from a `.safetensors` that has it, otherwise derived from the config beside
-    the checkpoint, as far as that is there.
-    """
-    said = read_metadata(checkpoint)
-    if checkpoint.suffix == ".safetensors":
-        keys = (DATA_SET, TRAINING_CASES, AVERAGED_RUNS, AVERAGED_FROM)
-        kept = {key: said[key] for key in keys if key in said}
-        return {SELECTION: selection_of(checkpoint)} | kept
-    origin = {SELECTION: selection_of(checkpoint)}
-    run = training_config(checkpoint)
-    if run is not None:
-        with suppress(UserError):
-            names = read_split(find_split_file(run.pickle_file_path)).train
-            origin |= {DATA_SET: run.dataset, TRAINING_CASES: names_sha256(names)}
-    return origin
-
-
-def selection_of(checkpoint: Path) -> str:
-    """How the checkpoint was chosen, or each of those whose mean it is, as far as that is recorded."""
-    said, run = read_metadata(checkpoint), training_config(checkpoint)
-    if SELECTION in said:
-        return said[SELECTION]
-    if run is None or (checkpoint.suffix == ".safetensors" and checkpoint.stem != "best_model"):
-        return "no record beside the checkpoint of how it was chosen"
-    if checkpoint.stem != "best_model":
-        return f"{checkpoint.name} of the run, which no score chose"
-    return selection_note(run.select_on)
-
-
-def names_sha256(names: Iterable[str]) -> str:
-    """SHA-256 of the names, whatever their order."""
-    return hashlib.sha256("\n".join(sorted(names)).encode()).hexdigest()
-
-
-def trained_on_another_split(checkpoint: Path, data_set: DataSet) -> bool:
-    """Whether the weights were trained on this data set with another split, as far as that is recorded.
-
-    Exported weights say themselves on which cases; for those in a run folder, the split file may have changed
-    since.
-    """
-    record = read_metadata(checkpoint)
-    names = names_sha256(case.name for case in data_set.train)
-    same_cases = record.get(TRAINING_CASES, names) == names
-    if not same_cases and _goes_by(record.get(DATA_SET, ""), data_set):
-        return True
-    run = training_config(checkpoint)
-    return (
-        run is not None and _goes_by(run.dataset, data_set) and _split_has_changed(checkpoint, run)
-    )
-
-
-def _split_has_changed(checkpoint: Path, run: Config) -> bool:
-    """Whether the run's split file is another one than when the run was started."""
-    try:
-        environment = json.loads((checkpoint.parent / "environment.json").read_text())
-        return environment["sha256"]["split file"] != sha256(find_split_file(run.pickle_file_path))
-    except (OSError, ValueError, KeyError, TypeError, UserError):
-        return False  # it is not known
-
-
-def _goes_by(name: str, data_set: DataSet) -> bool:
-    """Whether `name` is that of the data set, of its folder, or of another split file in it."""
-    if name in (data_set.name, canonical_name(data_set.folder.name)):
-        return True
-    others = data_set.folder.glob(f"*{SPLIT_FILE_ENDING}.*")
-    return name in {path.stem.removesuffix(SPLIT_FILE_ENDING) for path in others}
-
-
-def runs_in(checkpoint: Path) -> int:
-    """Of how many runs the weights are the mean; 1 for those of a run."""
-    number = read_metadata(checkpoint).get(AVERAGED_RUNS, "1")
-    return int(number) if number.isdecimal() else 1
-
-
 def provenance(config: Config, data_set: DataSet, checkpoint: Path) -> dict[str, Any]:
     """What a score rests on: weights and how they were chosen, data, settings, versions."""
     run = training_config(checkpoint)
-    selection, runs = selection_of(checkpoint), runs_in(checkpoint)
+    selection, runs = selection_of(checkpoint), averaged_run_count(checkpoint)
     if runs > 1:
         selection = f"mean of the weights of {runs} runs, each {selection}"
     is_wave_gms = config.model == "wave-gms"  # for others the keys on VAE and guidance mean nothing
@@ -202,7 +45,7 @@ def provenance(config: Config, data_set: DataSet, checkpoint: Path) -> dict[str,
         "selection": selection,
         "trained_on": None if run is None else run.dataset,
         "trained_on_another_split": trained_on_another_split(checkpoint, data_set),
-        "trained_otherwise": trained_otherwise(config, run),
+        "trained_otherwise": network_differences(config, run),
         "data_set": data_set.name,
         "model": config.model,
         "vae_model": config.vae_model if is_wave_gms else None,
@@ -228,12 +71,3 @@ def network_name(config: Config) -> str:
         return config.model
     parts = [config.vae_model, *([config.guidance_method] if config.guidance_method else [])]
     return f"{config.model} ({', '.join(parts)})"
-
-
-def selection_note(select_on: str) -> str:
-    """How the checkpoint was chosen, in the words that every output uses."""
-    if select_on == "test":
-        return (
-            "checkpoint chosen on the TEST split (as in the published code; scores are optimistic)"
-        )
-    return "checkpoint chosen on a held-out part of train"

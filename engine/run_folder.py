@@ -14,17 +14,13 @@ from engine.device import resolved_precision
 from engine.provenance import input_hashes
 from engine.saved_state import LAST_STATE, state_files
 from utils.config import CHANGEABLE_ON_RESUME, Config, dump_config, load_config
+from utils.environment import describe_environment
 from utils.errors import UserError
 from utils.files import atomic_write
 from utils.interruption import Interrupted
-from utils.runs import (
-    create_run_folder,
-    describe_environment,
-    locked,
-    log_to,
-    remove_leftovers,
-    writing_to,
-)
+from utils.locks import locked
+from utils.logs import log_to
+from utils.runs import create_run_folder, remove_leftovers, writing_to
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

@@ -12,7 +12,8 @@ from datasets.leaks import leaked_test_cases, same_source_file
 from datasets.splits import Split
 from engine.case_predictions import predict_cases, report_cases, save_each
 from engine.examples import draw_examples, names_by_quantile, write_overlays
-from engine.provenance import cases_trained_on, network_name, provenance
+from engine.provenance import network_name, provenance
+from engine.training_record import cases_trained_on
 from utils.case_scores import score_cases
 from utils.metrics import EMPTY_RULES, CaseScores, EmptyRule
 from utils.report import write_report

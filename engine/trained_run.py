@@ -138,12 +138,12 @@ def load_system(config: Config, checkpoint: Path) -> SegmentationModel:
     UserError if the checkpoint is another architecture's.
     """
     from engine.build import system_from
-    from engine.provenance import trained_otherwise, training_config
+    from engine.training_record import network_differences, training_config
     from utils.checkpoints import load_weights
 
     system = system_from(config, pretrained=False)
     load_weights(checkpoint, system)
-    others = trained_otherwise(config, training_config(checkpoint))
+    others = network_differences(config, training_config(checkpoint))
     if others:
         keys = " ".join(
             f"{key}={'null' if value is None else value}" for key, value in others.items()

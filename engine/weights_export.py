@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engine.averaging import load_average
-from engine.provenance import AVERAGED_RUNS, origin_of, training_config
+from engine.training_record import AVERAGED_RUNS, export_metadata, training_config
 from utils.checkpoints import save_weights
 from utils.config import Config, dump_config
 from utils.errors import UserError
@@ -39,7 +39,7 @@ def write_weights(
             f"{beside} is the config of another run, and would be replaced: write the weights into "
             "another folder"
         )
-    origin = origin_of(checkpoint)
+    origin = export_metadata(checkpoint)
     if len(runs) > 1:
         origin |= load_average(system, runs)
     with writing(path):

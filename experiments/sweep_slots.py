@@ -13,7 +13,8 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from utils.files import atomic_write
-from utils.runs import FolderInUse, create_run_folder, locked, writing_to
+from utils.locks import FolderInUse, locked
+from utils.runs import create_run_folder, writing_to
 
 SLOTS = ".sweeps"
 

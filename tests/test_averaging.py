@@ -12,8 +12,9 @@ from safetensors.torch import load_file
 
 import export
 from datasets.cases import open_data_set
-from engine.provenance import provenance, runs_in
+from engine.provenance import provenance
 from engine.trained_run import find_run
+from engine.training_record import averaged_run_count
 from tests.cases_on_disk import write_data_set
 from tests.run_on_disk import write_run, write_vae
 from utils.errors import UserError
@@ -60,7 +61,11 @@ def test_a_mean_counts_as_its_runs(runs: list[Path], tmp_path: Path) -> None:
     at_once = average(runs, tmp_path / "at_once")
     average(runs[:2], tmp_path / "two")
     in_turn = average([runs[2], tmp_path / "two"], tmp_path / "in_turn")
-    assert runs_in(tmp_path / "in_turn" / FILE) == runs_in(tmp_path / "at_once" / FILE) == 3
+    assert (
+        averaged_run_count(tmp_path / "in_turn" / FILE)
+        == averaged_run_count(tmp_path / "at_once" / FILE)
+        == 3
+    )
     for key, value in at_once.items():
         torch.testing.assert_close(in_turn[key].float(), value.float(), rtol=2e-3, atol=1e-4)
 

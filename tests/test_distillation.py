@@ -19,9 +19,9 @@ from distillation.crops import Pool
 from distillation.scores import decode, encode, r_squared
 from distillation.student import make_student, start_student
 from distillation.training import LONGEST_STEP, Budget, Distiller
-from engine.provenance import weights_sha256
 from models.tiny_vae import load_tiny_vae
 from tests.test_tiny_vae import BUNDLED, random_start, random_vae, write_checkpoint
+from utils.checkpoints import weights_sha256
 from utils.errors import UserError
 from utils.interruption import Interrupted
 

@@ -30,7 +30,8 @@ from engine.training import Trainer
 from tests.kill_test import same_end
 from tests.small_run import ROOT, arguments
 from utils.errors import UserError
-from utils.runs import create_run_folder, locked
+from utils.locks import locked
+from utils.runs import create_run_folder
 
 SETTINGS = ("ch=16",)
 

@@ -19,9 +19,9 @@ from engine.saved_state import load_state
 from engine.schedule import warmup_then_cosine
 from tests.cases_on_disk import write_data_set
 from tests.small_run import arguments
+from utils.environment import describe_environment
 from utils.errors import UserError
 from utils.interruption import Interrupted
-from utils.runs import describe_environment
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -492,7 +492,7 @@ def test_fewer_skips_may_be_allowed_later(
 
 
 def test_a_second_run_in_the_folder_is_refused(tmp_path: Path, vae: Path) -> None:
-    from utils.runs import locked
+    from utils.locks import locked
 
     folder = tmp_path / "run" / "epochs_2"
     folder.mkdir(parents=True)

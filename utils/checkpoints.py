@@ -7,6 +7,7 @@ tensors (`weights_only=True`).
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,13 +16,22 @@ from utils.files import atomic_write
 from utils.tensor_files import load_tensors, save_tensors
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from models.base import SegmentationModel
 
     Weights = dict[str, dict[str, Tensor]]
 
 SHOWN = 8
+
+
+def weights_sha256(module: nn.Module) -> str:
+    """SHA-256 over the names and values of a module's weights."""
+    digest = hashlib.sha256()
+    for name, value in module.state_dict().items():
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def save_weights(

@@ -3,9 +3,19 @@
 from __future__ import annotations
 
 import fcntl
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import IO, Any
 
 from utils.errors import UserError
+from utils.runs import writing_to
+
+
+class FolderInUse(UserError):
+    """Another process holds the folder's lock."""
 
 
 def try_lock(file: IO[Any]) -> bool:
@@ -23,3 +33,29 @@ def try_lock(file: IO[Any]) -> bool:
             "another disk"
         ) from error
     return True
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold the folder's lock; a second run in the same folder gets a FolderInUse naming the first.
+
+    UserError where the file system has no locks. The operating system frees the lock with the
+    process, however that ends.
+    """
+    path = folder / "run.lock"
+    with ExitStack() as stack:
+        with writing_to(folder):
+            file = stack.enter_context(path.open("ab+", buffering=0))
+        # loader processes outlive a killed run by seconds and must not hold its lock for so long
+        os.register_at_fork(after_in_child=file.close)
+        if not try_lock(file):
+            file.seek(0)
+            holder = file.read().decode().strip() or "another process"
+            raise FolderInUse(
+                f"{folder} is in use by {holder}: wait for that run, stop it, "
+                "or set another snapshot_path"
+            )
+        with writing_to(folder):
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {socket.gethostname()}\n".encode())
+        yield
