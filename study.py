@@ -47,14 +47,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse_arguments(argv)
 
     from experiments.runner import run_trials
-    from experiments.study import by_run, load_study, trials_of
+    from experiments.study import load_study, trials_of
     from experiments.study_report import TABLE, NothingScored, scored_in, write_study
     from utils.runs import log_to
 
     log_to()
     study = load_study(arguments.config)
     out = arguments.out or study.folder
-    runs = by_run(study, trials_of(study))
+    runs = trials_of(study)
     scored = scored_in(study, out, runs)
     trials = [trial for run, trial in runs.items() if run not in scored]
 

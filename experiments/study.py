@@ -18,9 +18,8 @@ A run's folder is `<folder>/<system>/<split>/seed_<n>/epochs_<N>`. docs/studies.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -85,48 +84,53 @@ def load_study(path: Path) -> Study:
     return study.model_copy(update={"config": path.parent / study.config})
 
 
-def trials_of(study: Study) -> list[Trial]:
-    """Every run, a split after the other and in it all systems of a seed.
+class Run(NamedTuple):
+    """What names a run within its study."""
+
+    system: str
+    split: str
+    seed: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.system}, {self.split} split, seed {self.seed}"
+
+
+def trials_of(study: Study) -> dict[Run, Trial]:
+    """The trial of every run: one split after the other, and in it all systems of a seed.
 
     UserError for bad keys, and for values that no run of a study can have.
     """
     base = load_config(study.config).model_dump(mode="json")
-    trials = [
-        Trial(
-            f"{system}, {split} split, seed {seed}",
-            make_config(
-                base
-                | study.settings
-                | changes
-                | NOT_INHERITED
-                | {
-                    "pickle_file_path": study.splits[split],
-                    "snapshot_path": run_parent(study, system, split, seed),
-                    "seed": seed,
-                },
-                f"{system} of the study",
-            ),
-        )
+    runs = [
+        Run(system, split, seed)
         for split in study.splits
         for seed in study.seeds
-        for system, changes in study.systems.items()
+        for system in study.systems
     ]
-    for trial in trials:
-        if trial.config.resume == "never":
-            raise UserError(
-                f"{trial.name}: resume: never would lose runs that were stopped; leave it out"
-            )
-        if trial.config.select_on == "test":
-            raise UserError(
-                f"{trial.name}: select_on is test, expected val: the choice on test has its own "
-                "column, and save_freq decides which epochs are its candidates"
-            )
-    return trials
+    return {run: _make_trial(study, base, run) for run in runs}
 
 
-def run_parent(study: Study, system: str, split: str, seed: int) -> Path:
-    """Folder of one run, without its `epochs_<N>`."""
-    return study.folder / folder_name(system) / split / f"seed_{seed}"
+def _make_trial(study: Study, base: dict[str, Any], run: Run) -> Trial:
+    own = {
+        "pickle_file_path": study.splits[run.split],
+        "snapshot_path": study.folder / folder_name(run.system) / run.split / f"seed_{run.seed}",
+        "seed": run.seed,
+    }
+    config = make_config(
+        base | study.settings | study.systems[run.system] | NOT_INHERITED | own,
+        f"{run.system} of the study",
+    )
+    if config.resume == "never":
+        raise UserError(
+            f"{run.name}: resume: never would lose runs that were stopped; leave it out"
+        )
+    if config.select_on == "test":
+        raise UserError(
+            f"{run.name}: select_on is test, expected val: the choice on test has its own "
+            "column, and save_freq decides which epochs are its candidates"
+        )
+    return Trial(run.name, config)
 
 
 def folder_name(system: str) -> str:
@@ -150,17 +154,6 @@ def _check_names(study: Study, path: Path) -> None:
                 "give them names that differ in more than signs and capitals"
             )
         owners[name] = system
-
-
-def by_run(study: Study, trials: list[Trial]) -> Mapping[tuple[str, str, int], Trial]:
-    """The trials by system, split and seed."""
-    keys = [
-        (system, split, seed)
-        for split in study.splits
-        for seed in study.seeds
-        for system in study.systems
-    ]
-    return dict(zip(keys, trials, strict=True))
 
 
 def describe_study() -> str:

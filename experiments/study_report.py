@@ -23,7 +23,7 @@ from pydantic import TypeAdapter, ValidationError
 from datasets.cases import find_split_file
 from experiments.records import Record, is_record_of, read_record, scored_settings
 from experiments.runner import Trial
-from experiments.study import GROUPED, PUBLISHED, Study, by_run, trials_of
+from experiments.study import GROUPED, PUBLISHED, Run, Study, trials_of
 from experiments.study_scoring import ON_TEST, TTA
 from utils.config import Config
 from utils.errors import UserError
@@ -78,8 +78,9 @@ class Score:
     settings: str
     split_sha256: str
 
-
-Run = tuple[str, str, int]  # system, split, seed
+    @property
+    def run(self) -> Run:
+        return Run(self.system, self.split, self.seed)
 
 
 def write_study(study: Study, out: Path) -> str:
@@ -87,7 +88,7 @@ def write_study(study: Study, out: Path) -> str:
 
     NothingScored where none is, UserError where `out` has a table of other runs or of other splits.
     """
-    runs = by_run(study, trials_of(study))
+    runs = trials_of(study)
     elsewhere = scores_in(out, runs)
     here = {run: scores_of(run, trial) for run, trial in runs.items()}
     # never a mixture of both: they are of two trainings
@@ -99,11 +100,11 @@ def write_study(study: Study, out: Path) -> str:
     atomic_write(out / "results.md", table)
     atomic_write(out / TABLE, to_csv(scores))
 
-    published = {(s.system, s.split, s.seed) for s in scores if s.split == PUBLISHED}
+    published = {score.run for score in scores if score.split == PUBLISHED}
     histories = {run: runs[run].folder / "history.csv" for run in published}
     if histories and all(history.is_file() for history in histories.values()):
         draw_curves(out / "curves.png", study, histories)
-    trial = runs[scores[0].system, scores[0].split, scores[0].seed]
+    trial = runs[scores[0].run]
     examples = trial.folder / f"valid_results_{trial.config.dataset}" / "examples.png"
     if examples.is_file():
         shutil.copyfile(examples, out / "examples.png")
@@ -169,12 +170,11 @@ def scores_in(out: Path, runs: Mapping[Run, Trial]) -> dict[Run, list[Score]]:
         raise UserError(f"{path} is not the table of a study: move it away ({error})") from error
     found: dict[Run, list[Score]] = {}
     for score in scores:
-        run = (score.system, score.split, score.seed)
+        run = score.run
         if run not in runs or score.settings not in _digests(runs[run].config):
             why = "other settings" if run in runs else "a run that the study does not name"
             raise UserError(
-                f"{path} has {why}: {score.system}, {score.split} split, seed {score.seed}. Give "
-                "another folder by --out, or move the table away"
+                f"{path} has {why}: {run.name}. Give another folder by --out, or move the table away"
             )
         found.setdefault(run, []).append(score)
     check_splits(scores, _splits_here(runs))
@@ -209,8 +209,7 @@ def check_splits(scores: Iterable[Score], here: Mapping[str, str] | None = None)
         if score.split_sha256 != expected:
             other = "the one on this machine" if score.split in (here or {}) else "that of others"
             raise UserError(
-                f"{score.system}, {score.split} split, seed {score.seed} was scored on another split "
-                f"file than {other} (SHA-256 {score.split_sha256[:12]}, not {expected[:12]}): "
+                f"{score.run.name} was scored on another split file than {other} (SHA-256 {score.split_sha256[:12]}, not {expected[:12]}): "
                 "their scores do not compare. Prepare the data set with the same split, or move the "
                 "runs or the table with the other one away"
             )
