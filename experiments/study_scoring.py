@@ -48,39 +48,36 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     arguments = parser.parse_args(argv)
 
-    import valid
     from utils.config import dump_config, load_config
     from utils.files import atomic_write
+    from utils.runs import log_to
+    from valid import score_run
 
+    log_to()
     config = load_config(arguments.config)
     folder = config.run_folder
-    if not (folder / "best_model.pth").is_file():
+    best_on_val = folder / "best_model.pth"
+    if not best_on_val.is_file():
         raise UserError(f"{folder} holds no best_model.pth: train the run first")
 
-    def score(variant: Path, changes: dict[str, object], *overrides: str) -> None:
-        atomic_write(variant / "config.yaml", dump_config(config.model_copy(update=changes)))
-        valid.main(
-            [
-                "--config",
-                str(arguments.config),
-                f"model_weight={variant / 'best_model.pth'}",
-                *overrides,
-            ]
-        )
+    def score_copy(weights: Path, way: str, trained: Config, **changes: object) -> None:
+        """Score a copy of `weights` in the subfolder `way`, as weights that the config `trained` gave."""
+        copy = folder / way / "best_model.pth"
+        copy.parent.mkdir(exist_ok=True)
+        shutil.copyfile(weights, copy)
+        atomic_write(copy.parent / "config.yaml", dump_config(trained))
+        score_run(config.model_copy(update={"model_weight": copy, **changes}), copy)
 
     if arguments.tta:
-        (folder / TTA).mkdir(exist_ok=True)
-        shutil.copyfile(folder / "best_model.pth", folder / TTA / "best_model.pth")
-        score(folder / TTA, {}, "tta=true")
+        score_copy(best_on_val, TTA, config, tta=True)
         return
 
-    valid.main(["--config", str(arguments.config)])
+    score_run(config, best_on_val)
     dice = dice_of_epochs(config)
     if dice:
         best = max(dice, key=lambda epoch: dice[epoch])
-        (folder / ON_TEST).mkdir(exist_ok=True)
-        shutil.copyfile(folder / f"epoch_{best}.pth", folder / ON_TEST / "best_model.pth")
-        score(folder / ON_TEST, {"select_on": "test"})
+        chosen_on_test = config.model_copy(update={"select_on": "test"})
+        score_copy(folder / f"epoch_{best}.pth", ON_TEST, chosen_on_test)
         content = {"best_epoch": best, "dice": dice}
         atomic_write(folder / f"{ON_TEST}.json", json.dumps(content, indent=1) + "\n")
 
