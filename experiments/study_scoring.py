@@ -21,10 +21,12 @@ import argparse
 import json
 import logging
 import shutil
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from experiments.runner import Steps, Trial, training_steps
 from utils.entry import exit_from
 from utils.errors import UserError
 
@@ -36,6 +38,13 @@ log = logging.getLogger("wavegms")
 TTA = "tta"
 ON_TEST = "chosen_on_test"
 EPOCHS = "epoch_*.pth"
+
+
+def training_and_scoring_steps(trial: Trial, tta: bool) -> Steps:
+    """Train the run, then score it, with test-time augmentation if `tta`."""
+    score = [sys.executable, "-m", "experiments.study_scoring", "--config", str(trial.config_file)]
+    steps = {**training_steps(trial), "score": score}
+    return steps | ({TTA: [*score, "--tta"]} if tta else {})
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -34,6 +34,7 @@ from experiments.study_report import (
     to_csv,
     write_study,
 )
+from experiments.study_scoring import training_and_scoring_steps
 from utils.errors import UserError
 from utils.files import sha256
 from utils.statistics import t_interval
@@ -135,7 +136,7 @@ def test_a_run_is_scored_in_every_way_and_reported(
     finished.rename(trial.folder)
     trial.config_file.write_text(yaml.safe_dump(trial.config.model_dump(mode="json")))
     for step in ("score", "tta"):
-        study_scoring.main(study.training_and_scoring_steps(trial, tta=True)[step][3:])
+        study_scoring.main(training_and_scoring_steps(trial, tta=True)[step][3:])
 
     on_test = json.loads((trial.folder / "chosen_on_test.json").read_text())
     assert set(on_test["dice"]) == {"1", "2"}
@@ -386,9 +387,7 @@ def test_columns_without_numbers_are_left_out(tmp_path: Path) -> None:
     )
     table = write_study(load_study(path), tmp_path)
     assert "| Dice | no leaked cases | IoU |" in table and "*No leaked cases* leaves" in table
-    assert "tta" not in study.training_and_scoring_steps(
-        trials_of(load_study(path))[RUN], tta=False
-    )
+    assert "tta" not in training_and_scoring_steps(trials_of(load_study(path))[RUN], tta=False)
 
 
 def test_test_time_augmentation_can_be_added(tmp_path: Path) -> None:
@@ -403,7 +402,7 @@ def test_test_time_augmentation_can_be_added(tmp_path: Path) -> None:
     assert scored(path) == {RUN}
     assert scored(write(path, tta=True)) == set()
     trial = trials_of(load_study(path))[RUN]
-    without, with_tta = (study.training_and_scoring_steps(trial, tta) for tta in (False, True))
+    without, with_tta = (training_and_scoring_steps(trial, tta) for tta in (False, True))
     assert list(with_tta.items())[:-1] == list(without.items()), "what is done stays done"
     assert with_tta["tta"] == [*without["score"], "--tta"]
 
@@ -482,7 +481,9 @@ def test_runs_that_did_not_end_well_are_reported(
     many = write(tmp_path / "s.yaml", seeds=list(range(9)))
     assert study.main(["--config", str(many)]) == 1
     printed = capsys.readouterr().out
-    assert "18 of 18 runs were stopped from outside" in printed and "seed 1; ...\n" in printed
+    assert (
+        "18 of 18 runs were stopped from outside" in printed and "seed 1 and 14 more\n" in printed
+    )
 
 
 def test_a_stopped_run_leaves_the_report_of_the_others(
