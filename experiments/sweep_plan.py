@@ -54,7 +54,7 @@ def describe_plan(sweep: Sweep) -> str:
     """What would be run, after building every config; UserError if one does not fit or has no weights."""
     settings = sweep.settings
     if settings.search:
-        from experiments.sweep_search import distribution
+        from experiments.sweep_search_study import distribution
 
         check_search(sweep)
         with suppress(ImportError):  # without Optuna a search can be looked at

@@ -8,18 +8,15 @@ under the name of its sweep's slot; the next sweep that holds the slot resumes i
 
 from __future__ import annotations
 
-import warnings
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from datasets.cases import find_split_file
 from experiments.records import Status
 from experiments.runner import Outcome, Trial
 from experiments.sweep_scores import (
-    CHOOSING,
     SettingScores,
     best_validation,
     own_record,
@@ -27,25 +24,23 @@ from experiments.sweep_scores import (
     validation_curve,
     values_of,
 )
-from experiments.sweep_settings import Range, Sweep
-from experiments.sweep_trials import Setting, make_setting, text_of, weights_folder
-from utils.config import CHANGEABLE_ON_RESUME, Config
-from utils.errors import UserError
-from utils.files import sha256
+from experiments.sweep_search_figure import draw_search
+from experiments.sweep_search_study import (
+    distribution,
+    make_sampler,
+    open_study,
+    other_search_error,
+    value_of,
+)
+from experiments.sweep_settings import Sweep
+from experiments.sweep_trials import Setting, make_setting
 
 if TYPE_CHECKING:
     import optuna
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-    from optuna.distributions import BaseDistribution
     from optuna.trial import FrozenTrial
 
 MAX_NAMED_KEYS = 4  # more would make the folders' names too long
-COMPARED = {
-    "validate_every",
-    "vae_weights",
-}  # a run may change them as it resumes, a search may not
-MIN_FOR_IMPORTANCE = 10  # different scores: it compares the best tenth of them with the rest
 OWNER, NUMBER, RETRY_OF, SCORES, WALL, CPU = (
     "owner", "number", "retry_of", "scores", "wall_seconds", "cpu_seconds",
 )  # attributes of a setting in the study  # fmt: skip
@@ -161,15 +156,7 @@ class SearchPlan:
         return scores
 
     def figure(self, title: str) -> Figure:
-        """The values in the order of the trials, and which keys matter."""
-        from matplotlib.figure import Figure
-
-        figure = Figure(figsize=(10, 3.8), layout="constrained")
-        history, importance = figure.subplots(1, 2, width_ratios=(3, 2))
-        _draw_history(history, self.study, self.sweep.base.select_on)
-        _draw_importance(importance, importances(self.study))
-        figure.suptitle(title)
-        return figure
+        return draw_search(self.study, self.sweep.base.select_on, title)
 
     def _unscored(self) -> Iterator[Trial]:
         """Runs of finished settings that lie here, where a step that was added later is missing."""
@@ -202,7 +189,7 @@ class SearchPlan:
         try:
             handle = self.study.ask(self.distributions)
         except ValueError as error:
-            raise UserError(_other_search(self.sweep, [str(error)])) from error
+            raise other_search_error(self.sweep, [str(error)]) from error
         handle.set_user_attr(OWNER, self.owner)
         return handle
 
@@ -282,182 +269,3 @@ class SearchPlan:
             wall_seconds=found.user_attrs.get(WALL, 0.0),
             cpu_seconds=found.user_attrs.get(CPU, 0.0),
         )
-
-
-def distribution(sweep: Sweep, key: str) -> BaseDistribution:
-    """What Optuna draws a key's values from; choices are drawn by their names.
-
-    UserError where Optuna has none of that kind.
-    """
-    from optuna.distributions import (
-        CategoricalDistribution,
-        FloatDistribution,
-        IntDistribution,
-    )
-
-    values = sweep.settings.search[key]
-    try:
-        if not isinstance(values, Range):
-            return CategoricalDistribution([text_of(each) for each in values])
-        if isinstance(getattr(sweep.config({key: values.low}), key), int):
-            low, high, step = int(values.low), int(values.high), int(values.step or 1)
-            return IntDistribution(low, high, log=values.log, step=step)
-        return FloatDistribution(values.low, values.high, log=values.log, step=values.step)
-    except ValueError as error:
-        raise UserError(f"{sweep.path}: sweep.search.{key}: {error}") from error
-
-
-def value_of(values: Range | list[Any], drawn: Any) -> Any:
-    """The config's value for what was drawn."""
-    if isinstance(values, Range):
-        return drawn
-    return next(each for each in values if text_of(each) == drawn)
-
-
-def make_sampler(sweep: Sweep, seed: int | None) -> optuna.samplers.BaseSampler:
-    import optuna
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        # settings in parallel do not see each other's scores: constant_liar keeps them apart
-        return optuna.samplers.TPESampler(
-            n_startup_trials=sweep.settings.startup_trials, constant_liar=True, seed=seed
-        )
-
-
-def open_study(sweep: Sweep) -> optuna.Study:
-    """The sweep's study, made if there is none. UserError if it is one of another experiment."""
-    try:
-        import optuna
-    except ImportError as error:
-        raise UserError(
-            "a search needs Optuna, which is not installed: pip install 'optuna>=4.0' "
-            "(or list the values in a `grid:`)"
-        ) from error
-    from sqlalchemy.exc import SQLAlchemyError
-
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    settings = sweep.settings
-    storage = settings.storage or f"sqlite:///{sweep.folder / 'study.db'}"
-    try:
-        study = optuna.create_study(
-            storage=storage,
-            study_name=settings.study or sweep.folder.name,
-            direction="maximize",
-            load_if_exists=True,
-            pruner=optuna.pruners.MedianPruner(
-                n_startup_trials=settings.prune_startup_trials,
-                n_warmup_steps=settings.prune_warmup_epochs + 1,  # epochs count from 1
-            ),
-        )
-    except (SQLAlchemyError, ImportError, ValueError) as error:
-        # the storage's address may hold a password, so it is not shown
-        raise UserError(
-            f"cannot open the storage of the study ({type(error).__name__}). Check `storage:`, "
-            "whether its server answers, and whether its driver is installed"
-        ) from error
-    _check_same_search(sweep, study)
-    return study
-
-
-def importances(study: optuna.Study) -> dict[str, float]:
-    """How much each key matters for the value, summing to 1; empty where that is not known yet."""
-    import optuna
-
-    finished = study.get_trials(deepcopy=False, states=[optuna.trial.TrialState.COMPLETE])
-    if len({each.value for each in finished}) < MIN_FOR_IMPORTANCE:
-        return {}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        evaluator = optuna.importance.PedAnovaImportanceEvaluator()
-        try:
-            return optuna.importance.get_param_importances(study, evaluator=evaluator)
-        except (ValueError, RuntimeError):  # too little variation in some key
-            return {}
-
-
-def _check_same_search(sweep: Sweep, study: optuna.Study) -> None:
-    """UserError if the study's values were reached with other settings, and so do not compare."""
-    shared = sweep.base.model_dump(mode="json") | {"vae_weights": _weights(sweep.base.vae_weights)}
-    free = (CHANGEABLE_ON_RESUME - COMPARED) | sweep.settings.search.keys()
-    current = {key: value for key, value in shared.items() if key not in free}
-    if "pickle_file_path" not in sweep.settings.search:
-        current |= _data(sweep.base)
-    current |= {"seeds": list(sweep.settings.seeds), "number of folds": sweep.settings.folds}
-    current["search"] = {
-        key: values.model_dump()
-        if isinstance(values, Range)
-        else [text_of(each) for each in values]
-        for key, values in sweep.settings.search.items()
-    }
-    recorded = study.user_attrs.get("sweep")
-    if recorded is None:
-        study.set_user_attr("sweep", current)
-        return
-    changed = [
-        f"{key}: {recorded.get(key)!r} in the study, {value!r} now"
-        for key, value in current.items()
-        if key in recorded and recorded[key] != value
-    ]
-    if changed:
-        raise UserError(_other_search(sweep, changed))
-    if current.keys() - recorded.keys():  # what was not known where the search began
-        study.set_user_attr("sweep", recorded | current)
-
-
-def _data(base: Config) -> dict[str, str]:
-    """The data set by its name, and by the hash of its split file where it is prepared here."""
-    found = {"data set": base.dataset}
-    with suppress(UserError):
-        found["split file (SHA-256)"] = sha256(find_split_file(base.pickle_file_path))
-    return found
-
-
-def _weights(name: str) -> str:
-    """The VAE's weights: a folder, which may lie elsewhere on each machine, by the hash of its file."""
-    folder = weights_folder(name)
-    file = folder / "diffusion_pytorch_model.safetensors" if folder else None
-    return f"SHA-256 {sha256(file)}" if file and file.is_file() else name
-
-
-def _other_search(sweep: Sweep, reasons: list[str]) -> str:
-    listed = "\n  ".join(reasons)
-    return (
-        f"{sweep.folder} holds a search with other settings, whose scores do not compare:\n  {listed}\n"
-        "Set them back, or set another snapshot_path (and with storage: another study)"
-    )
-
-
-def _draw_history(axes: Axes, study: optuna.Study, select_on: str) -> None:
-    from matplotlib.ticker import MaxNLocator
-    from optuna.trial import TrialState
-
-    found = study.get_trials(deepcopy=False)
-    done = [each for each in found if each.state == TrialState.COMPLETE and each.value is not None]
-    pruned = [
-        each for each in found if each.state == TrialState.PRUNED and each.intermediate_values
-    ]
-    numbers, values = [each.number for each in done], [100 * (each.value or 0) for each in done]
-    best = [max(values[: i + 1]) for i in range(len(values))]
-    axes.plot(numbers, values, "o", color="#0072b2", label="finished")
-    axes.step(numbers, best, where="post", color="#d55e00", label="best so far")
-    if pruned:
-        last = [100 * max(each.intermediate_values.values()) for each in pruned]
-        axes.plot([each.number for each in pruned], last, "x", color="0.5", label="pruned")
-    axes.set(xlabel="setting", ylabel=f"{CHOOSING[select_on]}, %", title="history")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.grid(alpha=0.3)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False)
-
-
-def _draw_importance(axes: Axes, found: dict[str, float]) -> None:
-    axes.set_title("importance (PED-ANOVA)")
-    axes.spines[["top", "right"]].set_visible(False)
-    if not found:
-        axes.set_axis_off()
-        axes.text(0.5, 0.5, f"from {MIN_FOR_IMPORTANCE} different scores on", ha="center")
-        return
-    axes.barh(list(found), list(found.values()), color="#0072b2")
-    axes.invert_yaxis()
-    axes.set_xlim(0, 1)

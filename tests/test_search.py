@@ -28,7 +28,8 @@ from utils.interruption import Interrupted
 
 optuna = pytest.importorskip("optuna", reason="searches need Optuna (optional)")
 
-from experiments.sweep_search import SearchPlan, importances  # noqa: E402
+from experiments.sweep_search import SearchPlan  # noqa: E402
+from experiments.sweep_search_figure import importances  # noqa: E402
 
 RATES = {"lr": {"low": 1e-4, "high": 0.1, "log": True}}
 
