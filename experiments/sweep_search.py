@@ -1,15 +1,16 @@
-"""Searching for settings with Optuna: TPE proposes, the median of the earlier ones prunes.
+"""Searching for settings with Optuna: TPE proposes them, and those below the median are pruned.
 
-A trial of Optuna is a setting here; its value is the mean of the runs' best Dice on the cases that
-choose the checkpoint. The study lies in the sweep's folder (SQLite) or in a storage that several
-machines share. A setting that was running when its sweep was stopped or killed stays so in the study,
-under the name of its sweep's slot; the next sweep that holds the slot resumes it.
+A trial of Optuna (`optuna_trial`, or `frozen_trial` as it is read from the study) is a setting here. Its
+value is the mean over the setting's runs of their best Dice on the cases that choose the checkpoint.
+
+A setting that was running when its sweep was stopped or killed stays so in the study, under the name
+of its sweep's slot; the next sweep that holds the slot resumes it.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -41,9 +42,14 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
 MAX_NAMED_KEYS = 4  # more would make the folders' names too long
-OWNER, NUMBER, RETRY_OF, SCORES, WALL, CPU = (
-    "owner", "number", "retry_of", "scores", "wall_seconds", "cpu_seconds",
-)  # attributes of a setting in the study  # fmt: skip
+
+# attributes of a setting in the study
+OWNER = "owner"  # slot of the sweep that asked for it
+NUMBER = "number"  # in the name of its folder, where that is not its own
+RETRY_OF = "retry_of"  # number of the failed setting that it tries again
+SCORES = "scores"  # best Dice of each run on the cases that choose its checkpoint
+WALL, CPU = "wall_seconds", "cpu_seconds"
+
 STATUS_OF_STATE: dict[str, Status] = {
     "COMPLETE": "finished",
     "PRUNED": "pruned",
@@ -54,22 +60,21 @@ STATUS_OF_STATE: dict[str, Status] = {
 
 
 @dataclass
-class Candidate:
+class RunningSetting:
     """A setting that is being tried."""
 
-    number: int  # of the setting in the study
     setting: Setting
-    handle: optuna.Trial
-    reported: set[int]  # epochs that the study knows
-    unstarted: int
+    optuna_trial: optuna.Trial
+    reported: set[int]  # epochs of the first run that the study knows
+    started: int = 0  # runs
     outcomes: list[Outcome] = field(default_factory=list)
     pruned: bool = False
-    seen: int = 0  # time stamp of the history that was read last
+    history_stamp: int = 0  # of the first run's history when it was last read
 
     @property
-    def over(self) -> bool:
+    def given_up(self) -> bool:
         """Whether no run of it will still start: one of them was pruned or has failed."""
-        return self.pruned or any(each.record.status == "failed" for each in self.outcomes)
+        return self.pruned or any(outcome.record.status == "failed" for outcome in self.outcomes)
 
 
 class SearchPlan:
@@ -83,7 +88,7 @@ class SearchPlan:
         self.keys = list(sweep.settings.search)
         self.study = open_study(sweep)
         self.distributions = {key: distribution(sweep, key) for key in self.keys}
-        self.candidates: dict[str, Candidate] = {}  # by the name of a run
+        self.running_settings: dict[str, RunningSetting] = {}  # by the name of a run
         if retry_failed:
             self._enqueue_failed()
 
@@ -91,67 +96,67 @@ class SearchPlan:
         """What an earlier sweep left running or unscored, then new settings until there are enough."""
         import optuna
 
-        for found in self.study.get_trials(states=[optuna.trial.TrialState.RUNNING]):
-            if self.sweep.settings.storage and found.user_attrs.get(OWNER) != self.owner:
+        left_running = self.study.get_trials(states=[optuna.trial.TrialState.RUNNING])
+        for frozen_trial in left_running:
+            if self.sweep.settings.storage and frozen_trial.user_attrs.get(OWNER) != self.owner:
                 continue
-            if self._is_drawn(found):
-                left = optuna.trial.Trial(self.study, found._trial_id)
-                yield from self._runs(left, set(found.intermediate_values))
+            if self._is_drawn(frozen_trial):
+                optuna_trial = optuna.trial.Trial(self.study, frozen_trial._trial_id)
+                yield from self._runs(optuna_trial, set(frozen_trial.intermediate_values))
             else:  # killed while it was being asked for
-                self.study.tell(found.number, state=optuna.trial.TrialState.FAIL)
+                self.study.tell(frozen_trial.number, state=optuna.trial.TrialState.FAIL)
         yield from self._unscored()
-        while (asked := self._ask()) is not None:
-            yield from self._runs(asked, set())
+        while (optuna_trial := self._ask()) is not None:
+            yield from self._runs(optuna_trial, set())
 
     def should_prune(self, trial: Trial) -> bool:
         """Whether the setting's first run falls behind the median of the other settings' first runs.
 
-        The other runs of a setting that was given up are pruned, too.
+        The other runs of a pruned setting are pruned, too.
         """
-        candidate = self.candidates.get(trial.name)
-        if candidate is None:  # the study knows its value
+        running = self.running_settings.get(trial.name)
+        if running is None:  # the study knows its value
             return False
-        if not self.sweep.settings.prune or candidate.pruned:
-            return candidate.pruned
-        if trial is not candidate.setting.trials[0]:
+        if not self.sweep.settings.prune or running.pruned:
+            return running.pruned
+        if trial is not running.setting.trials[0]:
             return False
         with suppress(FileNotFoundError):
             stamp = (trial.folder / "history.csv").stat().st_mtime_ns
-            if stamp != candidate.seen:
-                candidate.seen = stamp
-                candidate.pruned = self._falls_behind(candidate)
-        return candidate.pruned
+            if stamp != running.history_stamp:
+                running.history_stamp = stamp
+                running.pruned = self._falls_behind(running)
+        return running.pruned
 
     def ended(self, outcome: Outcome) -> None:
         """When the setting's last run has ended, tell the study; one that was stopped stays open."""
-        candidate = self.candidates.get(outcome.trial.name)
-        if candidate is None:  # the study knows its value
+        running = self.running_settings.get(outcome.trial.name)
+        if running is None:  # the study knows its value
             return
-        candidate.outcomes.append(outcome)
-        statuses = {each.record.status for each in candidate.outcomes}
-        candidate.pruned |= "pruned" in statuses
-        if candidate.unstarted and not candidate.over:
+        running.outcomes.append(outcome)
+        statuses = {outcome.record.status for outcome in running.outcomes}
+        running.pruned |= "pruned" in statuses
+        if running.started < len(running.setting.trials) and not running.given_up:
             return
-        started = len(candidate.setting.trials) - candidate.unstarted
-        if len(candidate.outcomes) == started and statuses <= {"finished", "pruned", "failed"}:
-            self._tell(candidate)
+        all_ended = len(running.outcomes) == running.started
+        if all_ended and statuses <= {"finished", "pruned", "failed"}:
+            self._tell(running)
 
     def scores(self) -> list[tuple[Setting, SettingScores]]:
-        """From the run folders that lie here, else from the study.
+        """Scores from the run folders, else from the study.
 
-        The latter for another machine's, and for finished ones whose folders here hold other runs.
+        The study has those of settings from other machines, and of finished ones whose folders here hold
+        other runs by now.
         """
-        found = self.study.get_trials(deepcopy=False)
-        retried = {each.user_attrs.get(RETRY_OF) for each in found}
         scores = []
-        for each in found:
-            if each.number in retried or not self._is_drawn(each):
+        for frozen_trial in latest_tries(self.study.get_trials(deepcopy=False)):
+            if not self._is_drawn(frozen_trial):
                 continue
-            setting = self._setting(each)
+            setting = self._setting(frozen_trial)
             row = score_setting(setting, self.keys)
             here = any(trial.folder.is_dir() for trial in setting.trials)
-            if not here or (each.state.name == "COMPLETE" and row.statuses["waiting"]):
-                row = self._scores_elsewhere(setting, each)
+            if not here or (frozen_trial.state.name == "COMPLETE" and row.statuses["waiting"]):
+                row = self._scores_elsewhere(setting, frozen_trial)
             scores.append((setting, row))
         return scores
 
@@ -163,8 +168,9 @@ class SearchPlan:
         from optuna.trial import TrialState
 
         wanted = {"valid"} if self.sweep.settings.validate_runs else set()
-        for each in self.study.get_trials(deepcopy=False, states=[TrialState.COMPLETE]):
-            for trial in self._setting(each).trials if self._is_drawn(each) else ():
+        finished = self.study.get_trials(deepcopy=False, states=[TrialState.COMPLETE])
+        for frozen_trial in filter(self._is_drawn, finished):
+            for trial in self._setting(frozen_trial).trials:
                 record = own_record(trial)
                 if record and not (record.status == "finished" and wanted <= set(record.done)):
                     yield trial
@@ -176,96 +182,96 @@ class SearchPlan:
         """
         from optuna.trial import TrialState
 
-        found = self.study.get_trials(deepcopy=False)
-        retried = {each.user_attrs.get(RETRY_OF) for each in found}
-        queued = any(each.state == TrialState.WAITING for each in found)
-        count = sum(each.number not in retried and self._is_drawn(each) for each in found)
+        frozen_trials = self.study.get_trials(deepcopy=False)
+        queued = any(each.state == TrialState.WAITING for each in frozen_trials)
+        count = sum(map(self._is_drawn, latest_tries(frozen_trials)))
         if not queued and count >= (self.sweep.settings.trials or 0):
             return None
         shared = self.sweep.settings.storage is not None
         self.study.sampler = make_sampler(
-            self.sweep, None if shared else (self.sweep.base.seed + len(found)) % 2**32
+            self.sweep, None if shared else (self.sweep.base.seed + len(frozen_trials)) % 2**32
         )
         try:
-            handle = self.study.ask(self.distributions)
+            optuna_trial = self.study.ask(self.distributions)
         except ValueError as error:
             raise other_search_error(self.sweep, [str(error)]) from error
-        handle.set_user_attr(OWNER, self.owner)
-        return handle
+        optuna_trial.set_user_attr(OWNER, self.owner)
+        return optuna_trial
 
-    def _is_drawn(self, found: FrozenTrial) -> bool:
+    def _is_drawn(self, frozen_trial: FrozenTrial) -> bool:
         """Whether it has a value for every key."""
-        return self.distributions.keys() <= found.params.keys()
+        return self.distributions.keys() <= frozen_trial.params.keys()
 
-    def _runs(self, handle: optuna.Trial, reported: set[int]) -> Iterator[Trial]:
-        setting = self._setting(handle)
-        candidate = Candidate(handle.number, setting, handle, reported, len(setting.trials))
-        self.candidates |= {trial.name: candidate for trial in setting.trials}
-        for trial in setting.trials:
-            if candidate.over:
+    def _runs(self, optuna_trial: optuna.Trial, reported: set[int]) -> Iterator[Trial]:
+        running = RunningSetting(self._setting(optuna_trial), optuna_trial, reported)
+        self.running_settings |= {trial.name: running for trial in running.setting.trials}
+        for trial in running.setting.trials:
+            if running.given_up:
                 return
-            candidate.unstarted -= 1
+            running.started += 1
             yield trial
 
-    def _setting(self, found: FrozenTrial | optuna.Trial) -> Setting:
-        values = {
-            key: value_of(self.sweep.settings.search[key], found.params[key]) for key in self.keys
-        }
-        number = found.user_attrs.get(NUMBER, found.number)
+    def _setting(self, tried: FrozenTrial | optuna.Trial) -> Setting:
+        search = self.sweep.settings.search
+        values = {key: value_of(search[key], tried.params[key]) for key in self.keys}
+        number = tried.user_attrs.get(NUMBER, tried.number)
         named = self.keys if len(self.keys) <= MAX_NAMED_KEYS else []
         return make_setting(self.sweep, values, name=f"{number:03d}", named=named)
 
-    def _report_curve(self, candidate: Candidate) -> None:
+    def _report_curve(self, running: RunningSetting) -> None:
         """Tell the study what the setting's first run has reached so far, epoch by epoch."""
-        for epoch, dice in sorted(validation_curve(candidate.setting.trials[0]).items()):
-            if epoch not in candidate.reported:
-                candidate.reported.add(epoch)
-                candidate.handle.report(dice, epoch)
+        for epoch, dice in sorted(validation_curve(running.setting.trials[0]).items()):
+            if epoch not in running.reported:
+                running.reported.add(epoch)
+                running.optuna_trial.report(dice, epoch)
 
-    def _falls_behind(self, candidate: Candidate) -> bool:
-        self._report_curve(candidate)
-        finished = candidate.setting.trials[0].config.epochs in candidate.reported
-        return not finished and bool(candidate.handle.should_prune())
+    def _falls_behind(self, running: RunningSetting) -> bool:
+        self._report_curve(running)
+        finished = running.setting.trials[0].config.epochs in running.reported
+        return not finished and bool(running.optuna_trial.should_prune())
 
-    def _tell(self, candidate: Candidate) -> None:
+    def _tell(self, running: RunningSetting) -> None:
         """End the setting in the study, with its value where all of its runs have one."""
         from optuna.trial import TrialState
 
-        records = [outcome.record for outcome in candidate.outcomes]
-        handle = candidate.handle
-        handle.set_user_attr(WALL, sum(sum(each.wall_seconds.values()) for each in records))
-        handle.set_user_attr(CPU, sum(sum(each.cpu_seconds.values()) for each in records))
-        self._report_curve(candidate)
-        ended_well = [each for each in candidate.outcomes if each.record.status == "finished"]
-        scores = [best_validation(each.trial) for each in ended_well]
-        values = [each for each in scores if each is not None]
-        if len(values) == len(candidate.setting.trials):
-            handle.set_user_attr(SCORES, values)
-            self.study.tell(candidate.number, sum(values) / len(values))
+        optuna_trial = running.optuna_trial
+        records = [outcome.record for outcome in running.outcomes]
+        optuna_trial.set_user_attr(WALL, sum(sum(r.wall_seconds.values()) for r in records))
+        optuna_trial.set_user_attr(CPU, sum(sum(r.cpu_seconds.values()) for r in records))
+        self._report_curve(running)
+        finished = [o.trial for o in running.outcomes if o.record.status == "finished"]
+        dice = [best for trial in finished if (best := best_validation(trial)) is not None]
+        if len(dice) == len(running.setting.trials):
+            optuna_trial.set_user_attr(SCORES, dice)
+            self.study.tell(optuna_trial.number, sum(dice) / len(dice))
         else:
-            state = TrialState.PRUNED if candidate.pruned else TrialState.FAIL
-            self.study.tell(candidate.number, state=state)
+            state = TrialState.PRUNED if running.pruned else TrialState.FAIL
+            self.study.tell(optuna_trial.number, state=state)
 
     def _enqueue_failed(self) -> None:
         """Try the failed settings again, in their folders, where the runs resume."""
         from optuna.trial import TrialState
 
-        found = self.study.get_trials()
-        retried = {each.user_attrs.get(RETRY_OF) for each in found}
-        for each in found:
-            if each.state == TrialState.FAIL and each.number not in retried:
-                number = each.user_attrs.get(NUMBER, each.number)
-                attributes = {RETRY_OF: each.number, NUMBER: number}
-                self.study.enqueue_trial(each.params, user_attrs=attributes)
+        for failed in latest_tries(self.study.get_trials()):
+            if failed.state == TrialState.FAIL:
+                number = failed.user_attrs.get(NUMBER, failed.number)
+                attributes = {RETRY_OF: failed.number, NUMBER: number}
+                self.study.enqueue_trial(failed.params, user_attrs=attributes)
 
-    def _scores_elsewhere(self, setting: Setting, found: FrozenTrial) -> SettingScores:
-        scores = found.user_attrs.get(SCORES, [])
+    def _scores_elsewhere(self, setting: Setting, frozen_trial: FrozenTrial) -> SettingScores:
+        dice = frozen_trial.user_attrs.get(SCORES, [])
         return SettingScores(
             name=setting.name,
             values=values_of(setting, self.keys),
             planned=len(setting.trials),
-            statuses=Counter({STATUS_OF_STATE[found.state.name]: len(scores) or 1}),
-            val=scores,
-            wall_seconds=found.user_attrs.get(WALL, 0.0),
-            cpu_seconds=found.user_attrs.get(CPU, 0.0),
+            statuses=Counter({STATUS_OF_STATE[frozen_trial.state.name]: len(dice) or 1}),
+            val=dice,
+            wall_seconds=frozen_trial.user_attrs.get(WALL, 0.0),
+            cpu_seconds=frozen_trial.user_attrs.get(CPU, 0.0),
         )
+
+
+def latest_tries(frozen_trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+    """The trials without the failed ones that a later one tries again."""
+    retried = {frozen_trial.user_attrs.get(RETRY_OF) for frozen_trial in frozen_trials}
+    return [each for each in frozen_trials if each.number not in retried]
