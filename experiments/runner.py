@@ -28,7 +28,7 @@ from experiments.records import Record, Status, read_record, recorded_config, wr
 from utils.config import Config, dump_config
 from utils.errors import UserError
 from utils.files import REPOSITORY, atomic_write
-from utils.interruption import STOP_SIGNALS, Interrupted, StopRequest
+from utils.interruption import STOP_SIGNALS, StopRequest
 from utils.locks import try_lock
 from utils.machine import available_cores
 from utils.runs import create_run_folder, writing_to
@@ -154,8 +154,7 @@ def run_trials(
                 job.stop("interrupted")
             while not all(job.advance() for job in jobs.values()):
                 time.sleep(POLL_SECONDS)
-        if stop.signal_number is not None:
-            raise Interrupted(stop.signal_number)
+        stop.raise_if_requested()
     return outcomes
 
 
