@@ -113,49 +113,85 @@ def run_trials(
     """
     if workers < 1:
         raise UserError(f"{workers} workers run nothing; expected at least 1")
-    waiting = iter(trials)
-    exhausted = False
-    jobs: dict[int, _Job] = {}  # by worker
+    pool = _Workers(trials, workers, steps, retry_failed)
     outcomes: list[Outcome] = []
-
-    def start_on(worker: int) -> None:
-        nonlocal exhausted
-        trial = next(waiting, None)
-        if trial is None:
-            exhausted = True
-        else:
-            hardware = _hardware(trial.config, worker, workers)
-            jobs[worker] = _Job(trial, steps(trial), hardware, retry_failed)
-
-    def take_ended() -> bool:
-        ended = [worker for worker, job in jobs.items() if job.advance()]
-        for worker in ended:
-            job = jobs.pop(worker)
-            outcomes.append(Outcome(job.trial, job.record, job.ran))
-            if on_end is not None:
-                on_end(outcomes[-1])
-        return bool(ended)
-
     with StopRequest(NOTICE) as stop:
         try:
-            while jobs or not (exhausted or stop.requested):
-                for worker in range(workers):
-                    if worker not in jobs and not exhausted and not stop.requested:
-                        start_on(worker)
-                for job in jobs.values():
-                    if stop.requested:
-                        job.stop("interrupted")
-                    elif should_prune is not None and job.in_first_step and should_prune(job.trial):
-                        job.stop("pruned")
-                if not take_ended() and jobs:
+            while pool.busy or not (pool.exhausted or stop.requested):
+                while not stop.requested and pool.start_next():
+                    pass
+                if should_prune is not None and not stop.requested:
+                    pool.prune(should_prune)
+                if stop.requested:
+                    pool.interrupt()
+                ended = pool.take_ended()
+                for outcome in ended:
+                    outcomes.append(outcome)
+                    if on_end is not None:
+                        on_end(outcome)
+                if pool.busy and not ended:
                     time.sleep(POLL_SECONDS)
         finally:  # only an error leaves jobs behind
-            for job in jobs.values():
-                job.stop("interrupted")
-            while not all(job.advance() for job in jobs.values()):
-                time.sleep(POLL_SECONDS)
+            pool.interrupt()
+            pool.wait()
         stop.raise_if_requested()
     return outcomes
+
+
+class _Workers:
+    """Each worker runs one job at a time; `trials` is read when one is free."""
+
+    def __init__(
+        self,
+        trials: Iterable[Trial],
+        count: int,
+        steps: Callable[[Trial], Steps],
+        retry_failed: bool,
+    ) -> None:
+        self.count, self.steps, self.retry_failed = count, steps, retry_failed
+        self.exhausted = False  # whether no trial is left to start
+        self._trials = iter(trials)
+        self._jobs: dict[int, _Job] = {}  # by worker
+
+    @property
+    def busy(self) -> bool:
+        return bool(self._jobs)
+
+    def start_next(self) -> bool:
+        """Give the next trial to a free worker; False where there is no worker or no trial."""
+        free = next((worker for worker in range(self.count) if worker not in self._jobs), None)
+        if free is None or self.exhausted:
+            return False
+        trial = next(self._trials, None)
+        if trial is None:
+            self.exhausted = True
+            return False
+        hardware = _hardware(trial.config, free, self.count)
+        self._jobs[free] = _Job(trial, self.steps(trial), hardware, self.retry_failed)
+        return True
+
+    def prune(self, should_prune: Callable[[Trial], bool]) -> None:
+        """Stop the trials in their first step of which `should_prune` says so."""
+        for job in self._jobs.values():
+            if job.in_first_step and should_prune(job.trial):
+                job.stop("pruned")
+
+    def interrupt(self) -> None:
+        """Ask all trials to save and stop."""
+        for job in self._jobs.values():
+            job.stop("interrupted")
+
+    def take_ended(self) -> list[Outcome]:
+        """Advance all jobs; those that have ended leave their workers free."""
+        ended = [worker for worker, job in self._jobs.items() if job.advance()]
+        jobs = [self._jobs.pop(worker) for worker in ended]
+        return [Outcome(job.trial, job.record, job.ran) for job in jobs]
+
+    def wait(self) -> None:
+        """Wait until all jobs have ended."""
+        while self._jobs:
+            if not self.take_ended():
+                time.sleep(POLL_SECONDS)
 
 
 @dataclass(frozen=True)
@@ -215,7 +251,11 @@ class _Job:
                 self._process.terminate()  # SIGINT may be ignored, as it is by a shell's `&`
 
     def advance(self) -> bool:
-        """Do what can be done without waiting; True when the trial has ended."""
+        """Do what can be done without blocking; True when the trial has ended. Called every POLL_SECONDS.
+
+        A job waits for the trial's lock, then runs the steps that are not done, one command after the
+        other. It has ended when none is left, when one has failed, or when it was asked to stop.
+        """
         if self._lock is None:
             if self._stopped_as is not None:
                 return True
