@@ -26,6 +26,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from experiments.runner import NOT_INHERITED, Trial
 from utils.config import load_config, make_config
 from utils.errors import UserError
+from utils.tables import markdown_table
 from utils.yaml_files import read_yaml, shown, unknown_key
 
 PUBLISHED = "published"
@@ -159,10 +160,11 @@ def _check_names(study: Study, path: Path) -> None:
 def describe_study() -> str:
     """All keys of a study's file as a Markdown table, for docs/studies.md."""
     defaults = {"settings": "`{}`", "tta": "`true`", "folder": "`ckpt/studies/<name of the file>`"}
-    lines = ["| key | default | meaning |", "|---|---|---|"]
-    for name, field in Study.model_fields.items():
-        lines.append(f"| `{name}` | {defaults.get(name, 'required')} | {field.description} |")
-    return "\n".join(lines) + "\n"
+    rows = [
+        [f"`{name}`", defaults.get(name, "required"), field.description or ""]
+        for name, field in Study.model_fields.items()
+    ]
+    return markdown_table(["key", "default", "meaning"], rows, left=3) + "\n"
 
 
 def _problems(error: ValidationError | TypeError) -> str:

@@ -31,7 +31,7 @@ from utils.figures import png
 from utils.files import atomic_write, sha256
 from utils.results import Summary, mean_of, read_results
 from utils.statistics import t_interval
-from utils.tables import csv_text, markdown_row
+from utils.tables import csv_text, markdown_table
 
 TABLE = "results.csv"
 ON_VAL = "validation"
@@ -168,7 +168,7 @@ def scores_in(out: Path, runs: Mapping[Run, Trial]) -> dict[Run, list[Score]]:
         scores = TypeAdapter(list[Score]).validate_python(rows)
     except (OSError, UnicodeDecodeError, ValidationError) as error:
         raise UserError(f"{path} is not the table of a study: move it away ({error})") from error
-    found: dict[Run, list[Score]] = {}
+    by_run: dict[Run, list[Score]] = {}
     for score in scores:
         run = score.run
         if run not in runs or score.settings not in _digests(runs[run].config):
@@ -176,18 +176,18 @@ def scores_in(out: Path, runs: Mapping[Run, Trial]) -> dict[Run, list[Score]]:
             raise UserError(
                 f"{path} has {why}: {run.name}. Give another folder by --out, or move the table away"
             )
-        found.setdefault(run, []).append(score)
+        by_run.setdefault(run, []).append(score)
     check_splits(scores, _splits_here(runs))
-    return found
+    return by_run
 
 
 def scored_in(study: Study, out: Path, runs: Mapping[Run, Trial]) -> set[Run]:
     """The runs that have their scores of every way that the study wants in the table of `out`."""
-    found = scores_in(out, runs)
+    known = scores_in(out, runs)
     return {
         run
         for run, trial in runs.items()
-        if ways_of(study, trial.config) <= {score.checkpoint for score in found.get(run, [])}
+        if ways_of(study, trial.config) <= {score.checkpoint for score in known.get(run, [])}
     }
 
 
@@ -281,24 +281,22 @@ def to_markdown(study: Study, scores: Sequence[Score]) -> str:
         for name, (split, way, number) in columns.items()
         if any((s.split, s.checkpoint) == (split, way) and number(s) is not None for s in scores)
     }
-    lines = [
-        f"**{study.title}.** {study.protocol}",
-        "",
-        markdown_row(["system", "parameters", *columns]),
-        f"|---|---:|{'---:|' * len(columns)}",
-    ]
+    rows = []
     for system in study.systems:
         of_system = [score for score in scores if score.system == system]
         if not of_system:
-            lines.append(markdown_row([system, *("-" for _ in range(len(columns) + 1))]))
+            rows.append([system, *["-"] * (1 + len(columns))])
             continue
         cells = []
         for split, way, number in columns.values():
             values = [number(s) for s in of_system if (s.split, s.checkpoint) == (split, way)]
             cells.append(_cell([v for v in values if v is not None], len(study.seeds)))
-        lines.append(markdown_row([system, f"{of_system[0].parameters:,}", *cells]))
+        rows.append([system, f"{of_system[0].parameters:,}", *cells])
     seeds = ", ".join(map(str, study.seeds))
-    lines += [
+    lines = [
+        f"**{study.title}.** {study.protocol}",
+        "",
+        markdown_table(["system", "parameters", *columns], rows),
         "",
         f"Mean and standard deviation across runs of the seeds {seeds}; (n) where only n have the "
         "number. "
@@ -307,10 +305,10 @@ def to_markdown(study: Study, scores: Sequence[Score]) -> str:
         "says otherwise." + "".join(text for name, text in EXPLAINED.items() if name in columns),
         "",
     ]
-    return "\n".join([*lines, *differences(study, scores)])
+    return "\n".join([*lines, *compare_systems(study, scores)])
 
 
-def differences(study: Study, scores: Iterable[Score]) -> list[str]:
+def compare_systems(study: Study, scores: Iterable[Score]) -> list[str]:
     """Lines of a second table: the first system's Dice minus each other one's, seed by seed.
 
     Over the seeds that both have on the published split; nothing where no pair has two of them.
@@ -321,7 +319,7 @@ def differences(study: Study, scores: Iterable[Score]) -> list[str]:
         if (s.split, s.checkpoint) == (PUBLISHED, ON_VAL)
     }
     first, *others = study.systems
-    found: dict[str, dict[int, float]] = {}
+    differences: dict[str, dict[int, float]] = {}  # of the other systems, by seed
     for other in others:
         by_seed = {
             seed: dice[first, seed] - dice[other, seed]
@@ -329,23 +327,19 @@ def differences(study: Study, scores: Iterable[Score]) -> list[str]:
             if (first, seed) in dice and (other, seed) in dice
         }
         if len(by_seed) > 1:
-            found[other] = by_seed
-    if not found:
+            differences[other] = by_seed
+    if not differences:
         return []
-    seeds = [seed for seed in study.seeds if any(seed in each for each in found.values())]
-    lines = [
-        markdown_row(
-            [f"Dice of {first} minus that of", *(f"seed {seed}" for seed in seeds), "mean"]
-        ),
-        f"|---|{'---:|' * (len(seeds) + 1)}",
-    ]
-    for other, by_seed in found.items():
+    seeds = [s for s in study.seeds if any(s in by_seed for by_seed in differences.values())]
+    rows = []
+    for other, by_seed in differences.items():
         cells = [_signed(by_seed[seed]) if seed in by_seed else "-" for seed in seeds]
         low, high = (round(bound, 1) + 0.0 for bound in t_interval(list(by_seed.values())))
         mean = f"{_signed(statistics.fmean(by_seed.values()))} ({low:.1f} to {high:.1f})"
-        lines.append(markdown_row([other, *cells, mean]))
+        rows.append([other, *cells, mean])
+    header = [f"Dice of {first} minus that of", *(f"seed {seed}" for seed in seeds), "mean"]
     return [
-        *lines,
+        markdown_table(header, rows),
         "",
         "Points of Dice between runs of the same seed; in brackets the 95 % interval of the mean by "
         "Student's t.",

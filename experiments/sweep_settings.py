@@ -33,6 +33,7 @@ from utils.config import (
     make_config,
 )
 from utils.errors import UserError
+from utils.tables import markdown_table
 from utils.yaml_files import parse_overrides, read_mapping, shown, unknown_key
 
 PAGE = "docs/sweeps.md"
@@ -225,9 +226,9 @@ def _names(model: type[BaseModel]) -> list[str]:
 
 def describe_settings() -> str:
     """All keys under `sweep:` as a Markdown table, for docs/sweeps.md."""
-    lines = ["| key | default | meaning |", "|---|---|---|"]
+    rows = []
     for name, field in SweepSettings.model_fields.items():
         default = field.default
         written = "`none`" if default in (None, (), {}) else f"`{str(default).lower()}`"
-        lines.append(f"| `{field.alias or name}` | {written} | {field.description} |")
-    return "\n".join(lines) + "\n"
+        rows.append([f"`{field.alias or name}`", written, field.description or ""])
+    return markdown_table(["key", "default", "meaning"], rows, left=3) + "\n"
