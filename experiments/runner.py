@@ -293,11 +293,11 @@ class _Job:
 
     def _resume_record(self) -> None:
         """Resume from the record on disk; its status stays as it is if there is nothing to do."""
-        found = read_record(self.trial.folder)
-        if found is not None:
-            if recorded_config(found) != self.trial.config:  # train.py decides if it can resume
-                found = replace(found, status="waiting", done=[])
-            self.record = replace(found, config=self.record.config)
+        on_disk = read_record(self.trial.folder)
+        if on_disk is not None:
+            if recorded_config(on_disk) != self.trial.config:  # train.py decides if it can resume
+                on_disk = replace(on_disk, status="waiting", done=[])
+            self.record = replace(on_disk, config=self.record.config)
         record = self.record
         if all(step in record.done for step in self.steps):
             if record.status != "finished":  # a step that is no longer wanted had not ended well

@@ -81,10 +81,8 @@ class ListedPlan:
 
     def __init__(self, sweep: Sweep, settings: list[Setting]) -> None:
         self.settings = settings
-        variants = sweep.settings.variants.values()
-        self.keys = list(
-            dict.fromkeys([*(k for each in variants for k in each), *sweep.settings.grid])
-        )
+        variant_keys = (key for keys in sweep.settings.variants.values() for key in keys)
+        self.keys = list(dict.fromkeys([*variant_keys, *sweep.settings.grid]))
 
     def trials(self) -> Iterator[Trial]:
         """The first run of every setting, then the second: a stopped sweep can be compared early."""
@@ -104,7 +102,7 @@ class ListedPlan:
         return None
 
 
-def report(sweep: Sweep, plan: Plan) -> list[SettingScores]:
+def write_sweep_report(sweep: Sweep, plan: Plan) -> list[SettingScores]:
     """Write sweep.csv, sweep.md, sweep.png and best.yaml; no best.yaml stays where no setting is best."""
     scores = plan.scores()
     rows = [row for _, row in scores]

@@ -137,15 +137,11 @@ class SweepSettings(BaseModel):
             raise ValueError(f"a variant cannot be called {BEST_NAME}, the folder of best.yaml")
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"seeds has a seed twice: {list(self.seeds)}")
-        swept = [
-            *self.grid,
-            *self.search,
-            *(key for each in self.variants.values() for key in each),
-        ]
-        for key in swept:
+        variant_keys = [key for keys in self.variants.values() for key in keys]
+        for key in [*self.grid, *self.search, *variant_keys]:
             if key in NOT_SWEPT:
                 raise ValueError(f"{key} cannot be swept: {NOT_SWEPT[key]}")
-        twice = sorted({key for each in self.variants.values() for key in each} & set(self.grid))
+        twice = sorted(set(variant_keys) & set(self.grid))
         if twice:
             raise ValueError(f"{', '.join(twice)} is set by grid and by a variant; leave one out")
         return self
@@ -177,7 +173,7 @@ def load_sweep(path: Path, overrides: Sequence[str] = ()) -> Sweep:
     UserError for anything that is wrong in it, except the values of single trials.
     """
     values = read_mapping(path) | parse_overrides(
-        [each for each in overrides if not each.startswith("sweep.")]
+        [override for override in overrides if not override.startswith("sweep.")]
     )
     given = values.pop("sweep", None)
     if not isinstance(given, dict):
@@ -185,7 +181,7 @@ def load_sweep(path: Path, overrides: Sequence[str] = ()) -> Sweep:
             f"{path} has no mapping under `sweep:`, got {shown(given)}. For a single run use "
             f"train.py; see {PAGE}"
         )
-    own = [each.removeprefix("sweep.") for each in overrides if each.startswith("sweep.")]
+    own = [text.removeprefix("sweep.") for text in overrides if text.startswith("sweep.")]
     try:
         settings = SweepSettings(**given | parse_overrides(own))
     except (ValidationError, TypeError) as error:  # the latter for keys that are not text

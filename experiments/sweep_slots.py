@@ -19,7 +19,7 @@ SLOTS = ".sweeps"
 
 
 @contextmanager
-def slot(folder: Path, shared: bool) -> Iterator[str]:
+def held_slot(folder: Path, shared: bool) -> Iterator[str]:
     """Hold a slot of the sweep in `folder`; gives its identity.
 
     Without a shared study there is one slot; FolderInUse that names its holder if it is taken.

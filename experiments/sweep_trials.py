@@ -7,6 +7,7 @@ only in seed and fold. Names are readable: `lr=0.001_seed=1`, `sft_lr=0.001_seed
 from __future__ import annotations
 
 import itertools
+import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from utils.files import REPOSITORY
 
 BASE_NAME = "base"  # of the setting that changes nothing
 MAX_NAME = 120
-MAX_CORNERS = 1024
+MAX_CORNERS = 1024  # combinations of the ends of a search's ranges that are all built
 HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
 
@@ -114,18 +115,15 @@ def check_search(sweep: Sweep) -> None:
     All combinations are built where they are not too many, else each key's ends on their own. Two
     choices of one name, steps that leave the whole numbers and weights that are missing are refused, too.
     """
-    ends = {key: ends_of(each) for key, each in sweep.settings.search.items()}
-    corners = 1
-    for values in ends.values():
-        corners *= len(values)
-    if corners <= MAX_CORNERS:
+    ends = {key: ends_of(values) for key, values in sweep.settings.search.items()}
+    if math.prod(map(len, ends.values())) <= MAX_CORNERS:
         combinations = _combinations(ends)
     else:
         combinations = [{key: value} for key, values in ends.items() for value in values]
     for combination in combinations:
         check_weights(sweep, make_setting(sweep, combination, named=[]).trials[0].config)
-    for key, each in sweep.settings.search.items():
-        _check_values(sweep, key, each)
+    for key, values in sweep.settings.search.items():
+        _check_values(sweep, key, values)
 
 
 def _check_values(sweep: Sweep, key: str, values: Range | list[Any]) -> None:
@@ -137,7 +135,7 @@ def _check_values(sweep: Sweep, key: str, values: Range | list[Any]) -> None:
         if isinstance(value, int) and values.step is not None and values.step % 1:
             raise UserError(f"{where}: step is {values.step:g}, expected a whole number")
         return
-    names = [text_of(each) for each in values]
+    names = [text_of(value) for value in values]
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise UserError(f"{where}: two choices are {twice}; list each value once")
@@ -176,4 +174,6 @@ def _repeats(sweep: Sweep) -> list[tuple[list[str], dict[str, int]]]:
 
 
 def _combinations(values: Mapping[str, list[Any]]) -> list[dict[str, Any]]:
-    return [dict(zip(values, each, strict=True)) for each in itertools.product(*values.values())]
+    return [
+        dict(zip(values, chosen, strict=True)) for chosen in itertools.product(*values.values())
+    ]

@@ -16,11 +16,11 @@ import yaml
 
 import sweep
 from experiments import runner
-from experiments.sweep_plan import describe_plan, make_plan, report
+from experiments.sweep_plan import describe_plan, make_plan, write_sweep_report
 from experiments.sweep_report import find_best, plot_settings, to_csv, to_markdown, write_best
 from experiments.sweep_scores import SettingScores
 from experiments.sweep_settings import SweepSettings, describe_settings, load_sweep
-from experiments.sweep_slots import slot
+from experiments.sweep_slots import held_slot
 from experiments.sweep_trials import list_settings
 from tests.quick_training import make_sweeps_quick, quick_steps, starts
 from tests.small_run import arguments
@@ -260,7 +260,7 @@ def test_a_best_config_goes_when_its_setting_is_no_longer_complete(
     assert run(path) == 0
     assert "sweep.png, best.yaml" in capsys.readouterr().out
     added = load_sweep(path, ["sweep.seeds=[1, 2]"])
-    report(added, make_plan(added, "me", retry_failed=False))
+    write_sweep_report(added, make_plan(added, "me", retry_failed=False))
     assert not (tmp_path / "out" / "best.yaml").exists()
     assert run(path) == 0 and (tmp_path / "out" / "best.yaml").is_file()
 
@@ -279,13 +279,13 @@ def test_scores_of_other_settings_are_not_reported(tmp_path: Path, quick: None) 
     path = write_sweep(tmp_path, {"grid": {"lr": [0.03, 0.003]}})
     assert run(path) == 0
     changed = load_sweep(write_sweep(tmp_path, {"grid": {"lr": [0.03, 0.003]}}, w_dice=2))
-    rows = report(changed, make_plan(changed, "me", retry_failed=False))
+    rows = write_sweep_report(changed, make_plan(changed, "me", retry_failed=False))
     assert [row.statuses["waiting"] for row in rows] == [1, 1]
     assert find_best(rows) is None and not (tmp_path / "out" / "best.yaml").exists()
 
     place = {"num_workers": 7, "cache_mb": 0, "GPUs": []}
     moved = load_sweep(write_sweep(tmp_path, {"grid": {"lr": [0.03, 0.003]}}, **place))
-    rows = report(moved, make_plan(moved, "me", retry_failed=False))
+    rows = write_sweep_report(moved, make_plan(moved, "me", retry_failed=False))
     assert [row.statuses["finished"] for row in rows] == [1, 1]
 
 
@@ -308,14 +308,17 @@ def test_a_failed_trial_is_told_and_stops_no_other(
 
 def test_two_sweeps_in_one_folder_are_refused(tmp_path: Path, quick: None) -> None:
     path = write_sweep(tmp_path, {"seeds": [1]})
-    with slot(tmp_path / "out", shared=False), pytest.raises(UserError, match="in use by process"):
+    with (
+        held_slot(tmp_path / "out", shared=False),
+        pytest.raises(UserError, match="in use by process"),
+    ):
         run(path)
 
 
 def test_sweeps_that_share_a_study_hold_slots_that_outlive_them(tmp_path: Path) -> None:
-    with slot(tmp_path, shared=True) as first, slot(tmp_path, shared=True) as second:
+    with held_slot(tmp_path, shared=True) as first, held_slot(tmp_path, shared=True) as second:
         assert first != second
-    with slot(tmp_path, shared=True) as again:
+    with held_slot(tmp_path, shared=True) as again:
         assert again == first
 
 
@@ -331,7 +334,7 @@ def test_a_file_system_without_locks_is_reported(
         raise OSError(errno.ENOSYS, "Function not implemented")
 
     monkeypatch.setattr("utils.locks.fcntl.flock", refuse)
-    with pytest.raises(UserError, match=r"run\.lock cannot be locked"), slot(tmp_path, shared):
+    with pytest.raises(UserError, match=r"run\.lock cannot be locked"), held_slot(tmp_path, shared):
         pass
 
 
