@@ -1,13 +1,12 @@
-"""Run an accuracy study: every system, seed and split that a YAML file names, scored alike.
+"""Run an accuracy study: every system, seed and split that a YAML file names, scored in the same way.
 
     python study.py --config configs/studies/busi.yaml
     python study.py --config configs/studies/busi_reduced.yaml --workers 2 --out docs/results/busi_reduced
     python study.py --config configs/studies/busi.yaml --report
 
-Each run is an ordinary run folder under ckpt/studies/<name>/. The same command again resumes;
-finished runs are skipped, and so are those whose scores are in results.csv of --out, from another
-machine say. The report is written anew after each run. Exit code 1: a run failed or was stopped from
-outside.
+Each run is an ordinary run folder under ckpt/studies/<name>/. The same command again resumes: finished
+runs are skipped, and so are those whose scores results.csv of --out already has, for example from another
+machine. The report is written anew after each run. Exit code 1: a run failed or was stopped from outside.
 """
 
 from __future__ import annotations

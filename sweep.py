@@ -6,7 +6,7 @@
 
 Every trial is an ordinary run in `<snapshot_path>/<trial>/epochs_<N>`. The same command again resumes
 the sweep where it was stopped. Beside the trials: sweep.md, sweep.csv, sweep.png and best.yaml.
-Exit code 1: a trial failed. docs/sweeps.md says more.
+Exit code 1: a trial failed, or was stopped from outside. docs/sweeps.md says more.
 """
 
 from __future__ import annotations

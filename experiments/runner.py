@@ -4,7 +4,7 @@
     outcomes = run_trials(trials, workers=2)
 
 The same call again resumes: finished trials are skipped, interrupted ones resumed by train.py,
-failed ones left alone unless `retry_failed`. In a trial's run folder (`config.run_folder`) lie
+failed ones left alone unless `retry_failed`. A trial's run folder (`config.run_folder`) then also has
 
     trial.yaml  the config that the commands are given
     trial.log   what the commands printed
@@ -42,14 +42,13 @@ STOPPED_CODES = {code for number in STOP_SIGNALS for code in (-number, 128 + num
 
 Steps = Mapping[str, Sequence[str]]  # name of a step -> its command
 
-
 NOT_INHERITED = {"model_weight": None, "save_seg_img_path": None}
-"""Keys that a trial does not take from its base: it scores its own weights and writes by them."""
+"""Keys of the shared config that no trial gets: it scores its own weights, and its masks go into its folder."""
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One run: a name to call it by, and its config, whose `run_folder` no other trial shares."""
+    """A named training run. No other trial has the `run_folder` of its config."""
 
     name: str
     config: Config
@@ -71,7 +70,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class Outcome:
-    """A trial, its record at the end, and whether a command of it ran or it was skipped."""
+    """A trial, its record at the end, and whether one of its commands ran; otherwise it was skipped."""
 
     trial: Trial
     record: Record
@@ -103,13 +102,13 @@ def run_trials(
 ) -> list[Outcome]:
     """Run each trial's steps one after the other, up to `workers` trials at a time.
 
-    `trials` is read lazily, one whenever a worker is free. `should_prune` is asked about every trial in
-    its first step several times a second; if it says so, the trial is stopped (SIGTERM) and counts
-    as pruned. `on_end` is called with every outcome, also of trials that were skipped. A trial that fails
-    stops no other one. With several workers, each gets one of the config's GPUs, in turn.
+    `trials` is read lazily: the next one when a worker is free. Several times a second, `should_prune` is
+    asked about every trial that is in its first step; one that it is true of is stopped (SIGTERM) and
+    counts as pruned. `on_end` is called with every outcome, also those of skipped trials. The failure of
+    a trial stops no other one. With several workers, each gets one of the config's GPUs, in turn.
 
     On SIGINT, SIGTERM or SIGUSR1 the running commands get a SIGTERM; when they have saved and ended,
-    Interrupted is raised. A second signal leaves at once, and they save by themselves.
+    Interrupted is raised. A second signal ends this process at once; the commands still save.
     """
     if workers < 1:
         raise UserError(f"{workers} workers run nothing; expected at least 1")
@@ -196,14 +195,14 @@ class _Workers:
 
 @dataclass(frozen=True)
 class _Hardware:
-    """What a worker's commands run on."""
+    """The GPUs of a worker, and the environment variables of its commands."""
 
     gpus: tuple[int, ...]
     environment: dict[str, str]
 
 
 def _hardware(config: Config, worker: int, workers: int) -> _Hardware:
-    """All of the config's GPUs for a single worker; else one GPU and a part of the cores each."""
+    """A single worker has all of the config's GPUs; of several, each has one GPU and a share of the cores."""
     environment = os.environ | {"TQDM_DISABLE": "1"}  # bars would fill the log
     if workers == 1:
         return _Hardware(config.GPUs, environment)
@@ -215,10 +214,11 @@ def _hardware(config: Config, worker: int, workers: int) -> _Hardware:
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is None:
         environment["CUDA_VISIBLE_DEVICES"] = str(gpu)
-    elif visible:  # GPUs counts these, or if it names larger numbers they are taken in turn
-        shown = visible.split(",")
-        number = gpu if max(config.GPUs) < len(shown) else place % len(shown)
-        environment["CUDA_VISIBLE_DEVICES"] = shown[number]
+    elif visible:
+        # the config's numbers count the visible GPUs; where they are too large, those are taken in turn
+        names = visible.split(",")
+        number = gpu if max(config.GPUs) < len(names) else place % len(names)
+        environment["CUDA_VISIBLE_DEVICES"] = names[number]
     return _Hardware((gpu,), environment)
 
 
@@ -239,7 +239,7 @@ class _Job:
 
     @property
     def in_first_step(self) -> bool:
-        """Whether its first command runs and was not asked to stop."""
+        """Whether its first command is running and was not asked to stop."""
         running = self._process is not None and self._stopped_as is None
         return running and self._step == next(iter(self.steps))
 
@@ -276,7 +276,7 @@ class _Job:
         return True
 
     def _take_lock(self) -> bool:
-        """Whether nobody else runs this trial; a command left over by a killed runner may."""
+        """Take the trial's lock; False while another process runs it, such as the command of a killed runner."""
         create_run_folder(self.trial.folder)
         file = (self.trial.folder / "trial.lock").open("a")
         try:
@@ -292,7 +292,7 @@ class _Job:
             self._lock.close()
 
     def _resume_record(self) -> None:
-        """Resume from the record on disk; its status stays as it is if there is nothing to do."""
+        """Take over the record on disk. The status is "running" if there is something to do."""
         on_disk = read_record(self.trial.folder)
         if on_disk is not None:
             if recorded_config(on_disk) != self.trial.config:  # train.py decides if it can resume
@@ -300,7 +300,7 @@ class _Job:
             self.record = replace(on_disk, config=self.record.config)
         record = self.record
         if all(step in record.done for step in self.steps):
-            if record.status != "finished":  # a step that is no longer wanted had not ended well
+            if record.status != "finished":  # a step that is no longer wanted has not succeeded
                 record.status = "finished"
                 self._save()
             return
@@ -334,7 +334,7 @@ class _Job:
         self.ran = True
 
     def _command_ended(self) -> bool:
-        """Whether the command has ended; if so, what it cost and how it ended is recorded."""
+        """Whether the command has ended; if so, its cost and how it ended are recorded."""
         process, record, step = self._process, self.record, self._step
         assert process is not None
         pid, status, usage = os.wait4(process.pid, os.WNOHANG)

@@ -1,4 +1,4 @@
-"""The settings of an accuracy study: systems by seeds by splits, as YAML, and the runs they mean.
+"""An accuracy study: a YAML file that names systems, seeds and splits, and the run of each combination.
 
     title: BUSI, full recipe
     protocol: what was trained on what and for how long, in a sentence
@@ -68,7 +68,7 @@ class Study(BaseModel):
 
 
 def load_study(path: Path) -> Study:
-    """Read and check a study; UserError for anything that is not as described above."""
+    """Read and check a study; UserError for anything that does not fit."""
     content = read_yaml(path)
     try:
         study = Study(**{"folder": Path("ckpt/studies") / path.stem} | content)

@@ -1,9 +1,9 @@
-"""What a study found: `results.md`, `results.csv`, `curves.png`, `examples.png`.
+"""The report of a study: `results.md`, `results.csv`, `curves.png`, `examples.png`.
 
-The table has one row per system; a number is the mean over the seeds, and the standard deviation across
-them where there are several. The CSV has one row per run and way of choosing its checkpoint; rows
-that are already in it stay, so that a study can be gathered from the CSVs of several machines. A
-second table has the differences between the first system and each other one, seed by seed.
+The first table of `results.md` has one row per system: the mean over the seeds and, where there are several,
+the standard deviation across them. The second one has the differences between the first system and each
+other one, seed by seed. `results.csv` has one row per run and way of scoring it (`WAYS`); rows that are
+already in it stay, so that a study can be gathered from the CSVs of several machines.
 """
 
 from __future__ import annotations
@@ -36,8 +36,10 @@ from utils.tables import csv_text, markdown_table
 TABLE = "results.csv"
 ON_VAL = "validation"
 WAYS = {ON_VAL: ".", TTA: TTA, ON_TEST: ON_TEST}
-"""Ways of scoring a run, and where in its folder `experiments.study_scoring` puts them."""
+"""Ways of scoring a run, and where in its folder `experiments.study_scoring` puts each.
 
+By default the checkpoint is the best on the held-out part of train; TTA adds test-time augmentation, and
+ON_TEST is the kept epoch that is best on the test split."""
 
 EXPLAINED = {
     "no leaked cases": " *No leaked cases* leaves out the test cases with a near-duplicate in train.",
@@ -53,9 +55,9 @@ class NothingScored(UserError):
 class Score:
     """One run, scored in one way: a row of `results.csv`.
 
-    Dice and IoU are in [0, 1], HD95 in pixels; the minutes are those of training, none where an
-    attempt was killed and its time is not known. `settings` is a digest of the run's config,
-    `split_sha256` the hash of the split file.
+    `checkpoint` is the way of scoring, a key of `WAYS`. Dice and IoU are in [0, 1], HD95 in pixels. The
+    minutes are those of training; None where an attempt was killed and its time is not known. `settings`
+    is a digest of the run's config, `split_sha256` the hash of the split file.
     """
 
     system: str
@@ -91,7 +93,7 @@ def write_study(study: Study, out: Path) -> str:
     runs = trials_of(study)
     elsewhere = scores_in(out, runs)
     here = {run: scores_of(run, trial) for run, trial in runs.items()}
-    # never a mixture of both: they are of two trainings
+    # either those here or those elsewhere, never a mixture: they come from two trainings
     scores = [score for run in runs for score in max(here[run], elsewhere.get(run, []), key=len)]
     check_splits(scores)
     if not scores:
@@ -112,7 +114,7 @@ def write_study(study: Study, out: Path) -> str:
 
 
 def scores_of(run: Run, trial: Trial) -> list[Score]:
-    """The scores of a run in its folder, none while it is not scored with the trial's settings."""
+    """The scores in the trial's folder; none until it is scored with the settings that it has now."""
     record = read_record(trial.folder)
     if record is None or "score" not in record.done or not is_record_of(record, trial.config):
         return []
@@ -152,10 +154,10 @@ def scores_of(run: Run, trial: Trial) -> list[Score]:
 
 
 def scores_in(out: Path, runs: Mapping[Run, Trial]) -> dict[Run, list[Score]]:
-    """The scores by run that are in the table of `out`, none where there is no table.
+    """Scores that `out`/results.csv already holds, by run.
 
-    UserError for a file that is not such a table, and for runs that the study does not name or that
-    had other settings or another split: they do not belong into one table, and are not overwritten.
+    UserError if it is not a study's table, or has runs that are not in this study, had other settings, or
+    another split.
     """
     path = out / TABLE
     if not path.exists():
@@ -182,7 +184,7 @@ def scores_in(out: Path, runs: Mapping[Run, Trial]) -> dict[Run, list[Score]]:
 
 
 def scored_in(study: Study, out: Path, runs: Mapping[Run, Trial]) -> set[Run]:
-    """The runs that have their scores of every way that the study wants in the table of `out`."""
+    """The runs that `out`/results.csv has in every way of scoring that the study asks for."""
     known = scores_in(out, runs)
     return {
         run
@@ -192,16 +194,16 @@ def scored_in(study: Study, out: Path, runs: Mapping[Run, Trial]) -> set[Run]:
 
 
 def ways_of(study: Study, config: Config) -> set[str]:
-    """Ways in which a run of the study is scored."""
+    """The ways (keys of `WAYS`) in which a run of the study is scored."""
     ways = {ON_VAL, TTA} if study.tta else {ON_VAL}
     keeps_epochs = config.save_freq is not None and config.save_freq <= config.epochs
     return ways | ({ON_TEST} if keeps_epochs else set())
 
 
 def check_splits(scores: Iterable[Score], here: Mapping[str, str] | None = None) -> None:
-    """UserError where scores of one split were reached on several split files.
+    """UserError where the scores of one split come from different split files.
 
-    `here` is the hash of the split file on this machine, by split.
+    `here` has the hash of the split file on this machine, by split.
     """
     known = dict(here or {})
     for score in scores:
@@ -226,7 +228,7 @@ def digest(config: Config, processes: int = 1) -> str:
 
 
 def _digests(config: Config) -> set[str]:
-    """Those that a run of `config` may have: on all its GPUs together, or on one of them or none."""
+    """The digests that a run of `config` may have: trained on all its GPUs, or by one process."""
     return {digest(config), digest(config, len(config.GPUs))}
 
 
@@ -368,12 +370,12 @@ def _cell(values: Sequence[float], expected: int) -> str:
 
 
 def to_csv(scores: Iterable[Score]) -> str:
-    """A row for every run and way of choosing its checkpoint."""
+    """A row for every run and way of scoring it."""
     return csv_text([field.name for field in fields(Score)], map(asdict, scores))
 
 
 def draw_curves(path: Path, study: Study, histories: Mapping[Run, Path]) -> None:
-    """Dice on the held-out part of train by epoch; one line per system, its seeds as a band."""
+    """Dice on the held-out part of train by epoch: a line per system, and a band that spans its seeds."""
     import numpy as np
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator

@@ -1,16 +1,16 @@
-"""Score a finished run of a study on its test split, by each way of choosing the checkpoint.
+"""Score a trained run of a study on its test split, in each of the ways that a study compares.
 
     python -m experiments.study_scoring --config <run folder>/trial.yaml
     python -m experiments.study_scoring --config <run folder>/trial.yaml --tta
 
-The first writes into the run folder, through valid.py,
+The first writes into the run folder
 
     valid_results_<data set>/                  checkpoint chosen on the held-out part of train
     chosen_on_test/valid_results_<data set>/   the best of the kept epochs on test, as in the published code
     chosen_on_test.json                        Dice on test of every kept epoch
     parameters.json                            trainable parameters
 
-and the second one
+and the second
 
     tta/valid_results_<data set>/              with test-time augmentation, eight predictions per case
 """

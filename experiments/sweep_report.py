@@ -1,8 +1,8 @@
-"""What a sweep has found so far: sweep.csv, sweep.md, sweep.png and best.yaml in its folder.
+"""The report of a sweep: sweep.csv, sweep.md, sweep.png and best.yaml in its folder.
 
-One row per setting. Two intervals are kept apart: across runs (Student t over the seeds and folds of a
-setting: what another seed would change) and across cases (bootstrap over the test cases, of the
-scores averaged over runs: what other test images would change).
+One row per setting, with two kinds of interval: across runs (Student t over the seeds and folds of a
+setting: what another seed would change) and across cases (bootstrap over the test cases, each one's
+score averaged over the runs: what other test images would change).
 """
 
 from __future__ import annotations
@@ -44,9 +44,9 @@ def write_report(
     select_on: str,
     figure: Figure | None = None,
 ) -> None:
-    """Write the tables and the figure; without `figure` it is one of the settings' scores.
+    """Write the tables and `figure`, which by default shows the scores of the settings.
 
-    `select_on` names the cases that chose the checkpoints.
+    `select_on` names the cases that chose the checkpoints: `val` or `test`.
     """
     drawn = figure or plot_settings(title, rows, select_on)
     with writing_to(folder):
@@ -64,7 +64,7 @@ def write_best(folder: Path, best: SettingScores, config: Config) -> None:
 
 
 def to_csv(rows: Sequence[SettingScores], select_on: str) -> str:
-    """One row per setting, unrounded; empty where there is nothing to report."""
+    """One row per setting, unrounded; cells without a number are empty."""
     best = find_best(rows)
     choosing = CHOOSING[select_on].lower().replace(" ", "_")
     lines = []
@@ -155,7 +155,7 @@ def _draw_runs(axes: Axes, scores: Sequence[Sequence[float]]) -> None:
 
 
 def _rank(row: SettingScores) -> tuple[bool, float]:
-    """Sorts complete settings before others, and the higher mean first."""
+    """Sort key: complete settings first, then by mean Dice, the highest first."""
     return (not row.complete, -describe(row.val).mean if row.val else math.inf)
 
 

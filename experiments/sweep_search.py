@@ -93,7 +93,7 @@ class SearchPlan:
             self._enqueue_failed()
 
     def trials(self) -> Iterator[Trial]:
-        """What an earlier sweep left running or unscored, then new settings until there are enough."""
+        """First what an earlier sweep left running or unscored, then new settings until there are enough."""
         import optuna
 
         left_running = self.study.get_trials(states=[optuna.trial.TrialState.RUNNING])

@@ -102,7 +102,7 @@ def open_study(sweep: Sweep) -> optuna.Study:
 
 
 def _check_same_search(sweep: Sweep, study: optuna.Study) -> None:
-    """UserError if the study's values were reached with other settings, and so do not compare."""
+    """UserError if the study's values were reached with other settings and so cannot be compared."""
     shared = sweep.base.model_dump(mode="json") | {"vae_weights": _weights(sweep.base.vae_weights)}
     free = (CHANGEABLE_ON_RESUME - COMPARED) | sweep.settings.search.keys()
     current = {key: value for key, value in shared.items() if key not in free}
@@ -126,12 +126,14 @@ def _check_same_search(sweep: Sweep, study: optuna.Study) -> None:
     ]
     if changed:
         raise other_search_error(sweep, changed)
-    if current.keys() - recorded.keys():  # what was not known where the search began
+    if (
+        current.keys() - recorded.keys()
+    ):  # the data may not have been prepared when the search began
         study.set_user_attr("sweep", recorded | current)
 
 
 def _data(base: Config) -> dict[str, str]:
-    """The data set by its name, and by the hash of its split file where it is prepared here."""
+    """The data set's name, and the hash of its split file where it is prepared on this machine."""
     data = {"data set": base.dataset}
     with suppress(UserError):
         data["split file (SHA-256)"] = sha256(find_split_file(base.pickle_file_path))
@@ -139,7 +141,7 @@ def _data(base: Config) -> dict[str, str]:
 
 
 def _weights(name: str) -> str:
-    """The VAE's weights: a folder, which may lie elsewhere on each machine, by the hash of its file."""
+    """The VAE's weights: a folder by the hash of its file, as its path may differ between machines."""
     folder = weights_folder(name)
     file = folder / "diffusion_pytorch_model.safetensors" if folder else None
     return f"SHA-256 {sha256(file)}" if file and file.is_file() else name

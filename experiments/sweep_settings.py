@@ -1,4 +1,4 @@
-"""What a sweep's YAML may say: a config of a run with one more key, `sweep:`.
+"""The YAML file of a sweep: the config of a run with one more key, `sweep:`.
 
     base: ../busi_train.yaml
     snapshot_path: ckpt/sweeps/busi_lr
@@ -61,7 +61,7 @@ class Range(BaseModel):
 
     low: Number = Field(description="Smallest value")
     high: Number = Field(description="Largest value")
-    log: bool = Field(False, description="Whether factors count rather than differences")
+    log: bool = Field(False, description="Whether to draw on a logarithmic scale")
     step: Number | None = Field(None, description="Only low, low + step, ...")
 
     @model_validator(mode="after")
@@ -149,7 +149,7 @@ class SweepSettings(BaseModel):
 
 @dataclass(frozen=True)
 class Sweep:
-    """A sweep as loaded: the values that all trials share, and what differs between them."""
+    """A sweep as loaded: the values that all trials share, and the settings under `sweep:`."""
 
     path: Path
     values: dict[str, Any]
@@ -162,7 +162,7 @@ class Sweep:
         return self.base.snapshot_path
 
     def config(self, overrides: dict[str, Any]) -> Config:
-        """The shared values with `overrides`; UserError that names these if they do not fit."""
+        """The shared values with `overrides`; UserError that names the overrides if they do not fit."""
         changed = ", ".join(f"{key}: {shown(value)}" for key, value in overrides.items())
         return make_config(self.values | overrides, f"{self.path} with {changed}")
 
@@ -170,7 +170,7 @@ class Sweep:
 def load_sweep(path: Path, overrides: Sequence[str] = ()) -> Sweep:
     """Read a sweep's YAML with `key=value` and `sweep.key=value` overrides.
 
-    UserError for anything that is wrong in it, except the values of single trials.
+    UserError for anything that is wrong in it, except values that only some trials have.
     """
     values = read_mapping(path) | parse_overrides(
         [override for override in overrides if not override.startswith("sweep.")]
@@ -181,9 +181,11 @@ def load_sweep(path: Path, overrides: Sequence[str] = ()) -> Sweep:
             f"{path} has no mapping under `sweep:`, got {shown(given)}. For a single run use "
             f"train.py; see {PAGE}"
         )
-    own = [text.removeprefix("sweep.") for text in overrides if text.startswith("sweep.")]
+    sweep_overrides = [
+        text.removeprefix("sweep.") for text in overrides if text.startswith("sweep.")
+    ]
     try:
-        settings = SweepSettings(**given | parse_overrides(own))
+        settings = SweepSettings(**given | parse_overrides(sweep_overrides))
     except (ValidationError, TypeError) as error:  # the latter for keys that are not text
         raise UserError(_explain(error, path)) from error
     base = make_config(values, str(path))

@@ -22,13 +22,13 @@ from utils.files import REPOSITORY
 
 BASE_NAME = "base"  # of the setting that changes nothing
 MAX_NAME = 120
-MAX_CORNERS = 1024  # combinations of the ends of a search's ranges that are all built
+MAX_CORNERS = 1024
 HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
 
 @dataclass(frozen=True)
 class Setting:
-    """A name, the values that it gives to keys of the config, and its runs."""
+    """The values of some keys of the config, and the runs that have them."""
 
     name: str
     values: dict[str, Any]
@@ -55,7 +55,7 @@ def list_settings(sweep: Sweep) -> list[Setting]:
 def make_setting(
     sweep: Sweep, values: dict[str, Any], *, name: str = "", named: Iterable[str]
 ) -> Setting:
-    """The setting with `values`, called `name` and then the values of the keys in `named`."""
+    """The setting with `values`; its name is `name`, then `key=value` for the keys in `named`."""
     config = sweep.config(values)
     parts = [name] if name else []
     parts += [f"{key}={text_of(getattr(config, key))}" for key in named]
@@ -81,7 +81,7 @@ def make_trial(sweep: Sweep, name: str, values: dict[str, Any]) -> Trial:
 
 
 def best_config(sweep: Sweep, setting: Setting) -> Config:
-    """What to train with next: the setting with its first seed, no fold held out, another folder."""
+    """The config of best.yaml: the setting with its first seed, no fold held out, in a folder of its own."""
     seed = {"seed": sweep.settings.seeds[0]} if sweep.settings.seeds else {}
     place = NOT_INHERITED | {"snapshot_path": sweep.folder / BEST_NAME}
     return sweep.config(setting.values | seed | place)
@@ -90,8 +90,8 @@ def best_config(sweep: Sweep, setting: Setting) -> Config:
 def check_weights(sweep: Sweep, config: Config) -> None:
     """UserError where the folder of the VAE's weights or the file of initial weights is missing.
 
-    Ids on the Hugging Face hub (`owner/name`) are left to the trials, unless `owner` is a folder of the
-    repository, such as ckpt.
+    What may be an id on the Hugging Face hub (`owner/name`) is left to the trials, unless `owner` is a
+    folder of the repository, such as ckpt.
     """
     name = config.vae_weights
     on_hub = HUB_ID.fullmatch(name) and not (REPOSITORY / name).parent.is_dir()
@@ -112,8 +112,8 @@ def weights_folder(name: str) -> Path | None:
 def check_search(sweep: Sweep) -> None:
     """Build the configs at the ends of all ranges and for all choices; UserError if one does not fit.
 
-    All combinations are built where they are not too many, else each key's ends on their own. Two
-    choices of one name, steps that leave the whole numbers and weights that are missing are refused, too.
+    All their combinations are built; where these are more than MAX_CORNERS, each value on its own. Also
+    refused: two choices of one name, a fractional step of a whole number, and missing weights.
     """
     ends = {key: ends_of(values) for key, values in sweep.settings.search.items()}
     if math.prod(map(len, ends.values())) <= MAX_CORNERS:
@@ -159,7 +159,7 @@ def text_of(value: object) -> str:
 
 
 def _repeats(sweep: Sweep) -> list[tuple[list[str], dict[str, int]]]:
-    """For each run of a setting: what it adds to the name, and what it sets."""
+    """For each run of a setting: what it adds to the name, and the keys that it sets."""
     folds, seeds = sweep.settings.folds, sweep.settings.seeds
     by_seed = [([f"seed={seed}"], {"seed": seed}) for seed in seeds] or [([], {})]
     by_fold: list[tuple[list[str], dict[str, int]]] = [
