@@ -170,9 +170,9 @@ def test_a_run_is_scored_in_every_way_and_reported(
 
     record.untimed_attempts, record.done = 1, ["train", "score"]
     write_record(trial.folder, record)
-    found = scores_of(RUN, trial)
-    assert [score.checkpoint for score in found] == ["validation", "chosen_on_test"]
-    assert (found[0].minutes, found[0].cpu_minutes) == (None, None), "a part is not known"
+    scores = scores_of(RUN, trial)
+    assert [score.checkpoint for score in scores] == ["validation", "chosen_on_test"]
+    assert (scores[0].minutes, scores[0].cpu_minutes) == (None, None), "a part is not known"
 
     elsewhere = trial.config.model_copy(update={"num_workers": 7, "GPUs": (3,)})
     assert len(scores_of(RUN, Trial("a", elsewhere))) == 2
@@ -453,10 +453,10 @@ def ending(monkeypatch: pytest.MonkeyPatch, *statuses: Status) -> None:
     """The runs end with these statuses, the last of which is that of all others."""
 
     def run_trials(trials: list[Trial], *_: object, **__: object) -> list[Outcome]:
-        each = [*statuses, *[statuses[-1]] * len(trials)]
+        by_trial = [*statuses, *[statuses[-1]] * len(trials)]
         return [
             Outcome(trial, Record(trial.name, {}, status), True)
-            for trial, status in zip(trials, each, strict=False)
+            for trial, status in zip(trials, by_trial, strict=False)
         ]
 
     monkeypatch.setattr("experiments.runner.run_trials", run_trials)
