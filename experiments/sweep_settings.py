@@ -111,12 +111,15 @@ class SweepSettings(BaseModel):
         None,
         description="Optuna storage URL that several machines share; default: SQLite in the sweep's folder",
     )
-    study: str | None = Field(None, description="Name in the storage; default: the folder's name")
+    study: str | None = Field(
+        None, description="Name of the search in the storage; default: the folder's name"
+    )
     seeds: tuple[Annotated[int, Field(ge=0, lt=2**63)], ...] = Field(
-        (), description="Each setting is run once per seed"
+        (), description="Each setting has one trial per seed"
     )
     folds: Annotated[int, Field(ge=2)] | None = Field(
-        None, description="Each setting is run once per fold of train, which is held out"
+        None,
+        description="Number of parts of train; each setting has one trial per part, which it holds out",
     )
     workers: PositiveInt = Field(1, description="Trials at a time")
     validate_runs: bool = Field(
