@@ -1,34 +1,32 @@
-"""Run an accuracy study: every system, seed and split that a YAML file names, scored alike.
+"""Run an accuracy study: every system, seed and split that a YAML file names, scored in the same way.
 
     python study.py --config configs/studies/busi.yaml
     python study.py --config configs/studies/busi_reduced.yaml --workers 2 --out docs/results/busi_reduced
     python study.py --config configs/studies/busi.yaml --report
 
-Each run is an ordinary run folder under ckpt/studies/<name>/. The same command again resumes;
-finished runs are skipped, and so are those whose scores are in results.csv of --out, from another
-machine say. The report is written anew after each run. Exit code 1: a run failed or was stopped from
-outside.
+Each run is an ordinary run folder under ckpt/studies/<name>/. The same command again resumes: finished
+runs are skipped, and so are those whose scores results.csv of --out already has, for example from another
+machine. The report is written anew after each run. Exit code 1: a run failed or was stopped from outside.
 """
 
 from __future__ import annotations
 
 import argparse
 import logging
-import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from utils.entry import exit_from, positive_int
-from utils.files import REPOSITORY
+from utils.errors import listed
 
 if TYPE_CHECKING:
-    from experiments.runner import Outcome, Steps, Trial
+    from experiments.runner import Outcome
 
 log = logging.getLogger("wavegms")
 
-NAMED = 4  # runs in the last messages; each was reported when it ended
+NAMED = 4  # runs in each of the last messages; all were reported when they ended
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -47,14 +45,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse_arguments(argv)
 
     from experiments.runner import run_trials
-    from experiments.study import by_run, load_study, trials_of
+    from experiments.study import load_study, trials_of
     from experiments.study_report import TABLE, NothingScored, scored_in, write_study
+    from experiments.study_scoring import training_and_scoring_steps
     from utils.logs import log_to
 
     log_to()
     study = load_study(arguments.config)
     out = arguments.out or study.folder
-    runs = by_run(study, trials_of(study))
+    runs = trials_of(study)
     scored = scored_in(study, out, runs)
     trials = [trial for run, trial in runs.items() if run not in scored]
 
@@ -88,29 +87,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     if failed:
         log.info(
             "%d of %d runs failed (see their trial.log; --retry-failed tries them again): %s",
-            *(len(failed), len(trials), some_of(failed)),
+            *(len(failed), len(trials), listed(failed, NAMED, "; ")),
         )
     if stopped:
         log.info(
             "%d of %d runs were stopped from outside (the same command resumes them): %s",
-            *(len(stopped), len(trials), some_of(stopped)),
+            *(len(stopped), len(trials), listed(stopped, NAMED, "; ")),
         )
     return 1 if failed or stopped else 0
-
-
-def some_of(names: Sequence[str]) -> str:
-    """The first of the names."""
-    return "; ".join(names[:NAMED]) + ("; ..." if len(names) > NAMED else "")
-
-
-def training_and_scoring_steps(trial: Trial, tta: bool) -> Steps:
-    """Train the run, then score it, with test-time augmentation if `tta`."""
-    from experiments.study_scoring import TTA
-
-    config = ["--config", str(trial.config_file)]
-    scoring = [sys.executable, "-m", "experiments.study_scoring", *config]
-    steps = {"train": [sys.executable, str(REPOSITORY / "train.py"), *config], "score": scoring}
-    return steps | ({TTA: [*scoring, "--tta"]} if tta else {})
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@
 
 Every trial is an ordinary run in `<snapshot_path>/<trial>/epochs_<N>`. The same command again resumes
 the sweep where it was stopped. Beside the trials: sweep.md, sweep.csv, sweep.png and best.yaml.
-Exit code 1: a trial failed. docs/sweeps.md says more.
+Exit code 1: a trial failed, or was stopped from outside. docs/sweeps.md says more.
 """
 
 from __future__ import annotations
@@ -45,10 +45,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse_arguments(argv)
 
     from experiments.runner import run_trials, training_and_validation_steps, training_steps
-    from experiments.sweep_plan import describe_plan, make_plan, report
+    from experiments.sweep_plan import describe_plan, make_plan, write_sweep_report
     from experiments.sweep_report import find_best
     from experiments.sweep_settings import load_sweep
-    from experiments.sweep_slots import slot
+    from experiments.sweep_slots import held_slot
     from utils.logs import log_to
 
     log_to()
@@ -59,14 +59,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         log.info("every config is valid; nothing was written")
         return 0
 
-    with slot(sweep.folder, shared=settings.storage is not None) as owner:
+    with held_slot(sweep.folder, shared=settings.storage is not None) as owner:
         plan = make_plan(sweep, owner, arguments.retry_failed)
 
         def on_end(outcome: Outcome) -> None:
             plan.ended(outcome)
             log.info(describe_outcome(outcome))
             if outcome.ran:
-                report(sweep, plan)
+                write_sweep_report(sweep, plan)
 
         try:
             outcomes = run_trials(
@@ -78,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 on_end=on_end,
             )
         finally:
-            rows = report(sweep, plan)
+            rows = write_sweep_report(sweep, plan)
     log.info((sweep.folder / "sweep.md").read_text())
     best = ", best.yaml" if find_best(rows) else "; best.yaml follows the first complete setting"
     log.info("written to %s: sweep.md, sweep.csv, sweep.png%s", sweep.folder, best)

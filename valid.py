@@ -18,8 +18,12 @@ import argparse
 import logging
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from utils.entry import exit_from
+
+if TYPE_CHECKING:
+    from utils.config import Config
 
 log = logging.getLogger("wavegms")
 
@@ -50,13 +54,16 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> None:
     arguments = parse_arguments(argv)
 
-    from engine.trained_run import find_run, load_system
+    from engine.trained_run import find_run
     from utils.logs import log_to
-    from utils.runs import writing_to
 
     log_to()
     config, checkpoint = find_run(arguments.run, arguments.config, overrides=arguments.overrides)
+    score_run(config, checkpoint, arguments.datasets)
 
+
+def score_run(config: Config, checkpoint: Path, names: Sequence[str] = ()) -> None:
+    """Score a checkpoint on the test splits of the prepared data sets `names`; default: the config's."""
     from engine.device import make_accelerator, use_gpus
 
     use_gpus(config.GPUs[:1])
@@ -64,10 +71,12 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     from datasets.cases import open_data_set, open_prepared
     from engine.scoring import results_folder, score_test_split
+    from engine.trained_run import load_system
+    from utils.runs import writing_to
 
     system = load_system(config, checkpoint)
     log.info("weights: %s", checkpoint)
-    named = [open_prepared(name) for name in arguments.datasets]
+    named = [open_prepared(name) for name in names]
     data_sets = named or [open_data_set(config.pickle_file_path)]
     results, summaries = results_folder(checkpoint), {}
     for data_set in data_sets:

@@ -26,7 +26,7 @@ from distillation.scores import encode, r_squared, round_trip, to_input
 from distillation.student import make_student, start_student
 from utils.checkpoints import weights_sha256
 from utils.errors import UserError
-from utils.interruption import Interrupted, StopRequest
+from utils.interruption import StopRequest
 
 VALIDATION_SEED = 10_000_019
 SAVE_SECONDS = 120
@@ -147,7 +147,7 @@ class Distiller:
                     self.history.append(row | self.validate())
                     bar.write(", ".join(f"{k} {v:.4g}" for k, v in self.history[-1].items()))
                 self.save()
-                leave_if_asked(stop)
+                stop.raise_if_requested()
 
     def train_epoch(self, bar: tqdm, stop: StopRequest) -> float | None:
         """Train to the end of this epoch or of the budget; returns the last loss, None without a step.
@@ -164,7 +164,7 @@ class Distiller:
             if stop.requested or started - saved_at > SAVE_SECONDS:
                 self.save()
                 saved_at = started
-                leave_if_asked(stop)
+                stop.raise_if_requested()
             chosen = order[self.position : self.position + self.budget.batch]
             loss = self.update([a[chosen] for a in arrays], self.budget.rate_at(self.done))
             self.position += self.budget.batch
@@ -240,9 +240,3 @@ class Distiller:
             else:
                 scores[f"psnr_{name}"] = float(round_trip(student, z, x, batch=32).mean())
         return scores
-
-
-def leave_if_asked(stop: StopRequest) -> None:
-    """Raise Interrupted if a signal asked to stop."""
-    if stop.signal_number is not None:
-        raise Interrupted(stop.signal_number)

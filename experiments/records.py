@@ -18,17 +18,17 @@ Status = Literal["finished", "running", "interrupted", "failed", "pruned", "wait
 
 @dataclass
 class Record:
-    """How far a trial has come and what it has cost, over all attempts.
+    """How far a trial has come and what it has cost.
 
-    `wall_seconds` and `cpu_seconds` (user and system, with child processes) are sums per step, such
-    as {"train": 812.4, "valid": 9.1}. An attempt whose runner was killed leaves no times; it is
+    `wall_seconds` and `cpu_seconds` (user and system, with child processes) are sums over all attempts, by
+    step: {"train": 812.4, "valid": 9.1}. An attempt whose runner was killed leaves no times; it is
     counted in `untimed_attempts`, and the sums are then too low.
     """
 
     name: str
     config: dict[str, Any]
     status: Status = "waiting"
-    done: list[str] = field(default_factory=list)  # steps that ended well
+    done: list[str] = field(default_factory=list)  # steps that have succeeded
     attempts: int = 0
     untimed_attempts: int = 0
     wall_seconds: dict[str, float] = field(default_factory=dict)
@@ -52,9 +52,9 @@ def read_record(folder: Path) -> Record | None:
 
 
 def recorded_config(record: Record) -> Config | None:
-    """The record's config; keys that are younger than it have their default.
+    """The record's config; keys that were introduced after it was written have their defaults.
 
-    None where it has keys or values of another version.
+    None where this version of the config refuses its keys or values.
     """
     try:
         return make_config(record.config)
@@ -63,13 +63,13 @@ def recorded_config(record: Record) -> Config | None:
 
 
 def scored_settings(config: Config) -> dict[str, Any]:
-    """What decides the scores of a run, as far as it is not the default."""
+    """The settings of a run that decide its scores, without those that have their default."""
     values = config.model_dump(mode="json", exclude_defaults=True, exclude=set(MACHINE_SETTINGS))
     return values | {"data set": config.dataset}
 
 
 def is_record_of(record: Record, config: Config) -> bool:
-    """Whether what is on record was made with the settings of `config`."""
+    """Whether the record belongs to a run with the same score-relevant settings as `config`."""
     recorded = recorded_config(record)
     return recorded is not None and scored_settings(recorded) == scored_settings(config)
 

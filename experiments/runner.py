@@ -4,7 +4,7 @@
     outcomes = run_trials(trials, workers=2)
 
 The same call again resumes: finished trials are skipped, interrupted ones resumed by train.py,
-failed ones left alone unless `retry_failed`. In a trial's run folder (`config.run_folder`) lie
+failed ones left alone unless `retry_failed`. A trial's run folder (`config.run_folder`) then also has
 
     trial.yaml  the config that the commands are given
     trial.log   what the commands printed
@@ -28,7 +28,7 @@ from experiments.records import Record, Status, read_record, recorded_config, wr
 from utils.config import Config, dump_config
 from utils.errors import UserError
 from utils.files import REPOSITORY, atomic_write
-from utils.interruption import STOP_SIGNALS, Interrupted, StopRequest
+from utils.interruption import STOP_SIGNALS, StopRequest
 from utils.locks import try_lock
 from utils.machine import available_cores
 from utils.runs import create_run_folder, writing_to
@@ -42,14 +42,13 @@ STOPPED_CODES = {code for number in STOP_SIGNALS for code in (-number, 128 + num
 
 Steps = Mapping[str, Sequence[str]]  # name of a step -> its command
 
-
 NOT_INHERITED = {"model_weight": None, "save_seg_img_path": None}
-"""Keys that a trial does not take from its base: it scores its own weights and writes by them."""
+"""Keys of the shared config that no trial gets: it scores its own weights, and its masks go into its folder."""
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One run: a name to call it by, and its config, whose `run_folder` no other trial shares."""
+    """A named training run. No other trial has the `run_folder` of its config."""
 
     name: str
     config: Config
@@ -71,7 +70,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class Outcome:
-    """A trial, its record at the end, and whether a command of it ran or it was skipped."""
+    """A trial, its record at the end, and whether one of its commands ran; otherwise it was skipped."""
 
     trial: Trial
     record: Record
@@ -103,72 +102,107 @@ def run_trials(
 ) -> list[Outcome]:
     """Run each trial's steps one after the other, up to `workers` trials at a time.
 
-    `trials` is read lazily, one whenever a worker is free. `should_prune` is asked about every trial in
-    its first step several times a second; if it says so, the trial is stopped (SIGTERM) and counts
-    as pruned. `on_end` is called with every outcome, also of trials that were skipped. A trial that fails
-    stops no other one. With several workers, each gets one of the config's GPUs, in turn.
+    `trials` is read lazily: the next one when a worker is free. Several times a second, `should_prune` is
+    asked about every trial that is in its first step; one that it is true of is stopped (SIGTERM) and
+    counts as pruned. `on_end` is called with every outcome, also those of skipped trials. The failure of
+    a trial stops no other one. With several workers, each gets one of the config's GPUs, in turn.
 
     On SIGINT, SIGTERM or SIGUSR1 the running commands get a SIGTERM; when they have saved and ended,
-    Interrupted is raised. A second signal leaves at once, and they save by themselves.
+    Interrupted is raised. A second signal ends this process at once; the commands still save.
     """
     if workers < 1:
         raise UserError(f"{workers} workers run nothing; expected at least 1")
-    waiting = iter(trials)
-    exhausted = False
-    jobs: dict[int, _Job] = {}  # by worker
+    pool = _Workers(trials, workers, steps, retry_failed)
     outcomes: list[Outcome] = []
-
-    def start_on(worker: int) -> None:
-        nonlocal exhausted
-        trial = next(waiting, None)
-        if trial is None:
-            exhausted = True
-        else:
-            hardware = _hardware(trial.config, worker, workers)
-            jobs[worker] = _Job(trial, steps(trial), hardware, retry_failed)
-
-    def take_ended() -> bool:
-        ended = [worker for worker, job in jobs.items() if job.advance()]
-        for worker in ended:
-            job = jobs.pop(worker)
-            outcomes.append(Outcome(job.trial, job.record, job.ran))
-            if on_end is not None:
-                on_end(outcomes[-1])
-        return bool(ended)
-
     with StopRequest(NOTICE) as stop:
         try:
-            while jobs or not (exhausted or stop.requested):
-                for worker in range(workers):
-                    if worker not in jobs and not exhausted and not stop.requested:
-                        start_on(worker)
-                for job in jobs.values():
-                    if stop.requested:
-                        job.stop("interrupted")
-                    elif should_prune is not None and job.in_first_step and should_prune(job.trial):
-                        job.stop("pruned")
-                if not take_ended() and jobs:
+            while pool.busy or not (pool.exhausted or stop.requested):
+                while not stop.requested and pool.start_next():
+                    pass
+                if should_prune is not None and not stop.requested:
+                    pool.prune(should_prune)
+                if stop.requested:
+                    pool.interrupt()
+                ended = pool.take_ended()
+                for outcome in ended:
+                    outcomes.append(outcome)
+                    if on_end is not None:
+                        on_end(outcome)
+                if pool.busy and not ended:
                     time.sleep(POLL_SECONDS)
         finally:  # only an error leaves jobs behind
-            for job in jobs.values():
-                job.stop("interrupted")
-            while not all(job.advance() for job in jobs.values()):
-                time.sleep(POLL_SECONDS)
-        if stop.signal_number is not None:
-            raise Interrupted(stop.signal_number)
+            pool.interrupt()
+            pool.wait()
+        stop.raise_if_requested()
     return outcomes
+
+
+class _Workers:
+    """Each worker runs one job at a time; `trials` is read when one is free."""
+
+    def __init__(
+        self,
+        trials: Iterable[Trial],
+        count: int,
+        steps: Callable[[Trial], Steps],
+        retry_failed: bool,
+    ) -> None:
+        self.count, self.steps, self.retry_failed = count, steps, retry_failed
+        self.exhausted = False  # whether no trial is left to start
+        self._trials = iter(trials)
+        self._jobs: dict[int, _Job] = {}  # by worker
+
+    @property
+    def busy(self) -> bool:
+        return bool(self._jobs)
+
+    def start_next(self) -> bool:
+        """Give the next trial to a free worker; False where there is no worker or no trial."""
+        free = next((worker for worker in range(self.count) if worker not in self._jobs), None)
+        if free is None or self.exhausted:
+            return False
+        trial = next(self._trials, None)
+        if trial is None:
+            self.exhausted = True
+            return False
+        hardware = _hardware(trial.config, free, self.count)
+        self._jobs[free] = _Job(trial, self.steps(trial), hardware, self.retry_failed)
+        return True
+
+    def prune(self, should_prune: Callable[[Trial], bool]) -> None:
+        """Stop the trials in their first step of which `should_prune` says so."""
+        for job in self._jobs.values():
+            if job.in_first_step and should_prune(job.trial):
+                job.stop("pruned")
+
+    def interrupt(self) -> None:
+        """Ask all trials to save and stop."""
+        for job in self._jobs.values():
+            job.stop("interrupted")
+
+    def take_ended(self) -> list[Outcome]:
+        """Advance all jobs; those that have ended leave their workers free."""
+        ended = [worker for worker, job in self._jobs.items() if job.advance()]
+        jobs = [self._jobs.pop(worker) for worker in ended]
+        return [Outcome(job.trial, job.record, job.ran) for job in jobs]
+
+    def wait(self) -> None:
+        """Wait until all jobs have ended."""
+        while self._jobs:
+            if not self.take_ended():
+                time.sleep(POLL_SECONDS)
 
 
 @dataclass(frozen=True)
 class _Hardware:
-    """What a worker's commands run on."""
+    """The GPUs of a worker, and the environment variables of its commands."""
 
     gpus: tuple[int, ...]
     environment: dict[str, str]
 
 
 def _hardware(config: Config, worker: int, workers: int) -> _Hardware:
-    """All of the config's GPUs for a single worker; else one GPU and a part of the cores each."""
+    """A single worker has all of the config's GPUs; of several, each has one GPU and a share of the cores."""
     environment = os.environ | {"TQDM_DISABLE": "1"}  # bars would fill the log
     if workers == 1:
         return _Hardware(config.GPUs, environment)
@@ -180,10 +214,11 @@ def _hardware(config: Config, worker: int, workers: int) -> _Hardware:
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is None:
         environment["CUDA_VISIBLE_DEVICES"] = str(gpu)
-    elif visible:  # GPUs counts these, or if it names larger numbers they are taken in turn
-        shown = visible.split(",")
-        number = gpu if max(config.GPUs) < len(shown) else place % len(shown)
-        environment["CUDA_VISIBLE_DEVICES"] = shown[number]
+    elif visible:
+        # the config's numbers count the visible GPUs; where they are too large, those are taken in turn
+        names = visible.split(",")
+        number = gpu if max(config.GPUs) < len(names) else place % len(names)
+        environment["CUDA_VISIBLE_DEVICES"] = names[number]
     return _Hardware((gpu,), environment)
 
 
@@ -204,7 +239,7 @@ class _Job:
 
     @property
     def in_first_step(self) -> bool:
-        """Whether its first command runs and was not asked to stop."""
+        """Whether its first command is running and was not asked to stop."""
         running = self._process is not None and self._stopped_as is None
         return running and self._step == next(iter(self.steps))
 
@@ -216,7 +251,11 @@ class _Job:
                 self._process.terminate()  # SIGINT may be ignored, as it is by a shell's `&`
 
     def advance(self) -> bool:
-        """Do what can be done without waiting; True when the trial has ended."""
+        """Do what can be done without blocking; True when the trial has ended. Called every POLL_SECONDS.
+
+        A job waits for the trial's lock, then runs the steps that are not done, one command after the
+        other. It has ended when none is left, when one has failed, or when it was asked to stop.
+        """
         if self._lock is None:
             if self._stopped_as is not None:
                 return True
@@ -237,7 +276,7 @@ class _Job:
         return True
 
     def _take_lock(self) -> bool:
-        """Whether nobody else runs this trial; a command left over by a killed runner may."""
+        """Take the trial's lock; False while another process runs it, such as the command of a killed runner."""
         create_run_folder(self.trial.folder)
         file = (self.trial.folder / "trial.lock").open("a")
         try:
@@ -253,15 +292,15 @@ class _Job:
             self._lock.close()
 
     def _resume_record(self) -> None:
-        """Resume from the record on disk; its status stays as it is if there is nothing to do."""
-        found = read_record(self.trial.folder)
-        if found is not None:
-            if recorded_config(found) != self.trial.config:  # train.py decides if it can resume
-                found = replace(found, status="waiting", done=[])
-            self.record = replace(found, config=self.record.config)
+        """Take over the record on disk. The status is "running" if there is something to do."""
+        on_disk = read_record(self.trial.folder)
+        if on_disk is not None:
+            if recorded_config(on_disk) != self.trial.config:  # train.py decides if it can resume
+                on_disk = replace(on_disk, status="waiting", done=[])
+            self.record = replace(on_disk, config=self.record.config)
         record = self.record
         if all(step in record.done for step in self.steps):
-            if record.status != "finished":  # a step that is no longer wanted had not ended well
+            if record.status != "finished":  # a step that is no longer wanted has not succeeded
                 record.status = "finished"
                 self._save()
             return
@@ -295,7 +334,7 @@ class _Job:
         self.ran = True
 
     def _command_ended(self) -> bool:
-        """Whether the command has ended; if so, what it cost and how it ended is recorded."""
+        """Whether the command has ended; if so, its cost and how it ended are recorded."""
         process, record, step = self._process, self.record, self._step
         assert process is not None
         pid, status, usage = os.wait4(process.pid, os.WNOHANG)

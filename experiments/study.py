@@ -1,4 +1,4 @@
-"""The settings of an accuracy study: systems by seeds by splits, as YAML, and the runs they mean.
+"""An accuracy study: a YAML file that names systems, seeds and splits, and the run of each combination.
 
     title: BUSI, full recipe
     protocol: what was trained on what and for how long, in a sentence
@@ -18,15 +18,15 @@ A run's folder is `<folder>/<system>/<split>/seed_<n>/epochs_<N>`. docs/studies.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from experiments.runner import NOT_INHERITED, Trial
 from utils.config import load_config, make_config
 from utils.errors import UserError
+from utils.tables import markdown_table
 from utils.yaml_files import read_yaml, shown, unknown_key
 
 PUBLISHED = "published"
@@ -68,7 +68,7 @@ class Study(BaseModel):
 
 
 def load_study(path: Path) -> Study:
-    """Read and check a study; UserError for anything that is not as described above."""
+    """Read and check a study; UserError for anything that does not fit."""
     content = read_yaml(path)
     try:
         study = Study(**{"folder": Path("ckpt/studies") / path.stem} | content)
@@ -85,48 +85,53 @@ def load_study(path: Path) -> Study:
     return study.model_copy(update={"config": path.parent / study.config})
 
 
-def trials_of(study: Study) -> list[Trial]:
-    """Every run, a split after the other and in it all systems of a seed.
+class Run(NamedTuple):
+    """What names a run within its study."""
+
+    system: str
+    split: str
+    seed: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.system}, {self.split} split, seed {self.seed}"
+
+
+def trials_of(study: Study) -> dict[Run, Trial]:
+    """The trial of every run: one split after the other, and in it all systems of a seed.
 
     UserError for bad keys, and for values that no run of a study can have.
     """
     base = load_config(study.config).model_dump(mode="json")
-    trials = [
-        Trial(
-            f"{system}, {split} split, seed {seed}",
-            make_config(
-                base
-                | study.settings
-                | changes
-                | NOT_INHERITED
-                | {
-                    "pickle_file_path": study.splits[split],
-                    "snapshot_path": run_parent(study, system, split, seed),
-                    "seed": seed,
-                },
-                f"{system} of the study",
-            ),
-        )
+    runs = [
+        Run(system, split, seed)
         for split in study.splits
         for seed in study.seeds
-        for system, changes in study.systems.items()
+        for system in study.systems
     ]
-    for trial in trials:
-        if trial.config.resume == "never":
-            raise UserError(
-                f"{trial.name}: resume: never would lose runs that were stopped; leave it out"
-            )
-        if trial.config.select_on == "test":
-            raise UserError(
-                f"{trial.name}: select_on is test, expected val: the choice on test has its own "
-                "column, and save_freq decides which epochs are its candidates"
-            )
-    return trials
+    return {run: _make_trial(study, base, run) for run in runs}
 
 
-def run_parent(study: Study, system: str, split: str, seed: int) -> Path:
-    """Folder of one run, without its `epochs_<N>`."""
-    return study.folder / folder_name(system) / split / f"seed_{seed}"
+def _make_trial(study: Study, base: dict[str, Any], run: Run) -> Trial:
+    own = {
+        "pickle_file_path": study.splits[run.split],
+        "snapshot_path": study.folder / folder_name(run.system) / run.split / f"seed_{run.seed}",
+        "seed": run.seed,
+    }
+    config = make_config(
+        base | study.settings | study.systems[run.system] | NOT_INHERITED | own,
+        f"{run.system} of the study",
+    )
+    if config.resume == "never":
+        raise UserError(
+            f"{run.name}: resume: never would lose runs that were stopped; leave it out"
+        )
+    if config.select_on == "test":
+        raise UserError(
+            f"{run.name}: select_on is test, expected val: the choice on test has its own "
+            "column, and save_freq decides which epochs are its candidates"
+        )
+    return Trial(run.name, config)
 
 
 def folder_name(system: str) -> str:
@@ -152,24 +157,14 @@ def _check_names(study: Study, path: Path) -> None:
         owners[name] = system
 
 
-def by_run(study: Study, trials: list[Trial]) -> Mapping[tuple[str, str, int], Trial]:
-    """The trials by system, split and seed."""
-    keys = [
-        (system, split, seed)
-        for split in study.splits
-        for seed in study.seeds
-        for system in study.systems
-    ]
-    return dict(zip(keys, trials, strict=True))
-
-
 def describe_study() -> str:
     """All keys of a study's file as a Markdown table, for docs/studies.md."""
     defaults = {"settings": "`{}`", "tta": "`true`", "folder": "`ckpt/studies/<name of the file>`"}
-    lines = ["| key | default | meaning |", "|---|---|---|"]
-    for name, field in Study.model_fields.items():
-        lines.append(f"| `{name}` | {defaults.get(name, 'required')} | {field.description} |")
-    return "\n".join(lines) + "\n"
+    rows = [
+        [f"`{name}`", defaults.get(name, "required"), field.description or ""]
+        for name, field in Study.model_fields.items()
+    ]
+    return markdown_table(["key", "default", "meaning"], rows, left=3) + "\n"
 
 
 def _problems(error: ValidationError | TypeError) -> str:

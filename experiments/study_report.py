@@ -1,9 +1,9 @@
-"""What a study found: `results.md`, `results.csv`, `curves.png`, `examples.png`.
+"""The report of a study: `results.md`, `results.csv`, `curves.png`, `examples.png`.
 
-The table has one row per system; a number is the mean over the seeds, and the standard deviation across
-them where there are several. The CSV has one row per run and way of choosing its checkpoint; rows
-that are already in it stay, so that a study can be gathered from the CSVs of several machines. A
-second table has the differences between the first system and each other one, seed by seed.
+The first table of `results.md` has one row per system: the mean over the seeds and, where there are several,
+the standard deviation across them. The second one has the differences between the first system and each
+other one, seed by seed. `results.csv` has one row per run and way of scoring it (`WAYS`); rows that are
+already in it stay, so that a study can be gathered from the CSVs of several machines.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pydantic import TypeAdapter, ValidationError
 from datasets.cases import find_split_file
 from experiments.records import Record, is_record_of, read_record, scored_settings
 from experiments.runner import Trial
-from experiments.study import GROUPED, PUBLISHED, Study, by_run, trials_of
+from experiments.study import GROUPED, PUBLISHED, Run, Study, trials_of
 from experiments.study_scoring import ON_TEST, TTA
 from utils.config import Config
 from utils.errors import UserError
@@ -31,13 +31,15 @@ from utils.figures import png
 from utils.files import atomic_write, sha256
 from utils.results import Summary, mean_of, read_results
 from utils.statistics import t_interval
-from utils.tables import csv_text, markdown_row
+from utils.tables import csv_text, markdown_table
 
 TABLE = "results.csv"
 ON_VAL = "validation"
 WAYS = {ON_VAL: ".", TTA: TTA, ON_TEST: ON_TEST}
-"""Ways of scoring a run, and where in its folder `experiments.study_scoring` puts them."""
+"""Ways of scoring a run, and where in its folder `experiments.study_scoring` puts each.
 
+By default the checkpoint is the best on the held-out part of train; TTA adds test-time augmentation, and
+ON_TEST is the kept epoch that is best on the test split."""
 
 EXPLAINED = {
     "no leaked cases": " *No leaked cases* leaves out the test cases with a near-duplicate in train.",
@@ -53,9 +55,9 @@ class NothingScored(UserError):
 class Score:
     """One run, scored in one way: a row of `results.csv`.
 
-    Dice and IoU are in [0, 1], HD95 in pixels; the minutes are those of training, none where an
-    attempt was killed and its time is not known. `settings` is a digest of the run's config,
-    `split_sha256` the hash of the split file.
+    `checkpoint` is the way of scoring, a key of `WAYS`. Dice and IoU are in [0, 1], HD95 in pixels. The
+    minutes are those of training; None where an attempt was killed and its time is not known. `settings`
+    is a digest of the run's config, `split_sha256` the hash of the split file.
     """
 
     system: str
@@ -78,8 +80,9 @@ class Score:
     settings: str
     split_sha256: str
 
-
-Run = tuple[str, str, int]  # system, split, seed
+    @property
+    def run(self) -> Run:
+        return Run(self.system, self.split, self.seed)
 
 
 def write_study(study: Study, out: Path) -> str:
@@ -87,10 +90,10 @@ def write_study(study: Study, out: Path) -> str:
 
     NothingScored where none is, UserError where `out` has a table of other runs or of other splits.
     """
-    runs = by_run(study, trials_of(study))
+    runs = trials_of(study)
     elsewhere = scores_in(out, runs)
     here = {run: scores_of(run, trial) for run, trial in runs.items()}
-    # never a mixture of both: they are of two trainings
+    # either those here or those elsewhere, never a mixture: they come from two trainings
     scores = [score for run in runs for score in max(here[run], elsewhere.get(run, []), key=len)]
     check_splits(scores)
     if not scores:
@@ -99,11 +102,11 @@ def write_study(study: Study, out: Path) -> str:
     atomic_write(out / "results.md", table)
     atomic_write(out / TABLE, to_csv(scores))
 
-    published = {(s.system, s.split, s.seed) for s in scores if s.split == PUBLISHED}
+    published = {score.run for score in scores if score.split == PUBLISHED}
     histories = {run: runs[run].folder / "history.csv" for run in published}
     if histories and all(history.is_file() for history in histories.values()):
         draw_curves(out / "curves.png", study, histories)
-    trial = runs[scores[0].system, scores[0].split, scores[0].seed]
+    trial = runs[scores[0].run]
     examples = trial.folder / f"valid_results_{trial.config.dataset}" / "examples.png"
     if examples.is_file():
         shutil.copyfile(examples, out / "examples.png")
@@ -111,7 +114,7 @@ def write_study(study: Study, out: Path) -> str:
 
 
 def scores_of(run: Run, trial: Trial) -> list[Score]:
-    """The scores of a run in its folder, none while it is not scored with the trial's settings."""
+    """The scores in the trial's folder; none until it is scored with the settings that it has now."""
     record = read_record(trial.folder)
     if record is None or "score" not in record.done or not is_record_of(record, trial.config):
         return []
@@ -151,10 +154,10 @@ def scores_of(run: Run, trial: Trial) -> list[Score]:
 
 
 def scores_in(out: Path, runs: Mapping[Run, Trial]) -> dict[Run, list[Score]]:
-    """The scores by run that are in the table of `out`, none where there is no table.
+    """Scores that `out`/results.csv already holds, by run.
 
-    UserError for a file that is not such a table, and for runs that the study does not name or that
-    had other settings or another split: they do not belong into one table, and are not overwritten.
+    UserError if it is not a study's table, or has runs that are not in this study, had other settings, or
+    another split.
     """
     path = out / TABLE
     if not path.exists():
@@ -167,41 +170,40 @@ def scores_in(out: Path, runs: Mapping[Run, Trial]) -> dict[Run, list[Score]]:
         scores = TypeAdapter(list[Score]).validate_python(rows)
     except (OSError, UnicodeDecodeError, ValidationError) as error:
         raise UserError(f"{path} is not the table of a study: move it away ({error})") from error
-    found: dict[Run, list[Score]] = {}
+    by_run: dict[Run, list[Score]] = {}
     for score in scores:
-        run = (score.system, score.split, score.seed)
+        run = score.run
         if run not in runs or score.settings not in _digests(runs[run].config):
             why = "other settings" if run in runs else "a run that the study does not name"
             raise UserError(
-                f"{path} has {why}: {score.system}, {score.split} split, seed {score.seed}. Give "
-                "another folder by --out, or move the table away"
+                f"{path} has {why}: {run.name}. Give another folder by --out, or move the table away"
             )
-        found.setdefault(run, []).append(score)
+        by_run.setdefault(run, []).append(score)
     check_splits(scores, _splits_here(runs))
-    return found
+    return by_run
 
 
 def scored_in(study: Study, out: Path, runs: Mapping[Run, Trial]) -> set[Run]:
-    """The runs that have their scores of every way that the study wants in the table of `out`."""
-    found = scores_in(out, runs)
+    """The runs that `out`/results.csv has in every way of scoring that the study asks for."""
+    known = scores_in(out, runs)
     return {
         run
         for run, trial in runs.items()
-        if ways_of(study, trial.config) <= {score.checkpoint for score in found.get(run, [])}
+        if ways_of(study, trial.config) <= {score.checkpoint for score in known.get(run, [])}
     }
 
 
 def ways_of(study: Study, config: Config) -> set[str]:
-    """Ways in which a run of the study is scored."""
+    """The ways (keys of `WAYS`) in which a run of the study is scored."""
     ways = {ON_VAL, TTA} if study.tta else {ON_VAL}
     keeps_epochs = config.save_freq is not None and config.save_freq <= config.epochs
     return ways | ({ON_TEST} if keeps_epochs else set())
 
 
 def check_splits(scores: Iterable[Score], here: Mapping[str, str] | None = None) -> None:
-    """UserError where scores of one split were reached on several split files.
+    """UserError where the scores of one split come from different split files.
 
-    `here` is the hash of the split file on this machine, by split.
+    `here` has the hash of the split file on this machine, by split.
     """
     known = dict(here or {})
     for score in scores:
@@ -209,8 +211,7 @@ def check_splits(scores: Iterable[Score], here: Mapping[str, str] | None = None)
         if score.split_sha256 != expected:
             other = "the one on this machine" if score.split in (here or {}) else "that of others"
             raise UserError(
-                f"{score.system}, {score.split} split, seed {score.seed} was scored on another split "
-                f"file than {other} (SHA-256 {score.split_sha256[:12]}, not {expected[:12]}): "
+                f"{score.run.name} was scored on another split file than {other} (SHA-256 {score.split_sha256[:12]}, not {expected[:12]}): "
                 "their scores do not compare. Prepare the data set with the same split, or move the "
                 "runs or the table with the other one away"
             )
@@ -227,7 +228,7 @@ def digest(config: Config, processes: int = 1) -> str:
 
 
 def _digests(config: Config) -> set[str]:
-    """Those that a run of `config` may have: on all its GPUs together, or on one of them or none."""
+    """The digests that a run of `config` may have: trained on all its GPUs, or by one process."""
     return {digest(config), digest(config, len(config.GPUs))}
 
 
@@ -282,24 +283,22 @@ def to_markdown(study: Study, scores: Sequence[Score]) -> str:
         for name, (split, way, number) in columns.items()
         if any((s.split, s.checkpoint) == (split, way) and number(s) is not None for s in scores)
     }
-    lines = [
-        f"**{study.title}.** {study.protocol}",
-        "",
-        markdown_row(["system", "parameters", *columns]),
-        f"|---|---:|{'---:|' * len(columns)}",
-    ]
+    rows = []
     for system in study.systems:
         of_system = [score for score in scores if score.system == system]
         if not of_system:
-            lines.append(markdown_row([system, *("-" for _ in range(len(columns) + 1))]))
+            rows.append([system, *["-"] * (1 + len(columns))])
             continue
         cells = []
         for split, way, number in columns.values():
             values = [number(s) for s in of_system if (s.split, s.checkpoint) == (split, way)]
             cells.append(_cell([v for v in values if v is not None], len(study.seeds)))
-        lines.append(markdown_row([system, f"{of_system[0].parameters:,}", *cells]))
+        rows.append([system, f"{of_system[0].parameters:,}", *cells])
     seeds = ", ".join(map(str, study.seeds))
-    lines += [
+    lines = [
+        f"**{study.title}.** {study.protocol}",
+        "",
+        markdown_table(["system", "parameters", *columns], rows),
         "",
         f"Mean and standard deviation across runs of the seeds {seeds}; (n) where only n have the "
         "number. "
@@ -308,10 +307,10 @@ def to_markdown(study: Study, scores: Sequence[Score]) -> str:
         "says otherwise." + "".join(text for name, text in EXPLAINED.items() if name in columns),
         "",
     ]
-    return "\n".join([*lines, *differences(study, scores)])
+    return "\n".join([*lines, *compare_systems(study, scores)])
 
 
-def differences(study: Study, scores: Iterable[Score]) -> list[str]:
+def compare_systems(study: Study, scores: Iterable[Score]) -> list[str]:
     """Lines of a second table: the first system's Dice minus each other one's, seed by seed.
 
     Over the seeds that both have on the published split; nothing where no pair has two of them.
@@ -322,7 +321,7 @@ def differences(study: Study, scores: Iterable[Score]) -> list[str]:
         if (s.split, s.checkpoint) == (PUBLISHED, ON_VAL)
     }
     first, *others = study.systems
-    found: dict[str, dict[int, float]] = {}
+    differences: dict[str, dict[int, float]] = {}  # of the other systems, by seed
     for other in others:
         by_seed = {
             seed: dice[first, seed] - dice[other, seed]
@@ -330,23 +329,19 @@ def differences(study: Study, scores: Iterable[Score]) -> list[str]:
             if (first, seed) in dice and (other, seed) in dice
         }
         if len(by_seed) > 1:
-            found[other] = by_seed
-    if not found:
+            differences[other] = by_seed
+    if not differences:
         return []
-    seeds = [seed for seed in study.seeds if any(seed in each for each in found.values())]
-    lines = [
-        markdown_row(
-            [f"Dice of {first} minus that of", *(f"seed {seed}" for seed in seeds), "mean"]
-        ),
-        f"|---|{'---:|' * (len(seeds) + 1)}",
-    ]
-    for other, by_seed in found.items():
+    seeds = [s for s in study.seeds if any(s in by_seed for by_seed in differences.values())]
+    rows = []
+    for other, by_seed in differences.items():
         cells = [_signed(by_seed[seed]) if seed in by_seed else "-" for seed in seeds]
         low, high = (round(bound, 1) + 0.0 for bound in t_interval(list(by_seed.values())))
         mean = f"{_signed(statistics.fmean(by_seed.values()))} ({low:.1f} to {high:.1f})"
-        lines.append(markdown_row([other, *cells, mean]))
+        rows.append([other, *cells, mean])
+    header = [f"Dice of {first} minus that of", *(f"seed {seed}" for seed in seeds), "mean"]
     return [
-        *lines,
+        markdown_table(header, rows),
         "",
         "Points of Dice between runs of the same seed; in brackets the 95 % interval of the mean by "
         "Student's t.",
@@ -375,12 +370,12 @@ def _cell(values: Sequence[float], expected: int) -> str:
 
 
 def to_csv(scores: Iterable[Score]) -> str:
-    """A row for every run and way of choosing its checkpoint."""
+    """A row for every run and way of scoring it."""
     return csv_text([field.name for field in fields(Score)], map(asdict, scores))
 
 
 def draw_curves(path: Path, study: Study, histories: Mapping[Run, Path]) -> None:
-    """Dice on the held-out part of train by epoch; one line per system, its seeds as a band."""
+    """Dice on the held-out part of train by epoch: a line per system, and a band that spans its seeds."""
     import numpy as np
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator

@@ -1,16 +1,16 @@
-"""Score a finished run of a study on its test split, by each way of choosing the checkpoint.
+"""Score a trained run of a study on its test split, in each of the ways that a study compares.
 
     python -m experiments.study_scoring --config <run folder>/trial.yaml
     python -m experiments.study_scoring --config <run folder>/trial.yaml --tta
 
-The first writes into the run folder, through valid.py,
+The first writes into the run folder
 
     valid_results_<data set>/                  checkpoint chosen on the held-out part of train
     chosen_on_test/valid_results_<data set>/   the best of the kept epochs on test, as in the published code
     chosen_on_test.json                        Dice on test of every kept epoch
     parameters.json                            trainable parameters
 
-and the second one
+and the second
 
     tta/valid_results_<data set>/              with test-time augmentation, eight predictions per case
 """
@@ -21,10 +21,12 @@ import argparse
 import json
 import logging
 import shutil
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from experiments.runner import Steps, Trial, training_steps
 from utils.entry import exit_from
 from utils.errors import UserError
 
@@ -38,6 +40,13 @@ ON_TEST = "chosen_on_test"
 EPOCHS = "epoch_*.pth"
 
 
+def training_and_scoring_steps(trial: Trial, tta: bool) -> Steps:
+    """Train the run, then score it, with test-time augmentation if `tta`."""
+    score = [sys.executable, "-m", "experiments.study_scoring", "--config", str(trial.config_file)]
+    steps = {**training_steps(trial), "score": score}
+    return steps | ({TTA: [*score, "--tta"]} if tta else {})
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -48,39 +57,36 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     arguments = parser.parse_args(argv)
 
-    import valid
     from utils.config import dump_config, load_config
     from utils.files import atomic_write
+    from utils.logs import log_to
+    from valid import score_run
 
+    log_to()
     config = load_config(arguments.config)
     folder = config.run_folder
-    if not (folder / "best_model.pth").is_file():
+    best_on_val = folder / "best_model.pth"
+    if not best_on_val.is_file():
         raise UserError(f"{folder} holds no best_model.pth: train the run first")
 
-    def score(variant: Path, changes: dict[str, object], *overrides: str) -> None:
-        atomic_write(variant / "config.yaml", dump_config(config.model_copy(update=changes)))
-        valid.main(
-            [
-                "--config",
-                str(arguments.config),
-                f"model_weight={variant / 'best_model.pth'}",
-                *overrides,
-            ]
-        )
+    def score_copy(weights: Path, way: str, trained: Config, **changes: object) -> None:
+        """Score a copy of `weights` in the subfolder `way`, as weights that the config `trained` gave."""
+        copy = folder / way / "best_model.pth"
+        copy.parent.mkdir(exist_ok=True)
+        shutil.copyfile(weights, copy)
+        atomic_write(copy.parent / "config.yaml", dump_config(trained))
+        score_run(config.model_copy(update={"model_weight": copy, **changes}), copy)
 
     if arguments.tta:
-        (folder / TTA).mkdir(exist_ok=True)
-        shutil.copyfile(folder / "best_model.pth", folder / TTA / "best_model.pth")
-        score(folder / TTA, {}, "tta=true")
+        score_copy(best_on_val, TTA, config, tta=True)
         return
 
-    valid.main(["--config", str(arguments.config)])
+    score_run(config, best_on_val)
     dice = dice_of_epochs(config)
     if dice:
         best = max(dice, key=lambda epoch: dice[epoch])
-        (folder / ON_TEST).mkdir(exist_ok=True)
-        shutil.copyfile(folder / f"epoch_{best}.pth", folder / ON_TEST / "best_model.pth")
-        score(folder / ON_TEST, {"select_on": "test"})
+        chosen_on_test = config.model_copy(update={"select_on": "test"})
+        score_copy(folder / f"epoch_{best}.pth", ON_TEST, chosen_on_test)
         content = {"best_epoch": best, "dice": dice}
         atomic_write(folder / f"{ON_TEST}.json", json.dumps(content, indent=1) + "\n")
 

@@ -1,4 +1,4 @@
-"""Which trials a sweep consists of and how they ended: the part in which kinds of sweep differ."""
+"""The two kinds of sweep, listed and searched, behind one interface."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class Plan(Protocol):
-    """What the runner and the report need to know of a sweep."""
+    """What the runner and the report ask of a sweep."""
 
     def trials(self) -> Iterator[Trial]:
         """The trials in the order in which they start; read lazily."""
@@ -32,10 +32,10 @@ class Plan(Protocol):
         """Whether a running trial should be stopped for good."""
 
     def ended(self, outcome: Outcome) -> None:
-        """Take note of a trial's end."""
+        """Called when a trial has ended."""
 
     def scores(self) -> list[tuple[Setting, SettingScores]]:
-        """All settings so far, and what they have scored."""
+        """All settings so far, with what they have scored."""
 
     def figure(self, title: str) -> Figure | None:
         """A plan-specific figure for sweep.png, or None."""
@@ -51,13 +51,13 @@ def make_plan(sweep: Sweep, owner: str, retry_failed: bool) -> Plan:
 
 
 def describe_plan(sweep: Sweep) -> str:
-    """What would be run, after building every config; UserError if one does not fit or has no weights."""
+    """What the sweep would run. Builds every config; UserError if one does not fit or lacks its weights."""
     settings = sweep.settings
     if settings.search:
-        from experiments.sweep_search import distribution
+        from experiments.sweep_search_study import distribution
 
         check_search(sweep)
-        with suppress(ImportError):  # without Optuna a search can be looked at
+        with suppress(ImportError):  # a search can be described without Optuna
             for key in settings.search:
                 distribution(sweep, key)
         lines = [f"{settings.trials} settings, searched in:"]
@@ -77,19 +77,17 @@ def describe_plan(sweep: Sweep) -> str:
 
 
 class ListedPlan:
-    """A grid, variants, seeds, folds: everything is known beforehand."""
+    """A sweep over a grid, variants, seeds and folds: all trials are known beforehand."""
 
     def __init__(self, sweep: Sweep, settings: list[Setting]) -> None:
         self.settings = settings
-        variants = sweep.settings.variants.values()
-        self.keys = list(
-            dict.fromkeys([*(k for each in variants for k in each), *sweep.settings.grid])
-        )
+        variant_keys = (key for keys in sweep.settings.variants.values() for key in keys)
+        self.keys = list(dict.fromkeys([*variant_keys, *sweep.settings.grid]))
 
     def trials(self) -> Iterator[Trial]:
-        """The first run of every setting, then the second: a stopped sweep can be compared early."""
-        for runs in zip(*(setting.trials for setting in self.settings), strict=True):
-            yield from runs
+        """The first trial of every setting, then the second, and so on: they can be compared early."""
+        for trials in zip(*(setting.trials for setting in self.settings), strict=True):
+            yield from trials
 
     def should_prune(self, trial: Trial) -> bool:
         return False
@@ -104,8 +102,8 @@ class ListedPlan:
         return None
 
 
-def report(sweep: Sweep, plan: Plan) -> list[SettingScores]:
-    """Write sweep.csv, sweep.md, sweep.png and best.yaml; no best.yaml stays where no setting is best."""
+def write_sweep_report(sweep: Sweep, plan: Plan) -> list[SettingScores]:
+    """Write sweep.csv, sweep.md, sweep.png and best.yaml; the latter is removed where no setting is best."""
     scores = plan.scores()
     rows = [row for _, row in scores]
     title = f"Sweep {sweep.path.stem}"

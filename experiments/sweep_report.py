@@ -1,8 +1,8 @@
-"""What a sweep has found so far: sweep.csv, sweep.md, sweep.png and best.yaml in its folder.
+"""The report of a sweep: sweep.csv, sweep.md, sweep.png and best.yaml in its folder.
 
-One row per setting. Two intervals are kept apart: across runs (Student t over the seeds and folds of a
-setting: what another seed would change) and across cases (bootstrap over the test cases, of the
-scores averaged over runs: what other test images would change).
+One row per setting, with two kinds of interval: across runs (Student t over the seeds and folds of a
+setting: what another seed would change) and across cases (bootstrap over the test cases, each one's
+score averaged over the runs: what other test images would change).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from utils.config import Config, dump_config
 from utils.figures import png
 from utils.files import atomic_write
 from utils.runs import writing_to
-from utils.statistics import SampleStatistics, describe, t_interval
+from utils.statistics import describe, t_interval
 from utils.tables import csv_text, markdown_row
 
 if TYPE_CHECKING:
@@ -44,9 +44,9 @@ def write_report(
     select_on: str,
     figure: Figure | None = None,
 ) -> None:
-    """Write the tables and the figure; without `figure` it is one of the settings' scores.
+    """Write the tables and `figure`, which by default shows the scores of the settings.
 
-    `select_on` names the cases that chose the checkpoints.
+    `select_on` names the cases that chose the checkpoints: `val` or `test`.
     """
     drawn = figure or plot_settings(title, rows, select_on)
     with writing_to(folder):
@@ -64,18 +64,17 @@ def write_best(folder: Path, best: SettingScores, config: Config) -> None:
 
 
 def to_csv(rows: Sequence[SettingScores], select_on: str) -> str:
-    """One row per setting, unrounded; empty where there is nothing to report."""
+    """One row per setting, unrounded; cells without a number are empty."""
     best = find_best(rows)
     choosing = CHOOSING[select_on].lower().replace(" ", "_")
     lines = []
     for row in rows:
-        val, test = describe(row.val), describe(row.test)
         cases = describe(row.cases if row.cases is not None else [])
         line: dict[str, object] = {"setting": row.name, **row.values, "runs": row.planned}
         line |= {status: row.statuses[status] for status in STATUSES}
-        for name, found, values in ((choosing, val, row.val), ("test_dice", test, row.test)):
-            low, high = t_interval(values)
-            numbers = {"mean": found.mean, "std": found.std, "runs_low": low, "runs_high": high}
+        for name, dice in ((choosing, row.val), ("test_dice", row.test)):
+            across, (low, high) = describe(dice), t_interval(dice)
+            numbers = {"mean": across.mean, "std": across.std, "runs_low": low, "runs_high": high}
             line |= {f"{name}_{key}": _or_empty(value) for key, value in numbers.items()}
         line |= {
             "test_cases": cases.count,
@@ -112,7 +111,7 @@ def to_markdown(title: str, rows: Sequence[SettingScores], select_on: str) -> st
             cases = describe(row.cases if row.cases is not None else [])
             cells += [*_across_runs(row.test), _interval(cases.low, cases.high)]
         more = "+" if row.untimed_attempts else ""
-        seconds = [f"{each:.0f}{more}" for each in (row.wall_seconds, row.cpu_seconds)]
+        seconds = [f"{row.wall_seconds:.0f}{more}", f"{row.cpu_seconds:.0f}{more}"]
         lines.append(markdown_row([*cells, _counts(row.statuses), *seconds]))
     lines += ["", _legend(rows, select_on, tested), ""]
     errors = {name: error for row in rows for name, error in row.errors.items()}
@@ -148,7 +147,7 @@ def _draw_runs(axes: Axes, scores: Sequence[Sequence[float]]) -> None:
         if not values:
             continue
         low, high = t_interval(values)
-        axes.plot([100 * each for each in values], [height] * len(values), "o", color="0.6", ms=4)
+        axes.plot([100 * dice for dice in values], [height] * len(values), "o", color="0.6", ms=4)
         axes.plot([100 * low, 100 * high], [height] * 2, "|-", color="#d55e00")
         axes.plot(100 * describe(values).mean, height, "D", color="#d55e00", ms=5)
     axes.grid(axis="x", alpha=0.3)
@@ -156,17 +155,17 @@ def _draw_runs(axes: Axes, scores: Sequence[Sequence[float]]) -> None:
 
 
 def _rank(row: SettingScores) -> tuple[bool, float]:
-    """Sorts complete settings before others, and the higher mean first."""
+    """Sort key: complete settings first, then by mean Dice, the highest first."""
     return (not row.complete, -describe(row.val).mean if row.val else math.inf)
 
 
 def _across_runs(values: Sequence[float]) -> list[str]:
-    found: SampleStatistics = describe(values)
-    return [_percent(found.mean), _percent(found.std), _interval(*t_interval(values))]
+    across = describe(values)
+    return [_percent(across.mean), _percent(across.std), _interval(*t_interval(values))]
 
 
 def _counts(statuses: Counter[Status]) -> str:
-    return ", ".join(f"{statuses[each]} {each}" for each in STATUSES if statuses[each])
+    return ", ".join(f"{statuses[status]} {status}" for status in STATUSES if statuses[status])
 
 
 def _percent(value: float) -> str:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 CHOOSING = {"val": "val Dice", "test": "best test Dice"}
-"""What a run's best Dice on the cases of `select_on` is called: it chose the checkpoint."""
+"""By `select_on`: what the reports call a run's best Dice on the cases that chose its checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class SettingScores:
     cases: np.ndarray | None = None
     wall_seconds: float = 0.0
     cpu_seconds: float = 0.0
-    untimed_attempts: int = 0  # whose seconds are missing in these sums
+    untimed_attempts: int = 0  # attempts whose seconds are missing in these sums
     errors: dict[str, str] = field(default_factory=dict)  # of failed trials, by name
 
     @property
@@ -46,7 +46,7 @@ class SettingScores:
 
 
 def validation_curve(trial: Trial) -> dict[int, float]:
-    """Dice on the cases that choose the checkpoint, by epoch, so far."""
+    """Dice so far, by epoch, on the cases that choose the checkpoint."""
     column = f"{trial.config.select_on}_dice"
     try:
         with (trial.folder / "history.csv").open(newline="") as file:
@@ -73,9 +73,9 @@ def scores_by_case(trial: Trial) -> tuple[list[str], np.ndarray] | None:
 
 
 def score_setting(setting: Setting, keys: Sequence[str]) -> SettingScores:
-    """What the runs of a setting have scored so far; `keys` are shown as its values.
+    """What the runs of a setting have scored so far; `keys` are those whose values the report shows.
 
-    A run whose record has other settings is waiting: it will be made again, or refused.
+    A run that was made with other settings counts as waiting: it will be made again, or refused.
     """
     import numpy as np
 
@@ -104,7 +104,7 @@ def score_setting(setting: Setting, keys: Sequence[str]) -> SettingScores:
 
 
 def own_record(trial: Trial) -> Record | None:
-    """The trial's record, None where there is none or it is one of other settings."""
+    """The trial's record; None where there is none, or one of a run with other settings."""
     record = read_record(trial.folder)
     return record if record is not None and is_record_of(record, trial.config) else None
 

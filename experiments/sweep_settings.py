@@ -1,4 +1,4 @@
-"""What a sweep's YAML may say: a config of a run with one more key, `sweep:`.
+"""The YAML file of a sweep: the config of a run with one more key, `sweep:`.
 
     base: ../busi_train.yaml
     snapshot_path: ckpt/sweeps/busi_lr
@@ -33,6 +33,7 @@ from utils.config import (
     make_config,
 )
 from utils.errors import UserError
+from utils.tables import markdown_table
 from utils.yaml_files import parse_overrides, read_mapping, shown, unknown_key
 
 PAGE = "docs/sweeps.md"
@@ -60,7 +61,7 @@ class Range(BaseModel):
 
     low: Number = Field(description="Smallest value")
     high: Number = Field(description="Largest value")
-    log: bool = Field(False, description="Whether factors count rather than differences")
+    log: bool = Field(False, description="Whether to draw on a logarithmic scale")
     step: Number | None = Field(None, description="Only low, low + step, ...")
 
     @model_validator(mode="after")
@@ -110,12 +111,15 @@ class SweepSettings(BaseModel):
         None,
         description="Optuna storage URL that several machines share; default: SQLite in the sweep's folder",
     )
-    study: str | None = Field(None, description="Name in the storage; default: the folder's name")
+    study: str | None = Field(
+        None, description="Name of the search in the storage; default: the folder's name"
+    )
     seeds: tuple[Annotated[int, Field(ge=0, lt=2**63)], ...] = Field(
-        (), description="Each setting is run once per seed"
+        (), description="Each setting has one trial per seed"
     )
     folds: Annotated[int, Field(ge=2)] | None = Field(
-        None, description="Each setting is run once per fold of train, which is held out"
+        None,
+        description="Number of parts of train; each setting has one trial per part, which it holds out",
     )
     workers: PositiveInt = Field(1, description="Trials at a time")
     validate_runs: bool = Field(
@@ -136,15 +140,11 @@ class SweepSettings(BaseModel):
             raise ValueError(f"a variant cannot be called {BEST_NAME}, the folder of best.yaml")
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"seeds has a seed twice: {list(self.seeds)}")
-        swept = [
-            *self.grid,
-            *self.search,
-            *(key for each in self.variants.values() for key in each),
-        ]
-        for key in swept:
+        variant_keys = [key for keys in self.variants.values() for key in keys]
+        for key in [*self.grid, *self.search, *variant_keys]:
             if key in NOT_SWEPT:
                 raise ValueError(f"{key} cannot be swept: {NOT_SWEPT[key]}")
-        twice = sorted({key for each in self.variants.values() for key in each} & set(self.grid))
+        twice = sorted(set(variant_keys) & set(self.grid))
         if twice:
             raise ValueError(f"{', '.join(twice)} is set by grid and by a variant; leave one out")
         return self
@@ -152,7 +152,7 @@ class SweepSettings(BaseModel):
 
 @dataclass(frozen=True)
 class Sweep:
-    """A sweep as loaded: the values that all trials share, and what differs between them."""
+    """A sweep as loaded: the values that all trials share, and the settings under `sweep:`."""
 
     path: Path
     values: dict[str, Any]
@@ -165,7 +165,7 @@ class Sweep:
         return self.base.snapshot_path
 
     def config(self, overrides: dict[str, Any]) -> Config:
-        """The shared values with `overrides`; UserError that names these if they do not fit."""
+        """The shared values with `overrides`; UserError that names the overrides if they do not fit."""
         changed = ", ".join(f"{key}: {shown(value)}" for key, value in overrides.items())
         return make_config(self.values | overrides, f"{self.path} with {changed}")
 
@@ -173,10 +173,10 @@ class Sweep:
 def load_sweep(path: Path, overrides: Sequence[str] = ()) -> Sweep:
     """Read a sweep's YAML with `key=value` and `sweep.key=value` overrides.
 
-    UserError for anything that is wrong in it, except the values of single trials.
+    UserError for anything that is wrong in it, except values that only some trials have.
     """
     values = read_mapping(path) | parse_overrides(
-        [each for each in overrides if not each.startswith("sweep.")]
+        [override for override in overrides if not override.startswith("sweep.")]
     )
     given = values.pop("sweep", None)
     if not isinstance(given, dict):
@@ -184,9 +184,11 @@ def load_sweep(path: Path, overrides: Sequence[str] = ()) -> Sweep:
             f"{path} has no mapping under `sweep:`, got {shown(given)}. For a single run use "
             f"train.py; see {PAGE}"
         )
-    own = [each.removeprefix("sweep.") for each in overrides if each.startswith("sweep.")]
+    sweep_overrides = [
+        text.removeprefix("sweep.") for text in overrides if text.startswith("sweep.")
+    ]
     try:
-        settings = SweepSettings(**given | parse_overrides(own))
+        settings = SweepSettings(**given | parse_overrides(sweep_overrides))
     except (ValidationError, TypeError) as error:  # the latter for keys that are not text
         raise UserError(_explain(error, path)) from error
     base = make_config(values, str(path))
@@ -225,9 +227,9 @@ def _names(model: type[BaseModel]) -> list[str]:
 
 def describe_settings() -> str:
     """All keys under `sweep:` as a Markdown table, for docs/sweeps.md."""
-    lines = ["| key | default | meaning |", "|---|---|---|"]
+    rows = []
     for name, field in SweepSettings.model_fields.items():
         default = field.default
         written = "`none`" if default in (None, (), {}) else f"`{str(default).lower()}`"
-        lines.append(f"| `{field.alias or name}` | {written} | {field.description} |")
-    return "\n".join(lines) + "\n"
+        rows.append([f"`{field.alias or name}`", written, field.description or ""])
+    return markdown_table(["key", "default", "meaning"], rows, left=3) + "\n"

@@ -1,7 +1,7 @@
-"""Who runs a sweep: one process per folder, or several where they share a study.
+"""Slots: which processes may run a sweep. One per folder, or several where they share an Optuna study.
 
-A slot is a folder whose lock a sweep holds while it lives, with an identity in `owner.id`. What was
-running under the slot when its holder died is resumed by the next one that holds it.
+A slot is a folder whose lock the process holds while it lives; `owner.id` in it has the slot's identity.
+The next process that holds the slot resumes what was running under it when the last one died.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ SLOTS = ".sweeps"
 
 
 @contextmanager
-def slot(folder: Path, shared: bool) -> Iterator[str]:
-    """Hold a slot of the sweep in `folder`; gives its identity.
+def held_slot(folder: Path, shared: bool) -> Iterator[str]:
+    """Hold a slot of the sweep in `folder`; yields the slot's identity.
 
-    Without a shared study there is one slot; FolderInUse that names its holder if it is taken.
+    Without a shared study there is one slot; FolderInUse, which names the holder, if it is taken.
     """
     create_run_folder(folder)
     with ExitStack() as stack:

@@ -7,6 +7,7 @@ only in seed and fold. Names are readable: `lr=0.001_seed=1`, `sft_lr=0.001_seed
 from __future__ import annotations
 
 import itertools
+import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
 @dataclass(frozen=True)
 class Setting:
-    """A name, the values that it gives to keys of the config, and its runs."""
+    """The values of some keys of the config, and the runs that have them."""
 
     name: str
     values: dict[str, Any]
@@ -54,7 +55,7 @@ def list_settings(sweep: Sweep) -> list[Setting]:
 def make_setting(
     sweep: Sweep, values: dict[str, Any], *, name: str = "", named: Iterable[str]
 ) -> Setting:
-    """The setting with `values`, called `name` and then the values of the keys in `named`."""
+    """The setting with `values`; its name is `name`, then `key=value` for the keys in `named`."""
     config = sweep.config(values)
     parts = [name] if name else []
     parts += [f"{key}={text_of(getattr(config, key))}" for key in named]
@@ -80,7 +81,7 @@ def make_trial(sweep: Sweep, name: str, values: dict[str, Any]) -> Trial:
 
 
 def best_config(sweep: Sweep, setting: Setting) -> Config:
-    """What to train with next: the setting with its first seed, no fold held out, another folder."""
+    """The config of best.yaml: the setting with its first seed, no fold held out, in a folder of its own."""
     seed = {"seed": sweep.settings.seeds[0]} if sweep.settings.seeds else {}
     place = NOT_INHERITED | {"snapshot_path": sweep.folder / BEST_NAME}
     return sweep.config(setting.values | seed | place)
@@ -89,8 +90,8 @@ def best_config(sweep: Sweep, setting: Setting) -> Config:
 def check_weights(sweep: Sweep, config: Config) -> None:
     """UserError where the folder of the VAE's weights or the file of initial weights is missing.
 
-    Ids on the Hugging Face hub (`owner/name`) are left to the trials, unless `owner` is a folder of the
-    repository, such as ckpt.
+    What may be an id on the Hugging Face hub (`owner/name`) is left to the trials, unless `owner` is a
+    folder of the repository, such as ckpt.
     """
     name = config.vae_weights
     on_hub = HUB_ID.fullmatch(name) and not (REPOSITORY / name).parent.is_dir()
@@ -111,21 +112,18 @@ def weights_folder(name: str) -> Path | None:
 def check_search(sweep: Sweep) -> None:
     """Build the configs at the ends of all ranges and for all choices; UserError if one does not fit.
 
-    All combinations are built where they are not too many, else each key's ends on their own. Two
-    choices of one name, steps that leave the whole numbers and weights that are missing are refused, too.
+    All their combinations are built; where these are more than MAX_CORNERS, each value on its own. Also
+    refused: two choices of one name, a fractional step of a whole number, and missing weights.
     """
-    ends = {key: ends_of(each) for key, each in sweep.settings.search.items()}
-    corners = 1
-    for values in ends.values():
-        corners *= len(values)
-    if corners <= MAX_CORNERS:
+    ends = {key: ends_of(values) for key, values in sweep.settings.search.items()}
+    if math.prod(map(len, ends.values())) <= MAX_CORNERS:
         combinations = _combinations(ends)
     else:
         combinations = [{key: value} for key, values in ends.items() for value in values]
     for combination in combinations:
         check_weights(sweep, make_setting(sweep, combination, named=[]).trials[0].config)
-    for key, each in sweep.settings.search.items():
-        _check_values(sweep, key, each)
+    for key, values in sweep.settings.search.items():
+        _check_values(sweep, key, values)
 
 
 def _check_values(sweep: Sweep, key: str, values: Range | list[Any]) -> None:
@@ -137,7 +135,7 @@ def _check_values(sweep: Sweep, key: str, values: Range | list[Any]) -> None:
         if isinstance(value, int) and values.step is not None and values.step % 1:
             raise UserError(f"{where}: step is {values.step:g}, expected a whole number")
         return
-    names = [text_of(each) for each in values]
+    names = [text_of(value) for value in values]
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise UserError(f"{where}: two choices are {twice}; list each value once")
@@ -161,7 +159,7 @@ def text_of(value: object) -> str:
 
 
 def _repeats(sweep: Sweep) -> list[tuple[list[str], dict[str, int]]]:
-    """For each run of a setting: what it adds to the name, and what it sets."""
+    """For each run of a setting: what it adds to the name, and the keys that it sets."""
     folds, seeds = sweep.settings.folds, sweep.settings.seeds
     by_seed = [([f"seed={seed}"], {"seed": seed}) for seed in seeds] or [([], {})]
     by_fold: list[tuple[list[str], dict[str, int]]] = [
@@ -176,4 +174,6 @@ def _repeats(sweep: Sweep) -> list[tuple[list[str], dict[str, int]]]:
 
 
 def _combinations(values: Mapping[str, list[Any]]) -> list[dict[str, Any]]:
-    return [dict(zip(values, each, strict=True)) for each in itertools.product(*values.values())]
+    return [
+        dict(zip(values, chosen, strict=True)) for chosen in itertools.product(*values.values())
+    ]

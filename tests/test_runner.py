@@ -156,7 +156,7 @@ def test_a_signal_reaches_the_running_trials_and_nothing_is_lost(
     trials = [make_trial(tmp_path, name) for name in "abc"]
 
     def signal_when_both_run(asked: Trial) -> bool:
-        if asked is trials[0] and all((each.folder / "ready").exists() for each in trials[:2]):
+        if asked is trials[0] and all((trial.folder / "ready").exists() for trial in trials[:2]):
             os.kill(os.getpid(), number)
         return False
 
@@ -209,7 +209,9 @@ def test_trials_are_taken_when_a_worker_is_free(tmp_path: Path) -> None:
             assert ended == list("abc"[: ord(name) - ord("a")])
             yield make_trial(tmp_path, name)
 
-    run_trials(lazily(), steps=commands(""), on_end=lambda each: ended.append(each.trial.name))
+    run_trials(
+        lazily(), steps=commands(""), on_end=lambda outcome: ended.append(outcome.trial.name)
+    )
     assert ended == list("abc")
 
 

@@ -19,7 +19,7 @@ from experiments import runner
 from experiments.records import Record
 from experiments.runner import Outcome, Steps, Trial
 from experiments.sweep_settings import load_sweep
-from experiments.sweep_slots import slot
+from experiments.sweep_slots import held_slot
 from tests.quick_training import make_sweeps_quick, quick_steps, starts
 from tests.test_sweep import run, write_sweep
 from utils.config import load_config
@@ -28,7 +28,8 @@ from utils.interruption import Interrupted
 
 optuna = pytest.importorskip("optuna", reason="searches need Optuna (optional)")
 
-from experiments.sweep_search import SearchPlan, importances  # noqa: E402
+from experiments.sweep_search import SearchPlan  # noqa: E402
+from experiments.sweep_search_figure import importances  # noqa: E402
 
 RATES = {"lr": {"low": 1e-4, "high": 0.1, "log": True}}
 
@@ -239,7 +240,7 @@ def test_machines_share_a_study(tmp_path: Path) -> None:
 def test_a_second_sweep_of_a_shared_study_joins_in(tmp_path: Path, quick: None) -> None:
     storage = f"sqlite:///{tmp_path / 'shared.db'}"
     path = write_sweep(tmp_path, {"search": RATES, "trials": 3, "storage": storage})
-    with slot(tmp_path / "out", shared=True) as owner:
+    with held_slot(tmp_path / "out", shared=True) as owner:
         elsewhere = next(plan_of(path, owner).trials())
         assert run(path) == 0
     done = [row.name for _, row in plan_of(path).scores() if row.complete]

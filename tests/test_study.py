@@ -18,8 +18,8 @@ from experiments.records import Record, Status, write_record
 from experiments.runner import Outcome, Trial
 from experiments.study import (
     PAGE,
+    Run,
     Study,
-    by_run,
     describe_study,
     folder_name,
     load_study,
@@ -34,12 +34,13 @@ from experiments.study_report import (
     to_csv,
     write_study,
 )
+from experiments.study_scoring import training_and_scoring_steps
 from utils.errors import UserError
 from utils.files import sha256
 from utils.statistics import t_interval
 
 ROOT = Path(__file__).resolve().parents[1]
-RUN = ("Wave-GMS", "published", 1)
+RUN = Run("Wave-GMS", "published", 1)
 
 
 def write(path: Path, **changes: object) -> Path:
@@ -60,7 +61,7 @@ def write(path: Path, **changes: object) -> Path:
 @pytest.mark.parametrize("path", sorted((ROOT / "configs" / "studies").glob("*.yaml")), ids=str)
 def test_every_shipped_study_is_valid(path: Path) -> None:
     study = load_study(path)
-    trials = trials_of(study)
+    trials = trials_of(study).values()
     assert len({trial.folder for trial in trials}) == len(trials)
     assert {trial.config.seed for trial in trials} == {1, 2, 3}
     for trial in trials:  # without kept epochs there is no choice on test
@@ -68,7 +69,7 @@ def test_every_shipped_study_is_valid(path: Path) -> None:
 
 
 def test_runs_are_systems_by_seeds_by_splits(tmp_path: Path) -> None:
-    trials = trials_of(load_study(write(tmp_path / "s.yaml")))
+    trials = list(trials_of(load_study(write(tmp_path / "s.yaml"))).values())
     assert [trial.folder.relative_to(tmp_path / "study").as_posix() for trial in trials] == [
         "wave-gms/published/seed_1/epochs_2",
         "plain_tiny-vae/published/seed_1/epochs_2",
@@ -81,7 +82,7 @@ def test_runs_are_systems_by_seeds_by_splits(tmp_path: Path) -> None:
 
 def test_runs_score_their_own_weights(tmp_path: Path) -> None:
     settings = {"epochs": 2, "model_weight": "published.pth", "save_seg_img_path": "masks"}
-    for trial in trials_of(load_study(write(tmp_path / "s.yaml", settings=settings))):
+    for trial in trials_of(load_study(write(tmp_path / "s.yaml", settings=settings))).values():
         assert trial.config.model_weight is None and trial.config.save_seg_img_path is None
 
 
@@ -130,12 +131,12 @@ def test_a_run_is_scored_in_every_way_and_reported(
 
     settings = yaml.safe_load((finished / "config.yaml").read_text())
     loaded = load_study(write(path, settings=settings | {"snapshot_path": None}))
-    trial = trials_of(loaded)[0]
+    trial = trials_of(loaded)[RUN]
     trial.folder.parent.mkdir(parents=True)
     finished.rename(trial.folder)
     trial.config_file.write_text(yaml.safe_dump(trial.config.model_dump(mode="json")))
     for step in ("score", "tta"):
-        study_scoring.main(study.training_and_scoring_steps(trial, tta=True)[step][3:])
+        study_scoring.main(training_and_scoring_steps(trial, tta=True)[step][3:])
 
     on_test = json.loads((trial.folder / "chosen_on_test.json").read_text())
     assert set(on_test["dice"]) == {"1", "2"}
@@ -169,9 +170,9 @@ def test_a_run_is_scored_in_every_way_and_reported(
 
     record.untimed_attempts, record.done = 1, ["train", "score"]
     write_record(trial.folder, record)
-    found = scores_of(RUN, trial)
-    assert [score.checkpoint for score in found] == ["validation", "chosen_on_test"]
-    assert (found[0].minutes, found[0].cpu_minutes) == (None, None), "a part is not known"
+    scores = scores_of(RUN, trial)
+    assert [score.checkpoint for score in scores] == ["validation", "chosen_on_test"]
+    assert (scores[0].minutes, scores[0].cpu_minutes) == (None, None), "a part is not known"
 
     elsewhere = trial.config.model_copy(update={"num_workers": 7, "GPUs": (3,)})
     assert len(scores_of(RUN, Trial("a", elsewhere))) == 2
@@ -184,7 +185,7 @@ def test_a_run_is_scored_in_every_way_and_reported(
 
 
 def test_a_run_that_is_not_trained_cannot_be_scored(tmp_path: Path) -> None:
-    trial = trials_of(load_study(write(tmp_path / "s.yaml")))[0]
+    trial = trials_of(load_study(write(tmp_path / "s.yaml")))[RUN]
     path = tmp_path / "trial.yaml"
     path.write_text(yaml.safe_dump(trial.config.model_dump(mode="json")))
     with pytest.raises(UserError, match=r"holds no best_model\.pth: train the run first"):
@@ -199,8 +200,7 @@ def row(
     dice: float = 0.5,
     split_sha256: str = "0" * 64,
 ) -> Score:
-    loaded = load_study(path)
-    config = by_run(loaded, trials_of(loaded))[system, "published", seed].config
+    config = trials_of(load_study(path))[Run(system, "published", seed)].config
     return Score(
         system=system,
         split="published",
@@ -297,16 +297,16 @@ def test_scores_on_different_splits_are_not_mixed(tmp_path: Path) -> None:
 
 def test_the_number_of_processes_is_a_setting(tmp_path: Path) -> None:
     path = write(tmp_path / "s.yaml", settings={"GPUs": [0, 1]})
-    config = trials_of(load_study(path))[0].config
+    config = trials_of(load_study(path))[RUN].config
     one = row(path, "Wave-GMS", 1)
     two = replace(one, settings=digest(config, 2))
-    runs = by_run(load_study(path), trials_of(load_study(path)))
+    runs = trials_of(load_study(path))
     for allowed in (one, two):
         (tmp_path / "results.csv").write_text(to_csv([allowed]))
         assert scores_in(tmp_path, runs) == {RUN: [allowed]}
     write(path, settings={"GPUs": [4]})
     with pytest.raises(UserError, match="other settings"):
-        scores_in(tmp_path, by_run(load_study(path), trials_of(load_study(path))))
+        scores_in(tmp_path, trials_of(load_study(path)))
 
 
 @pytest.mark.parametrize("table", sorted((ROOT / "docs").glob("results/*/results.csv")), ids=str)
@@ -387,7 +387,7 @@ def test_columns_without_numbers_are_left_out(tmp_path: Path) -> None:
     )
     table = write_study(load_study(path), tmp_path)
     assert "| Dice | no leaked cases | IoU |" in table and "*No leaked cases* leaves" in table
-    assert "tta" not in study.training_and_scoring_steps(trials_of(load_study(path))[0], tta=False)
+    assert "tta" not in training_and_scoring_steps(trials_of(load_study(path))[RUN], tta=False)
 
 
 def test_test_time_augmentation_can_be_added(tmp_path: Path) -> None:
@@ -395,14 +395,14 @@ def test_test_time_augmentation_can_be_added(tmp_path: Path) -> None:
     path = write(tmp_path / "s.yaml", tta=False)
     (tmp_path / "results.csv").write_text(to_csv([row(path, "Wave-GMS", 1, way) for way in ways]))
 
-    def scored(path: Path) -> set[tuple[str, str, int]]:
+    def scored(path: Path) -> set[Run]:
         loaded = load_study(path)
-        return scored_in(loaded, tmp_path, by_run(loaded, trials_of(loaded)))
+        return scored_in(loaded, tmp_path, trials_of(loaded))
 
     assert scored(path) == {RUN}
     assert scored(write(path, tta=True)) == set()
-    trial = trials_of(load_study(path))[0]
-    without, with_tta = (study.training_and_scoring_steps(trial, tta) for tta in (False, True))
+    trial = trials_of(load_study(path))[RUN]
+    without, with_tta = (training_and_scoring_steps(trial, tta) for tta in (False, True))
     assert list(with_tta.items())[:-1] == list(without.items()), "what is done stays done"
     assert with_tta["tta"] == [*without["score"], "--tta"]
 
@@ -453,10 +453,10 @@ def ending(monkeypatch: pytest.MonkeyPatch, *statuses: Status) -> None:
     """The runs end with these statuses, the last of which is that of all others."""
 
     def run_trials(trials: list[Trial], *_: object, **__: object) -> list[Outcome]:
-        each = [*statuses, *[statuses[-1]] * len(trials)]
+        by_trial = [*statuses, *[statuses[-1]] * len(trials)]
         return [
             Outcome(trial, Record(trial.name, {}, status), True)
-            for trial, status in zip(trials, each, strict=False)
+            for trial, status in zip(trials, by_trial, strict=False)
         ]
 
     monkeypatch.setattr("experiments.runner.run_trials", run_trials)
@@ -481,7 +481,9 @@ def test_runs_that_did_not_end_well_are_reported(
     many = write(tmp_path / "s.yaml", seeds=list(range(9)))
     assert study.main(["--config", str(many)]) == 1
     printed = capsys.readouterr().out
-    assert "18 of 18 runs were stopped from outside" in printed and "seed 1; ...\n" in printed
+    assert (
+        "18 of 18 runs were stopped from outside" in printed and "seed 1 and 14 more\n" in printed
+    )
 
 
 def test_a_stopped_run_leaves_the_report_of_the_others(

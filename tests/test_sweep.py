@@ -16,11 +16,11 @@ import yaml
 
 import sweep
 from experiments import runner
-from experiments.sweep_plan import describe_plan, make_plan, report
+from experiments.sweep_plan import describe_plan, make_plan, write_sweep_report
 from experiments.sweep_report import find_best, plot_settings, to_csv, to_markdown, write_best
 from experiments.sweep_scores import SettingScores
 from experiments.sweep_settings import SweepSettings, describe_settings, load_sweep
-from experiments.sweep_slots import slot
+from experiments.sweep_slots import held_slot
 from experiments.sweep_trials import list_settings
 from tests.quick_training import make_sweeps_quick, quick_steps, starts
 from tests.small_run import arguments
@@ -178,12 +178,12 @@ def test_trials_combine_variants_grid_seeds_and_folds(tmp_path: Path) -> None:
         },
     )
     settings = list_settings(load_sweep(path, ["epochs=7"]))
-    assert [each.name for each in settings] == [
+    assert [setting.name for setting in settings] == [
         f"{variant}_lr={lr}_ch_mult=1-1-2-2"
         for variant in ("wave-gms", "sft")
         for lr in ("0.001", "0.01")
     ]
-    assert [len(each.trials) for each in settings] == [6] * 4
+    assert [len(setting.trials) for setting in settings] == [6] * 4
     trial = settings[2].trials[5]
     assert trial.name == "sft_lr=0.001_ch_mult=1-1-2-2_seed=6_fold=2"
     config = trial.config
@@ -194,7 +194,7 @@ def test_trials_combine_variants_grid_seeds_and_folds(tmp_path: Path) -> None:
 
 def test_names_of_paths_stay_in_the_folder(tmp_path: Path) -> None:
     path = write_sweep(tmp_path, {"grid": {"vae_weights": ["../a b", "hub/taesd"]}})
-    names = [each.name for each in list_settings(load_sweep(path))]
+    names = [setting.name for setting in list_settings(load_sweep(path))]
     assert names == ["vae_weights=..-a-b", "vae_weights=hub-taesd"]
 
 
@@ -219,7 +219,7 @@ def test_a_sweep_leaves_tables_and_the_best_config(tmp_path: Path, quick: None) 
     assert (best["setting"], best["lr"], best["finished"]) == ("lr=0.003", "0.003", "3")
     assert float(best["val_dice_mean"]) == pytest.approx(expected.mean())
     assert float(best["val_dice_std"]) == pytest.approx(0.01)
-    low_high = [float(best[f"val_dice_runs_{each}"]) for each in ("low", "high")]
+    low_high = [float(best[f"val_dice_runs_{bound}"]) for bound in ("low", "high")]
     assert low_high == pytest.approx(t_interval(expected))
     assert float(slow["val_dice_mean"]) == pytest.approx(expected.mean() - 0.2)
     assert (slow["best"], best["best"]) == ("0", "1")
@@ -235,7 +235,7 @@ def test_the_same_command_goes_on(
     tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = write_sweep(tmp_path, {"grid": {"lr": [0.03, 0.003]}, "seeds": [1, 2]})
-    trials = [trial for each in list_settings(load_sweep(path)) for trial in each.trials]
+    trials = [trial for setting in list_settings(load_sweep(path)) for trial in setting.trials]
     with monkeypatch.context() as patch:
 
         def interrupt(outcome: runner.Outcome) -> str:
@@ -260,7 +260,7 @@ def test_a_best_config_goes_when_its_setting_is_no_longer_complete(
     assert run(path) == 0
     assert "sweep.png, best.yaml" in capsys.readouterr().out
     added = load_sweep(path, ["sweep.seeds=[1, 2]"])
-    report(added, make_plan(added, "me", retry_failed=False))
+    write_sweep_report(added, make_plan(added, "me", retry_failed=False))
     assert not (tmp_path / "out" / "best.yaml").exists()
     assert run(path) == 0 and (tmp_path / "out" / "best.yaml").is_file()
 
@@ -279,13 +279,13 @@ def test_scores_of_other_settings_are_not_reported(tmp_path: Path, quick: None) 
     path = write_sweep(tmp_path, {"grid": {"lr": [0.03, 0.003]}})
     assert run(path) == 0
     changed = load_sweep(write_sweep(tmp_path, {"grid": {"lr": [0.03, 0.003]}}, w_dice=2))
-    rows = report(changed, make_plan(changed, "me", retry_failed=False))
+    rows = write_sweep_report(changed, make_plan(changed, "me", retry_failed=False))
     assert [row.statuses["waiting"] for row in rows] == [1, 1]
     assert find_best(rows) is None and not (tmp_path / "out" / "best.yaml").exists()
 
     place = {"num_workers": 7, "cache_mb": 0, "GPUs": []}
     moved = load_sweep(write_sweep(tmp_path, {"grid": {"lr": [0.03, 0.003]}}, **place))
-    rows = report(moved, make_plan(moved, "me", retry_failed=False))
+    rows = write_sweep_report(moved, make_plan(moved, "me", retry_failed=False))
     assert [row.statuses["finished"] for row in rows] == [1, 1]
 
 
@@ -293,7 +293,7 @@ def test_a_failed_trial_is_told_and_stops_no_other(
     tmp_path: Path, quick: None, capsys: pytest.CaptureFixture
 ) -> None:
     path = write_sweep(tmp_path, {"grid": {"save_minutes": [13, 14]}})
-    bad, good = (each.trials[0] for each in list_settings(load_sweep(path)))
+    bad, good = (setting.trials[0] for setting in list_settings(load_sweep(path)))
     assert run(path) == 1
     assert "error: thirteen" in capsys.readouterr().out
     table = (tmp_path / "out" / "sweep.md").read_text()
@@ -308,14 +308,17 @@ def test_a_failed_trial_is_told_and_stops_no_other(
 
 def test_two_sweeps_in_one_folder_are_refused(tmp_path: Path, quick: None) -> None:
     path = write_sweep(tmp_path, {"seeds": [1]})
-    with slot(tmp_path / "out", shared=False), pytest.raises(UserError, match="in use by process"):
+    with (
+        held_slot(tmp_path / "out", shared=False),
+        pytest.raises(UserError, match="in use by process"),
+    ):
         run(path)
 
 
 def test_sweeps_that_share_a_study_hold_slots_that_outlive_them(tmp_path: Path) -> None:
-    with slot(tmp_path, shared=True) as first, slot(tmp_path, shared=True) as second:
+    with held_slot(tmp_path, shared=True) as first, held_slot(tmp_path, shared=True) as second:
         assert first != second
-    with slot(tmp_path, shared=True) as again:
+    with held_slot(tmp_path, shared=True) as again:
         assert again == first
 
 
@@ -331,7 +334,7 @@ def test_a_file_system_without_locks_is_reported(
         raise OSError(errno.ENOSYS, "Function not implemented")
 
     monkeypatch.setattr("utils.locks.fcntl.flock", refuse)
-    with pytest.raises(UserError, match=r"run\.lock cannot be locked"), slot(tmp_path, shared):
+    with pytest.raises(UserError, match=r"run\.lock cannot be locked"), held_slot(tmp_path, shared):
         pass
 
 
@@ -351,15 +354,15 @@ def test_intervals_across_runs_and_across_cases_are_kept_apart() -> None:
     cases = np.random.default_rng(0).beta(8, 2, 50)
     row = scores("a", [0.8, 0.9], test=[0.7, 0.9], cases=cases)
     (line,) = csv.DictReader(to_csv([row], "val").splitlines())
-    found, (low, high) = describe(cases), t_interval([0.7, 0.9])
+    across_cases, (low, high) = describe(cases), t_interval([0.7, 0.9])
     assert line["test_cases"] == "50"
-    assert float(line["test_dice_cases_low"]) == pytest.approx(found.low)
-    assert float(line["test_dice_cases_high"]) == pytest.approx(found.high)
+    assert float(line["test_dice_cases_low"]) == pytest.approx(across_cases.low)
+    assert float(line["test_dice_cases_high"]) == pytest.approx(across_cases.high)
     assert float(line["test_dice_runs_low"]) == pytest.approx(low)
     assert float(line["test_dice_runs_high"]) == pytest.approx(high)
     table = to_markdown("t", [row], "val")
     assert "95 % across runs" in table and "95 % across cases" in table
-    assert f"{100 * found.low:.2f} to {100 * found.high:.2f}" in table
+    assert f"{100 * across_cases.low:.2f} to {100 * across_cases.high:.2f}" in table
     assert "TEST" not in table and "chosen by val Dice, not by test Dice" in table
 
 
@@ -391,7 +394,7 @@ def test_the_drawing_shows_runs_means_and_intervals() -> None:
     assert [label.get_text() for label in axes.get_yticklabels()] == ["b", "a"]
     dots, interval, mean = (list(line.get_xdata()) for line in axes.lines[:3])
     assert dots == [90, 80] and mean == pytest.approx([85])
-    assert interval == pytest.approx([100 * each for each in t_interval([0.9, 0.8])])
+    assert interval == pytest.approx([100 * bound for bound in t_interval([0.9, 0.8])])
 
 
 def test_what_one_run_cannot_tell_is_left_empty() -> None:

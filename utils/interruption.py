@@ -65,3 +65,8 @@ class StopRequest:
     @property
     def requested(self) -> bool:
         return self.signal_number is not None
+
+    def raise_if_requested(self) -> None:
+        """Raise Interrupted if a signal has come."""
+        if self.signal_number is not None:
+            raise Interrupted(self.signal_number)

@@ -1,0 +1,156 @@
+"""The Optuna study behind a search: what it draws values from, its storage, and what must not change.
+
+It lies in the sweep's folder (SQLite) or in a storage that several machines share.
+"""
+
+from __future__ import annotations
+
+import warnings
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+from datasets.cases import find_split_file
+from experiments.sweep_settings import Range, Sweep
+from experiments.sweep_trials import text_of, weights_folder
+from utils.config import CHANGEABLE_ON_RESUME, Config
+from utils.errors import UserError
+from utils.files import sha256
+
+if TYPE_CHECKING:
+    import optuna
+    from optuna.distributions import BaseDistribution
+
+COMPARED = {"validate_every", "vae_weights"}
+"""Keys that a run may change when it is resumed, but a search may not."""
+
+
+def distribution(sweep: Sweep, key: str) -> BaseDistribution:
+    """What Optuna draws a key's values from; choices are drawn by their names.
+
+    UserError where Optuna has none of that kind.
+    """
+    from optuna.distributions import (
+        CategoricalDistribution,
+        FloatDistribution,
+        IntDistribution,
+    )
+
+    values = sweep.settings.search[key]
+    try:
+        if not isinstance(values, Range):
+            return CategoricalDistribution([text_of(value) for value in values])
+        if isinstance(getattr(sweep.config({key: values.low}), key), int):
+            low, high, step = int(values.low), int(values.high), int(values.step or 1)
+            return IntDistribution(low, high, log=values.log, step=step)
+        return FloatDistribution(values.low, values.high, log=values.log, step=values.step)
+    except ValueError as error:
+        raise UserError(f"{sweep.path}: sweep.search.{key}: {error}") from error
+
+
+def value_of(values: Range | list[Any], drawn: Any) -> Any:
+    """The config's value for what was drawn."""
+    if isinstance(values, Range):
+        return drawn
+    return next(value for value in values if text_of(value) == drawn)
+
+
+def make_sampler(sweep: Sweep, seed: int | None) -> optuna.samplers.BaseSampler:
+    """TPE, after the random settings of the start."""
+    import optuna
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        # settings in parallel do not see each other's scores: constant_liar keeps them apart
+        return optuna.samplers.TPESampler(
+            n_startup_trials=sweep.settings.startup_trials, constant_liar=True, seed=seed
+        )
+
+
+def open_study(sweep: Sweep) -> optuna.Study:
+    """The sweep's study, made if there is none. UserError if it is that of a search with other settings."""
+    try:
+        import optuna
+    except ImportError as error:
+        raise UserError(
+            "a search needs Optuna, which is not installed: pip install 'optuna>=4.0' "
+            "(or list the values in a `grid:`)"
+        ) from error
+    from sqlalchemy.exc import SQLAlchemyError
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    settings = sweep.settings
+    storage = settings.storage or f"sqlite:///{sweep.folder / 'study.db'}"
+    try:
+        study = optuna.create_study(
+            storage=storage,
+            study_name=settings.study or sweep.folder.name,
+            direction="maximize",
+            load_if_exists=True,
+            pruner=optuna.pruners.MedianPruner(
+                n_startup_trials=settings.prune_startup_trials,
+                n_warmup_steps=settings.prune_warmup_epochs + 1,  # epochs count from 1
+            ),
+        )
+    except (SQLAlchemyError, ImportError, ValueError) as error:
+        # the storage's address may hold a password, so it is not shown
+        raise UserError(
+            f"cannot open the storage of the study ({type(error).__name__}). Check `storage:`, "
+            "whether its server answers, and whether its driver is installed"
+        ) from error
+    _check_same_search(sweep, study)
+    return study
+
+
+def _check_same_search(sweep: Sweep, study: optuna.Study) -> None:
+    """UserError if the study's values were reached with other settings and so cannot be compared."""
+    shared = sweep.base.model_dump(mode="json") | {"vae_weights": _weights(sweep.base.vae_weights)}
+    free = (CHANGEABLE_ON_RESUME - COMPARED) | sweep.settings.search.keys()
+    current = {key: value for key, value in shared.items() if key not in free}
+    if "pickle_file_path" not in sweep.settings.search:
+        current |= _data(sweep.base)
+    current |= {"seeds": list(sweep.settings.seeds), "number of folds": sweep.settings.folds}
+    current["search"] = {
+        key: values.model_dump()
+        if isinstance(values, Range)
+        else [text_of(value) for value in values]
+        for key, values in sweep.settings.search.items()
+    }
+    recorded = study.user_attrs.get("sweep")
+    if recorded is None:
+        study.set_user_attr("sweep", current)
+        return
+    changed = [
+        f"{key}: {recorded.get(key)!r} in the study, {value!r} now"
+        for key, value in current.items()
+        if key in recorded and recorded[key] != value
+    ]
+    if changed:
+        raise other_search_error(sweep, changed)
+    if (
+        current.keys() - recorded.keys()
+    ):  # the data may not have been prepared when the search began
+        study.set_user_attr("sweep", recorded | current)
+
+
+def _data(base: Config) -> dict[str, str]:
+    """The data set's name, and the hash of its split file where it is prepared on this machine."""
+    data = {"data set": base.dataset}
+    with suppress(UserError):
+        data["split file (SHA-256)"] = sha256(find_split_file(base.pickle_file_path))
+    return data
+
+
+def _weights(name: str) -> str:
+    """The VAE's weights: a folder by the hash of its file, as its path may differ between machines."""
+    folder = weights_folder(name)
+    file = folder / "diffusion_pytorch_model.safetensors" if folder else None
+    return f"SHA-256 {sha256(file)}" if file and file.is_file() else name
+
+
+def other_search_error(sweep: Sweep, reasons: list[str]) -> UserError:
+    """Says that the study is that of a search with other settings than those of `sweep`."""
+    listed = "\n  ".join(reasons)
+    return UserError(
+        f"{sweep.folder} holds a search with other settings, whose scores do not compare:\n  {listed}\n"
+        "Set them back, or set another snapshot_path (and with storage: another study)"
+    )
