@@ -121,6 +121,49 @@ def test_runs_that_cannot_be_compared_are_refused(tmp_path, two_runs):
             run_compare(*runs, "--out", tmp_path)
 
 
+def test_the_page_says_how_each_run_was_scored(tmp_path, capsys):
+    chosen_on_test = {"selection": "checkpoint chosen on the TEST split", "threshold": 0.4}
+    special = {"selection": "chosen on val", "trained_on_another_split": True, "tta": True}
+    a = validated(tmp_path / "a", shift=0, provenance=chosen_on_test, hd95_empty="zero")
+    b = validated(tmp_path / "b", shift=1, provenance=special, hd95_empty="zero")
+    run_compare(a, b, "--out", tmp_path)
+    printed = capsys.readouterr().out
+    assert "- a: checkpoint chosen on the TEST split; threshold 0.4\n" in printed
+    assert (
+        "- b: chosen on val; trained on another split, test cases may have been in training; "
+        "test-time augmentation\n" in printed
+    )
+    assert "HD95: misses as 0" in printed
+
+
+def test_dice_without_the_cases_that_leaked_into_any_run(tmp_path):
+    a = validated(tmp_path / "a", shift=0, leaked=["case_00", "case_01"])
+    b = validated(tmp_path / "b", shift=1, leaked=["case_01", "case_02"])
+    run_compare(a, b, "--out", tmp_path)
+    page = (tmp_path / "comparison.md").read_text()
+    assert "leaves out the 3 cases" in page and "- a: " in page
+    assert "; 2 of 20 test cases leaked" in page
+    dice_a, dice_b = (read_results(run).values("DSC")[3:] for run in (a, b))
+    expected = paired_difference(dice_b, dice_a)
+    assert f"| b | DSC without leaked | {100 * expected.mean:+.2f} [" in page
+    assert f"| DSC without leaked ↑ | {100 * dice_a.mean():.2f} [" in page
+    with (tmp_path / "comparison.csv").open(newline="") as file:
+        row = next(
+            line
+            for line in csv.DictReader(file)
+            if (line["metric"], line["run"]) == ("DSC without leaked", "b")
+        )
+    assert row["count"] == "17" and float(row["difference_mean"]) == expected.mean
+
+
+def test_where_every_case_leaked_there_is_no_dice_without_them(tmp_path):
+    every_case = [f"case_{index:02}" for index in range(20)]
+    runs = [validated(tmp_path / name, shift=0, leaked=every_case) for name in "ab"]
+    run_compare(*runs, "--out", tmp_path)
+    page = (tmp_path / "comparison.md").read_text()
+    assert "20 of 20 test cases leaked" in page and "DSC without leaked" not in page
+
+
 @pytest.fixture
 def domains(tmp_path):
     for train in "ab":
