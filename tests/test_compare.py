@@ -121,6 +121,49 @@ def test_runs_that_cannot_be_compared_are_refused(tmp_path, two_runs):
             run_compare(*runs, "--out", tmp_path)
 
 
+def test_the_page_says_how_each_run_was_scored(tmp_path, capsys):
+    chosen_on_test = {"selection": "checkpoint chosen on the TEST split", "threshold": 0.4}
+    special = {"selection": "chosen on val", "trained_on_another_split": True, "tta": True}
+    a = validated(tmp_path / "a", shift=0, provenance=chosen_on_test, hd95_empty="zero")
+    b = validated(tmp_path / "b", shift=1, provenance=special, hd95_empty="zero")
+    run_compare(a, b, "--out", tmp_path)
+    printed = capsys.readouterr().out
+    assert "- a: checkpoint chosen on the TEST split; threshold 0.4\n" in printed
+    assert (
+        "- b: chosen on val; trained on another split, test cases may have been in training; "
+        "test-time augmentation\n" in printed
+    )
+    assert "HD95: misses as 0" in printed
+
+
+def test_dice_without_the_cases_that_leaked_into_any_run(tmp_path):
+    a = validated(tmp_path / "a", shift=0, leaked=["case_00", "case_01"])
+    b = validated(tmp_path / "b", shift=1, leaked=["case_01", "case_02"])
+    run_compare(a, b, "--out", tmp_path)
+    page = (tmp_path / "comparison.md").read_text()
+    assert "leaves out the 3 cases" in page and "- a: " in page
+    assert "; 2 of 20 test cases leaked" in page
+    dice_a, dice_b = (read_results(run).values("DSC")[3:] for run in (a, b))
+    expected = paired_difference(dice_b, dice_a)
+    assert f"| b | DSC without leaked | {100 * expected.mean:+.2f} [" in page
+    assert f"| DSC without leaked ↑ | {100 * dice_a.mean():.2f} [" in page
+    with (tmp_path / "comparison.csv").open(newline="") as file:
+        row = next(
+            line
+            for line in csv.DictReader(file)
+            if (line["metric"], line["run"]) == ("DSC without leaked", "b")
+        )
+    assert row["count"] == "17" and float(row["difference_mean"]) == expected.mean
+
+
+def test_where_every_case_leaked_there_is_no_dice_without_them(tmp_path):
+    every_case = [f"case_{index:02}" for index in range(20)]
+    runs = [validated(tmp_path / name, shift=0, leaked=every_case) for name in "ab"]
+    run_compare(*runs, "--out", tmp_path)
+    page = (tmp_path / "comparison.md").read_text()
+    assert "20 of 20 test cases leaked" in page and "DSC without leaked" not in page
+
+
 @pytest.fixture
 def domains(tmp_path):
     for train in "ab":
@@ -194,16 +237,51 @@ def test_a_combination_without_validation_stays_empty(tmp_path, domains):
     assert "| phantom-b | - |" in (tmp_path / "out/cross_domain.md").read_text()
 
 
+def test_two_models_of_one_train_set_have_a_row_each(tmp_path, domains):
+    of = {"trained_on": "phantom-a", "data_set": "phantom-b"}
+    unet = validated(tmp_path / "unet/valid_results_b", shift=1, provenance=of).parent
+    cells = cross_domain.collect([*domains, unet])
+    assert [model for model, test in cells if test == "phantom-b"] == [
+        "phantom-a (a)",
+        "phantom-b",
+        "phantom-a (unet)",
+    ]
+    page = cross_domain.to_markdown(cells, ["DSC"])
+    assert "| phantom-a (a) | **" in page and "| phantom-a (unet) | - | " in page
+
+
+def test_matrix_says_how_each_model_was_scored(tmp_path, capsys):
+    runs = [tmp_path / name for name in ("alike", "mixed")]
+    for run, tta in zip(runs, (False, True), strict=True):
+        for test in ("one", "two"):
+            how = {"selection": "checkpoint chosen on the TEST split", "threshold": 0.5}
+            how |= {"trained_on": run.name, "data_set": test, "tta": tta and test == "two"}
+            validated(run / f"valid_results_{test}", shift=0, provenance=how)
+    cross_domain.main([*map(str, runs), "--out", str(tmp_path)])
+    printed = capsys.readouterr().out
+    said = "checkpoint chosen on the TEST split"
+    assert f"- alike: {said}; threshold 0.5\n" in printed
+    assert f"- mixed, on one: {said}; threshold 0.5\n" in printed
+    assert f"- mixed, on two: {said}; test-time augmentation; threshold 0.5\n" in printed
+    assert "HD95: misses as diagonal" in printed
+
+
 def test_matrix_refuses_what_it_cannot_place(tmp_path, domains):
-    copy = validated(
-        tmp_path / "copy/valid_results_a",
-        shift=0,
-        provenance={"trained_on": "phantom-a", "data_set": "phantom-a"},
-    ).parent
-    with pytest.raises(UserError, match="are both trained on phantom-a and tested on phantom-a"):
-        cross_domain.collect([*domains, copy])
-    validated(tmp_path / "copy/valid_results_a", shift=0)
+    with pytest.raises(UserError, match="is given twice"):
+        cross_domain.collect([*domains, domains[0]])
+    copied, other = tmp_path / "copied", tmp_path / "other"
+    for name in ("a", "a_old"):
+        of = {"trained_on": "phantom-a", "data_set": "phantom-a"}
+        validated(copied / f"valid_results_{name}", shift=0, provenance=of)
+    with pytest.raises(UserError, match=r"_a and .*_a_old are both of phantom-a; move one"):
+        cross_domain.collect([copied])
+    for name in ("a", "b"):
+        weights = {"sha256": {"checkpoint": name}, "trained_on": "a", "data_set": name}
+        validated(other / f"valid_results_{name}", shift=0, provenance=weights)
+    with pytest.raises(UserError, match=r"_a and .*_b are of different weights.*; run valid\.py"):
+        cross_domain.collect([other])
+    unplaced = validated(tmp_path / "unplaced/valid_results_a", shift=0).parent
     with pytest.raises(UserError, match="does not say trained_on"):
-        cross_domain.collect([copy])
+        cross_domain.collect([unplaced])
     with pytest.raises(UserError, match="no validation"):
         cross_domain.write_matrix(tmp_path, {})

@@ -12,12 +12,13 @@ import numpy as np
 from utils.errors import UserError
 from utils.figures import png
 from utils.files import atomic_write
-from utils.metrics import LOWER_IS_BETTER, METRICS
-from utils.results import Results, check_same_cases, read_results
+from utils.metrics import EMPTY_RULES, LOWER_IS_BETTER, METRICS
+from utils.results import Results, Summary, check_same_cases, read_results
 from utils.statistics import (
     RESAMPLES,
     PairedDifference,
     SampleStatistics,
+    Values,
     describe,
     holm,
     paired_difference,
@@ -26,6 +27,7 @@ from utils.tables import csv_text, markdown_table
 
 RESULTS_PREFIX = "valid_results_"
 PLOTTED = ("DSC", "IoU", "HD95")
+WITHOUT_LEAKED = "DSC without leaked"
 # of a difference, beside the run's own scores in comparison.csv
 DIFFERENCE_KEYS = ("mean", "median", "low", "high", "p_value")
 
@@ -55,7 +57,7 @@ def read_runs(paths: Sequence[Path], dataset: str | None) -> dict[str, Results]:
 
 def write_comparison(folder: Path, runs: Mapping[str, Results]) -> str:
     """Write comparison.md, comparison.csv and comparison.png; returns the page."""
-    comparisons = [compare_metric(metric, runs) for metric in METRICS]
+    comparisons = compare_metrics(runs)
     page = to_markdown(comparisons, runs)
     atomic_write(folder / "comparison.md", page)
     atomic_write(folder / "comparison.csv", to_csv(comparisons))
@@ -88,7 +90,7 @@ def label_runs(folders: list[Path]) -> list[str]:
     parts = [folder.resolve().parts for folder in folders]
     if len(set(parts)) < len(parts):
         twice = next(path for path in parts if parts.count(path) > 1)
-        raise UserError(f"{Path(*twice)} is given twice; a run compared with itself says nothing")
+        raise UserError(f"{Path(*twice)} is given twice; name each run once")
     while min(map(len, parts)) > 1 and len({path[0] for path in parts}) == 1:
         parts = [path[1:] for path in parts]
     while min(map(len, parts)) > 1 and len({path[-1] for path in parts}) == 1:
@@ -111,8 +113,43 @@ def check_comparable(runs: Mapping[str, Results]) -> None:
             )
 
 
-def compare_metric(metric: str, runs: Mapping[str, Results]) -> MetricComparison:
-    scores = {label: run.values(metric) for label, run in runs.items()}
+def how_scored(summary: Summary) -> str:
+    """What a reader of the scores has to know: how the checkpoint was chosen and scored, and leaks."""
+    made_with, without_leaked = summary["provenance"], summary["without_leaked"]
+    said = [made_with.get("selection", "no record of how the checkpoint was chosen")]
+    if made_with.get("trained_on_another_split"):
+        said.append("trained on another split, test cases may have been in training")
+    if without_leaked:
+        said.append(f"{len(without_leaked['dropped'])} of {summary['count']} test cases leaked")
+    if made_with.get("tta"):
+        said.append("test-time augmentation")
+    if "threshold" in made_with:
+        said.append(f"threshold {made_with['threshold']:g}")
+    return "; ".join(said)
+
+
+def leaked_cases(runs: Mapping[str, Results]) -> set[str]:
+    """The cases that leaked into the training of any run."""
+    without_leaked = [run.summary["without_leaked"] for run in runs.values()]
+    return {name for without in without_leaked if without for name in without["dropped"]}
+
+
+def compare_metrics(runs: Mapping[str, Results]) -> list[MetricComparison]:
+    """Every metric; below Dice, where cases leaked, Dice on the others."""
+    values = {
+        metric: {label: run.values(metric) for label, run in runs.items()} for metric in METRICS
+    }
+    comparisons = [compare_metric(metric, scores) for metric, scores in values.items()]
+    leaked = leaked_cases(runs)
+    kept = np.array([name not in leaked for name in next(iter(runs.values())).names])
+    if leaked and kept.any():
+        dice = {label: scores[kept] for label, scores in values["DSC"].items()}
+        comparisons.insert(METRICS.index("DSC") + 1, compare_metric(WITHOUT_LEAKED, dice))
+    return comparisons
+
+
+def compare_metric(metric: str, scores: Mapping[str, Values]) -> MetricComparison:
+    """Of one metric, `scores` (N,) of the same cases by run, the reference first."""
     reference, *others = scores
     differences = {label: paired_difference(scores[label], scores[reference]) for label in others}
     adjusted = holm([difference.p_value for difference in differences.values()])
@@ -125,8 +162,9 @@ def compare_metric(metric: str, runs: Mapping[str, Results]) -> MetricComparison
 
 
 def to_markdown(comparisons: Sequence[MetricComparison], runs: Mapping[str, Results]) -> str:
-    """Two tables: every run's means, and the differences from the reference."""
+    """Two tables: every run's means, and the differences from the reference; how each run was scored."""
     reference, *others = runs
+    rule = EMPTY_RULES[runs[reference].summary["hd95"]["rule"]]
     means = []
     for comparison in comparisons:
         metric = comparison.metric
@@ -144,7 +182,8 @@ def to_markdown(comparisons: Sequence[MetricComparison], runs: Mapping[str, Resu
             differences.append([label, comparison.metric, cell, *p_values])
     paragraphs = [
         f"# Comparison on {len(runs[reference].scores)} cases",
-        "Mean and its 95 % bootstrap interval; surface distances in pixels, the rest in per cent.",
+        "Mean and its 95 % bootstrap interval; surface distances in pixels "
+        f"(HD95: {rule}), the rest in per cent.",
         markdown_table(["", f"{reference} (reference)", *others], means),
         f"Difference from {reference}, case by case: mean, 95 % bootstrap interval, and p of the "
         f"two-sided paired sign-flip test (at most {RESAMPLES} permutations).",
@@ -153,6 +192,14 @@ def to_markdown(comparisons: Sequence[MetricComparison], runs: Mapping[str, Resu
         "metric and not across metrics: choose the primary metric before looking. The test accounts "
         "for the choice of cases, not for the variation between training seeds.",
     ]
+    if any(comparison.metric == WITHOUT_LEAKED for comparison in comparisons):
+        paragraphs.append(
+            f"{WITHOUT_LEAKED} leaves out the {len(leaked_cases(runs))} cases that were in the training "
+            "data of a run or have a near-duplicate there, for all runs alike."
+        )
+    paragraphs.append(
+        "\n".join(f"- {label}: {how_scored(run.summary)}" for label, run in runs.items())
+    )
     return "\n\n".join(paragraphs) + "\n"
 
 

@@ -1,10 +1,11 @@
-"""How models trained on one data set perform on others: a matrix of train set by test set.
+"""How models trained on one data set perform on others: a matrix of models by test sets.
 
     python -m utils.cross_domain ckpt/wave_gms_bus/epochs_1000 ckpt/wave_gms_busi/epochs_1000 --out ckpt/cross_domain
 
-collects every valid_results_<dataset> of the run folders. Written: cross_domain_<metric>.csv, the
-means with one row per train set and one column per test set; cross_domain.md, with intervals; and
-cross_domain.png, one heat map per metric.
+collects every valid_results_<dataset> of the run folders. A model goes by its train set, and by its run
+as well where several were trained on one set. Written: cross_domain_<metric>.csv, the means with one row
+per model and one column per test set; cross_domain.md, with intervals and how each checkpoint was chosen
+and scored; and cross_domain.png, one heat map per metric.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from utils.tables import csv_text, markdown_table
 if TYPE_CHECKING:
     from utils.results import MetricStatistics, Results, Summary
 
-Cells = Mapping[tuple[str, str], "Summary"]  # by train set, test set
+Cells = Mapping[tuple[str, str], "Summary"]  # by label of the model, test set
 
 # settings that all validations of a matrix must share
 SCORED_ALIKE: dict[str, Callable[[Summary], Any]] = {
@@ -33,8 +34,8 @@ MATRIX_METRICS = ("DSC", "IoU", "HD95")
 def write_matrix(folder: Path, cells: Cells, metrics: Sequence[str] = MATRIX_METRICS) -> None:
     """Write the matrix of `cells`, which are summaries as `utils.results.write_results` returns them.
 
-    Sets come in the order in which `cells` first names them; a combination without a validation
-    stays empty.
+    Models and test sets come in the order in which `cells` first names them; a combination without a
+    validation stays empty.
     """
     from utils.files import atomic_write
 
@@ -47,36 +48,70 @@ def write_matrix(folder: Path, cells: Cells, metrics: Sequence[str] = MATRIX_MET
 
 
 def collect(runs: Sequence[Path]) -> dict[tuple[str, str], Summary]:
-    """The summaries of all validations in the run folders, by train set and test set.
+    """The summaries of all validations in the run folders, by model as `label_models` names it and test set.
 
-    The sets are `trained_on` and `data_set` of the provenance; a run whose training data is not
-    known goes by its folder. UserError unless the scores can be compared.
+    UserError unless each folder holds scores of one model, and the scores can be compared.
     """
+    by_run = {run: read_run(run) for run in runs}
+    labels = label_models(runs, {run: of_run[0].summary for run, of_run in by_run.items()})
+    results_by: dict[tuple[str, str], Results] = {}
+    for run, of_run in by_run.items():
+        for results in of_run:
+            cell = labels[run], str(results.summary["provenance"]["data_set"])
+            if cell in results_by:
+                raise UserError(
+                    f"{results_by[cell].folder} and {results.folder} are both of {cell[1]}; "
+                    "move one of them out of the run folder"
+                )
+            results_by[cell] = results
+    check_comparable(results_by)
+    return {cell: results.summary for cell, results in results_by.items()}
+
+
+def read_run(run: Path) -> list[Results]:
+    """The validations in a run folder, at least one and all of the same weights."""
     from utils.results import read_results
 
-    results_by: dict[tuple[str, str], Results] = {}
+    folders = sorted(path.parent for path in run.glob("valid_results_*/results.csv"))
+    if not folders:
+        raise UserError(f"{run} holds no valid_results_*: run valid.py on it first")
+    weights: dict[str | None, Path] = {}  # folder by hash of the checkpoint
+    validations = [read_results(folder) for folder in folders]
+    for results in validations:
+        provenance = results.summary.get("provenance", {})
+        if not {"trained_on", "data_set"} <= provenance.keys():
+            raise UserError(
+                f"{results.folder}/summary.json does not say trained_on and data_set in its "
+                "provenance; run valid.py again"
+            )
+        weights.setdefault(provenance.get("sha256", {}).get("checkpoint"), results.folder)
+    if len(weights) > 1:
+        first, second, *_ = weights.values()
+        raise UserError(
+            f"{first} and {second} are of different weights, and a row of the matrix is one model; run "
+            "valid.py again on both data sets"
+        )
+    return validations
+
+
+def label_models(runs: Sequence[Path], summaries: Mapping[Path, Summary]) -> dict[Path, str]:
+    """Each run's train set, or its folder where that is not known; `train set (run)` where runs share it."""
+    from utils.comparison import label_runs
+
+    by_train_set: dict[str, list[Path]] = {}
     for run in runs:
-        folders = sorted(path.parent for path in run.glob("valid_results_*/results.csv"))
-        if not folders:
-            raise UserError(f"{run} holds no valid_results_*: run valid.py on it first")
-        for folder in folders:
-            results = read_results(folder)
-            provenance = results.summary.get("provenance", {})
-            if not {"trained_on", "data_set"} <= provenance.keys():
-                raise UserError(
-                    f"{folder}/summary.json does not say trained_on and data_set in its "
-                    "provenance; run valid.py again"
-                )
-            train = str(provenance["trained_on"] or f"{run.parent.name}/{run.name}")
-            test = str(provenance["data_set"])
-            if (train, test) in results_by:
-                raise UserError(
-                    f"{folder} and {results_by[train, test].folder} are both trained on {train} and tested on "
-                    f"{test}; give one of the two runs"
-                )
-            results_by[train, test] = results
-    check_comparable(results_by)
-    return {sets: results.summary for sets, results in results_by.items()}
+        trained_on = summaries[run]["provenance"]["trained_on"]
+        by_train_set.setdefault(trained_on or f"{run.parent.name}/{run.name}", []).append(run)
+    labels = {}
+    for train_set, sharing in by_train_set.items():
+        if len(sharing) == 1:
+            labels[sharing[0]] = train_set
+        else:
+            names = label_runs(sharing)
+            labels |= {
+                run: f"{train_set} ({name})" for run, name in zip(sharing, names, strict=True)
+            }
+    return labels
 
 
 def check_comparable(results_by: Mapping[tuple[str, str], Results]) -> None:
@@ -94,43 +129,62 @@ def check_comparable(results_by: Mapping[tuple[str, str], Results]) -> None:
 
 
 def axes_of(cells: Cells) -> tuple[list[str], list[str]]:
-    """Train sets and test sets, each once, in the order of `cells`."""
-    train_sets = dict.fromkeys(train for train, _ in cells)
+    """Models and test sets, each once, in the order of `cells`."""
+    models = dict.fromkeys(model for model, _ in cells)
     test_sets = dict.fromkeys(test for _, test in cells)
-    return list(train_sets), list(test_sets)
+    return list(models), list(test_sets)
 
 
 def to_csv(cells: Cells, metric: str) -> str:
-    """Means of one metric, unrounded; one row per train set, one column per test set."""
-    train_sets, test_sets = axes_of(cells)
-    rows: list[dict[str, Any]] = [{"train set": train} for train in train_sets]
-    for (train, test), summary in cells.items():
-        rows[train_sets.index(train)][test] = summary["metrics"][metric]["mean"]
+    """Means of one metric, unrounded; one row per model, one column per test set."""
+    models, test_sets = axes_of(cells)
+    rows: list[dict[str, Any]] = [{"train set": model} for model in models]
+    for (model, test), summary in cells.items():
+        rows[models.index(model)][test] = summary["metrics"][metric]["mean"]
     return csv_text(["train set", *test_sets], rows)
 
 
 def to_markdown(cells: Cells, metrics: Sequence[str]) -> str:
-    """One table per metric: mean and its 95 % interval; bold where train and test set are one."""
-    from utils.metrics import LOWER_IS_BETTER
+    """One table per metric: mean and its 95 % interval; bold where train and test set are one.
 
-    train_sets, test_sets = axes_of(cells)
+    Below them, how each model was scored.
+    """
+    from utils.metrics import EMPTY_RULES, LOWER_IS_BETTER
 
-    def cell(train: str, test: str, metric: str) -> str:
-        statistics = _statistics(cells, train, test, metric)
-        if statistics is None:
+    models, test_sets = axes_of(cells)
+
+    def cell(model: str, test: str, metric: str) -> str:
+        summary = cells.get((model, test))
+        if summary is None:
             return "-"
-        text = _with_interval(statistics, 1 if metric in LOWER_IS_BETTER else 100)
-        return f"**{text}**" if train == test else text
+        scale = 1 if metric in LOWER_IS_BETTER else 100
+        text = _with_interval(summary["metrics"][metric], scale)
+        return f"**{text}**" if summary["provenance"]["trained_on"] == test else text
 
     paragraphs = ["# Cross-domain results"]
     for metric in metrics:
         lower = metric in LOWER_IS_BETTER
         unit = "pixels, lower is better" if lower else "per cent, higher is better"
-        rows = [[train, *(cell(train, test, metric) for test in test_sets)] for train in train_sets]
+        rows = [[model, *(cell(model, test, metric) for test in test_sets)] for model in models]
         header = ["train set \\ test set", *test_sets]
         paragraphs += [f"## {metric} ({unit})", markdown_table(header, rows)]
-    paragraphs.append("Mean and its 95 % bootstrap interval over the test cases.")
+    rule = EMPTY_RULES[next(iter(cells.values()))["hd95"]["rule"]]
+    paragraphs.append(f"Mean and its 95 % bootstrap interval over the test cases; HD95: {rule}.")
+    paragraphs.append("\n".join(f"- {line}" for model in models for line in notes(cells, model)))
     return "\n\n".join(paragraphs) + "\n"
+
+
+def notes(cells: Cells, model: str) -> list[str]:
+    """How the model was scored: a line, or several where the test sets differ in that."""
+    from utils.comparison import how_scored
+
+    test_sets_by: dict[str, list[str]] = {}
+    for (of, test), summary in cells.items():
+        if of == model:
+            test_sets_by.setdefault(how_scored(summary), []).append(test)
+    if len(test_sets_by) == 1:
+        return [f"{model}: {how}" for how in test_sets_by]
+    return [f"{model}, on {', '.join(tests)}: {how}" for how, tests in test_sets_by.items()]
 
 
 def heat_maps(cells: Cells, metrics: Sequence[str]) -> bytes:
@@ -142,18 +196,16 @@ def heat_maps(cells: Cells, metrics: Sequence[str]) -> bytes:
     from utils.metrics import LOWER_IS_BETTER
     from utils.results import mean_of
 
-    train_sets, test_sets = axes_of(cells)
-    size = (len(metrics) * (1.6 + 0.8 * len(test_sets)), 1.6 + 0.6 * len(train_sets))
+    models, test_sets = axes_of(cells)
+    size = (len(metrics) * (1.6 + 0.8 * len(test_sets)), 1.6 + 0.6 * len(models))
     figure = Figure(figsize=size, layout="constrained")
     panels = figure.subplots(1, len(metrics), sharey=True, squeeze=False)[0]
     for axes, metric in zip(panels, metrics, strict=True):
         lower = metric in LOWER_IS_BETTER
-        means = np.full((len(train_sets), len(test_sets)), np.nan)
-        for row, train in enumerate(train_sets):
-            for column, test in enumerate(test_sets):
-                statistics = _statistics(cells, train, test, metric)
-                if statistics is not None:
-                    means[row, column] = mean_of(statistics) * (1 if lower else 100)
+        means = np.full((len(models), len(test_sets)), np.nan)
+        for (model, test), summary in cells.items():
+            mean = mean_of(summary["metrics"][metric]) * (1 if lower else 100)
+            means[models.index(model), test_sets.index(test)] = mean
         image = axes.imshow(means, cmap="cividis_r" if lower else "cividis", aspect="auto")
         for (row, column), mean in np.ndenumerate(means):
             bright = np.isfinite(mean) and sum(image.to_rgba(mean)[:3]) > 1.5
@@ -166,16 +218,11 @@ def heat_maps(cells: Cells, metrics: Sequence[str]) -> bytes:
                 color="black" if bright or not np.isfinite(mean) else "white",
             )
         axes.set_xticks(range(len(test_sets)), test_sets, rotation=30, ha="right")
-        axes.set_yticks(range(len(train_sets)), train_sets)
+        axes.set_yticks(range(len(models)), models)
         axes.set_xlabel("test set")
         axes.set_title(f"{metric}, {'pixels ↓' if lower else 'per cent ↑'}", fontsize=10)
     panels[0].set_ylabel("train set")
     return png(figure, dpi=150)
-
-
-def _statistics(cells: Cells, train: str, test: str, metric: str) -> MetricStatistics | None:
-    summary = cells.get((train, test))
-    return None if summary is None else summary["metrics"][metric]
 
 
 def _with_interval(statistics: MetricStatistics, scale: float) -> str:
