@@ -63,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parse_arguments(argv)
 
     from engine.trained_run import find_named_run, find_run, load_system
-    from engine.weights_export import write_weights, writing
+    from engine.weights_export import write_weights, writing_file
     from utils.errors import UserError
     from utils.logs import log_to
 
@@ -89,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     graph = export_graph(system, config.image_size, metadata)
     difference = check_parity(system, graph, config.image_size, tolerance=arguments.tolerance)
     path = arguments.out or checkpoint.with_name("model.onnx")
-    with writing(path):
+    with writing_file(path):
         atomic_write(path, graph)
     log.info(
         "%s: %.1f MB; differs from PyTorch by %.1g at most, for batches of %s",

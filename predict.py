@@ -113,7 +113,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from engine.prediction import PredictionOptions
     from engine.prediction_files import predict_files, read_file
     from engine.prediction_inputs import find_jobs
-    from engine.prediction_outputs import OutputFolder, stops_when_full
+    from engine.prediction_outputs import OutputFolder, writing_predictions
     from utils.logs import log_to
 
     log_to()
@@ -140,7 +140,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         to_do, read, backend, method, folder, arguments.batch_size, arguments.workers
     )
     with (
-        stops_when_full(arguments.out),
+        writing_predictions(arguments.out),
         tqdm(total=len(to_do), unit="image", disable=None) as bar,
     ):
         for row in rows:

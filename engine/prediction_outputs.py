@@ -93,7 +93,7 @@ class OutputFolder:
             files = {job.file for job in jobs}
             self._earlier = [row for row in done.values() if row["file"] not in files]
             self._rows = {job.name: done[job.name] for job in jobs if self._is_done(job, done)}
-        with stops_when_full(self.folder):
+        with writing_predictions(self.folder):
             for stale in self.folder.glob("*/.*.tmp"):  # of a run that was killed
                 stale.unlink(missing_ok=True)
             atomic_write(self.folder / "settings.json", json.dumps(self.settings, indent=2) + "\n")
@@ -176,7 +176,7 @@ class OutputFolder:
         """Write the table, rows of earlier runs first, then the jobs in their order; returns the failed."""
         assert self._journal is not None
         rows = [self._rows[job.name] for job in jobs]
-        with stops_when_full(self.folder):
+        with writing_predictions(self.folder):
             self._journal.close()
             atomic_write(self._table, csv_text(COLUMNS, [*self._earlier, *rows]))
             self._partial.unlink()
@@ -245,7 +245,7 @@ class OutputFolder:
 
 
 @contextmanager
-def stops_when_full(folder: Path) -> Iterator[None]:
+def writing_predictions(folder: Path) -> Iterator[None]:
     """Turn the OSError of a full disk or a read-only folder into a UserError."""
     try:
         yield

@@ -42,7 +42,7 @@ def write_weights(
     origin = export_metadata(checkpoint)
     if len(runs) > 1:
         origin |= load_average(system, runs)
-    with writing(path):
+    with writing_file(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         save_weights(path, system, half=True, metadata=origin)
         atomic_write(beside, described)
@@ -55,7 +55,7 @@ def write_weights(
 
 
 @contextmanager
-def writing(path: Path) -> Iterator[None]:
+def writing_file(path: Path) -> Iterator[None]:
     """Turn a file that cannot be written into a UserError."""
     try:
         yield
