@@ -61,11 +61,30 @@ def catalogue_table() -> str:
     return "\n".join(blocks)
 
 
+class _Once(argparse.Action):
+    """Stores an option's value, and refuses a second one, which would silently replace the first."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        if getattr(namespace, self.dest) != self.default:
+            raise argparse.ArgumentError(
+                self,
+                "given twice; give it once (files of several folders: one folder with subfolders)",
+            )
+        setattr(namespace, self.dest, values)
+
+
 def parser() -> argparse.ArgumentParser:
     arguments = argparse.ArgumentParser(
         prog="python -m datasets.prepare",
         description="Prepare a data set for training. Sources, licences and layouts: --list.",
     )
+    arguments.register("action", None, _Once)
     add = arguments.add_argument
     add("name", nargs="?", help="a name from --list, or any other for your own data")
     add("--list", action="store_true", help="list the known data sets and exit")
@@ -153,6 +172,11 @@ def _prepare(
         prepare_phantom(options.root, domain, cases, options.seed)
     elif name in CATALOGUE:
         prepare_published(spec, arguments.source, options, arguments.include_normal)
+    elif name.lower() == "own":
+        raise UserError(
+            f"{name!r} is no name for a data set: sh train.sh own would take configs/own_train.yaml, "
+            "which stands for all data of one's own; choose another name"
+        )
     elif arguments.images and arguments.masks:
         suffixes = (arguments.image_suffix, arguments.mask_suffix)
         prepare_own(spec, arguments.images, arguments.masks, options, *suffixes)

@@ -187,7 +187,7 @@ def test_own_data_with_several_masks_of_an_image(
     write_folder(tmp_path / "images", images)
     write_folder(where, masks)
     folder = run(
-        *("own", tmp_path, "--images", tmp_path / "images", "--masks", where),
+        *("mine", tmp_path, "--images", tmp_path / "images", "--masks", where),
         *("--mask-suffix", "_mask"),
     )
     assert {path.name for path in (folder / "masks").iterdir()} == set(images)
@@ -202,7 +202,7 @@ def test_own_data_problems_are_listed(tmp_path: Path, capsys: pytest.CaptureFixt
     masks = {f"{i}.png": png(square(i, i)) for i in range(3)} | {"2.bmp": bmp(square(1, 1))}
     write_folder(tmp_path / "images", images)
     write_folder(tmp_path / "masks", masks)
-    arguments = f"own --images {tmp_path}/images --masks {tmp_path}/masks --root {tmp_path}/data"
+    arguments = f"mine --images {tmp_path}/images --masks {tmp_path}/masks --root {tmp_path}/data"
     assert prepare(arguments.split()) == 2
     error = capsys.readouterr().err
     for expected in ("3 problem(s)", "1: two images", "2: two masks", "3: no mask for the image"):
@@ -210,6 +210,26 @@ def test_own_data_problems_are_listed(tmp_path: Path, capsys: pytest.CaptureFixt
     write_folder(tmp_path / "empty", {"a.txt": b""})
     assert prepare(arguments.replace("/images ", "/empty ").split()) == 2
     assert "no images named * in" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("place", ["folder", "zip", "two names of a folder"])
+def test_an_image_is_not_its_own_mask(
+    tmp_path: Path, place: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = {f"{i}.png": png(picture(i)) for i in range(3)}
+    files |= {f"{i}_mask.png": png(square(i, i)) for i in range(3)}
+    images = masks = write_folder(tmp_path / "both", files)
+    if place == "zip":
+        images = masks = write_zip(tmp_path / "both.zip", files)
+    elif place == "two names of a folder":
+        masks = tmp_path / "other" / ".." / "both"
+        (tmp_path / "other").mkdir()
+    arguments = ["mine", "--images", images, "--masks", masks, "--root", tmp_path / "data"]
+    assert prepare(list(map(str, arguments))) == 2
+    error = capsys.readouterr().err
+    assert "6 problem(s)" in error
+    assert "0.png are the same file; give --mask-suffix" in error
+    assert prepare([*map(str, arguments), "--mask-suffix", "_mask"]) == 0
 
 
 def test_a_mask_in_a_format_that_is_not_read_is_named(
@@ -230,10 +250,10 @@ def test_own_data_with_patients_is_split_by_patient(tmp_path: Path) -> None:
         "case,patient\n" + "".join(f"{i},{i % 5}\n" for i in range(10))
     )
     folder = run(
-        *("own", tmp_path, "--images", tmp_path / "images", "--masks", tmp_path / "masks"),
+        *("mine", tmp_path, "--images", tmp_path / "images", "--masks", tmp_path / "masks"),
         *("--groups", tmp_path / "patients.csv"),
     )
-    split = read_split(folder / "own_train_test_names.json")
+    split = read_split(folder / "mine_train_test_names.json")
     assert len(split.test) == 2
     assert int(split.test[0]) % 5 == int(split.test[1]) % 5
 
@@ -244,7 +264,7 @@ def own(tmp_path: Path) -> list[str]:
     write_folder(tmp_path / "images", {f"{i}.png": png(picture(i)) for i in range(10)})
     write_folder(tmp_path / "masks", {f"{i}.png": png(square(i, i)) for i in range(10)})
     places = f"--images {tmp_path}/images --masks {tmp_path}/masks --root {tmp_path}/data"
-    return ["own", *places.split()]
+    return ["mine", *places.split()]
 
 
 def test_names_of_groups_may_carry_spaces_and_extensions(
@@ -253,7 +273,7 @@ def test_names_of_groups_may_carry_spaces_and_extensions(
     table = tmp_path / "patients.csv"
     table.write_text("case,patient\n" + "".join(f" {i}.PNG , p{i % 5} \n" for i in range(9)))
     assert prepare([*own, "--groups", str(table)]) == 0
-    groups = json.loads((tmp_path / "data" / "own" / "groups.json").read_bytes())
+    groups = json.loads((tmp_path / "data" / "mine" / "groups.json").read_bytes())
     assert groups == {str(i): f"p{i % 5}" for i in range(9)}
     error = capsys.readouterr().err
     assert "patients.csv has no group for 1 of 10 cases" in error and "'9'" in error
@@ -267,7 +287,7 @@ def test_groups_of_other_cases_are_refused(
     assert prepare([*own, "--groups", str(table)]) == 2
     error = capsys.readouterr().err
     assert "names none of the cases: it holds 'scan_1', 'scan_2', the cases are '0', '1'" in error
-    assert not (tmp_path / "data" / "own").exists()
+    assert not (tmp_path / "data" / "mine").exists()
 
 
 def test_a_case_in_two_groups_is_refused(
@@ -283,7 +303,7 @@ def test_a_case_in_two_groups_is_refused(
         in error
     )
     assert "Give each case one group" in error
-    assert not (tmp_path / "data" / "own").exists()
+    assert not (tmp_path / "data" / "mine").exists()
 
 
 def test_ham10000_without_metadata_warns_that_lesions_may_leak(
@@ -326,8 +346,8 @@ def test_a_complete_own_set_knows_its_suffixes(
     assert prepare([*own, option, "_2"]) == 2
     difference = f"{option[2:].replace('-', '_')} '', asked for _2"
     assert difference in capsys.readouterr().err
-    assert prepare(["own", "--root", str(tmp_path / "data")]) == 0
-    manifest = tmp_path / "data" / "own" / "dataset.json"
+    assert prepare(["mine", "--root", str(tmp_path / "data")]) == 0
+    manifest = tmp_path / "data" / "mine" / "dataset.json"
     entries = json.loads(manifest.read_bytes())
     older = {key: value for key, value in entries.items() if not key.endswith("_suffix")}
     manifest.write_text(json.dumps(older))
@@ -401,9 +421,9 @@ def test_a_limit_of_preparation_holds_for_training_and_check(
     write_folder(tmp_path / "images", files)
     write_folder(tmp_path / "masks", files)
     places = ["--images", tmp_path / "images", "--masks", tmp_path / "masks"]
-    folder = run("own", tmp_path, *places, "--limit", "megapixels=2")
+    folder = run("mine", tmp_path, *places, "--limit", "megapixels=2")
     assert json.loads((folder / "dataset.json").read_bytes())["max_megapixels"] == 2
-    opened = open_data_set(folder / "own_train_test_names.json")
+    opened = open_data_set(folder / "mine_train_test_names.json")
     assert read_case(opened.train[0])[0].shape == (1050, 1000, 3)
     assert check_data_set(folder)["readable"] == 3
     other = write_folder(tmp_path / "plain", {"images/0.png": files["0.png"]})
@@ -431,7 +451,7 @@ def test_masks_with_other_values_are_cut_at_half_and_named(
     write_folder(tmp_path / "images", {f"{i}.png": png(picture(i)) for i in range(3)})
     masks = {"0.png": png(soft), "1.png": png(deep), "2.png": png(square(1, 1) // 255)}
     write_folder(tmp_path / "masks", masks)
-    folder = run("own", tmp_path, "--images", tmp_path / "images", "--masks", tmp_path / "masks")
+    folder = run("mine", tmp_path, "--images", tmp_path / "images", "--masks", tmp_path / "masks")
     error = capsys.readouterr().err
     assert f"warning: 1 odd files, listed in {folder / 'notes.txt'}:\n" in error
     assert "0.png: values from 0 to 255, expected 0/1 or 0/255; cut at half" in error
@@ -452,7 +472,7 @@ def test_12_bits_in_16_are_noted_by_preparation_and_check(
     error = capsys.readouterr().err
     assert "warning: 1 odd files" in error
     assert "3.png: 16 bits, but no value over 4095: nearly black to the model; spread" in error
-    assert prepare(["own", "--check", "--root", str(tmp_path / "data")]) == 0
+    assert prepare(["mine", "--check", "--root", str(tmp_path / "data")]) == 0
     assert "16 bits, nearly black to the model: 1 (3)" in capsys.readouterr().out
 
 
