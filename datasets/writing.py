@@ -12,9 +12,9 @@ from tqdm import tqdm
 from datasets.archives import Limits, Member
 from datasets.cases import MAX_LISTED_PROBLEMS
 from datasets.catalogue import DatasetSpec
-from datasets.decoding import AS_STORED, ImageError, decode
+from datasets.decoding import AS_STORED, decode
 from datasets.layouts import SourceCase
-from datasets.masks import aspect_ratio_differs, binary_mask
+from datasets.masks import aspect_ratio_differs, decode_mask
 from datasets.staging import Staging
 from datasets.windowing import dark_note, may_be_dark
 from utils.errors import UserError, listed
@@ -92,12 +92,10 @@ def write_case(spec: DatasetSpec, case: SourceCase, staging: Staging, limits: Li
 
 def _read_mask(spec: DatasetSpec, file: Member, limits: Limits) -> tuple[np.ndarray, str | None]:
     """Foreground of a mask (H, W) as bool, and a note if it held odd values."""
-    if spec.any_label:  # in colour, as grey rounds the darkest palette entries to 0
-        return _decoded(file, file.read(), cv2.IMREAD_COLOR, limits).max(axis=2) > 0, None
-    grey = _decoded(file, file.read(), cv2.IMREAD_GRAYSCALE | cv2.IMREAD_ANYDEPTH, limits)
+    content = file.read()
     try:
-        return binary_mask(grey)
-    except ImageError as error:
+        return decode_mask(content, limits.megapixels, spec.any_label)
+    except UserError as error:
         raise UserError(f"{file}: {error}") from None
 
 
