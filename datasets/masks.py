@@ -70,7 +70,10 @@ def binary_mask(grey: np.ndarray, any_label: bool = False) -> tuple[np.ndarray, 
     full = np.iinfo(grey.dtype).max
     if high <= 1 or np.isin(grey, (0, full)).all():
         return grey > 0, None
-    note = f"values from {low} to {high}, expected 0/1 or 0/{full}; cut at half of that range"
+    note = (
+        f"values from {low} to {high}, expected 0/1 or 0/{full}; cut at half of that range "
+        "(numbered objects or classes: prepare with --any-label)"
+    )
     if low == high:
         return np.zeros(grey.shape, bool), note
     return grey >= (low + high) / 2, note

@@ -95,8 +95,8 @@ def prepare_own(
 ) -> Path:
     """Prepare any other data set from a folder or zip of images and one of masks.
 
-    An image `<name><image_suffix>.*` belongs to the mask `<name><mask_suffix>.*`. Otherwise as
-    `prepare_published`.
+    An image `<name><image_suffix>.*` belongs to the mask `<name><mask_suffix>.*`. With `any_label` in
+    `spec`, any value above 0 is foreground. Otherwise as `prepare_published`.
     """
     image_source, mask_source = options.open(images), options.open(masks)
     files = own_cases(members([image_source]), members([mask_source]), image_suffix, mask_suffix)
@@ -112,6 +112,7 @@ def prepare_own(
         "sources": [images.name, masks.name],
         "image_suffix": image_suffix,
         "mask_suffix": mask_suffix,
+        "any_label": spec.any_label,
         "groups_sha256": file_digest(options.groups),
         **_split_record(options, split),
     }
@@ -284,6 +285,7 @@ def _write(
     }
     with staged(options.root, spec.name) as staging:
         plan = [file.identity() for case in wanted for file in (case.image, *case.masks)]
+        plan += ["any label"] if spec.any_label else []
         if staging.begin(plan):
             print(f"resuming in {staging.folder}", file=sys.stderr)
         notes = write_cases(spec, wanted, staging, options.limits, problems)

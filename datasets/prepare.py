@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import signal
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,16 @@ from utils.interruption import Interrupted
 OPTIONS = {
     "generated": {"cases", "domain", "seed"},
     "published": {"source", "splits", "groups", "seed"},
-    "your own": {"images", "masks", "image_suffix", "mask_suffix", "splits", "groups", "seed"},
+    "your own": {
+        "images",
+        "masks",
+        "image_suffix",
+        "mask_suffix",
+        "any_label",
+        "splits",
+        "groups",
+        "seed",
+    },
 }
 """The options that each kind of data set takes, beside those for all."""
 
@@ -99,6 +109,7 @@ def parser() -> argparse.ArgumentParser:
     add("--masks", type=Path, metavar="DIR", help="own data: folder or zip of masks")
     add("--image-suffix", default="", metavar="S", help="own data: <name>S.* is an image")
     add("--mask-suffix", default="", metavar="S", help="own data: <name>S.* is a mask")
+    add("--any-label", action="store_true", help="own data: any value above 0 is foreground")
     add("--groups", type=Path, metavar="CSV", help="case name, group (patient, lesion, ...)")
     add("--cases", type=int, metavar="N", help=f"phantom: number of cases [{PHANTOM_CASES}]")
     add("--domain", help="phantom: scanner, a or b [a]")
@@ -151,7 +162,7 @@ def _asked_for(spec: DatasetSpec, arguments: argparse.Namespace) -> dict[str, An
         "splits_sha256": split_digest(read_split(arguments.splits)) if arguments.splits else None,
         "groups_sha256": file_digest(arguments.groups),
         "sources": _asked_sources(spec, arguments),
-        **_asked_suffixes(arguments),
+        **_asked_reading(arguments),
     }
 
 
@@ -179,6 +190,7 @@ def _prepare(
         )
     elif arguments.images and arguments.masks:
         suffixes = (arguments.image_suffix, arguments.mask_suffix)
+        spec = replace(spec, any_label=arguments.any_label)
         prepare_own(spec, arguments.images, arguments.masks, options, *suffixes)
     else:
         raise UserError(
@@ -212,11 +224,11 @@ def _asked_sources(spec: DatasetSpec, arguments: argparse.Namespace) -> list[str
     return None
 
 
-def _asked_suffixes(arguments: argparse.Namespace) -> dict[str, str]:
-    """The manifest's entries for the suffixes; without the folders, an empty suffix leaves it open."""
-    suffixes = {key: getattr(arguments, key) for key in ("image_suffix", "mask_suffix")}
+def _asked_reading(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The manifest's entries for suffixes and labels; without the folders, an empty one leaves it open."""
+    values = {key: getattr(arguments, key) for key in ("image_suffix", "mask_suffix", "any_label")}
     named = arguments.images and arguments.masks
-    return {key: suffix for key, suffix in suffixes.items() if named or suffix}
+    return {key: value for key, value in values.items() if named or value}
 
 
 def _check(folder: Path, arguments: argparse.Namespace) -> None:

@@ -460,6 +460,29 @@ def test_masks_with_other_values_are_cut_at_half_and_named(
     assert np.array_equal(read(folder / "masks" / "2.png"), square(1, 1))
 
 
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16])
+def test_any_label_is_foreground_where_asked_for(
+    own: list[str], tmp_path: Path, kind: type, capsys: pytest.CaptureFixture[str]
+) -> None:
+    labels: np.ndarray = np.zeros((24, 32), kind)
+    labels[2:5, 2:5], labels[10:15, 10:20] = 1, 200
+    (tmp_path / "masks" / "3.png").write_bytes(png(labels))
+    folder = tmp_path / "data" / "mine"
+    assert prepare(own) == 0
+    assert "classes: prepare with --any-label" in capsys.readouterr().err
+    assert prepare([*own, "--any-label"]) == 2
+    assert "any_label False, asked for True" in capsys.readouterr().err
+    folder.rename(tmp_path / "cut at half")
+    assert prepare([*own, "--any-label"]) == 0
+    assert not (folder / "notes.txt").exists()
+    assert json.loads((folder / "dataset.json").read_bytes())["any_label"] is True
+    opened = open_data_set(folder / "mine_train_test_names.json")
+    (case,) = (case for case in opened.train + opened.test if case.name == "3")
+    assert np.array_equal(read_case(case)[1], labels > 0)
+    assert not check_data_set(folder)["odd_mask_values"]
+    assert prepare(own) == 2
+
+
 def test_12_bits_in_16_are_noted_by_preparation_and_check(
     own: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
