@@ -24,6 +24,7 @@ from datasets.archives import DEFAULT_LIMITS
 from datasets.catalogue import CATALOGUE, DatasetSpec, canonical_name, spec_for
 from datasets.preparation import (
     PHANTOM_CASES,
+    TEST_ONLY,
     PreparationOptions,
     archives_and_metadata,
     file_digest,
@@ -41,7 +42,7 @@ from utils.interruption import Interrupted
 
 OPTIONS = {
     "generated": {"cases", "domain", "seed"},
-    "published": {"source", "splits", "groups", "seed"},
+    "published": {"source", "splits", "test_only", "groups", "seed", "skip_unusable"},
     "your own": {
         "images",
         "masks",
@@ -51,6 +52,8 @@ OPTIONS = {
         "splits",
         "groups",
         "seed",
+        "test_only",
+        "skip_unusable",
     },
 }
 """The options that each kind of data set takes, beside those for all."""
@@ -102,7 +105,9 @@ def parser() -> argparse.ArgumentParser:
     add("--group-split", action="store_true", help="write a split that no group of cases crosses")
     add("--root", type=Path, default=Path("datasets"), help="where prepared data lies [datasets]")
     add("--source", type=Path, nargs="+", default=[], metavar="PATH", help="zip files or folders")
-    add("--splits", type=Path, metavar="FILE", help="split file, .pkl or .json [80/20 by --seed]")
+    split = arguments.add_mutually_exclusive_group().add_argument
+    split("--splits", type=Path, metavar="FILE", help="split file, .pkl or .json [80/20 by --seed]")
+    split("--test-only", action="store_true", help="all cases are for testing, none for training")
     add("--seed", type=non_negative_int, metavar="N", help=f"of split and phantom [{SEED}]")
     add("--include-normal", action="store_true", help="busi: keep the images without lesion")
     add("--images", type=Path, metavar="DIR", help="own data: folder or zip of images")
@@ -111,6 +116,7 @@ def parser() -> argparse.ArgumentParser:
     add("--mask-suffix", default="", metavar="S", help="own data: <name>S.* is a mask")
     add("--any-label", action="store_true", help="own data: any value above 0 is foreground")
     add("--groups", type=Path, metavar="CSV", help="case name, group (patient, lesion, ...)")
+    add("--skip-unusable", action="store_true", help="leave out cases that cannot be used")
     add("--cases", type=int, metavar="N", help=f"phantom: number of cases [{PHANTOM_CASES}]")
     add("--domain", help="phantom: scanner, a or b [a]")
     add("--follow-links", action="store_true", help="follow symbolic links in folders")
@@ -159,6 +165,7 @@ def _asked_for(spec: DatasetSpec, arguments: argparse.Namespace) -> dict[str, An
         "seed": arguments.seed,
         "cases": arguments.cases,
         "include_normal": arguments.include_normal or None,
+        "splits": TEST_ONLY if arguments.test_only else None,
         "splits_sha256": split_digest(read_split(arguments.splits)) if arguments.splits else None,
         "groups_sha256": file_digest(arguments.groups),
         "sources": _asked_sources(spec, arguments),
@@ -177,6 +184,8 @@ def _prepare(
         seed=_seed(arguments),
         limits=DEFAULT_LIMITS.changed(arguments.limit),
         follow_links=arguments.follow_links,
+        test_only=arguments.test_only,
+        skip_unusable=arguments.skip_unusable,
     )
     if domain:
         cases = PHANTOM_CASES if arguments.cases is None else arguments.cases

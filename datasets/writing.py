@@ -106,9 +106,8 @@ def _decoded(file: Member, content: bytes, flags: int, limits: Limits) -> np.nda
         raise UserError(f"{file}: {error}") from None
 
 
-def listed_problems(name: str, problems: Mapping[str, str], drawn: bool) -> str:
-    """All problems as one message; `drawn`: the split was drawn, not read from a file."""
-    other_way = "remove them there" if drawn else "take them out of the split file"
+def listed_problems(name: str, problems: Mapping[str, str], other_way: str) -> str:
+    """All problems as one message; `other_way` is what to do where they cannot be fixed."""
     lines = [f"{case}: {problem}" for case, problem in sorted(problems.items())]
     return (
         f"{name} is not prepared, {len(lines)} problem(s):\n  "

@@ -168,6 +168,23 @@ def test_folds_are_disjoint_and_cover_train(tmp_path: Path) -> None:
     assert sorted(map(len, held_parts)) == [2, 3, 3, 3]
 
 
+@pytest.mark.parametrize("how", ["val_fraction=0.1", "folds=2", "select_on=test"])
+def test_a_cohort_for_testing_only_is_not_trained_on(tmp_path: Path, how: str) -> None:
+    data_set = open_data_set(write_data_set(tmp_path, train=0, test=2, size=32))
+    key, value = how.split("=")
+    config = make_config({"pickle_file_path": data_set.split_file, "fold": 0, key: value})
+    with pytest.raises(UserError, match="blobs has no training cases, only 2 to test on"):
+        training_cases(config, data_set)
+
+
+def test_one_patient_cannot_be_held_out_and_trained_on(tmp_path: Path) -> None:
+    data_set = open_data_set(write_data_set(tmp_path, train=3, test=2, size=32))
+    groups = {case.name: "A" for case in data_set.train}
+    (data_set.folder / "groups.json").write_text(json.dumps(groups))
+    with pytest.raises(UserError, match=r"all 3 training cases .* \(val_fraction 0.1, 1 group"):
+        training_cases(make_config({"pickle_file_path": data_set.split_file}), data_set)
+
+
 def test_published_path_finds_the_prepared_set(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -306,6 +306,73 @@ def test_a_case_in_two_groups_is_refused(
     assert not (tmp_path / "data" / "mine").exists()
 
 
+def test_a_split_that_cuts_patients_apart_is_noted(
+    own: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = tmp_path / "patients.csv"
+    table.write_text("case,patient\n" + "".join(f"{i},{i // 2}\n" for i in range(10)))
+    write_split(tmp_path / "split.json", Split(tuple("02456"), tuple("13789")))
+    assert prepare([*own, "--groups", str(table), "--splits", f"{tmp_path}/split.json"]) == 0
+    expected = "3 groups (patients, lesions) lie in both train and test, with 3 of 5 test cases"
+    error = capsys.readouterr().err
+    assert expected in error and "python -m datasets.prepare mine --group-split" in error
+    assert expected in (tmp_path / "data" / "mine" / "notes.txt").read_text()
+    assert prepare(["mine", "--group-split", "--root", f"{tmp_path}/data"]) == 0
+    (tmp_path / "data" / "mine").rename(tmp_path / "before")
+    assert prepare([*own, "--groups", str(table)]) == 0
+    assert "lie in both" not in capsys.readouterr().err
+
+
+def test_unusable_cases_are_left_out_where_asked_for(
+    own: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "masks" / "3.png").unlink()
+    (tmp_path / "images" / "5.png").write_bytes(b"junk")
+    assert prepare(own) == 2
+    assert "--skip-unusable leaves them out" in capsys.readouterr().err
+    assert prepare([*own, "--skip-unusable"]) == 0
+    folder = tmp_path / "data" / "mine"
+    notes = (folder / "notes.txt").read_text()
+    assert "left out: 3: no mask for the image" in notes
+    assert "left out: 5: " in notes and "5.png: not a PNG" in notes
+    assert f"2 of 10 cases are unusable and were left out, listed in {folder}/notes.txt" in (
+        capsys.readouterr().err
+    )
+    manifest = json.loads((folder / "dataset.json").read_bytes())
+    assert (manifest["train"] + manifest["test"], manifest["unusable"]) == (8, 2)
+    opened = open_data_set(folder / "mine_train_test_names.json")
+    assert len(opened.train + opened.test) == 8
+
+
+def test_a_part_without_any_usable_case_is_an_error(
+    own: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_split(tmp_path / "split.json", Split(("1", "2"), ("3", "absent")))
+    (tmp_path / "masks" / "3.png").unlink()
+    assert prepare([*own, "--skip-unusable", "--splits", f"{tmp_path}/split.json"]) == 2
+    error = capsys.readouterr().err
+    assert "no test case is usable" in error and "3: no mask" in error
+    assert "--skip-unusable leaves" not in error
+
+
+def test_a_cohort_for_testing_only(
+    own: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert prepare([*own, "--test-only"]) == 0
+    assert prepare([*own, "--test-only"]) == 0
+    folder = tmp_path / "data" / "mine"
+    split = read_split(folder / "mine_train_test_names.json")
+    assert split == Split((), tuple("0123456789"))
+    assert prepare(["mine", "--check", "--root", f"{tmp_path}/data"]) == 0
+    assert "mine: 0 train, 10 test" in capsys.readouterr().out
+    folder.rename(tmp_path / "before")
+    assert prepare(own) == 0
+    assert prepare([*own, "--test-only"]) == 2
+    assert "splits drawn, asked for test only" in capsys.readouterr().err
+    assert prepare([*own, "--test-only", "--splits", "x.json"]) == 2
+    assert "not allowed with argument" in capsys.readouterr().err
+
+
 def test_ham10000_without_metadata_warns_that_lesions_may_leak(
     ham10000: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
