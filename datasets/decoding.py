@@ -150,10 +150,10 @@ def orientation(content: bytes) -> int:
     """The orientation tag of an image, 1 to 8, by which `decode` turns it upright; 1 where it has none."""
     try:
         block = content[_exif_start(content) :]
-        order = "<" if block.startswith(b"II") else ">"
+        order = {b"II": "<", b"MM": ">"}[block[:2]]
         (directory,) = struct.unpack_from(order + "I", block, 4)
         tag = _tiff_directory(block, order, directory)[0].get(_TIFF_ORIENTATION, 1)
-    except (struct.error, IndexError, ValueError):
+    except (struct.error, LookupError, ValueError):
         return 1
     return tag if 1 <= tag <= 8 else 1
 

@@ -79,6 +79,23 @@ def binary_mask(grey: np.ndarray, any_label: bool = False) -> tuple[np.ndarray, 
     return grey >= (low + high) / 2, note
 
 
+AS_STORED_HINT = (
+    "; it fits the image as stored, which an orientation tag turns upright: draw the mask on the upright "
+    "image, or remove the tag"
+)
+
+
+def may_fit_as_stored(
+    image_tag: int, image: tuple[int, int], mask_tag: int, mask: tuple[int, int]
+) -> bool:
+    """Whether a mask may have been drawn on its image as stored, before the tag of the image turns it upright.
+
+    Tags are those of `datasets.decoding.orientation`, sizes (H, W) as decoded.
+    """
+    stored = image[::-1] if image_tag >= 5 else image
+    return image_tag > 1 and mask_tag == 1 and not aspect_ratio_differs(stored, mask)
+
+
 def aspect_ratio_differs(image: tuple[int, int], mask: tuple[int, int]) -> bool:
     """Whether two sizes differ in width over height by more than 1 %; both (H, W), or both (W, H).
 

@@ -9,12 +9,22 @@ import cv2
 import numpy as np
 import pytest
 
-from datasets.cases import open_data_set, read_case
-from datasets.decoding import ImageError, read_pixels
+from datasets.cases import Case, CaseError, open_data_set, read_case
+from datasets.decoding import ImageError, decode, orientation, read_pixels
 from datasets.integrity import check_data_set
 from datasets.phantom import phantom_case
 from datasets.splits import Split, read_split, write_split
-from tests.dataset_archives import bmp, jpg, picture, png, prepare, square, write_folder, write_zip
+from tests.dataset_archives import (
+    bmp,
+    jpg,
+    picture,
+    png,
+    prepare,
+    square,
+    turned,
+    write_folder,
+    write_zip,
+)
 
 
 def read(path: Path) -> np.ndarray:
@@ -525,6 +535,53 @@ def test_masks_with_other_values_are_cut_at_half_and_named(
     assert np.array_equal(read(folder / "masks" / "0.png"), (soft >= 128) * np.uint8(255))
     assert np.array_equal(read(folder / "masks" / "1.png"), square(2, 2))
     assert np.array_equal(read(folder / "masks" / "2.png"), square(1, 1))
+
+
+def test_images_that_a_tag_turns_upright_are_noted(
+    own: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    upright = square(1, 1, 6, height=32, width=24)
+    files = {
+        "images/3.png": turned(picture(3), 3, ".png"),  # the mask fits before and after
+        "images/5.png": turned(picture(5), 6),
+        "masks/5.png": png(upright),  # fits the upright image alone
+        "images/6.png": turned(picture(6), 6),
+        "masks/6.png": turned(square(1, 1), 6, ".png"),
+        "images/7.png": turned(picture(7), 1),
+    }
+    write_folder(tmp_path, files)
+    assert prepare(own) == 0
+    error = capsys.readouterr().err
+    assert "1 odd files" in error
+    assert "3.png: turned upright by its orientation tag; was the mask drawn on the" in error
+    folder = tmp_path / "data" / "mine"
+    assert np.array_equal(read(folder / "masks" / "6.png"), np.rot90(square(1, 1), -1))
+    assert prepare(["mine", "--check", "--root", f"{tmp_path}/data"]) == 0
+    assert "was the mask drawn on the upright image?: 1 (3)" in capsys.readouterr().out
+
+
+def test_a_mask_of_the_image_as_stored_is_told_from_one_of_another(
+    own: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "images" / "4.png").write_bytes(turned(picture(4), 6, ".png"))
+    assert prepare(own) == 2
+    hint = "it fits the image as stored, which an orientation tag turns upright"
+    error = capsys.readouterr().err
+    assert f"4.png has 32 x 24 px, the image 24 x 32; {hint}" in error
+    case = Case("4", tmp_path / "images" / "4.png", tmp_path / "masks" / "4.png")
+    with pytest.raises(CaseError, match=hint):
+        read_case(case)
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".tif"])
+@pytest.mark.parametrize("tag", range(1, 9))
+def test_the_orientation_tag_is_found(suffix: str, tag: int) -> None:
+    content = turned(picture(1), tag, suffix)
+    assert orientation(content) == tag
+    height, width = decode(content, cv2.IMREAD_COLOR).shape[:2]
+    assert (height, width) == ((32, 24) if tag >= 5 else (24, 32))
+    for end in range(len(content) // 8):
+        orientation(content[:end])
 
 
 @pytest.mark.parametrize("kind", [np.uint8, np.uint16])
