@@ -79,6 +79,9 @@ class Source(Protocol):
     def identity(self, path: str) -> str:
         """A text that changes when the content does, found without reading the content."""
 
+    def place(self, path: str) -> str:
+        """Where one file lies, the same by whatever path the source was opened."""
+
 
 @dataclass(frozen=True)
 class Member:
@@ -103,6 +106,9 @@ class Member:
 
     def identity(self) -> str:
         return f"{self.path} {self.source.identity(self.path)}"
+
+    def place(self) -> str:
+        return self.source.place(self.path)
 
 
 def open_source(path: Path, limits: Limits = DEFAULT_LIMITS, follow_links: bool = False) -> Source:
@@ -131,6 +137,7 @@ class ZipSource:
 
     def __init__(self, path: Path, limits: Limits) -> None:
         self.title = path.name
+        self._path = path.resolve()
         self._limits = limits
         try:
             self._zip = zipfile.ZipFile(path)
@@ -210,6 +217,9 @@ class ZipSource:
         info = self._members[path]
         return f"{info.file_size} {info.CRC:08x}"
 
+    def place(self, path: str) -> str:
+        return f"{self._path}: {path}"
+
 
 _DAMAGE = (
     zipfile.BadZipFile,
@@ -284,6 +294,9 @@ class FolderSource:
     def identity(self, path: str) -> str:
         info = (self._folder / path).stat()
         return f"{info.st_size} {info.st_mtime_ns}"
+
+    def place(self, path: str) -> str:
+        return str((self._folder / path).resolve())
 
 
 def _ignored(parts: Sequence[str]) -> bool:

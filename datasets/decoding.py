@@ -7,6 +7,7 @@ against the header, for every file that came from elsewhere. Formats: PNG, JPEG,
 from __future__ import annotations
 
 import functools
+import io
 import json
 import struct
 from collections.abc import Iterator, Set
@@ -26,7 +27,7 @@ _JPEG_2000_START = b"\xff\x4f\xff\x51"  # of the codestream: SOC, then SIZ
 _JP2_START = b"\0\0\0\x0cjP  \r\n\x87\n"
 _JPEG_END, _JPEG_SCAN = 0xD9, 0xDA
 _JPEG_WITHOUT_LENGTH = {0x00, 0x01, *range(0xD0, 0xD9)}
-_TIFF_KIND, _TIFF_WIDTH, _TIFF_HEIGHT = 254, 256, 257
+_TIFF_KIND, _TIFF_WIDTH, _TIFF_HEIGHT, _TIFF_ORIENTATION = 254, 256, 257, 274
 _TIFF_DIRECTORIES = 16  # that are looked at, as a hostile file can chain any number
 _TIFF_NO_PAGE = 0b101  # bits of the kind: a smaller copy, a transparency mask
 
@@ -108,19 +109,64 @@ def decode(content: bytes, flags: int, max_megapixels: float = MAX_MEGAPIXELS) -
         raise ImageError(f"cannot be decoded ({reason})") from None
     if pixels is None:
         raise ImageError("cannot be decoded: damaged or cut short")
+    if content[:2] in (b"II", b"MM"):
+        _check_tiff(content)
     return pixels
 
 
-def read_pixels(path: Path, flags: int) -> np.ndarray:
-    """`decode` a file in images/ or masks/, with the size limit that its data set was prepared with.
+def _check_tiff(content: bytes) -> None:
+    """ImageError for a damaged TIFF, of which OpenCV returns pixels nevertheless."""
+    from PIL.TiffImagePlugin import TiffImageFile  # comes with torchvision
 
-    Raises ImageError as `decode` does, and where the file cannot be read.
+    try:
+        with TiffImageFile(io.BytesIO(content)) as image:
+            image.load()
+    except OSError as error:
+        if "not available" not in str(error):  # a Pillow that was built without this compression
+            raise ImageError(f"the TIFF is damaged ({error})") from None
+    except Exception:  # of a kind that Pillow does not read, as 16 bits with a sign
+        return
+
+
+def read_stored(path: Path) -> tuple[bytes, float]:
+    """Content of a file in images/ or masks/, and the size limit that its data set was prepared with.
+
+    ImageError where the file cannot be read.
     """
     try:
         content = path.read_bytes()
     except OSError as error:
         raise ImageError(f"cannot be read ({error.strerror})") from None
-    return decode(content, flags, _recorded_megapixels(path.absolute().parent.parent))
+    return content, _recorded_megapixels(path.absolute().parent.parent)
+
+
+def read_pixels(path: Path, flags: int) -> np.ndarray:
+    """`decode` a file in images/ or masks/; ImageError as that and `read_stored`."""
+    content, max_megapixels = read_stored(path)
+    return decode(content, flags, max_megapixels)
+
+
+def orientation(content: bytes) -> int:
+    """The orientation tag of an image, 1 to 8, by which `decode` turns it upright; 1 where it has none."""
+    try:
+        block = content[_exif_start(content) :]
+        order = {b"II": "<", b"MM": ">"}[block[:2]]
+        (directory,) = struct.unpack_from(order + "I", block, 4)
+        tag = _tiff_directory(block, order, directory)[0].get(_TIFF_ORIENTATION, 1)
+    except (struct.error, LookupError, ValueError):
+        return 1
+    return tag if 1 <= tag <= 8 else 1
+
+
+def _exif_start(content: bytes) -> int:
+    """Where the tags of an image begin, laid out as a TIFF; ValueError where it has none."""
+    if content.startswith(b"\x89PNG"):
+        return content.index(b"eXIf") + 4
+    if not content.startswith(b"\xff\xd8"):
+        return 0
+    mark = b"Exif\0\0"
+    starts = [at + 2 for _, at in _jpeg_segments(content) if content.startswith(mark, at + 2)]
+    return starts[0] + len(mark)
 
 
 @functools.cache
@@ -224,12 +270,12 @@ def _has_page(content: bytes, order: str, link: int) -> bool:
 
 
 def _tiff_directory(content: bytes, order: str, directory: int) -> tuple[dict[int, int], int]:
-    """Kind, width and height, as far as a directory holds them, and its end, which links the next."""
+    """The tags named above, as far as a directory holds them, and its end, which links the next."""
     (entries,) = struct.unpack_from(order + "H", content, directory)
     tags = {}
     for entry in range(entries):
         at = directory + 2 + 12 * entry
         tag, kind = struct.unpack_from(order + "HH", content, at)
-        if tag in (_TIFF_KIND, _TIFF_WIDTH, _TIFF_HEIGHT):
+        if tag in (_TIFF_KIND, _TIFF_WIDTH, _TIFF_HEIGHT, _TIFF_ORIENTATION):
             (tags[tag],) = struct.unpack_from(order + ("H" if kind == 3 else "I"), content, at + 8)
     return tags, directory + 2 + 12 * entries

@@ -47,6 +47,19 @@ def _without_extension(name: str) -> str:
     return stem if dot + extension.lower() in IMAGE_EXTENSIONS else name
 
 
+def cut_groups_note(data_set: str, group_of: Mapping[str, str], split: Split) -> str | None:
+    """What to say of groups in both parts of the split; None where there are none."""
+    in_train = {group_of[name] for name in split.train if name in group_of}
+    cut = [group_of[name] for name in split.test if group_of.get(name) in in_train]
+    if not cut:
+        return None
+    return (
+        f"{len(set(cut))} groups (patients, lesions) lie in both train and test, with {len(cut)} of "
+        f"{len(split.test)} test cases, whose scores are optimistic; python -m datasets.prepare {data_set} "
+        "--group-split writes a split that cuts none"
+    )
+
+
 def check_groups(table: Path | None, group_of: Mapping[str, str], split: Split) -> None:
     """UserError where the table of groups names no case of the split, a warning where not all."""
     names = sorted((*split.train, *split.test))

@@ -106,6 +106,10 @@ def _paired(
             )
         elif not case_masks:
             paired.problems[name] = f"no mask for the image {image}"
+        elif image.place() in {mask.place() for mask in case_masks}:
+            paired.problems[name] = (
+                f"image and mask of {image} are the same file; give --mask-suffix"
+            )
         elif twice:
             paired.problems[name] = f"two masks, {twice[0]} and {twice[1]}"
         else:

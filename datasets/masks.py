@@ -7,35 +7,93 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from datasets.decoding import ImageError, read_pixels
+from datasets.decoding import ImageError, decode, read_stored
 
 MAX_ASPECT_DIFFERENCE = 0.01
 
 
 def read_binary_mask(path: Path) -> tuple[np.ndarray, str | None]:
-    """`binary_mask` of a file in a data set's masks/; ImageError as that and `read_pixels`."""
-    return binary_mask(read_pixels(path, cv2.IMREAD_GRAYSCALE | cv2.IMREAD_ANYDEPTH))
+    """`decode_mask` of a file in a data set's masks/; ImageError as that and `read_stored`."""
+    return decode_mask(*read_stored(path))
 
 
-def binary_mask(grey: np.ndarray) -> tuple[np.ndarray, str | None]:
+def decode_mask(
+    content: bytes, max_megapixels: float, any_label: bool = False
+) -> tuple[np.ndarray, str | None]:
+    """Foreground and note of a mask file, as `binary_mask`; with `any_label`, all that is above 0.
+
+    Raises ImageError as that and `decode`, and where transparency draws another mask than the colours.
+    """
+    # labels in colour, as grey rounds the darkest palette entries to 0
+    channels = cv2.IMREAD_COLOR if any_label else cv2.IMREAD_GRAYSCALE
+    pixels = decode(content, channels | cv2.IMREAD_ANYDEPTH, max_megapixels)
+    mask, note = binary_mask(pixels.max(axis=2) if any_label else pixels, any_label)
+    alpha = _alpha(content, max_megapixels)
+    if alpha is None or alpha.min() == alpha.max():
+        return mask, note
+    if not np.array_equal(binary_mask(alpha)[0], mask):
+        raise ImageError(
+            "the mask's transparency (alpha channel) shows another shape than its colours; "
+            "flatten it to grey of 0 and 255, without transparency"
+        )
+    return mask, note
+
+
+def _alpha(content: bytes, max_megapixels: float) -> np.ndarray | None:
+    """The alpha channel (H, W) of a file that `decode` reads, None where it has none."""
+    if content.startswith(b"\xff\xd8"):
+        return None
+    if content.startswith(
+        b"\x89PNG"
+    ):  # of which preparation writes such without; decode no more of these
+        before_pixels = content[: content.find(b"IDAT")]
+        if not before_pixels[25] & 4 and b"tRNS" not in before_pixels:
+            return None
+    pixels = decode(content, cv2.IMREAD_UNCHANGED, max_megapixels)
+    return pixels[..., 3] if pixels.ndim == 3 and pixels.shape[2] == 4 else None
+
+
+def binary_mask(grey: np.ndarray, any_label: bool = False) -> tuple[np.ndarray, str | None]:
     """Foreground of a mask (H, W) as bool, and a note if it held more than 0 and one other value.
 
     Masks of 0/1 and 0/255 (0/65535 at 16 bits) are taken as they are, others are thresholded at half
-    of their range. Raises ImageError for floating-point values, which do not tell their range.
+    of their range; with `any_label`, all that is above 0 is foreground. Raises ImageError for floating-point values, which do not tell their range.
     """
     if grey.dtype.kind == "f":
         raise ImageError(
             f"the mask holds {grey.dtype} values, expected whole numbers; "
             "save it as PNG of 8 bits, 0 and 255"
         )
+    if any_label:
+        return grey > 0, None
     low, high = int(grey.min()), int(grey.max())
     full = np.iinfo(grey.dtype).max
     if high <= 1 or np.isin(grey, (0, full)).all():
         return grey > 0, None
-    note = f"values from {low} to {high}, expected 0/1 or 0/{full}; cut at half of that range"
+    note = (
+        f"values from {low} to {high}, expected 0/1 or 0/{full}; cut at half of that range "
+        "(numbered objects or classes: prepare with --any-label)"
+    )
     if low == high:
         return np.zeros(grey.shape, bool), note
     return grey >= (low + high) / 2, note
+
+
+AS_STORED_HINT = (
+    "; it fits the image as stored, which an orientation tag turns upright: draw the mask on the upright "
+    "image, or remove the tag"
+)
+
+
+def may_fit_as_stored(
+    image_tag: int, image: tuple[int, int], mask_tag: int, mask: tuple[int, int]
+) -> bool:
+    """Whether a mask may have been drawn on its image as stored, before the tag of the image turns it upright.
+
+    Tags are those of `datasets.decoding.orientation`, sizes (H, W) as decoded.
+    """
+    stored = image[::-1] if image_tag >= 5 else image
+    return image_tag > 1 and mask_tag == 1 and not aspect_ratio_differs(stored, mask)
 
 
 def aspect_ratio_differs(image: tuple[int, int], mask: tuple[int, int]) -> bool:

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from datasets.archives import DEFAULT_LIMITS, Limits, Source, members, open_source
 from datasets.catalogue import IMAGE_EXTENSIONS, DatasetSpec, spec_for
 from datasets.decoding import MAX_MEGAPIXELS
-from datasets.group_tables import check_groups, read_group_table
+from datasets.group_tables import check_groups, cut_groups_note, read_group_table
 from datasets.layouts import PairedFiles, own_cases, published_cases
 from datasets.prepared import NOTES
 from datasets.splits import SEED, Split, grouped_split, quoted, random_split, read_split
@@ -30,6 +30,8 @@ from utils.machine import available_cores
 
 PHANTOM_CASES = 400
 NOTES_SHOWN = 5
+TEST_ONLY = "test only"
+"""The manifest's entry `splits` of a data set that is not trained on."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,10 @@ class PreparationOptions:
     seed: int = SEED
     limits: Limits = DEFAULT_LIMITS
     follow_links: bool = False
+    test_only: bool = False
+    """All cases are for testing."""
+    skip_unusable: bool = False
+    """Cases that are missing or unusable are left out."""
 
     def open(self, path: Path) -> Source:
         """A folder or zip, read within these limits."""
@@ -60,7 +66,8 @@ def prepare_published(
     """Prepare a catalogued data set from its archives, or folders that hold them or their content.
 
     Cases that are not in the split are left out. Raises UserError that lists all cases which are
-    missing or unusable; what was done until then stays for the next run. Returns the prepared folder.
+    missing or unusable, unless these are skipped; what was done until then stays for the next run.
+    Returns the prepared folder.
     """
     paths, metadata = archives_and_metadata(spec, source_paths)
     sources = [options.open(path) for path in paths]
@@ -69,7 +76,7 @@ def prepare_published(
         raise UserError(_nothing_found(spec, sources))
     table = options.groups or metadata
     group_of = read_group_table(table, spec.group_columns if options.groups is None else None)
-    if spec.group_columns and table is None and options.splits is None:
+    if spec.group_columns and table is None and not (options.splits or options.test_only):
         _warn(
             f"no metadata CSV among the sources, so images of one {spec.group_columns[1]} may lie "
             f"in both train and test; give {spec.archives[-1]} to --source as well"
@@ -95,8 +102,8 @@ def prepare_own(
 ) -> Path:
     """Prepare any other data set from a folder or zip of images and one of masks.
 
-    An image `<name><image_suffix>.*` belongs to the mask `<name><mask_suffix>.*`. Otherwise as
-    `prepare_published`.
+    An image `<name><image_suffix>.*` belongs to the mask `<name><mask_suffix>.*`. With `any_label` in
+    `spec`, any value above 0 is foreground. Otherwise as `prepare_published`.
     """
     image_source, mask_source = options.open(images), options.open(masks)
     files = own_cases(members([image_source]), members([mask_source]), image_suffix, mask_suffix)
@@ -112,6 +119,7 @@ def prepare_own(
         "sources": [images.name, masks.name],
         "image_suffix": image_suffix,
         "mask_suffix": mask_suffix,
+        "any_label": spec.any_label,
         "groups_sha256": file_digest(options.groups),
         **_split_record(options, split),
     }
@@ -209,6 +217,8 @@ def _choose_split(
 ) -> Split:
     """The split file's cases or 80/20 of all found; by group where groups are known.
 
+    With `test_only` all that were found are for testing.
+
     Normal cases are in no published split. With `include_normal` they are drawn 80/20 as well.
     """
     normal = {
@@ -223,6 +233,8 @@ def _choose_split(
         return split
     left_out = set() if include_normal else normal
     names = sorted({*files.cases, *files.problems} - left_out)
+    if options.test_only:
+        return Split(train=(), test=tuple(names))
     if group_of:
         # a case that the table does not name is a group of its own
         groups = {name: group_of.get(name, f"case {name}") for name in names}
@@ -246,6 +258,7 @@ def _split_record(options: PreparationOptions, split: Split) -> dict[str, Any]:
     """The manifest's entries on the split: for a split file, of the file as it was given."""
     given = read_split(options.splits) if options.splits else split
     origin = options.splits.name if options.splits else "drawn"
+    origin = TEST_ONLY if options.test_only else origin
     return {"seed": options.seed, "splits": origin, "splits_sha256": split_digest(given)}
 
 
@@ -269,7 +282,7 @@ def _write(
     record: Mapping[str, Any],
     options: PreparationOptions,
 ) -> Path:
-    """Write the split's cases; all that are missing or unusable are reported as one error."""
+    """Write the split's cases; all that are missing or unusable are one error, or are left out."""
     if files.lone_masks:
         _warn(
             f"{len(files.lone_masks)} masks have no image and were left out: "
@@ -284,18 +297,46 @@ def _write(
     }
     with staged(options.root, spec.name) as staging:
         plan = [file.identity() for case in wanted for file in (case.image, *case.masks)]
+        plan += ["any label"] if spec.any_label else []
         if staging.begin(plan):
             print(f"resuming in {staging.folder}", file=sys.stderr)
         notes = write_cases(spec, wanted, staging, options.limits, problems)
         if problems:
-            raise UserError(listed_problems(spec.name, problems, drawn=options.splits is None))
+            split = _without(spec, split, problems, options)
+            record = {**record, "unusable": len(problems)}
+            _warn(
+                f"{len(problems)} of {len(names)} cases are unusable and were left out, listed in "
+                f"{staging.final / NOTES} with the reasons"
+            )
         if notes:
             shown = listed(notes, NOTES_SHOWN, separator="\n  ")
             _warn(f"{len(notes)} odd files, listed in {staging.final / NOTES}:\n  {shown}")
+        notes = [f"left out: {case}: {problems[case]}" for case in sorted(problems)] + notes
+        if cut := cut_groups_note(spec.name, group_of, split):
+            _warn(cut)
+            notes = [cut, *notes]
         left_out = len(files.cases) - len(wanted)
         if left_out:
             print(f"{left_out} cases of the source are not in the split and were left out")
-        groups = {name: group_of[name] for name in sorted(names) if name in group_of}
+        kept = sorted((*split.train, *split.test))
+        groups = {name: group_of[name] for name in kept if name in group_of}
         if options.limits.megapixels != MAX_MEGAPIXELS:
             record = {**record, "max_megapixels": options.limits.megapixels}
         return staging.finish(split, _manifest(spec, split, record), groups, notes)
+
+
+def _without(
+    spec: DatasetSpec, split: Split, problems: Mapping[str, str], options: PreparationOptions
+) -> Split:
+    """The split without its unusable cases; UserError where these are not skipped, or a part has no other."""
+    other_way = "take them out of the split file" if options.splits else "remove them there"
+    if not options.skip_unusable:
+        other_way += " (--skip-unusable leaves them out)"
+        raise UserError(listed_problems(spec.name, problems, other_way))
+    parts = {"train": split.train, "test": split.test}
+    kept = {part: tuple(n for n in names if n not in problems) for part, names in parts.items()}
+    for part, names in parts.items():
+        if names and not kept[part]:
+            what = listed_problems(spec.name, problems, other_way)
+            raise UserError(f"no {part} case is usable. {what}")
+    return Split(**kept)

@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import signal
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from datasets.archives import DEFAULT_LIMITS
 from datasets.catalogue import CATALOGUE, DatasetSpec, canonical_name, spec_for
 from datasets.preparation import (
     PHANTOM_CASES,
+    TEST_ONLY,
     PreparationOptions,
     archives_and_metadata,
     file_digest,
@@ -40,8 +42,19 @@ from utils.interruption import Interrupted
 
 OPTIONS = {
     "generated": {"cases", "domain", "seed"},
-    "published": {"source", "splits", "groups", "seed"},
-    "your own": {"images", "masks", "image_suffix", "mask_suffix", "splits", "groups", "seed"},
+    "published": {"source", "splits", "test_only", "groups", "seed", "skip_unusable"},
+    "your own": {
+        "images",
+        "masks",
+        "image_suffix",
+        "mask_suffix",
+        "any_label",
+        "splits",
+        "groups",
+        "seed",
+        "test_only",
+        "skip_unusable",
+    },
 }
 """The options that each kind of data set takes, beside those for all."""
 
@@ -61,11 +74,30 @@ def catalogue_table() -> str:
     return "\n".join(blocks)
 
 
+class _Once(argparse.Action):
+    """Stores an option's value, and refuses a second one, which would silently replace the first."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        if getattr(namespace, self.dest) != self.default:
+            raise argparse.ArgumentError(
+                self,
+                "given twice; give it once (files of several folders: one folder with subfolders)",
+            )
+        setattr(namespace, self.dest, values)
+
+
 def parser() -> argparse.ArgumentParser:
     arguments = argparse.ArgumentParser(
         prog="python -m datasets.prepare",
         description="Prepare a data set for training. Sources, licences and layouts: --list.",
     )
+    arguments.register("action", None, _Once)
     add = arguments.add_argument
     add("name", nargs="?", help="a name from --list, or any other for your own data")
     add("--list", action="store_true", help="list the known data sets and exit")
@@ -73,14 +105,18 @@ def parser() -> argparse.ArgumentParser:
     add("--group-split", action="store_true", help="write a split that no group of cases crosses")
     add("--root", type=Path, default=Path("datasets"), help="where prepared data lies [datasets]")
     add("--source", type=Path, nargs="+", default=[], metavar="PATH", help="zip files or folders")
-    add("--splits", type=Path, metavar="FILE", help="split file, .pkl or .json [80/20 by --seed]")
+    split = arguments.add_mutually_exclusive_group().add_argument
+    split("--splits", type=Path, metavar="FILE", help="split file, .pkl or .json [80/20 by --seed]")
+    split("--test-only", action="store_true", help="all cases are for testing, none for training")
     add("--seed", type=non_negative_int, metavar="N", help=f"of split and phantom [{SEED}]")
     add("--include-normal", action="store_true", help="busi: keep the images without lesion")
     add("--images", type=Path, metavar="DIR", help="own data: folder or zip of images")
     add("--masks", type=Path, metavar="DIR", help="own data: folder or zip of masks")
     add("--image-suffix", default="", metavar="S", help="own data: <name>S.* is an image")
     add("--mask-suffix", default="", metavar="S", help="own data: <name>S.* is a mask")
+    add("--any-label", action="store_true", help="own data: any value above 0 is foreground")
     add("--groups", type=Path, metavar="CSV", help="case name, group (patient, lesion, ...)")
+    add("--skip-unusable", action="store_true", help="leave out cases that cannot be used")
     add("--cases", type=int, metavar="N", help=f"phantom: number of cases [{PHANTOM_CASES}]")
     add("--domain", help="phantom: scanner, a or b [a]")
     add("--follow-links", action="store_true", help="follow symbolic links in folders")
@@ -129,10 +165,11 @@ def _asked_for(spec: DatasetSpec, arguments: argparse.Namespace) -> dict[str, An
         "seed": arguments.seed,
         "cases": arguments.cases,
         "include_normal": arguments.include_normal or None,
+        "splits": TEST_ONLY if arguments.test_only else None,
         "splits_sha256": split_digest(read_split(arguments.splits)) if arguments.splits else None,
         "groups_sha256": file_digest(arguments.groups),
         "sources": _asked_sources(spec, arguments),
-        **_asked_suffixes(arguments),
+        **_asked_reading(arguments),
     }
 
 
@@ -147,14 +184,22 @@ def _prepare(
         seed=_seed(arguments),
         limits=DEFAULT_LIMITS.changed(arguments.limit),
         follow_links=arguments.follow_links,
+        test_only=arguments.test_only,
+        skip_unusable=arguments.skip_unusable,
     )
     if domain:
         cases = PHANTOM_CASES if arguments.cases is None else arguments.cases
         prepare_phantom(options.root, domain, cases, options.seed)
     elif name in CATALOGUE:
         prepare_published(spec, arguments.source, options, arguments.include_normal)
+    elif name.lower() == "own":
+        raise UserError(
+            f"{name!r} is no name for a data set: sh train.sh own would take configs/own_train.yaml, "
+            "which stands for all data of one's own; choose another name"
+        )
     elif arguments.images and arguments.masks:
         suffixes = (arguments.image_suffix, arguments.mask_suffix)
+        spec = replace(spec, any_label=arguments.any_label)
         prepare_own(spec, arguments.images, arguments.masks, options, *suffixes)
     else:
         raise UserError(
@@ -188,11 +233,11 @@ def _asked_sources(spec: DatasetSpec, arguments: argparse.Namespace) -> list[str
     return None
 
 
-def _asked_suffixes(arguments: argparse.Namespace) -> dict[str, str]:
-    """The manifest's entries for the suffixes; without the folders, an empty suffix leaves it open."""
-    suffixes = {key: getattr(arguments, key) for key in ("image_suffix", "mask_suffix")}
+def _asked_reading(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The manifest's entries for suffixes and labels; without the folders, an empty one leaves it open."""
+    values = {key: getattr(arguments, key) for key in ("image_suffix", "mask_suffix", "any_label")}
     named = arguments.images and arguments.masks
-    return {key: suffix for key, suffix in suffixes.items() if named or suffix}
+    return {key: value for key, value in values.items() if named or value}
 
 
 def _check(folder: Path, arguments: argparse.Namespace) -> None:

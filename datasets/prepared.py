@@ -62,6 +62,7 @@ def is_prepared(folder: Path, asked: Mapping[str, Any]) -> bool:
     manifest = read_manifest(folder)
     if manifest is None:
         return False
+    manifest = {"any_label": False, **manifest}  # older ones do not hold it
     unknown = {"image_suffix", "mask_suffix"} - manifest.keys()
     differences = [
         _difference(key, manifest.get(key), value)

@@ -63,8 +63,8 @@ def read_split(path: Path) -> Split:
     """Read a `.pkl`, `.pickle` or `.json` split file.
 
     Nothing in the file is ever executed. Raises SplitError where the file is missing, larger than
-    2 MiB (pickle) or 64 MiB (JSON), hostile, damaged or malformed, where a list is empty, where a
-    name is repeated, is in both lists, or is not a plain file stem.
+    2 MiB (pickle) or 64 MiB (JSON), hostile, damaged or malformed, where no case is for testing (none for
+    training is allowed), where a name is repeated, is in both lists, or is not a plain file stem.
     """
     path = Path(path)
     suffix = path.suffix.lower()
@@ -207,7 +207,7 @@ def _names(part: object, which: str) -> tuple[str, ...]:
     names = part["name_list"]
     if not isinstance(names, list | tuple | set):
         raise SplitError(f"{which!r}: 'name_list' is {type(names).__name__}, expected a list")
-    if not names:
+    if not names and which == "test":
         raise SplitError(f"{which!r}: the list of names is empty")
     for name in names:
         problem = name_problem(name)

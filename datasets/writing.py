@@ -12,9 +12,9 @@ from tqdm import tqdm
 from datasets.archives import Limits, Member
 from datasets.cases import MAX_LISTED_PROBLEMS
 from datasets.catalogue import DatasetSpec
-from datasets.decoding import AS_STORED, ImageError, decode
+from datasets.decoding import AS_STORED, decode, orientation
 from datasets.layouts import SourceCase
-from datasets.masks import aspect_ratio_differs, binary_mask
+from datasets.masks import AS_STORED_HINT, aspect_ratio_differs, decode_mask, may_fit_as_stored
 from datasets.staging import Staging
 from datasets.windowing import dark_note, may_be_dark
 from utils.errors import UserError, listed
@@ -55,8 +55,8 @@ def write_cases(
 def write_case(spec: DatasetSpec, case: SourceCase, staging: Staging, limits: Limits) -> list[str]:
     """Copy the image as it is and write the union of the masks as PNG of 0 and 255.
 
-    Returns notes on a 16-bit image that is nearly black and on masks with odd values (see
-    `binary_mask`), the same ones where an earlier run has written the case. Raises UserError where a
+    Returns notes on a 16-bit image that is nearly black, on one that a tag turns upright, perhaps without
+    its mask, and on masks with odd values (see `binary_mask`), the same ones where an earlier run has written the case. Raises UserError where a
     file cannot be decoded, the aspect ratios of image and mask differ by over 1 %, or the masks
     differ in size.
     """
@@ -71,18 +71,26 @@ def write_case(spec: DatasetSpec, case: SourceCase, staging: Staging, limits: Li
     notes = []
     if may_be_dark(pixels) and (dark := dark_note(_decoded(case.image, image, AS_STORED, limits))):
         notes.append(f"{case.image}: {dark}; spread its values over 0 to 65535")
+    as_stored = False
     for file in case.masks:
-        mask, odd = _read_mask(spec, file, limits)
+        mask, odd, tag = _read_mask(spec, file, limits)
         if odd:
             notes.append(f"{file}: {odd}")
-        if aspect_ratio_differs((height, width), (mask.shape[0], mask.shape[1])):
+        mask_size = (mask.shape[0], mask.shape[1])
+        fits = may_fit_as_stored(orientation(image), (height, width), tag, mask_size)
+        if aspect_ratio_differs((height, width), mask_size):
             raise UserError(
                 f"the mask {file} has {mask.shape[1]} x {mask.shape[0]} px, "
-                f"the image {width} x {height}"
+                f"the image {width} x {height}{AS_STORED_HINT if fits else ''}"
             )
+        as_stored = as_stored or fits
         if masks and masks[0].shape != mask.shape:
             raise UserError(f"the mask {file} differs in size from the case's other masks")
         masks.append(mask)
+    if as_stored:
+        notes.append(
+            f"{case.image}: turned upright by its orientation tag; was the mask drawn on the upright image?"
+        )
     union = np.logical_or.reduce(masks)
     staging.write_notes(case.name, notes)
     staging.write("images", image_name, image)
@@ -90,14 +98,14 @@ def write_case(spec: DatasetSpec, case: SourceCase, staging: Staging, limits: Li
     return notes
 
 
-def _read_mask(spec: DatasetSpec, file: Member, limits: Limits) -> tuple[np.ndarray, str | None]:
-    """Foreground of a mask (H, W) as bool, and a note if it held odd values."""
-    if spec.any_label:  # in colour, as grey rounds the darkest palette entries to 0
-        return _decoded(file, file.read(), cv2.IMREAD_COLOR, limits).max(axis=2) > 0, None
-    grey = _decoded(file, file.read(), cv2.IMREAD_GRAYSCALE | cv2.IMREAD_ANYDEPTH, limits)
+def _read_mask(
+    spec: DatasetSpec, file: Member, limits: Limits
+) -> tuple[np.ndarray, str | None, int]:
+    """Foreground of a mask (H, W) as bool, a note if it held odd values, and its orientation tag."""
+    content = file.read()
     try:
-        return binary_mask(grey)
-    except ImageError as error:
+        return *decode_mask(content, limits.megapixels, spec.any_label), orientation(content)
+    except UserError as error:
         raise UserError(f"{file}: {error}") from None
 
 
@@ -108,9 +116,8 @@ def _decoded(file: Member, content: bytes, flags: int, limits: Limits) -> np.nda
         raise UserError(f"{file}: {error}") from None
 
 
-def listed_problems(name: str, problems: Mapping[str, str], drawn: bool) -> str:
-    """All problems as one message; `drawn`: the split was drawn, not read from a file."""
-    other_way = "remove them there" if drawn else "take them out of the split file"
+def listed_problems(name: str, problems: Mapping[str, str], other_way: str) -> str:
+    """All problems as one message; `other_way` is what to do where they cannot be fixed."""
     lines = [f"{case}: {problem}" for case, problem in sorted(problems.items())]
     return (
         f"{name} is not prepared, {len(lines)} problem(s):\n  "

@@ -7,7 +7,7 @@ import logging
 from datasets.cases import Case, DataSet
 from datasets.loading import SegmentationDataset
 from datasets.prepared import read_metadata_groups
-from datasets.splits import hold_out, hold_out_fold
+from datasets.splits import cases_by_group, hold_out, hold_out_fold
 from engine.device import choose_layout
 from engine.training import TrainingOptions
 from models.base import SegmentationModel
@@ -59,8 +59,13 @@ def training_cases(config: Config, data_set: DataSet) -> tuple[list[Case], list[
 
     These are a part of train, fixed by name and seed: `val_fraction` of it, or one of `folds`; cases of
     one group that the data set was prepared with stay together. With `select_on: test` they are the
-    test split. UserError where there is no case to choose by.
+    test split. UserError where there is no case to train on or to choose by.
     """
+    if not data_set.train:
+        raise UserError(
+            f"{data_set.name} has no training cases, only {len(data_set.test)} to test on: train on another "
+            f"data set, and score on this one with valid.py --datasets {data_set.name}"
+        )
     if config.select_on == "test":
         return list(data_set.train), list(data_set.test)
     names = [case.name for case in data_set.train]
@@ -73,6 +78,13 @@ def training_cases(config: Config, data_set: DataSet) -> tuple[list[Case], list[
         raise UserError(
             f"no training case of {data_set.name} is held out to choose the checkpoint: raise val_fraction "
             f"({config.val_fraction:g}), or choose on test with select_on: test"
+        )
+    if len(held) == len(names):
+        groups = len(cases_by_group(names, group_of))
+        raise UserError(
+            f"all {len(names)} training cases of {data_set.name} are held out to choose the checkpoint "
+            f"(val_fraction {config.val_fraction:g}, {groups} group(s) such as patients, which stay whole), so "
+            "none is left to train on: have more groups in train, or choose on test with select_on: test"
         )
     return (
         [case for case in data_set.train if case.name not in held],

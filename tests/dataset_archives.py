@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 
 from datasets.prepare import main
 from utils.entry import exit_from
@@ -27,6 +29,15 @@ def png(pixels: np.ndarray) -> bytes:
 
 def jpg(pixels: np.ndarray) -> bytes:
     return cv2.imencode(".jpg", pixels)[1].tobytes()
+
+
+def turned(pixels: np.ndarray, tag: int, suffix: str = ".jpg") -> bytes:
+    """An image file with an orientation tag; `pixels` are stored as they are."""
+    file = io.BytesIO()
+    exif = Image.Exif()
+    exif[0x0112] = tag
+    Image.fromarray(pixels).save(file, Image.registered_extensions()[suffix], exif=exif)
+    return file.getvalue()
 
 
 def bmp(pixels: np.ndarray) -> bytes:

@@ -158,20 +158,20 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_folder(tmp_path / "m", {f"{name}.png": png(mask) for name, mask in masks.items()})
     test = ("case_00", "case_01", "case_02", "case_10")
     write_split(tmp_path / "s.json", Split(tuple(n for n in images if n not in test), test))
-    arguments = f"own --images {tmp_path}/i --masks {tmp_path}/m --splits {tmp_path}/s.json"
+    arguments = f"mine --images {tmp_path}/i --masks {tmp_path}/m --splits {tmp_path}/s.json"
     assert prepare([*arguments.split(), "--root", str(tmp_path / "data")]) == 0
-    return tmp_path / "data" / "own"
+    return tmp_path / "data" / "mine"
 
 
 @pytest.fixture
 def data(prepared: Path, tmp_path: Path) -> Path:
     """A copy of the prepared set."""
-    return Path(shutil.copytree(prepared, tmp_path / "data" / "own"))
+    return Path(shutil.copytree(prepared, tmp_path / "data" / "mine"))
 
 
 def test_check_of_a_data_set(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     capsys.readouterr()
-    assert prepare(["own", "--check", "--root", str(data.parent)]) == 0
+    assert prepare(["mine", "--check", "--root", str(data.parent)]) == 0
     printed = capsys.readouterr().out
     assert (
         "near-duplicates: 4 pairs (1 with identical pixels), 1 within train, 1 within test, 2 across"
@@ -209,8 +209,8 @@ def test_leaks_of_another_split(data: Path) -> None:
 def test_group_split_crosses_no_group(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(UserError, match="has not been checked for leaks"):
         write_group_split(data)
-    assert prepare(["own", "--check", "--group-split", "--root", str(data.parent)]) == 0
-    path = data / "own_grouped_train_test_names.json"
+    assert prepare(["mine", "--check", "--group-split", "--root", str(data.parent)]) == 0
+    path = data / "mine_grouped_train_test_names.json"
     assert str(path) in capsys.readouterr().out
     split = read_split(path)
     assert len(split.train) + len(split.test) == 12
@@ -267,12 +267,14 @@ def test_everything_that_is_wrong_is_reported(data: Path) -> None:
     assert report["files_of_no_case"] == ["images/stray.png"]
 
 
-@pytest.mark.parametrize(("folder", "file"), [("own", "own"), ("OWN", "own"), ("kvasir", "kvasir")])
+@pytest.mark.parametrize(
+    ("folder", "file"), [("mine", "mine"), ("MINE", "mine"), ("kvasir", "kvasir")]
+)
 @pytest.mark.parametrize("ending", [".json", ".pkl"])
 def test_a_folder_laid_out_as_published_is_checked(
     data: Path, folder: str, file: str, ending: str
 ) -> None:
-    split = data / "own_train_test_names.json"
+    split = data / "mine_train_test_names.json"
     names = json.loads(split.read_bytes())
     split.unlink()
     (data / "dataset.json").unlink()
@@ -287,11 +289,11 @@ def test_a_folder_laid_out_as_published_is_checked(
     assert prepare(command) == 0  # the split by groups is not taken for the data set's own
 
 
-@pytest.mark.parametrize("name", ["absent", "own"])
+@pytest.mark.parametrize("name", ["absent", "mine"])
 def test_what_cannot_be_checked(
     tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "own").mkdir()
+    (tmp_path / "mine").mkdir()
     assert prepare([name, "--check", "--root", str(tmp_path)]) == 2
     error = capsys.readouterr().err
     assert "there is no data set" in error

@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from datasets.augmentation import RandomQuarterTurn, training_augmentation
 from datasets.cases import find_split_file, open_data_set, read_image, read_mask
@@ -167,6 +168,23 @@ def test_folds_are_disjoint_and_cover_train(tmp_path: Path) -> None:
     assert sorted(map(len, held_parts)) == [2, 3, 3, 3]
 
 
+@pytest.mark.parametrize("how", ["val_fraction=0.1", "folds=2", "select_on=test"])
+def test_a_cohort_for_testing_only_is_not_trained_on(tmp_path: Path, how: str) -> None:
+    data_set = open_data_set(write_data_set(tmp_path, train=0, test=2, size=32))
+    key, value = how.split("=")
+    config = make_config({"pickle_file_path": data_set.split_file, "fold": 0, key: value})
+    with pytest.raises(UserError, match="blobs has no training cases, only 2 to test on"):
+        training_cases(config, data_set)
+
+
+def test_one_patient_cannot_be_held_out_and_trained_on(tmp_path: Path) -> None:
+    data_set = open_data_set(write_data_set(tmp_path, train=3, test=2, size=32))
+    groups = {case.name: "A" for case in data_set.train}
+    (data_set.folder / "groups.json").write_text(json.dumps(groups))
+    with pytest.raises(UserError, match=r"all 3 training cases .* \(val_fraction 0.1, 1 group"):
+        training_cases(make_config({"pickle_file_path": data_set.split_file}), data_set)
+
+
 def test_published_path_finds_the_prepared_set(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -267,6 +285,28 @@ def test_what_lies_before_and_behind_the_pixels_of_a_jpeg(progressive: int) -> N
                 decode(content[:end], cv2.IMREAD_COLOR)
 
 
+def test_a_damaged_tiff_is_refused(tmp_path: Path) -> None:
+    split = write_data_set(tmp_path)
+    path = split.parent / "images" / "case_0.tif"
+    path.with_suffix(".png").unlink()
+    noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
+    Image.fromarray(noise).save(path, compression="tiff_lzw")
+    assert len(SegmentationDataset(open_data_set(split).train, 32)) == 10
+    content = bytearray(path.read_bytes())
+    content[4000:8000] = bytes(4000)
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"case_0\.tif: the TIFF is damaged"):
+        SegmentationDataset(open_data_set(split).train, 32)
+
+
+@pytest.mark.parametrize("kind", ["uint8", "uint16", "int16"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_whole_tiffs_of_every_kind_are_read(kind: str, channels: int) -> None:
+    pixels = np.arange(300).astype(kind).reshape(10, -1, channels)
+    content = cv2.imencode(".tiff", pixels)[1].tobytes()
+    assert (decode(content, cv2.IMREAD_UNCHANGED).ravel() == pixels.ravel()).all()
+
+
 def test_floating_point_files_are_refused_by_kind(tmp_path: Path) -> None:
     split = write_data_set(tmp_path)
     _, content = cv2.imencode(".tiff", np.zeros((64, 64), np.float32))
@@ -300,6 +340,42 @@ def test_mask_values_are_understood(tmp_path: Path, caplog: pytest.LogCaptureFix
         assert np.array_equal(read_mask(tmp_path / "odd.png"), [[0, 0], [1, 0]])
         read_mask(tmp_path / "odd.png")
     assert caplog.text.count("odd.png") == 1
+
+
+SHAPE = np.zeros((8, 8), np.uint8)
+SHAPE[2:6, 3:7] = 255
+FULL, NONE = np.full_like(SHAPE, 255), np.zeros_like(SHAPE)
+
+
+@pytest.mark.parametrize(
+    ("red", "green_and_blue", "alpha"),
+    [(FULL, FULL, SHAPE), (NONE, NONE, SHAPE), (FULL, 255 - SHAPE, SHAPE)],
+)
+@pytest.mark.parametrize("suffix", [".png", ".bmp"])
+def test_a_mask_drawn_by_its_transparency_is_refused(
+    tmp_path: Path, red: np.ndarray, green_and_blue: np.ndarray, alpha: np.ndarray, suffix: str
+) -> None:
+    path = tmp_path / f"mask{suffix}"
+    cv2.imwrite(str(path), np.dstack([green_and_blue, green_and_blue, red, alpha]))
+    with pytest.raises(UserError, match=r"mask\....: the mask's transparency.* flatten it to grey"):
+        read_mask(path)
+
+
+@pytest.mark.parametrize("alpha", [FULL, NONE, SHAPE])
+def test_transparency_that_changes_nothing_is_ignored(tmp_path: Path, alpha: np.ndarray) -> None:
+    cv2.imwrite(str(tmp_path / "mask.png"), np.dstack([SHAPE, SHAPE, SHAPE, alpha]))
+    assert np.array_equal(read_mask(tmp_path / "mask.png"), SHAPE // 255)
+
+
+def test_grey_and_palette_masks_with_transparency(tmp_path: Path) -> None:
+    path = tmp_path / "mask.png"
+    grey = Image.merge("LA", (Image.fromarray(FULL), Image.fromarray(SHAPE)))
+    palette = Image.fromarray(SHAPE // 255).convert("P")
+    palette.putpalette([255, 255, 255, 255, 255, 255])
+    for picture, transparent in ((grey, None), (palette, 0)):
+        picture.save(path, transparency=transparent)
+        with pytest.raises(UserError, match="flatten it to grey"):
+            read_mask(path)
 
 
 def test_odd_masks_are_told_once_whatever_the_loader(

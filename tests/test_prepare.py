@@ -128,7 +128,8 @@ def test_a_complete_set_is_not_passed_off_as_another(
     prepare(busi)
     if change[0] == "--splits":
         write_split(tmp_path / "other.json", Split(("benign_1",), ("benign_2",)))
-        change = ["--splits", str(tmp_path / "other.json")]
+        busi[busi.index("--splits") + 1] = str(tmp_path / "other.json")
+        change = []
     assert prepare([*busi, *change]) == 2
     assert "was prepared otherwise" in capsys.readouterr().err
 
@@ -210,7 +211,7 @@ def test_notes_survive_an_interruption_and_are_summed_up(
     grey = np.full((24, 32), 128, np.uint8)
     write_folder(tmp_path / "images", {f"{i}.png": png(picture(i)) for i in range(8)})
     write_folder(tmp_path / "masks", {f"{i}.png": png(grey) for i in range(8)})
-    command = f"own --images {tmp_path}/images --masks {tmp_path}/masks --root {tmp_path}/data"
+    command = f"mine --images {tmp_path}/images --masks {tmp_path}/masks --root {tmp_path}/data"
     write = writing.write_case
     done: list[object] = []
 
@@ -227,7 +228,7 @@ def test_notes_survive_an_interruption_and_are_summed_up(
     capsys.readouterr()
     assert prepare(command.split()) == 0
     error = capsys.readouterr().err
-    folder = tmp_path / "data" / "own"
+    folder = tmp_path / "data" / "mine"
     assert f"8 odd files, listed in {folder / 'notes.txt'}:" in error and "and 3 more" in error
     assert error.count("values from 128 to 128") == 5
     assert len((folder / "notes.txt").read_text().splitlines()) == 8
@@ -285,13 +286,14 @@ def test_two_runs_do_not_work_on_one_data_set(
         ("glas --source x.zip --include-normal --cases 3", "no use for --cases, --include-normal;"),
         (
             "mine --images a --masks b --domain b",
-            "no use for --domain; it takes --groups, --image-suffix",
+            "no use for --domain; it takes --any-label, --groups, --image-suffix",
         ),
         (
             "bsui --source x.zip",
             "'bsui' is your own data (--list shows the published), so it has no use for --source",
         ),
         ("phantom-b --source x --splits y.json", "it has no use for --source, --splits;"),
+        ("own --images a --masks b", "'own' is no name for a data set: sh train.sh own"),
     ],
 )
 def test_wrong_arguments_are_one_line_and_exit_code_2(
@@ -307,6 +309,14 @@ def test_wrong_arguments_are_one_line_and_exit_code_2(
 def test_a_negative_seed_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert prepare(["phantom", "--seed", "-1", "--root", str(tmp_path)]) == 2
     assert "argument --seed: expected at least 0, got -1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "option", ["--images", "--masks", "--source", "--splits", "--groups", "--mask-suffix"]
+)
+def test_an_option_given_twice_is_refused(option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert prepare(["mine", option, "a", option, "b"]) == 2
+    assert f"argument {option}: given twice" in capsys.readouterr().err
 
 
 def test_a_full_disk_is_one_line_and_the_run_is_resumed(

@@ -9,12 +9,22 @@ import cv2
 import numpy as np
 import pytest
 
-from datasets.cases import open_data_set, read_case
-from datasets.decoding import ImageError, read_pixels
+from datasets.cases import Case, CaseError, open_data_set, read_case
+from datasets.decoding import ImageError, decode, orientation, read_pixels
 from datasets.integrity import check_data_set
 from datasets.phantom import phantom_case
 from datasets.splits import Split, read_split, write_split
-from tests.dataset_archives import bmp, jpg, picture, png, prepare, square, write_folder, write_zip
+from tests.dataset_archives import (
+    bmp,
+    jpg,
+    picture,
+    png,
+    prepare,
+    square,
+    turned,
+    write_folder,
+    write_zip,
+)
 
 
 def read(path: Path) -> np.ndarray:
@@ -187,7 +197,7 @@ def test_own_data_with_several_masks_of_an_image(
     write_folder(tmp_path / "images", images)
     write_folder(where, masks)
     folder = run(
-        *("own", tmp_path, "--images", tmp_path / "images", "--masks", where),
+        *("mine", tmp_path, "--images", tmp_path / "images", "--masks", where),
         *("--mask-suffix", "_mask"),
     )
     assert {path.name for path in (folder / "masks").iterdir()} == set(images)
@@ -202,7 +212,7 @@ def test_own_data_problems_are_listed(tmp_path: Path, capsys: pytest.CaptureFixt
     masks = {f"{i}.png": png(square(i, i)) for i in range(3)} | {"2.bmp": bmp(square(1, 1))}
     write_folder(tmp_path / "images", images)
     write_folder(tmp_path / "masks", masks)
-    arguments = f"own --images {tmp_path}/images --masks {tmp_path}/masks --root {tmp_path}/data"
+    arguments = f"mine --images {tmp_path}/images --masks {tmp_path}/masks --root {tmp_path}/data"
     assert prepare(arguments.split()) == 2
     error = capsys.readouterr().err
     for expected in ("3 problem(s)", "1: two images", "2: two masks", "3: no mask for the image"):
@@ -210,6 +220,26 @@ def test_own_data_problems_are_listed(tmp_path: Path, capsys: pytest.CaptureFixt
     write_folder(tmp_path / "empty", {"a.txt": b""})
     assert prepare(arguments.replace("/images ", "/empty ").split()) == 2
     assert "no images named * in" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("place", ["folder", "zip", "two names of a folder"])
+def test_an_image_is_not_its_own_mask(
+    tmp_path: Path, place: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = {f"{i}.png": png(picture(i)) for i in range(3)}
+    files |= {f"{i}_mask.png": png(square(i, i)) for i in range(3)}
+    images = masks = write_folder(tmp_path / "both", files)
+    if place == "zip":
+        images = masks = write_zip(tmp_path / "both.zip", files)
+    elif place == "two names of a folder":
+        masks = tmp_path / "other" / ".." / "both"
+        (tmp_path / "other").mkdir()
+    arguments = ["mine", "--images", images, "--masks", masks, "--root", tmp_path / "data"]
+    assert prepare(list(map(str, arguments))) == 2
+    error = capsys.readouterr().err
+    assert "6 problem(s)" in error
+    assert "0.png are the same file; give --mask-suffix" in error
+    assert prepare([*map(str, arguments), "--mask-suffix", "_mask"]) == 0
 
 
 def test_a_mask_in_a_format_that_is_not_read_is_named(
@@ -230,10 +260,10 @@ def test_own_data_with_patients_is_split_by_patient(tmp_path: Path) -> None:
         "case,patient\n" + "".join(f"{i},{i % 5}\n" for i in range(10))
     )
     folder = run(
-        *("own", tmp_path, "--images", tmp_path / "images", "--masks", tmp_path / "masks"),
+        *("mine", tmp_path, "--images", tmp_path / "images", "--masks", tmp_path / "masks"),
         *("--groups", tmp_path / "patients.csv"),
     )
-    split = read_split(folder / "own_train_test_names.json")
+    split = read_split(folder / "mine_train_test_names.json")
     assert len(split.test) == 2
     assert int(split.test[0]) % 5 == int(split.test[1]) % 5
 
@@ -244,7 +274,7 @@ def own(tmp_path: Path) -> list[str]:
     write_folder(tmp_path / "images", {f"{i}.png": png(picture(i)) for i in range(10)})
     write_folder(tmp_path / "masks", {f"{i}.png": png(square(i, i)) for i in range(10)})
     places = f"--images {tmp_path}/images --masks {tmp_path}/masks --root {tmp_path}/data"
-    return ["own", *places.split()]
+    return ["mine", *places.split()]
 
 
 def test_names_of_groups_may_carry_spaces_and_extensions(
@@ -253,7 +283,7 @@ def test_names_of_groups_may_carry_spaces_and_extensions(
     table = tmp_path / "patients.csv"
     table.write_text("case,patient\n" + "".join(f" {i}.PNG , p{i % 5} \n" for i in range(9)))
     assert prepare([*own, "--groups", str(table)]) == 0
-    groups = json.loads((tmp_path / "data" / "own" / "groups.json").read_bytes())
+    groups = json.loads((tmp_path / "data" / "mine" / "groups.json").read_bytes())
     assert groups == {str(i): f"p{i % 5}" for i in range(9)}
     error = capsys.readouterr().err
     assert "patients.csv has no group for 1 of 10 cases" in error and "'9'" in error
@@ -267,7 +297,7 @@ def test_groups_of_other_cases_are_refused(
     assert prepare([*own, "--groups", str(table)]) == 2
     error = capsys.readouterr().err
     assert "names none of the cases: it holds 'scan_1', 'scan_2', the cases are '0', '1'" in error
-    assert not (tmp_path / "data" / "own").exists()
+    assert not (tmp_path / "data" / "mine").exists()
 
 
 def test_a_case_in_two_groups_is_refused(
@@ -283,7 +313,74 @@ def test_a_case_in_two_groups_is_refused(
         in error
     )
     assert "Give each case one group" in error
-    assert not (tmp_path / "data" / "own").exists()
+    assert not (tmp_path / "data" / "mine").exists()
+
+
+def test_a_split_that_cuts_patients_apart_is_noted(
+    own: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = tmp_path / "patients.csv"
+    table.write_text("case,patient\n" + "".join(f"{i},{i // 2}\n" for i in range(10)))
+    write_split(tmp_path / "split.json", Split(tuple("02456"), tuple("13789")))
+    assert prepare([*own, "--groups", str(table), "--splits", f"{tmp_path}/split.json"]) == 0
+    expected = "3 groups (patients, lesions) lie in both train and test, with 3 of 5 test cases"
+    error = capsys.readouterr().err
+    assert expected in error and "python -m datasets.prepare mine --group-split" in error
+    assert expected in (tmp_path / "data" / "mine" / "notes.txt").read_text()
+    assert prepare(["mine", "--group-split", "--root", f"{tmp_path}/data"]) == 0
+    (tmp_path / "data" / "mine").rename(tmp_path / "before")
+    assert prepare([*own, "--groups", str(table)]) == 0
+    assert "lie in both" not in capsys.readouterr().err
+
+
+def test_unusable_cases_are_left_out_where_asked_for(
+    own: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "masks" / "3.png").unlink()
+    (tmp_path / "images" / "5.png").write_bytes(b"junk")
+    assert prepare(own) == 2
+    assert "--skip-unusable leaves them out" in capsys.readouterr().err
+    assert prepare([*own, "--skip-unusable"]) == 0
+    folder = tmp_path / "data" / "mine"
+    notes = (folder / "notes.txt").read_text()
+    assert "left out: 3: no mask for the image" in notes
+    assert "left out: 5: " in notes and "5.png: not a PNG" in notes
+    assert f"2 of 10 cases are unusable and were left out, listed in {folder}/notes.txt" in (
+        capsys.readouterr().err
+    )
+    manifest = json.loads((folder / "dataset.json").read_bytes())
+    assert (manifest["train"] + manifest["test"], manifest["unusable"]) == (8, 2)
+    opened = open_data_set(folder / "mine_train_test_names.json")
+    assert len(opened.train + opened.test) == 8
+
+
+def test_a_part_without_any_usable_case_is_an_error(
+    own: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_split(tmp_path / "split.json", Split(("1", "2"), ("3", "absent")))
+    (tmp_path / "masks" / "3.png").unlink()
+    assert prepare([*own, "--skip-unusable", "--splits", f"{tmp_path}/split.json"]) == 2
+    error = capsys.readouterr().err
+    assert "no test case is usable" in error and "3: no mask" in error
+    assert "--skip-unusable leaves" not in error
+
+
+def test_a_cohort_for_testing_only(
+    own: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert prepare([*own, "--test-only"]) == 0
+    assert prepare([*own, "--test-only"]) == 0
+    folder = tmp_path / "data" / "mine"
+    split = read_split(folder / "mine_train_test_names.json")
+    assert split == Split((), tuple("0123456789"))
+    assert prepare(["mine", "--check", "--root", f"{tmp_path}/data"]) == 0
+    assert "mine: 0 train, 10 test" in capsys.readouterr().out
+    folder.rename(tmp_path / "before")
+    assert prepare(own) == 0
+    assert prepare([*own, "--test-only"]) == 2
+    assert "splits drawn, asked for test only" in capsys.readouterr().err
+    assert prepare([*own, "--test-only", "--splits", "x.json"]) == 2
+    assert "not allowed with argument" in capsys.readouterr().err
 
 
 def test_ham10000_without_metadata_warns_that_lesions_may_leak(
@@ -326,8 +423,8 @@ def test_a_complete_own_set_knows_its_suffixes(
     assert prepare([*own, option, "_2"]) == 2
     difference = f"{option[2:].replace('-', '_')} '', asked for _2"
     assert difference in capsys.readouterr().err
-    assert prepare(["own", "--root", str(tmp_path / "data")]) == 0
-    manifest = tmp_path / "data" / "own" / "dataset.json"
+    assert prepare(["mine", "--root", str(tmp_path / "data")]) == 0
+    manifest = tmp_path / "data" / "mine" / "dataset.json"
     entries = json.loads(manifest.read_bytes())
     older = {key: value for key, value in entries.items() if not key.endswith("_suffix")}
     manifest.write_text(json.dumps(older))
@@ -401,9 +498,9 @@ def test_a_limit_of_preparation_holds_for_training_and_check(
     write_folder(tmp_path / "images", files)
     write_folder(tmp_path / "masks", files)
     places = ["--images", tmp_path / "images", "--masks", tmp_path / "masks"]
-    folder = run("own", tmp_path, *places, "--limit", "megapixels=2")
+    folder = run("mine", tmp_path, *places, "--limit", "megapixels=2")
     assert json.loads((folder / "dataset.json").read_bytes())["max_megapixels"] == 2
-    opened = open_data_set(folder / "own_train_test_names.json")
+    opened = open_data_set(folder / "mine_train_test_names.json")
     assert read_case(opened.train[0])[0].shape == (1050, 1000, 3)
     assert check_data_set(folder)["readable"] == 3
     other = write_folder(tmp_path / "plain", {"images/0.png": files["0.png"]})
@@ -431,13 +528,83 @@ def test_masks_with_other_values_are_cut_at_half_and_named(
     write_folder(tmp_path / "images", {f"{i}.png": png(picture(i)) for i in range(3)})
     masks = {"0.png": png(soft), "1.png": png(deep), "2.png": png(square(1, 1) // 255)}
     write_folder(tmp_path / "masks", masks)
-    folder = run("own", tmp_path, "--images", tmp_path / "images", "--masks", tmp_path / "masks")
+    folder = run("mine", tmp_path, "--images", tmp_path / "images", "--masks", tmp_path / "masks")
     error = capsys.readouterr().err
     assert f"warning: 1 odd files, listed in {folder / 'notes.txt'}:\n" in error
     assert "0.png: values from 0 to 255, expected 0/1 or 0/255; cut at half" in error
     assert np.array_equal(read(folder / "masks" / "0.png"), (soft >= 128) * np.uint8(255))
     assert np.array_equal(read(folder / "masks" / "1.png"), square(2, 2))
     assert np.array_equal(read(folder / "masks" / "2.png"), square(1, 1))
+
+
+def test_images_that_a_tag_turns_upright_are_noted(
+    own: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    upright = square(1, 1, 6, height=32, width=24)
+    files = {
+        "images/3.png": turned(picture(3), 3, ".png"),  # the mask fits before and after
+        "images/5.png": turned(picture(5), 6),
+        "masks/5.png": png(upright),  # fits the upright image alone
+        "images/6.png": turned(picture(6), 6),
+        "masks/6.png": turned(square(1, 1), 6, ".png"),
+        "images/7.png": turned(picture(7), 1),
+    }
+    write_folder(tmp_path, files)
+    assert prepare(own) == 0
+    error = capsys.readouterr().err
+    assert "1 odd files" in error
+    assert "3.png: turned upright by its orientation tag; was the mask drawn on the" in error
+    folder = tmp_path / "data" / "mine"
+    assert np.array_equal(read(folder / "masks" / "6.png"), np.rot90(square(1, 1), -1))
+    assert prepare(["mine", "--check", "--root", f"{tmp_path}/data"]) == 0
+    assert "was the mask drawn on the upright image?: 1 (3)" in capsys.readouterr().out
+
+
+def test_a_mask_of_the_image_as_stored_is_told_from_one_of_another(
+    own: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "images" / "4.png").write_bytes(turned(picture(4), 6, ".png"))
+    assert prepare(own) == 2
+    hint = "it fits the image as stored, which an orientation tag turns upright"
+    error = capsys.readouterr().err
+    assert f"4.png has 32 x 24 px, the image 24 x 32; {hint}" in error
+    case = Case("4", tmp_path / "images" / "4.png", tmp_path / "masks" / "4.png")
+    with pytest.raises(CaseError, match=hint):
+        read_case(case)
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".tif"])
+@pytest.mark.parametrize("tag", range(1, 9))
+def test_the_orientation_tag_is_found(suffix: str, tag: int) -> None:
+    content = turned(picture(1), tag, suffix)
+    assert orientation(content) == tag
+    height, width = decode(content, cv2.IMREAD_COLOR).shape[:2]
+    assert (height, width) == ((32, 24) if tag >= 5 else (24, 32))
+    for end in range(len(content) // 8):
+        orientation(content[:end])
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16])
+def test_any_label_is_foreground_where_asked_for(
+    own: list[str], tmp_path: Path, kind: type, capsys: pytest.CaptureFixture[str]
+) -> None:
+    labels: np.ndarray = np.zeros((24, 32), kind)
+    labels[2:5, 2:5], labels[10:15, 10:20] = 1, 200
+    (tmp_path / "masks" / "3.png").write_bytes(png(labels))
+    folder = tmp_path / "data" / "mine"
+    assert prepare(own) == 0
+    assert "classes: prepare with --any-label" in capsys.readouterr().err
+    assert prepare([*own, "--any-label"]) == 2
+    assert "any_label False, asked for True" in capsys.readouterr().err
+    folder.rename(tmp_path / "cut at half")
+    assert prepare([*own, "--any-label"]) == 0
+    assert not (folder / "notes.txt").exists()
+    assert json.loads((folder / "dataset.json").read_bytes())["any_label"] is True
+    opened = open_data_set(folder / "mine_train_test_names.json")
+    (case,) = (case for case in opened.train + opened.test if case.name == "3")
+    assert np.array_equal(read_case(case)[1], labels > 0)
+    assert not check_data_set(folder)["odd_mask_values"]
+    assert prepare(own) == 2
 
 
 def test_12_bits_in_16_are_noted_by_preparation_and_check(
@@ -452,7 +619,7 @@ def test_12_bits_in_16_are_noted_by_preparation_and_check(
     error = capsys.readouterr().err
     assert "warning: 1 odd files" in error
     assert "3.png: 16 bits, but no value over 4095: nearly black to the model; spread" in error
-    assert prepare(["own", "--check", "--root", str(tmp_path / "data")]) == 0
+    assert prepare(["mine", "--check", "--root", str(tmp_path / "data")]) == 0
     assert "16 bits, nearly black to the model: 1 (3)" in capsys.readouterr().out
 
 

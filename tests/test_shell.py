@@ -76,6 +76,10 @@ def test_a_fresh_clone_trains_on_the_phantom(checkout: Path) -> None:
 def test_every_prepared_set_is_trained_and_no_other(checkout: Path) -> None:
     prepare(checkout, "busi")
     prepare(checkout, "my-set")
+    prepare(checkout, "tests-only")
+    (checkout / "datasets" / "tests-only" / "dataset.json").write_text(
+        '{\n "train": 0,\n "test": 9\n}'
+    )
     own = (
         "pickle_file_path=datasets/my-set/my-set_train_test_names.json "
         "snapshot_path=ckpt/wave_gms_my-set"

@@ -69,9 +69,10 @@ run() {
     [ "$status" -eq 0 ] || exit "$status"
 }
 
-# Names of the prepared data sets, a word each.
+# Names of the prepared data sets that have training cases, a word each.
 prepared() {
     for file in datasets/*/*_train_test_names.*; do
+        grep -qs '"train": 0,' "$(dirname "$file")/dataset.json" && continue
         [ -f "$file" ] && basename "$(dirname "$file")"
     done | sort -u
 }
