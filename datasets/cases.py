@@ -59,6 +59,8 @@ class DataSet:
     split_file: Path
     train: tuple[Case, ...]
     test: tuple[Case, ...]
+    val: frozenset[str] = frozenset()
+    """Names of the cases of train that the split holds out to choose the checkpoint; most have none."""
 
 
 def find_split_file(path: Path) -> Path:
@@ -141,7 +143,8 @@ def open_data_set(pickle_file_path: Path) -> DataSet:
                 cases.append(Case(stem, image, mask))
         return tuple(cases)
 
-    data_set = DataSet(name, folder, split_file, cases_named(split.train), cases_named(split.test))
+    train, test = cases_named(split.train), cases_named(split.test)
+    data_set = DataSet(name, folder, split_file, train, test, frozenset(split.val))
     raise_problems(problems, f"data set {name!r} in {folder}")
     return data_set
 

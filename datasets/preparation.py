@@ -229,7 +229,7 @@ def _choose_split(
         more = normal - {*split.train, *split.test}
         if include_normal and len(more) > 1:
             drawn = random_split(sorted(more), options.seed)
-            split = Split(train=split.train + drawn.train, test=split.test + drawn.test)
+            split = Split(split.train + drawn.train, split.test + drawn.test, split.val)
         return split
     left_out = set() if include_normal else normal
     names = sorted({*files.cases, *files.problems} - left_out)
@@ -244,7 +244,8 @@ def _choose_split(
 
 def split_digest(split: Split) -> str:
     """SHA-256 of the names in order, the same for a pickle and its JSON."""
-    return hashlib.sha256(json.dumps([split.train, split.test]).encode()).hexdigest()
+    parts = [split.train, split.test, *([split.val] if split.val else [])]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
 def file_digest(path: Path | None) -> str | None:
@@ -333,7 +334,7 @@ def _without(
     if not options.skip_unusable:
         other_way += " (--skip-unusable leaves them out)"
         raise UserError(listed_problems(spec.name, problems, other_way))
-    parts = {"train": split.train, "test": split.test}
+    parts = {"train": split.train, "test": split.test, "val": split.val}
     kept = {part: tuple(n for n in names if n not in problems) for part, names in parts.items()}
     for part, names in parts.items():
         if names and not kept[part]:

@@ -1,7 +1,7 @@
 """Which cases are for training and which for testing: split files, and drawing a split.
 
 A split file holds `{"train": {"name_list": [...]}, "test": {"name_list": [...]}}`, as a pickle (the
-form of the published splits) or as JSON. What is drawn here, a split or cases to hold out of train,
+form of the published splits) or as JSON; beside them may stand `"val": {"name_list": [...]}`. What is drawn here, a split or cases to hold out of train,
 depends only on the set of names, their groups and a seed.
 """
 
@@ -12,6 +12,7 @@ import random
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 
 from datasets.safe_pickle import PlainPickleError, read_plain_pickle
@@ -35,6 +36,8 @@ class Split:
 
     train: tuple[str, ...]
     test: tuple[str, ...]
+    val: tuple[str, ...] = ()
+    """Those of train that are held out to choose the checkpoint, where the file names them."""
 
 
 def quoted(names: Iterable[str], limit: int = 20) -> str:
@@ -87,10 +90,10 @@ def read_split(path: Path) -> Split:
 
 def write_split(path: Path, split: Split) -> None:
     """Write a split as JSON, whole or not at all. Raises SplitError as `read_split` does."""
-    data = {
-        "train": {"name_list": list(split.train)},
-        "test": {"name_list": list(split.test)},
-    }
+    parts = {"train": [n for n in split.train if n not in set(split.val)], "test": list(split.test)}
+    if split.val:
+        parts["val"] = list(split.val)
+    data = {part: {"name_list": names} for part, names in parts.items()}
     checked_split(data)
     atomic_write(path, json.dumps(data, indent=1, ensure_ascii=False) + "\n")
 
@@ -191,14 +194,18 @@ def checked_split(data: object) -> Split:
     """The split in plain data of the published form; SplitError says what is wrong with it."""
     if not isinstance(data, dict):
         raise SplitError(f"expected a dict with 'train' and 'test', got {type(data).__name__}")
-    if set(data) != {"train", "test"}:
+    if set(data) - {"val"} != {"train", "test"}:
         got = quoted((str(key)[:40] for key in data), 5) or "none"
-        raise SplitError(f"expected the keys 'train' and 'test', got {got}")
-    split = Split(train=_names(data["train"], "train"), test=_names(data["test"], "test"))
-    in_both = sorted(set(split.train) & set(split.test))
-    if in_both:
-        raise SplitError(f"{len(in_both)} names are in both train and test: {quoted(in_both)}")
-    return split
+        raise SplitError(f"expected the keys 'train' and 'test', and perhaps 'val', got {got}")
+    parts = {part: _names(data[part], part) for part in ("train", "val", "test") if part in data}
+    for one, other in combinations(parts, 2):
+        in_both = sorted(set(parts[one]) & set(parts[other]))
+        if in_both:
+            raise SplitError(
+                f"{len(in_both)} names are in both {one} and {other}: {quoted(in_both)}"
+            )
+    val = parts.get("val", ())
+    return Split(train=parts["train"] + val, test=parts["test"], val=val)
 
 
 def _names(part: object, which: str) -> tuple[str, ...]:

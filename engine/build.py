@@ -57,9 +57,9 @@ def system_from(config: Config, pretrained: bool = True) -> SegmentationModel:
 def training_cases(config: Config, data_set: DataSet) -> tuple[list[Case], list[Case]]:
     """Cases to train on, and cases that choose the checkpoint.
 
-    These are a part of train, fixed by name and seed: `val_fraction` of it, or one of `folds`; cases of
-    one group that the data set was prepared with stay together. With `select_on: test` they are the
-    test split. UserError where there is no case to train on or to choose by.
+    The latter are those that the split names. Where it names none, they are a part of train, fixed by name and
+    seed: `val_fraction` of it, or one of `folds`; cases of one group that the data set was prepared
+    with stay together. With `select_on: test` they are the test split. UserError where there is no case to train on or to choose by.
     """
     if not data_set.train:
         raise UserError(
@@ -70,7 +70,14 @@ def training_cases(config: Config, data_set: DataSet) -> tuple[list[Case], list[
         return list(data_set.train), list(data_set.test)
     names = [case.name for case in data_set.train]
     group_of = read_metadata_groups(data_set.folder)
-    if config.folds:
+    if data_set.val and config.folds:
+        raise UserError(
+            f"{data_set.split_file} names {len(data_set.val)} cases to choose the checkpoint by (`val`), so folds "
+            "cannot: set folds=0, or move them into train"
+        )
+    if data_set.val:
+        held = set(data_set.val)
+    elif config.folds:
         held = set(hold_out_fold(names, config.folds, config.fold, config.seed, group_of)[1])
     else:
         held = set(hold_out(names, config.val_fraction, config.seed, group_of)[1])

@@ -168,6 +168,23 @@ def test_folds_are_disjoint_and_cover_train(tmp_path: Path) -> None:
     assert sorted(map(len, held_parts)) == [2, 3, 3, 3]
 
 
+def test_a_split_may_name_the_cases_that_choose_the_checkpoint(tmp_path: Path) -> None:
+    split_file = write_data_set(tmp_path, train=6, test=2)
+    split = json.loads(split_file.read_text())
+    held = [split["train"]["name_list"].pop(0), split["train"]["name_list"].pop(2)]
+    split_file.write_text(json.dumps(split | {"val": {"name_list": held}}))
+    data_set = open_data_set(split_file)
+    assert len(data_set.train) == 6, "cases that were seen in training, as the held-out ones are"
+    values = {"pickle_file_path": split_file, "val_fraction": 0.5}
+    train, val = training_cases(make_config(values), data_set)
+    assert [case.name for case in val] == held
+    assert [case.name for case in train] == split["train"]["name_list"]
+    on_test = training_cases(make_config(values | {"select_on": "test"}), data_set)
+    assert [len(cases) for cases in on_test] == [6, 2]
+    with pytest.raises(UserError, match=r"names 2 cases to choose the checkpoint by .*folds=0"):
+        training_cases(make_config(values | {"folds": 2}), data_set)
+
+
 @pytest.mark.parametrize("how", ["val_fraction=0.1", "folds=2", "select_on=test"])
 def test_a_cohort_for_testing_only_is_not_trained_on(tmp_path: Path, how: str) -> None:
     data_set = open_data_set(write_data_set(tmp_path, train=0, test=2, size=32))

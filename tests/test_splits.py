@@ -151,13 +151,21 @@ def test_pickles_that_ask_for_memory_or_depth_are_harmless() -> None:
     ("data", "message"),
     [
         (["a"], "expected a dict with 'train' and 'test', got list"),
-        ({"train": ["a"]}, "expected the keys 'train' and 'test', got 'train'"),
+        ({"train": ["a"]}, "expected the keys 'train' and 'test', and perhaps 'val', got 'train'"),
         ({"train": ["a"], "test": ["b"]}, "'train': expected a dict with 'name_list', got list"),
         ({"train": {"names": ["a"]}, "test": {}}, "got a dict with 'names'"),
         (split_data("abc", ["b"]), "'name_list' is str, expected a list"),
         (split_data(["a"], []), "'test': the list of names is empty"),
         (split_data(["a", "b", "c"], ["c", "d", "b"]), "2 names are in both.*'b', 'c'"),
         (split_data(["a", "b", "a"], ["c"]), "1 names are repeated: 'a'"),
+        (
+            split_data(["a", "b"], ["c"]) | {"val": {"name_list": ["b"]}},
+            "1 names are in both train and val: 'b'",
+        ),
+        (
+            split_data(["a", "b"], ["c"]) | {"val": {"name_list": ["c"]}},
+            "1 names are in both val and test: 'c'",
+        ),
         (split_data(["a", 5], ["c"]), "a name is int, not text"),
         (split_data(["a", ""], ["c"]), "a name '' is empty"),
         (split_data(["../a"], ["c"]), "'../a' is a path"),
@@ -206,6 +214,15 @@ def test_round_trip_keeps_order(tmp_path: Path) -> None:
     with pytest.raises(SplitError, match="both"):
         write_split(tmp_path / "split.json", Split(train=("a",), test=("a",)))
     assert read_split(tmp_path / "split.json") == split
+
+
+def test_validation_cases_are_part_of_train(tmp_path: Path) -> None:
+    path = tmp_path / "split.json"
+    path.write_text(json.dumps(split_data(["a"], ["c"]) | {"val": {"name_list": ["b"]}}))
+    split = read_split(path)
+    assert split == Split(train=("a", "b"), test=("c",), val=("b",))
+    write_split(path, split)
+    assert read_split(path) == split
 
 
 def test_a_split_may_have_nothing_to_train_on(tmp_path: Path) -> None:
@@ -317,7 +334,9 @@ def test_fuzz_split_reader(content: bytes, data: st.DataObject) -> None:
 @given(
     st.recursive(
         st.none() | st.text() | st.integers(),
-        lambda x: st.lists(x) | st.dictionaries(st.sampled_from(["train", "test", "name_list"]), x),
+        lambda x: (
+            st.lists(x) | st.dictionaries(st.sampled_from(["train", "val", "test", "name_list"]), x)
+        ),
     )
 )
 def test_fuzz_split_structure(data: object) -> None:

@@ -70,7 +70,8 @@ class Config(BaseModel):
     augment: bool = Field(True, description="Augment the training images, see docs/models.md")
     val_fraction: Fraction = Field(
         0.1,
-        description="Fraction of train held out to choose the checkpoint; fixed by case name and seed",
+        description="Fraction of train held out to choose the checkpoint; fixed by case name and seed; not used where the "
+        "split file names such cases (`val`)",
     )
     folds: Count = Field(
         0,
