@@ -12,6 +12,17 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
+CODE = (
+    "benchmarks",
+    "configs",
+    "datasets",
+    "distillation",
+    "engine",
+    "experiments",
+    "models",
+    "tests",
+    "utils",
+)
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
@@ -60,6 +71,16 @@ def test_commands_exist(page: Path) -> None:
                 assert flag in known, f"{page.name}: {' '.join(command)} has no {flag}"
             if word.startswith("configs/"):
                 assert (ROOT / word).is_file(), f"{page.name}: there is no {word}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_tests_and_files_that_are_named_exist(page: Path) -> None:
+    text = page.read_text()
+    for file, name in re.findall(r"(test_\w+\.py)(?:::(\w+))?", text):
+        content = (ROOT / "tests" / file).read_text()
+        assert f"def {name}(" in content or not name, f"{page.name}: {file} has no {name}"
+    for path in re.findall(rf"`((?:{'|'.join(CODE)})/[\w/]+\.\w+)`", text):
+        assert (ROOT / path).exists(), f"{page.name} names {path}"
 
 
 def test_commands_are_found() -> None:
