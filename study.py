@@ -44,6 +44,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse_arguments(argv)
 
+    from experiments.earlier_runs import check_earlier_runs
     from experiments.runner import run_trials
     from experiments.study import load_study, trials_of
     from experiments.study_report import TABLE, NothingScored, scored_in, write_study
@@ -54,6 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     study = load_study(arguments.config)
     out = arguments.out or study.folder
     runs = trials_of(study)
+    check_earlier_runs(runs.values())
     scored = scored_in(study, out, runs)
     trials = [trial for run, trial in runs.items() if run not in scored]
 

@@ -143,12 +143,12 @@ def trained_on_another_split(checkpoint: Path, data_set: DataSet) -> bool:
     return (
         run is not None
         and _names_data_set(run.dataset, data_set)
-        and _split_has_changed(checkpoint, run)
+        and split_has_changed(checkpoint, run)
     )
 
 
-def _split_has_changed(checkpoint: Path, run: Config) -> bool:
-    """Whether the run's split file is another one than when the run was started."""
+def split_has_changed(checkpoint: Path, run: Config) -> bool:
+    """Whether the run's split file is another one than when the run was started, as far as that is known."""
     try:
         environment = json.loads((checkpoint.parent / "environment.json").read_text())
         return environment["sha256"]["split file"] != sha256(find_split_file(run.pickle_file_path))

@@ -36,6 +36,11 @@ class Record:
     exit_code: int | None = None
     error: str | None = None
 
+    @property
+    def trained(self) -> bool:
+        """Whether the training is complete, whatever became of the steps after it."""
+        return "train" in self.done
+
 
 def read_record(folder: Path) -> Record | None:
     """The record in a run folder, or None where there is none; UserError where it is not a record."""

@@ -21,7 +21,8 @@ from pathlib import Path
 from pydantic import TypeAdapter, ValidationError
 
 from datasets.cases import find_split_file
-from experiments.records import Record, is_record_of, read_record, scored_settings
+from experiments.earlier_runs import own_record
+from experiments.records import Record, scored_settings
 from experiments.runner import Trial
 from experiments.study import GROUPED, PUBLISHED, Run, Study, trials_of
 from experiments.study_scoring import ON_TEST, TTA
@@ -115,8 +116,8 @@ def write_study(study: Study, out: Path) -> str:
 
 def scores_of(run: Run, trial: Trial) -> list[Score]:
     """The scores in the trial's folder; none until it is scored with the settings that it has now."""
-    record = read_record(trial.folder)
-    if record is None or "score" not in record.done or not is_record_of(record, trial.config):
+    record = own_record(trial)
+    if record is None or "score" not in record.done:
         return []
     processes = _processes(trial.folder)
     parameters = json.loads((trial.folder / "parameters.json").read_text())["trainable"]

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from typing import TYPE_CHECKING, Protocol
 
+from experiments.earlier_runs import check_earlier_runs
 from experiments.runner import Outcome, Trial
 from experiments.sweep_report import find_best, write_best, write_report
 from experiments.sweep_scores import SettingScores, score_setting
@@ -51,7 +52,9 @@ def make_plan(sweep: Sweep, owner: str, retry_failed: bool) -> Plan:
 
 
 def describe_plan(sweep: Sweep) -> str:
-    """What the sweep would run. Builds every config; UserError if one does not fit or lacks its weights."""
+    """What the sweep would run. Builds every config; UserError if one does not fit or lacks its weights,
+    or if a run is there that was trained otherwise.
+    """
     settings = sweep.settings
     if settings.search:
         from experiments.sweep_search_study import distribution
@@ -69,9 +72,10 @@ def describe_plan(sweep: Sweep) -> str:
         listed = list_settings(sweep)
         for setting in listed:
             check_weights(sweep, setting.trials[0].config)
-        trials = [trial.name for setting in listed for trial in setting.trials]
+        trials = [trial for setting in listed for trial in setting.trials]
+        check_earlier_runs(trials)
         lines = [f"{len(listed)} setting(s), {len(trials)} trial(s):"]
-        lines += [f"  {name}" for name in trials]
+        lines += [f"  {trial.name}" for trial in trials]
     lines += [f"trials at a time: {settings.workers}", f"writes to: {sweep.folder}"]
     return "\n".join(lines)
 

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from experiments.records import Record, Status, is_record_of, read_record
+from experiments.earlier_runs import own_record
+from experiments.records import Record, Status
 from experiments.runner import Trial
 from experiments.sweep_trials import Setting, text_of
 
@@ -101,12 +102,6 @@ def score_setting(setting: Setting, keys: Sequence[str]) -> SettingScores:
             if record.status == "failed"
         },
     )
-
-
-def own_record(trial: Trial) -> Record | None:
-    """The trial's record; None where there is none, or one of a run with other settings."""
-    record = read_record(trial.folder)
-    return record if record is not None and is_record_of(record, trial.config) else None
 
 
 def values_of(setting: Setting, keys: Sequence[str]) -> dict[str, str]:

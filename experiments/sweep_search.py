@@ -15,12 +15,12 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from experiments.earlier_runs import own_record
 from experiments.records import Status
 from experiments.runner import Outcome, Trial
 from experiments.sweep_scores import (
     SettingScores,
     best_validation,
-    own_record,
     score_setting,
     validation_curve,
     values_of,

@@ -174,6 +174,18 @@ def test_a_run_is_scored_in_every_way_and_reported(
     assert [score.checkpoint for score in scores] == ["validation", "chosen_on_test"]
     assert (scores[0].minutes, scores[0].cpu_minutes) == (None, None), "a part is not known"
 
+    split_file = tmp_path / "blobs" / "blobs_train_test_names.json"
+    split_file.write_text(split_file.read_text() + "\n")
+    with pytest.raises(
+        UserError, match=r"seed 1: trained on another split file than .*blobs_train"
+    ):
+        study.main(["--config", str(path), "--report", "--out", str(tmp_path / "new")])
+    assert scores_of(RUN, trial) == []
+    split_file.write_text(split_file.read_text()[:-1])
+    write(path, settings=settings | {"snapshot_path": None, "validate_every": 2})
+    with pytest.raises(UserError, match="seed 1: validate_every: 1 in the finished run, 2 now"):
+        study.main(["--config", str(path)])
+
     elsewhere = trial.config.model_copy(update={"num_workers": 7, "GPUs": (3,)})
     assert len(scores_of(RUN, Trial("a", elsewhere))) == 2
     otherwise = trial.config.model_copy(update={"threshold": 0.4})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import errno
+import json
 import os
 import signal
 from collections import Counter
@@ -26,6 +27,7 @@ from tests.quick_training import make_sweeps_quick, quick_steps, starts
 from tests.small_run import arguments
 from utils.config import load_config
 from utils.errors import UserError
+from utils.files import sha256
 from utils.interruption import Interrupted
 from utils.statistics import describe, t_interval
 
@@ -287,6 +289,42 @@ def test_scores_of_other_settings_are_not_reported(tmp_path: Path, quick: None) 
     moved = load_sweep(write_sweep(tmp_path, {"grid": {"lr": [0.03, 0.003]}}, **place))
     rows = write_sweep_report(moved, make_plan(moved, "me", retry_failed=False))
     assert [row.statuses["finished"] for row in rows] == [1, 1]
+
+
+def test_runs_that_were_trained_otherwise_are_refused(tmp_path: Path, quick: None) -> None:
+    split = tmp_path / "x_train_test_names.json"
+    split.write_text("{}")
+    settings = {"grid": {"lr": [0.03, 0.003]}, "seeds": [1]}
+    path = write_sweep(tmp_path, settings, pickle_file_path=str(split))
+    assert run(path) == 0
+    record_splits(tmp_path / "out", split)
+    assert run(path) == 0
+    best = (tmp_path / "out" / "best.yaml").read_text()
+
+    split.write_text("another")
+    for dry in ([], ["--dry-run"]):
+        with pytest.raises(
+            UserError, match=r"(?s)lr=0\.03_seed=1: trained on another split file.*Restore"
+        ):
+            run(path, *dry, "sweep.seeds=[1, 2]")
+    _, rows = zip(*make_plan(load_sweep(path), "me", False).scores(), strict=True)
+    assert [row.statuses["waiting"] for row in rows] == [1, 1], "their scores are not shown either"
+    split.unlink()
+    assert run(path) == 0, "where the data is not at hand, the split is not known"
+    assert (tmp_path / "out" / "best.yaml").read_text() == best
+
+    for change in ("validate_every", "save_freq"):
+        with pytest.raises(UserError, match=rf"{change}: \w+ in the finished run, 2 now"):
+            run(path, f"{change}=2")
+    assert run(path, "tta=true") == 0, "that does not affect the training"
+
+
+def record_splits(folder: Path, split: Path) -> None:
+    """Add to the trials of a quick sweep in `folder` what tells on which split they were trained."""
+    for trial in folder.glob("*/epochs_2"):
+        (trial / "best_model.pth").touch()
+        hashes = {"sha256": {"split file": sha256(split)}}
+        (trial / "environment.json").write_text(json.dumps(hashes))
 
 
 def test_a_failed_trial_is_told_and_stops_no_other(

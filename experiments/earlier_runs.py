@@ -1,0 +1,55 @@
+"""What earlier commands left in the folders of trials, compared with what is asked of these trials now."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from engine.training_record import split_has_changed
+from experiments.records import Record, is_record_of, read_record, recorded_config
+from experiments.runner import Trial
+from utils.errors import UserError, listed
+
+CHANGED_IN_VAIN = ("validate_every", "save_freq")
+"""Keys that train.py accepts for a finished run, which it leaves as it is: they would then be recorded of a run
+that was made with other values."""
+
+NAMED = 5  # problems in the message
+
+
+def check_earlier_runs(trials: Iterable[Trial]) -> None:
+    """UserError where runs in the trials' folders were trained on another split file than there is now, or have
+    finished with other values of CHANGED_IN_VAIN.
+    """
+    problems = []
+    for trial in trials:
+        if trained_on_old_split(trial):
+            problems.append(
+                f"{trial.name}: trained on another split file than {trial.config.pickle_file_path} is now"
+            )
+        record = read_record(trial.folder)
+        made_with = recorded_config(record) if record is not None and record.trained else None
+        for key in CHANGED_IN_VAIN if made_with is not None else ():
+            before, now = getattr(made_with, key), getattr(trial.config, key)
+            if before != now:
+                problems.append(f"{trial.name}: {key}: {before} in the finished run, {now} now")
+    if problems:
+        raise UserError(
+            "there are runs that were trained otherwise, whose scores do not compare with those of new ones:\n  "
+            + listed(problems, NAMED, "\n  ")
+            + "\nRestore the split file or the settings, or set another folder (snapshot_path of a sweep, "
+            "folder of a study)"
+        )
+
+
+def own_record(trial: Trial) -> Record | None:
+    """The trial's record; None where there is none, or one of a run with other settings or on another split."""
+    record = read_record(trial.folder)
+    if record is None or not is_record_of(record, trial.config) or trained_on_old_split(trial):
+        return None
+    return record
+
+
+def trained_on_old_split(trial: Trial) -> bool:
+    """Whether the trial has weights, from another split file than its config names now."""
+    weights = trial.folder / "best_model.pth"
+    return weights.is_file() and split_has_changed(weights, trial.config)
