@@ -47,7 +47,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     from experiments.earlier_runs import check_earlier_runs
     from experiments.runner import run_trials
     from experiments.study import load_study, trials_of
-    from experiments.study_report import TABLE, NothingScored, scored_in, write_study
+    from experiments.study_report import (
+        TABLE,
+        NothingScored,
+        outdated_steps,
+        scored_in,
+        write_study,
+    )
     from experiments.study_scoring import training_and_scoring_steps
     from utils.logs import log_to
 
@@ -57,7 +63,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     runs = trials_of(study)
     check_earlier_runs(runs.values())
     scored = scored_in(study, out, runs)
-    trials = [trial for run, trial in runs.items() if run not in scored]
+    steps = partial(training_and_scoring_steps, tta=study.tta)
+    outdated = [trial for trial in runs.values() if outdated_steps(trial) & steps(trial).keys()]
+    trials = [trial for run, trial in runs.items() if run not in scored or trial in outdated]
+    if arguments.report and outdated:
+        log.warning(
+            "%d run(s) were scored in another way than the study asks (the same command without --report scores "
+            "them again): %s",
+            *(len(outdated), listed([trial.name for trial in outdated], NAMED, "; ")),
+        )
 
     def report_end(outcome: Outcome) -> None:
         log.info("%s: %s", outcome.trial.name, outcome.record.status)
@@ -70,12 +84,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not arguments.report:
         log.info(
             "%s: %d runs in %s; %d more have their scores in %s",
-            *(study.title, len(trials), study.folder, len(scored), out / TABLE),
+            *(study.title, len(trials), study.folder, len(runs) - len(trials), out / TABLE),
         )
         outcomes = run_trials(
             trials,
             arguments.workers,
-            steps=partial(training_and_scoring_steps, tta=study.tta),
+            steps=steps,
+            outdated=outdated_steps,
             retry_failed=arguments.retry_failed,
             on_end=report_end,
         )

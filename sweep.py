@@ -47,6 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from experiments.runner import run_trials, training_and_validation_steps, training_steps
     from experiments.sweep_plan import describe_plan, make_plan, write_sweep_report
     from experiments.sweep_report import find_best
+    from experiments.sweep_scores import outdated_steps
     from experiments.sweep_settings import load_sweep
     from experiments.sweep_slots import held_slot
     from utils.logs import log_to
@@ -73,6 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 plan.trials(),
                 settings.workers,
                 steps=training_and_validation_steps if settings.validate_runs else training_steps,
+                outdated=outdated_steps,
                 retry_failed=arguments.retry_failed,
                 should_prune=plan.should_prune,
                 on_end=on_end,

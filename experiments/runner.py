@@ -19,7 +19,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO
@@ -97,12 +97,14 @@ def run_trials(
     *,
     steps: Callable[[Trial], Steps] = training_steps,
     retry_failed: bool = False,
+    outdated: Callable[[Trial], Collection[str]] = lambda trial: (),
     should_prune: Callable[[Trial], bool] | None = None,
     on_end: Callable[[Outcome], None] | None = None,
 ) -> list[Outcome]:
     """Run each trial's steps one after the other, up to `workers` trials at a time.
 
-    `trials` is read lazily: the next one when a worker is free. Several times a second, `should_prune` is
+    `trials` is read lazily: the next one when a worker is free. The steps that `outdated` names run again, though
+    they are done. Several times a second, `should_prune` is
     asked about every trial that is in its first step; one that it is true of is stopped (SIGTERM) and
     counts as pruned. `on_end` is called with every outcome, also those of skipped trials. The failure of
     a trial stops no other one. With several workers, each gets one of the config's GPUs, in turn.
@@ -112,7 +114,7 @@ def run_trials(
     """
     if workers < 1:
         raise UserError(f"{workers} workers run nothing; expected at least 1")
-    pool = _Workers(trials, workers, steps, retry_failed)
+    pool = _Workers(trials, workers, steps, outdated, retry_failed)
     outcomes: list[Outcome] = []
     with StopRequest(NOTICE) as stop:
         try:
@@ -145,9 +147,11 @@ class _Workers:
         trials: Iterable[Trial],
         count: int,
         steps: Callable[[Trial], Steps],
+        outdated: Callable[[Trial], Collection[str]],
         retry_failed: bool,
     ) -> None:
-        self.count, self.steps, self.retry_failed = count, steps, retry_failed
+        self.count, self.steps = count, steps
+        self.outdated, self.retry_failed = outdated, retry_failed
         self.exhausted = False  # whether no trial is left to start
         self._trials = iter(trials)
         self._jobs: dict[int, _Job] = {}  # by worker
@@ -166,7 +170,9 @@ class _Workers:
             self.exhausted = True
             return False
         hardware = _hardware(trial.config, free, self.count)
-        self._jobs[free] = _Job(trial, self.steps(trial), hardware, self.retry_failed)
+        self._jobs[free] = _Job(
+            trial, self.steps(trial), self.outdated, hardware, self.retry_failed
+        )
         return True
 
     def prune(self, should_prune: Callable[[Trial], bool]) -> None:
@@ -225,14 +231,22 @@ def _hardware(config: Config, worker: int, workers: int) -> _Hardware:
 class _Job:
     """A trial on a worker, from taking its lock to the end of its last step."""
 
-    def __init__(self, trial: Trial, steps: Steps, hardware: _Hardware, retry_failed: bool) -> None:
-        self.trial, self.steps, self.hardware = trial, steps, hardware
-        self.retry_failed = retry_failed
+    def __init__(
+        self,
+        trial: Trial,
+        steps: Steps,
+        outdated: Callable[[Trial], Collection[str]],
+        hardware: _Hardware,
+        retry_failed: bool,
+    ) -> None:
+        self.trial, self.steps, self.outdated = trial, steps, outdated
+        self.hardware, self.retry_failed = hardware, retry_failed
         self.record = Record(trial.name, trial.config.model_dump(mode="json"))
         self._lock: IO[str] | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._step = ""
         self._started = 0.0
+        self._history = 0  # when the history was written, as far as there is one
         self._log_start = 0
         self._stopped_as: Status | None = None
         self.ran = False
@@ -297,7 +311,9 @@ class _Job:
         if on_disk is not None:
             if recorded_config(on_disk) != self.trial.config:  # train.py decides if it can resume
                 on_disk = replace(on_disk, status="waiting", done=[])
-            self.record = replace(on_disk, config=self.record.config)
+            outdated = self.outdated(self.trial)
+            done = [step for step in on_disk.done if step not in outdated]
+            self.record = replace(on_disk, config=self.record.config, done=done)
         record = self.record
         if all(step in record.done for step in self.steps):
             if record.status != "finished":  # a step that is no longer wanted has not succeeded
@@ -318,7 +334,7 @@ class _Job:
 
     def _start(self, step: str) -> None:
         assert self._lock is not None
-        self._step = step
+        self._step, self._history = step, self._history_stamp()
         with self.trial.log_file.open("ab") as output:
             self._log_start = output.tell()
             self._process = subprocess.Popen(
@@ -343,8 +359,12 @@ class _Job:
         code = process.returncode = os.waitstatus_to_exitcode(status)
         self._process = None
         wall, cpu = time.monotonic() - self._started, usage.ru_utime + usage.ru_stime
-        record.wall_seconds[step] = round(record.wall_seconds.get(step, 0) + wall, 2)
-        record.cpu_seconds[step] = round(record.cpu_seconds.get(step, 0) + cpu, 2)
+        found_complete = (
+            step == "train" and code == 0 and 0 < self._history == self._history_stamp()
+        )
+        if not found_complete:
+            record.wall_seconds[step] = round(record.wall_seconds.get(step, 0) + wall, 2)
+            record.cpu_seconds[step] = round(record.cpu_seconds.get(step, 0) + cpu, 2)
         record.exit_code = code
         if code == 0:
             record.done.append(step)
@@ -357,6 +377,11 @@ class _Job:
             record.error = self._failure_reason(code)
         self._save()
         return True
+
+    def _history_stamp(self) -> int:
+        """When the history of the training was last written, 0 where there is none."""
+        path = self.trial.folder / "history.csv"
+        return path.stat().st_mtime_ns if path.is_file() else 0
 
     def _failure_reason(self, code: int) -> str:
         """Why the command failed: its error message, or the last lines that it printed."""

@@ -21,7 +21,7 @@ from pathlib import Path
 from pydantic import TypeAdapter, ValidationError
 
 from datasets.cases import find_split_file
-from experiments.earlier_runs import own_record
+from experiments.earlier_runs import fitting_results, own_record
 from experiments.records import Record, scored_settings
 from experiments.runner import Trial
 from experiments.study import GROUPED, PUBLISHED, Run, Study, trials_of
@@ -30,7 +30,7 @@ from utils.config import Config
 from utils.errors import UserError
 from utils.figures import png
 from utils.files import atomic_write, sha256
-from utils.results import Summary, mean_of, read_results
+from utils.results import Results, Summary, mean_of
 from utils.statistics import t_interval
 from utils.tables import csv_text, markdown_table
 
@@ -122,11 +122,11 @@ def scores_of(run: Run, trial: Trial) -> list[Score]:
     processes = _processes(trial.folder)
     parameters = json.loads((trial.folder / "parameters.json").read_text())["trainable"]
     scores = []
-    for way, place in WAYS.items():
-        folder = trial.folder / place / f"valid_results_{trial.config.dataset}"
-        if not folder.is_dir() or (way == TTA and TTA not in record.done):
+    for way in WAYS:
+        results = results_of(trial, way)
+        if results is None or (way == TTA and TTA not in record.done):
             continue
-        summary = read_results(folder).summary
+        summary = results.summary
         low, high = summary["metrics"]["DSC"]["ci95"]
         kept = summary["without_leaked"]
         scores.append(
@@ -152,6 +152,29 @@ def scores_of(run: Run, trial: Trial) -> list[Score]:
             )
         )
     return scores
+
+
+def results_of(trial: Trial, way: str) -> Results | None:
+    """What the trial has scored in one of the `WAYS`; None where it is not scored in that way."""
+    folder = trial.folder / WAYS[way]
+    config = trial.config.model_copy(update={"tta": True}) if way == TTA else trial.config
+    weights = (folder if way == ON_TEST else trial.folder) / "best_model.pth"
+    return fitting_results(folder / f"valid_results_{config.dataset}", config, weights)
+
+
+def outdated_steps(trial: Trial) -> set[str]:
+    """The steps of scoring that are done, but whose results are missing or no longer what the trial asks for."""
+    record = own_record(trial)
+    if record is None:
+        return set()
+    ways = {"score": {ON_VAL}, TTA: {TTA}}
+    if (trial.folder / f"{ON_TEST}.json").is_file():
+        ways["score"].add(ON_TEST)
+    return {
+        step
+        for step in ways.keys() & record.done
+        if any(results_of(trial, way) is None for way in ways[step])
+    }
 
 
 def scores_in(out: Path, runs: Mapping[Run, Trial]) -> dict[Run, list[Score]]:

@@ -31,7 +31,7 @@ MAX_BARS = 40  # settings drawn
 
 
 def find_best(rows: Sequence[SettingScores]) -> SettingScores | None:
-    """The setting whose runs all finished and have the highest mean Dice on the choosing cases."""
+    """The setting whose runs are all trained and have the highest mean Dice on the choosing cases."""
     complete = [row for row in rows if row.complete]
     return max(complete, key=lambda row: describe(row.val).mean, default=None)
 
@@ -77,6 +77,7 @@ def to_csv(rows: Sequence[SettingScores], select_on: str) -> str:
             numbers = {"mean": across.mean, "std": across.std, "runs_low": low, "runs_high": high}
             line |= {f"{name}_{key}": _or_empty(value) for key, value in numbers.items()}
         line |= {
+            "test_runs": len(row.test),
             "test_cases": cases.count,
             "test_dice_cases_low": _or_empty(cases.low),
             "test_dice_cases_high": _or_empty(cases.high),
@@ -109,7 +110,9 @@ def to_markdown(title: str, rows: Sequence[SettingScores], select_on: str) -> st
         cells = [name, str(len(row.val)), *_across_runs(row.val)]
         if tested:
             cases = describe(row.cases if row.cases is not None else [])
-            cells += [*_across_runs(row.test), _interval(cases.low, cases.high)]
+            mean, *others = _across_runs(row.test)
+            fewer = f" ({len(row.test)})" if 0 < len(row.test) < len(row.val) else ""
+            cells += [mean + fewer, *others, _interval(cases.low, cases.high)]
         more = "+" if row.untimed_attempts else ""
         seconds = [f"{row.wall_seconds:.0f}{more}", f"{row.cpu_seconds:.0f}{more}"]
         lines.append(markdown_row([*cells, _counts(row.statuses), *seconds]))
@@ -186,11 +189,13 @@ def _legend(rows: Sequence[SettingScores], select_on: str, tested: bool) -> str:
         text = "**Checkpoints and best setting were chosen on the TEST split (select_on: test).** "
     text += (
         f"{CHOOSING[select_on]} is each run's best epoch on the cases that chose it, so it is "
-        "optimistic, the more so the more settings are compared. n: finished runs (seeds, folds); SD "
+        "optimistic, the more so the more settings are compared. n: trained runs (seeds, folds); SD "
         "across them; 95 % across runs: Student t with n - 1 degrees of freedom."
     )
     if tested:
         text += " 95 % across cases: bootstrap over the test cases, each one's Dice averaged over the runs."
+    if any(0 < len(row.test) < len(row.val) for row in rows):
+        text += " (k): only k of the n runs are scored on the test split."
     if tested and select_on == "val":
         text += " The best setting was chosen by val Dice, not by test Dice."
     if any(row.untimed_attempts for row in rows):

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from experiments.earlier_runs import own_record
+from experiments.earlier_runs import fitting_results, own_record
 from experiments.records import Record, Status
 from experiments.runner import Trial
 from experiments.sweep_trials import Setting, text_of
@@ -24,8 +24,9 @@ CHOOSING = {"val": "val Dice", "test": "best test Dice"}
 class SettingScores:
     """A row of the report: one setting over its runs.
 
-    `val` is each finished run's best Dice on the cases that choose its checkpoint (`CHOOSING`), `test`
-    its mean Dice on the test split, `cases` (N,) the Dice of every test case averaged over these runs.
+    `val` is each trained run's best Dice on the cases that choose its checkpoint (`CHOOSING`), `test` the
+    mean Dice on the test split of those that are also scored there, `cases` (N,) the Dice of every test case
+    averaged over the trained runs, where all of them are scored.
     """
 
     name: str
@@ -42,7 +43,7 @@ class SettingScores:
 
     @property
     def complete(self) -> bool:
-        """Whether every run of it has finished."""
+        """Whether every run of it is trained."""
         return len(self.val) == self.planned
 
 
@@ -63,14 +64,15 @@ def best_validation(trial: Trial) -> float | None:
 
 
 def scores_by_case(trial: Trial) -> tuple[list[str], np.ndarray] | None:
-    """Names and Dice (N,) of the test cases; None if the trial was not validated."""
-    from utils.results import read_results
-
+    """Names and Dice (N,) of the test cases; None if the trial was not validated as its config says."""
     folder = trial.folder / f"valid_results_{trial.config.dataset}"
-    if not (folder / "results.csv").is_file():
-        return None
-    results = read_results(folder)
-    return results.names, results.values("DSC")
+    results = fitting_results(folder, trial.config, trial.folder / "best_model.pth")
+    return None if results is None else (results.names, results.values("DSC"))
+
+
+def outdated_steps(trial: Trial) -> set[str]:
+    """The validation, where the scores that lie there are not those that the trial asks for."""
+    return {"valid"} if scores_by_case(trial) is None else set()
 
 
 def score_setting(setting: Setting, keys: Sequence[str]) -> SettingScores:
@@ -82,15 +84,16 @@ def score_setting(setting: Setting, keys: Sequence[str]) -> SettingScores:
 
     records = {trial: own_record(trial) for trial in setting.trials}
     known = {trial: record for trial, record in records.items() if record is not None}
-    finished = [trial for trial, record in known.items() if record.status == "finished"]
-    tests = [scores for trial in finished if (scores := scores_by_case(trial)) is not None]
-    same_cases = len(tests) == len(finished) > 0 and all(names == tests[0][0] for names, _ in tests)
+    trained = [trial for trial, record in known.items() if record.trained]
+    validated = [trial for trial in trained if "valid" in known[trial].done]
+    tests = [scores for trial in validated if (scores := scores_by_case(trial)) is not None]
+    same_cases = len(tests) == len(trained) > 0 and all(names == tests[0][0] for names, _ in tests)
     return SettingScores(
         name=setting.name,
         values=values_of(setting, keys),
         planned=len(setting.trials),
         statuses=Counter(_status(record) for record in records.values()),
-        val=[dice for trial in finished if (dice := best_validation(trial)) is not None],
+        val=[dice for trial in trained if (dice := best_validation(trial)) is not None],
         test=[float(dice.mean()) for _, dice in tests],
         cases=np.mean([dice for _, dice in tests], axis=0) if same_cases else None,
         wall_seconds=sum(sum(record.wall_seconds.values()) for record in known.values()),

@@ -21,6 +21,7 @@ from experiments.runner import Outcome, Trial
 from experiments.sweep_scores import (
     SettingScores,
     best_validation,
+    outdated_steps,
     score_setting,
     validation_curve,
     values_of,
@@ -73,8 +74,9 @@ class RunningSetting:
 
     @property
     def given_up(self) -> bool:
-        """Whether no run of it will still start: one of them was pruned or has failed."""
-        return self.pruned or any(outcome.record.status == "failed" for outcome in self.outcomes)
+        """Whether no run of it will still start: one of them was pruned, or has failed in training."""
+        records = [outcome.record for outcome in self.outcomes]
+        return self.pruned or any(r.status == "failed" and not r.trained for r in records)
 
 
 class SearchPlan:
@@ -164,7 +166,7 @@ class SearchPlan:
         return draw_search(self.study, self.sweep.base.select_on, title)
 
     def _unscored(self) -> Iterator[Trial]:
-        """Runs of finished settings that lie here, where a step that was added later is missing."""
+        """Runs of finished settings that lie here and are not validated as the sweep asks."""
         from optuna.trial import TrialState
 
         wanted = {"valid"} if self.sweep.settings.validate_runs else set()
@@ -172,7 +174,10 @@ class SearchPlan:
         for frozen_trial in filter(self._is_drawn, finished):
             for trial in self._setting(frozen_trial).trials:
                 record = own_record(trial)
-                if record and not (record.status == "finished" and wanted <= set(record.done)):
+                if record is None:
+                    continue
+                done = set(record.done) - (outdated_steps(trial) & wanted)
+                if record.status != "finished" or not wanted <= done:
                     yield trial
 
     def _ask(self) -> optuna.Trial | None:
@@ -239,8 +244,8 @@ class SearchPlan:
         optuna_trial.set_user_attr(WALL, sum(sum(r.wall_seconds.values()) for r in records))
         optuna_trial.set_user_attr(CPU, sum(sum(r.cpu_seconds.values()) for r in records))
         self._report_curve(running)
-        finished = [o.trial for o in running.outcomes if o.record.status == "finished"]
-        dice = [best for trial in finished if (best := best_validation(trial)) is not None]
+        trained = [outcome.trial for outcome in running.outcomes if outcome.record.trained]
+        dice = [best for trial in trained if (best := best_validation(trial)) is not None]
         if len(dice) == len(running.setting.trials):
             optuna_trial.set_user_attr(SCORES, dice)
             self.study.tell(optuna_trial.number, sum(dice) / len(dice))

@@ -92,6 +92,24 @@ def test_a_finished_trial_is_skipped_and_its_cost_is_on_record(tmp_path: Path) -
     assert load_config(trial.config_file) == trial.config
 
 
+def test_a_training_that_finds_its_run_complete_costs_nothing(tmp_path: Path) -> None:
+    train = "path = folder / 'history.csv'\nif not path.exists(): path.touch(); time.sleep(0.05)"
+    seconds = []
+    for workers in (0, 1):  # a key that train.py lets a finished run change
+        trial = make_trial(tmp_path, "a", num_workers=workers)
+        (outcome,) = run_trials([trial], steps=commands(COUNT + train))
+        seconds.append((outcome.record.wall_seconds, outcome.record.cpu_seconds))
+    assert runs(trial) == 2 and seconds[0] == seconds[1] and seconds[0][0]["train"] >= 0.05
+
+
+def test_an_outdated_step_runs_again(tmp_path: Path) -> None:
+    trial = make_trial(tmp_path, "a")
+    for times in (1, 2, 2):
+        outdated = {"train", "unknown"} if times == 2 and runs(trial) < 2 else set[str]()
+        run_trials([trial], steps=commands(COUNT), outdated={trial: outdated}.__getitem__)
+        assert runs(trial) == times
+
+
 def test_steps_run_in_order_and_only_those_that_are_missing(tmp_path: Path) -> None:
     trial = make_trial(tmp_path, "a")
 

@@ -7,7 +7,7 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ import sweep
 from experiments import runner
 from experiments.records import Record
 from experiments.runner import Outcome, Steps, Trial
+from experiments.sweep_scores import scores_by_case
 from experiments.sweep_settings import load_sweep
 from experiments.sweep_slots import held_slot
 from tests.quick_training import make_sweeps_quick, quick_steps, starts
@@ -25,6 +26,8 @@ from tests.test_sweep import run, write_sweep
 from utils.config import load_config
 from utils.errors import UserError
 from utils.interruption import Interrupted
+from utils.metrics import METRICS, SIZES
+from utils.results import write_results
 
 optuna = pytest.importorskip("optuna", reason="searches need Optuna (optional)")
 
@@ -40,8 +43,10 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(SearchPlan, "figure", lambda *_: None)
 
 
-def plan_of(path: Path, owner: str = "me", retry_failed: bool = False) -> SearchPlan:
-    loaded = load_sweep(path)
+def plan_of(
+    path: Path, owner: str = "me", retry_failed: bool = False, overrides: Sequence[str] = ()
+) -> SearchPlan:
+    loaded = load_sweep(path, overrides)
     loaded.folder.mkdir(exist_ok=True)
     return SearchPlan(loaded, owner, retry_failed)
 
@@ -56,7 +61,8 @@ def write_curve(trial: Trial, *dice: float) -> None:
 
 
 def end(plan: SearchPlan, trial: Trial, status: Any) -> None:
-    plan.ended(Outcome(trial, Record(trial.name, {}, status), ran=True))
+    done = ["train"] if status == "finished" else []
+    plan.ended(Outcome(trial, Record(trial.name, {}, status, done), ran=True))
 
 
 def drawn(folder: Path) -> list[float]:
@@ -278,7 +284,12 @@ def validation_steps(code: str) -> Callable[[Trial], Steps]:
 def test_validation_can_be_added_to_a_finished_search(
     tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    count = validation_steps("open('validated', 'a').write('x')")
+    metrics = dict.fromkeys((*METRICS, *SIZES), 0.5)
+    write_results(tmp_path / "scores", {"case": metrics}, provenance={})
+    count = validation_steps(
+        f"import shutil; shutil.copytree({str(tmp_path / 'scores')!r}, 'valid_results_x')\n"
+        "open('validated', 'a').write('x')"
+    )
     monkeypatch.setattr(runner, "training_and_validation_steps", count)
     path = write_sweep(tmp_path, {"search": RATES, "trials": 3, "seeds": [1, 2]})
     assert run(path) == 0
@@ -295,6 +306,8 @@ def test_validation_can_be_added_to_a_finished_search(
     plan = plan_of(path)
     assert states(plan) == ["COMPLETE"] * 3 and [t.value for t in plan.study.trials] == values
     assert all(row.complete for _, row in plan.scores())
+    scored = [scores_by_case(trial) for setting in here for trial in setting.trials]
+    assert scored == [(["case"], [0.5])] * 4
 
 
 def test_a_validation_that_was_added_and_fails_is_told(
@@ -306,6 +319,10 @@ def test_a_validation_that_was_added_and_fails_is_told(
     assert run(path) == 0
     assert run(path, "sweep.validate=true") == 1
     assert "error: no such case" in (tmp_path / "out" / "sweep.md").read_text()
+    new = [f"snapshot_path={tmp_path / 'new'}", "sweep.validate=true"]
+    assert run(path, *new) == 1
+    ((_, row),) = plan_of(path, overrides=new).scores()
+    assert row.complete and row.statuses["failed"] == 1, "its training is complete"
     assert run(path) == 0, "without validation there is nothing that failed"
     ((_, row),) = plan_of(path).scores()
     assert row.complete and row.statuses["finished"] == 1

@@ -28,6 +28,7 @@ from experiments.study import (
 from experiments.study_report import (
     Score,
     digest,
+    outdated_steps,
     scored_in,
     scores_in,
     scores_of,
@@ -119,7 +120,10 @@ def test_folder_names() -> None:
 
 
 def test_a_run_is_scored_in_every_way_and_reported(
-    tmp_path: Path, finished: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    finished: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
     groups = {"by": "near-duplicates", "groups": [["case_0", "case_9"]]}
@@ -173,6 +177,21 @@ def test_a_run_is_scored_in_every_way_and_reported(
     scores = scores_of(RUN, trial)
     assert [score.checkpoint for score in scores] == ["validation", "chosen_on_test"]
     assert (scores[0].minutes, scores[0].cpu_minutes) == (None, None), "a part is not known"
+
+    for changes in ({"threshold": 0.01}, {"evaluation_size": "native"}):
+        summary = honest | {"provenance": honest["provenance"] | changes}
+        (trial.folder / results).write_text(json.dumps(summary))
+        assert [score.checkpoint for score in scores_of(RUN, trial)] == ["chosen_on_test"]
+        assert outdated_steps(trial) == {"score"}
+    started = ending(monkeypatch, "finished")
+    capsys.readouterr()
+    for arguments in (["--report"], []):
+        study.main(["--config", str(path), "--out", str(out), *arguments])
+        assert list(csv.DictReader((out / "results.csv").open())) == rows, "as it was scored first"
+    assert "1 run(s) were scored in another way than the study asks" in capsys.readouterr().out
+    assert RUN.name in started
+    (trial.folder / results).write_text(json.dumps(honest))
+    assert outdated_steps(trial) == set()
 
     split_file = tmp_path / "blobs" / "blobs_train_test_names.json"
     split_file.write_text(split_file.read_text() + "\n")
@@ -461,10 +480,15 @@ def test_workers_are_counted_from_one(
     assert "argument --workers" in capsys.readouterr().err
 
 
-def ending(monkeypatch: pytest.MonkeyPatch, *statuses: Status) -> None:
-    """The runs end with these statuses, the last of which is that of all others."""
+def ending(monkeypatch: pytest.MonkeyPatch, *statuses: Status) -> list[str]:
+    """The runs end with these statuses, the last of which is that of all others.
+
+    Returns a list that gets the names of the runs.
+    """
+    started: list[str] = []
 
     def run_trials(trials: list[Trial], *_: object, **__: object) -> list[Outcome]:
+        started.extend(trial.name for trial in trials)
         by_trial = [*statuses, *[statuses[-1]] * len(trials)]
         return [
             Outcome(trial, Record(trial.name, {}, status), True)
@@ -472,6 +496,7 @@ def ending(monkeypatch: pytest.MonkeyPatch, *statuses: Status) -> None:
         ]
 
     monkeypatch.setattr("experiments.runner.run_trials", run_trials)
+    return started
 
 
 def test_runs_that_did_not_end_well_are_reported(

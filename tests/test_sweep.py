@@ -7,6 +7,7 @@ import errno
 import json
 import os
 import signal
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -19,16 +20,18 @@ import sweep
 from experiments import runner
 from experiments.sweep_plan import describe_plan, make_plan, write_sweep_report
 from experiments.sweep_report import find_best, plot_settings, to_csv, to_markdown, write_best
-from experiments.sweep_scores import SettingScores
+from experiments.sweep_scores import SettingScores, scores_by_case
 from experiments.sweep_settings import SweepSettings, describe_settings, load_sweep
 from experiments.sweep_slots import held_slot
 from experiments.sweep_trials import list_settings
 from tests.quick_training import make_sweeps_quick, quick_steps, starts
 from tests.small_run import arguments
-from utils.config import load_config
+from utils.config import Config, load_config
 from utils.errors import UserError
 from utils.files import sha256
 from utils.interruption import Interrupted
+from utils.metrics import METRICS, SIZES
+from utils.results import write_results
 from utils.statistics import describe, t_interval
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -446,28 +449,88 @@ def test_the_page_lists_the_keys() -> None:
     assert describe_settings() in (ROOT / "docs" / "sweeps.md").read_text()
 
 
+def write_scores(folder: Path, config: Config, **made_with: object) -> None:
+    """Scores of two cases, as of a validation with the config's settings, or with those given."""
+    shift = 0.1 * config.seed
+    dice = {"c1": 0.2 + shift, "c2": 0.6 + shift}
+    scores = {name: dict.fromkeys((*METRICS, *SIZES), value) for name, value in dice.items()}
+    made_with = {"tta": config.tta, "threshold": config.threshold} | made_with
+    write_results(folder, scores, provenance=made_with)
+
+
+def validated_steps(trial: runner.Trial) -> runner.Steps:
+    """Quick training and validation; the latter leaves `write_scores`."""
+    write_scores(trial.folder / "scores", trial.config)
+    code = (
+        f"import os, shutil; os.chdir({str(trial.folder)!r}); open('validated', 'a').write('x')\n"
+    )
+    code += "shutil.copytree('scores', 'valid_results_x', dirs_exist_ok=True)"
+    return {**quick_steps(trial), "valid": [sys.executable, "-I", "-S", "-c", code]}
+
+
+def read_table(tmp_path: Path) -> list[dict[str, str]]:
+    with (tmp_path / "out" / "sweep.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
 def test_validated_trials_are_scored_by_case(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from utils.metrics import METRICS, SIZES
-    from utils.results import write_results
-
-    def write_scores(trial: runner.Trial) -> runner.Steps:
-        shift = 0.1 * trial.config.seed
-        dice = {"c1": 0.2 + shift, "c2": 0.6 + shift}
-        scores = {name: dict.fromkeys((*METRICS, *SIZES), value) for name, value in dice.items()}
-        write_results(trial.folder / "valid_results_x", scores, provenance={})
-        return quick_steps(trial)
-
-    monkeypatch.setattr(runner, "training_and_validation_steps", write_scores)
+    monkeypatch.setattr(runner, "training_and_validation_steps", validated_steps)
     run(write_sweep(tmp_path, {"seeds": [1, 2], "validate": True}))
-    with (tmp_path / "out" / "sweep.csv").open() as file:
-        (row,) = csv.DictReader(file)
+    (row,) = read_table(tmp_path)
+    assert row["test_runs"] == "2"
     expected = describe([0.35, 0.75])
     assert float(row["test_dice_mean"]) == pytest.approx(0.55)
     assert float(row["test_dice_std"]) == pytest.approx(describe([0.5, 0.6]).std)
     assert float(row["test_dice_cases_low"]) == pytest.approx(expected.low)
     assert float(row["test_dice_cases_high"]) == pytest.approx(expected.high)
+
+
+def test_scores_of_another_way_of_scoring_are_not_reported(
+    tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runner, "training_and_validation_steps", validated_steps)
+    path = write_sweep(tmp_path, {"seeds": [1, 2], "validate": True})
+    assert run(path) == 0
+    first, second = list_settings(load_sweep(path))[0].trials
+    others: list[dict[str, Any]] = [
+        {"threshold": 0.01},
+        {"tta": True},
+        {"evaluation_size": "native"},
+    ]
+    for other in others:
+        write_scores(first.folder / "valid_results_x", first.config, **other)
+        assert run(path, "sweep.validate=false") == 0
+        (row,) = read_table(tmp_path)
+        assert (row["test_runs"], row["test_dice_mean"]) == ("1", "0.6000000000000001"), other
+        assert "| 60.00 (1) |" in (tmp_path / "out" / "sweep.md").read_text()
+    assert run(path) == 0 and read_table(tmp_path)[0]["test_runs"] == "2"
+    validations = [(trial.folder / "validated").read_text() for trial in (first, second)]
+    assert validations == ["xx", "x"] and starts(first) == 1
+
+    write_scores(first.folder / "valid_results_x", first.config, sha256={"checkpoint": "0" * 64})
+    (first.folder / "best_model.pth").touch()
+    assert scores_by_case(first) is None and scores_by_case(second) is not None
+    assert run(path, "sweep.validate=false", "tta=true") == 0
+    assert read_table(tmp_path)[0]["test_runs"] == "0", "those are without augmentation"
+
+
+def test_a_trained_run_counts_though_its_validation_failed(
+    tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail_for_seed_1(trial: runner.Trial) -> runner.Steps:
+        steps = validated_steps(trial)
+        failing = [sys.executable, "-c", "raise SystemExit('error: no such case')"]
+        return {**steps, "valid": failing} if trial.config.seed == 1 else steps
+
+    monkeypatch.setattr(runner, "training_and_validation_steps", fail_for_seed_1)
+    assert run(write_sweep(tmp_path, {"seeds": [1, 2], "validate": True})) == 1
+    (row,) = read_table(tmp_path)
+    assert (row["finished"], row["failed"], row["test_runs"], row["best"]) == ("1", "1", "1", "1")
+    assert float(row["val_dice_mean"]) == pytest.approx(0.7697817)
+    table = (tmp_path / "out" / "sweep.md").read_text()
+    assert "| 2 | 76.98 |" in table and "(k): only k of the n runs" in table
 
 
 def test_validation_follows_training_with_the_same_config(tmp_path: Path) -> None:
