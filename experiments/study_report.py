@@ -20,7 +20,7 @@ from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
-from datasets.cases import find_split_file
+from datasets.cases import find_split_file, open_data_set
 from experiments.earlier_runs import fitting_results, own_record
 from experiments.records import Record, scored_settings
 from experiments.runner import Trial
@@ -128,7 +128,6 @@ def scores_of(run: Run, trial: Trial) -> list[Score]:
             continue
         summary = results.summary
         low, high = summary["metrics"]["DSC"]["ci95"]
-        kept = summary["without_leaked"]
         scores.append(
             Score(
                 *run,
@@ -136,7 +135,7 @@ def scores_of(run: Run, trial: Trial) -> list[Score]:
                 dice=mean_of(summary["metrics"]["DSC"]),
                 dice_low=low,
                 dice_high=high,
-                dice_without_leaked=None if kept is None else kept["metrics"]["DSC"]["mean"],
+                dice_without_leaked=_mean_dice_without_leaked(trial, results),
                 iou=mean_of(summary["metrics"]["IoU"]),
                 hd95=mean_of(summary["hd95"]["diagonal"]),
                 hd95_misses_as_0=mean_of(summary["hd95"]["zero"]),
@@ -268,6 +267,24 @@ def _processes(folder: Path) -> int:
     path = folder / "environment.json"
     environment = json.loads(path.read_text()) if path.is_file() else {}
     return int(environment.get("processes", 1))
+
+
+def _mean_dice_without_leaked(trial: Trial, results: Results) -> float | None:
+    """Mean Dice of the cases that did not leak into training; None where none leaked or where it is not known.
+
+    By the last check of the data set, which may have come after the scoring; where the checked data is not
+    here, as the summary says.
+    """
+    from engine.scoring import cases_seen_in_training, should_check_leaks
+
+    recorded = results.summary["without_leaked"]
+    dropped = set() if recorded is None else set(recorded["dropped"])
+    with suppress(UserError):
+        data_set = open_data_set(find_split_file(trial.config.pickle_file_path))
+        if should_check_leaks(trial.config, data_set):
+            dropped = cases_seen_in_training(data_set, trial.folder / "best_model.pth")
+    kept = [name not in dropped for name in results.names]
+    return float(results.values("DSC")[kept].mean()) if any(kept) and not all(kept) else None
 
 
 def _recorded_split(summary: Summary) -> str | None:

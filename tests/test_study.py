@@ -127,8 +127,9 @@ def test_a_run_is_scored_in_every_way_and_reported(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     groups = {"by": "near-duplicates", "groups": [["case_0", "case_9"]]}
-    (tmp_path / "blobs" / "check").mkdir()
-    (tmp_path / "blobs" / "check" / "same_source_groups.json").write_text(json.dumps(groups))
+    check = tmp_path / "blobs" / "check" / "same_source_groups.json"
+    check.parent.mkdir()
+    check.write_text(json.dumps(groups))
     path = write(tmp_path / "s.yaml")
     with pytest.raises(UserError, match="no run of this study is scored yet"):
         study.main(["--config", str(path), "--report"])
@@ -146,7 +147,7 @@ def test_a_run_is_scored_in_every_way_and_reported(
     assert set(on_test["dice"]) == {"1", "2"}
     best = on_test["dice"][str(on_test["best_epoch"])]
     assert best == max(on_test["dice"].values())
-    results = "valid_results_blobs/summary.json"
+    results, by_case = "valid_results_blobs/summary.json", "valid_results_blobs/results.csv"
     chosen = json.loads((trial.folder / "chosen_on_test" / results).read_text())
     assert chosen["metrics"]["DSC"]["mean"] == pytest.approx(best, abs=1e-6)
     assert "chosen on the TEST split" in chosen["provenance"]["selection"]
@@ -177,6 +178,16 @@ def test_a_run_is_scored_in_every_way_and_reported(
     scores = scores_of(RUN, trial)
     assert [score.checkpoint for score in scores] == ["validation", "chosen_on_test"]
     assert (scores[0].minutes, scores[0].cpu_minutes) == (None, None), "a part is not known"
+
+    groups["groups"] = [["case_1", "case_10", "case_11"]]
+    check.write_text(json.dumps(groups))
+    (case_9,) = (
+        r for r in csv.DictReader((trial.folder / by_case).open()) if r["Name"] == "case_9"
+    )
+    by_last_check = scores_of(RUN, trial)[0].dice_without_leaked
+    assert by_last_check == float(case_9["DSC"]) != float(rows[0]["dice_without_leaked"])
+    check.unlink()
+    assert scores_of(RUN, trial)[0].dice_without_leaked == float(rows[0]["dice_without_leaked"])
 
     for changes in ({"threshold": 0.01}, {"evaluation_size": "native"}):
         summary = honest | {"provenance": honest["provenance"] | changes}
