@@ -33,6 +33,7 @@ from utils.files import atomic_write, sha256
 from utils.results import Results, Summary, mean_of
 from utils.statistics import t_interval
 from utils.tables import csv_text, markdown_table
+from utils.yaml_files import shown
 
 TABLE = "results.csv"
 ON_VAL = "validation"
@@ -95,7 +96,8 @@ def write_study(study: Study, out: Path) -> str:
     elsewhere = scores_in(out, runs)
     here = {run: scores_of(run, trial) for run, trial in runs.items()}
     # either those here or those elsewhere, never a mixture: they come from two trainings
-    scores = [score for run in runs for score in max(here[run], elsewhere.get(run, []), key=len)]
+    by_run = {run: max(here[run], elsewhere.get(run, []), key=len) for run in runs}
+    scores = [score for run in runs for score in by_run[run]]
     check_splits(scores)
     if not scores:
         raise NothingScored(f"no run of this study is scored yet: {study.folder}")
@@ -103,10 +105,11 @@ def write_study(study: Study, out: Path) -> str:
     atomic_write(out / "results.md", table)
     atomic_write(out / TABLE, to_csv(scores))
 
-    published = {score.run for score in scores if score.split == PUBLISHED}
-    histories = {run: runs[run].folder / "history.csv" for run in published}
-    if histories and all(history.is_file() for history in histories.values()):
-        draw_curves(out / "curves.png", study, histories)
+    published = [run for run in runs if run.split == PUBLISHED and by_run[run]]
+    paths = {run: runs[run].folder / "history.csv" for run in published if by_run[run] is here[run]}
+    histories = {run: path for run, path in paths.items() if path.is_file()}
+    if histories:  # otherwise the figure is left as it was made elsewhere
+        draw_curves(out / "curves.png", study, histories, len(published))
     trial = runs[scores[0].run]
     examples = trial.folder / f"valid_results_{trial.config.dataset}" / "examples.png"
     if examples.is_file():
@@ -185,14 +188,7 @@ def scores_in(out: Path, runs: Mapping[Run, Trial]) -> dict[Run, list[Score]]:
     path = out / TABLE
     if not path.exists():
         return {}
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            rows = [
-                {key: text or None for key, text in row.items()} for row in csv.DictReader(file)
-            ]
-        scores = TypeAdapter(list[Score]).validate_python(rows)
-    except (OSError, UnicodeDecodeError, ValidationError) as error:
-        raise UserError(f"{path} is not the table of a study: move it away ({error})") from error
+    scores = _read_table(path)
     by_run: dict[Run, list[Score]] = {}
     for score in scores:
         run = score.run
@@ -204,6 +200,36 @@ def scores_in(out: Path, runs: Mapping[Run, Trial]) -> dict[Run, list[Score]]:
         by_run.setdefault(run, []).append(score)
     check_splits(scores, _splits_here(runs))
     return by_run
+
+
+def _read_table(path: Path) -> list[Score]:
+    """The rows of a results.csv, which may be several put together: a row that is there twice counts once.
+
+    UserError where a row cannot be read, or two rows give different scores of one run.
+    """
+    scores: dict[tuple[Run, str], Score] = {}
+    adapter = TypeAdapter(Score)
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            reader = csv.DictReader(file)
+            for row in reader:
+                if all(text == name for name, text in row.items()):  # the header of another table
+                    continue
+                score = adapter.validate_python({key: text or None for key, text in row.items()})
+                if scores.setdefault((score.run, score.checkpoint), score) != score:
+                    raise UserError(
+                        f"{path} has two different scores ({score.checkpoint}) of {score.run.name}: line "
+                        f"{reader.line_num} and one before. They come from two trainings; remove the rows of one"
+                    )
+    except ValidationError as error:
+        problem = error.errors(include_url=False)[0]
+        raise UserError(
+            f"{path} is not the table of a study: line {reader.line_num}, {'.'.join(map(str, problem['loc']))}: "
+            f"{problem['msg']}, got {shown(problem['input'])}. Correct the line, or move the table away"
+        ) from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not the table of a study: move it away ({error})") from error
+    return list(scores.values())
 
 
 def scored_in(study: Study, out: Path, runs: Mapping[Run, Trial]) -> set[Run]:
@@ -415,8 +441,11 @@ def to_csv(scores: Iterable[Score]) -> str:
     return csv_text([field.name for field in fields(Score)], map(asdict, scores))
 
 
-def draw_curves(path: Path, study: Study, histories: Mapping[Run, Path]) -> None:
-    """Dice on the held-out part of train by epoch: a line per system, and a band that spans its seeds."""
+def draw_curves(path: Path, study: Study, histories: Mapping[Run, Path], scored: int) -> None:
+    """Dice on the held-out part of train by epoch: a line per system, and a band that spans its seeds.
+
+    Of the `scored` runs in the table, those whose histories are here; the title says how many.
+    """
     import numpy as np
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
@@ -432,7 +461,8 @@ def draw_curves(path: Path, study: Study, histories: Mapping[Run, Path]) -> None
             axis.fill_between(
                 epochs, dice.min(0), dice.max(0), color=line.get_color(), alpha=0.15, linewidth=0
             )
-    axis.set(xlabel="epoch", ylabel="Dice on the held-out part of train", title=study.title)
+    title = f"{study.title} ({len(histories)} of {scored} runs)"
+    axis.set(xlabel="epoch", ylabel="Dice on the held-out part of train", title=title)
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axis.grid(alpha=0.3)
     axis.spines[["top", "right"]].set_visible(False)

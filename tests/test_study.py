@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from matplotlib.figure import Figure
 
 import study
 from experiments import study_scoring
@@ -136,7 +137,8 @@ def test_a_run_is_scored_in_every_way_and_reported(
 
     settings = yaml.safe_load((finished / "config.yaml").read_text())
     loaded = load_study(write(path, settings=settings | {"snapshot_path": None}))
-    trial = trials_of(loaded)[RUN]
+    trials, other = trials_of(loaded), Run("Wave-GMS", "published", 2)
+    trial = trials[RUN]
     trial.folder.parent.mkdir(parents=True)
     finished.rename(trial.folder)
     trial.config_file.write_text(yaml.safe_dump(trial.config.model_dump(mode="json")))
@@ -173,6 +175,18 @@ def test_a_run_is_scored_in_every_way_and_reported(
     assert "| plain Tiny-VAE | - |" in table
     assert (out / "curves.png").stat().st_size > 0 and (out / "examples.png").stat().st_size > 0
 
+    titles: list[str] = []
+
+    def png(figure: Figure) -> bytes:
+        titles.append(figure.axes[0].get_title())
+        return b"drawn"
+
+    monkeypatch.setattr("experiments.study_report.png", png)
+    added = replace(scores_of(RUN, trial)[0], seed=2, settings=digest(trials[other].config))
+    (out / "results.csv").write_text((out / "results.csv").read_text() + to_csv([added]))
+    study.main(["--config", str(path), "--report", "--out", str(out)])
+    assert titles == ["blobs (1 of 2 runs)"]
+
     record.untimed_attempts, record.done = 1, ["train", "score"]
     write_record(trial.folder, record)
     scores = scores_of(RUN, trial)
@@ -198,7 +212,9 @@ def test_a_run_is_scored_in_every_way_and_reported(
     capsys.readouterr()
     for arguments in (["--report"], []):
         study.main(["--config", str(path), "--out", str(out), *arguments])
-        assert list(csv.DictReader((out / "results.csv").open())) == rows, "as it was scored first"
+        assert list(csv.DictReader((out / "results.csv").open()))[:3] == rows, (
+            "as it was scored first"
+        )
     assert "1 run(s) were scored in another way than the study asks" in capsys.readouterr().out
     assert RUN.name in started
     (trial.folder / results).write_text(json.dumps(honest))
@@ -412,8 +428,29 @@ def test_the_page_lists_the_keys_of_a_study(tmp_path: Path) -> None:
 
 def test_a_file_that_is_no_table(tmp_path: Path) -> None:
     (tmp_path / "results.csv").write_text("system,dice\nWave-GMS,high\n")
-    with pytest.raises(UserError, match=r"results\.csv is not the table of a study"):
+    with pytest.raises(UserError, match=r"results\.csv is not the table of a study") as caught:
         scores_in(tmp_path, {})
+    assert "line 2, split: " in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_tables_can_be_put_together_as_they_are(tmp_path: Path) -> None:
+    path = write(tmp_path / "s.yaml")
+    loaded, table = load_study(path), tmp_path / "results.csv"
+    one, other = row(path, "Wave-GMS", 1), row(path, "Wave-GMS", 2, dice=0.75)
+    table.write_text(to_csv([one]) + to_csv([one, other]))
+    assert scores_in(tmp_path, trials_of(loaded)) == {one.run: [one], other.run: [other]}
+    assert "| Wave-GMS | 7 | 62.5 ± 17.7 |" in write_study(loaded, tmp_path)
+
+    table.write_text(to_csv([one, other]) + to_csv([replace(one, minutes=2.5)]))
+    expected = (
+        r"two different scores \(validation\) of Wave-GMS, .* seed 1: line 5.*remove the rows"
+    )
+    with pytest.raises(UserError, match=expected):
+        study.main(["--config", str(path), "--out", str(tmp_path)])
+    wrong = to_csv([one]) + to_csv([other]).replace("0.75", "high", 1)
+    table.write_text(wrong)
+    with pytest.raises(UserError, match=r"line 4, dice: .*number.*got 'high'\. Correct the line"):
+        scores_in(tmp_path, trials_of(loaded))
 
 
 def test_columns_without_numbers_are_left_out(tmp_path: Path) -> None:
