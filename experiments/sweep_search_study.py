@@ -106,9 +106,10 @@ def _check_same_search(sweep: Sweep, study: optuna.Study) -> None:
     shared = sweep.base.model_dump(mode="json") | {"vae_weights": _weights(sweep.base.vae_weights)}
     free = (CHANGEABLE_ON_RESUME - COMPARED) | sweep.settings.search.keys()
     current = {key: value for key, value in shared.items() if key not in free}
-    if "pickle_file_path" not in sweep.settings.search:
-        current |= _data(sweep.base)
-    current |= {"seeds": list(sweep.settings.seeds), "number of folds": sweep.settings.folds}
+    current |= _data(sweep.base) | {
+        "seeds": list(sweep.settings.seeds),
+        "number of folds": sweep.settings.folds,
+    }
     current["search"] = {
         key: values.model_dump()
         if isinstance(values, Range)

@@ -39,14 +39,18 @@ from utils.yaml_files import parse_overrides, read_mapping, shown, unknown_key
 PAGE = "docs/sweeps.md"
 BEST_NAME = "best"  # experiment folder that best.yaml trains into
 
-# keys that a sweep sets itself, and what to write in their place
+OTHER_CASES = "scores on different cases do not compare; set it outside of `sweep:`"
+
+# keys that a sweep sets itself or keeps the same, and what to write in their place
 NOT_SWEPT = {
     "seed": "list the seeds under `seeds:`",
     "fold": "set the number of folds by `folds:` under `sweep:`",
     "folds": "set the number of folds by `folds:` under `sweep:`",
     "snapshot_path": "each trial gets its own folder in the sweep's snapshot_path",
     "resume": "a sweep resumes its trials",
-    "select_on": "scores on different cases do not compare; set it outside of `sweep:`",
+    "select_on": OTHER_CASES,
+    "val_fraction": OTHER_CASES,
+    "pickle_file_path": OTHER_CASES,
 }
 
 Number = int | float

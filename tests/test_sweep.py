@@ -86,6 +86,18 @@ def test_there_are_shipped_sweeps() -> None:
             "select_on cannot be swept: scores on different",
         ),
         ({"search": {"select_on": ["val", "test"]}, "trials": 3}, "select_on cannot be swept"),
+        (
+            {"grid": {"val_fraction": [0.1, 0.2]}},
+            "val_fraction cannot be swept: scores on different",
+        ),
+        (
+            {"search": {"val_fraction": {"low": 0.1, "high": 0.2}}, "trials": 3},
+            "val_fraction cannot be swept",
+        ),
+        (
+            {"variants": {"a": {}, "b": {"pickle_file_path": "y.json"}}},
+            "pickle_file_path cannot be swept",
+        ),
         ({"grid": {"lr": [1]}, "variants": {"a": {"lr": 2}}}, "lr is set by grid and by a variant"),
         ({"variants": {"a/b": {}}}, "sweep.variants.*pattern"),
         ({"variants": {"best": {}}}, "cannot be called best"),
