@@ -48,6 +48,7 @@ MAX_NAMED_KEYS = 4  # more would make the folders' names too long
 OWNER = "owner"  # slot of the sweep that asked for it
 NUMBER = "number"  # in the name of its folder, where that is not its own
 RETRY_OF = "retry_of"  # number of the failed setting that it tries again
+SURPLUS = "surplus"  # whether other sweeps have asked for enough settings before it
 SCORES = "scores"  # best Dice of each run on the cases that choose its checkpoint
 WALL, CPU = "wall_seconds", "cpu_seconds"
 
@@ -201,7 +202,17 @@ class SearchPlan:
         except ValueError as error:
             raise other_search_error(self.sweep, [str(error)]) from error
         optuna_trial.set_user_attr(OWNER, self.owner)
+        if shared and RETRY_OF not in optuna_trial.user_attrs and self._is_surplus(optuna_trial):
+            optuna_trial.set_user_attr(SURPLUS, True)
+            self.study.tell(optuna_trial.number, state=TrialState.FAIL)
+            return None
         return optuna_trial
+
+    def _is_surplus(self, optuna_trial: optuna.Trial) -> bool:
+        """Whether there are enough settings before this one: other sweeps may have asked at the same time."""
+        settings = filter(self._is_drawn, latest_tries(self.study.get_trials(deepcopy=False)))
+        before = sum(setting.number < optuna_trial.number for setting in settings)
+        return before >= (self.sweep.settings.trials or 0)
 
     def _is_drawn(self, frozen_trial: FrozenTrial) -> bool:
         """Whether it has a value for every key."""
@@ -277,6 +288,10 @@ class SearchPlan:
 
 
 def latest_tries(frozen_trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
-    """The trials without the failed ones that a later one tries again."""
+    """The trials without the failed ones that a later one tries again, and without surplus ones."""
     retried = {frozen_trial.user_attrs.get(RETRY_OF) for frozen_trial in frozen_trials}
-    return [each for each in frozen_trials if each.number not in retried]
+    return [
+        each
+        for each in frozen_trials
+        if each.number not in retried and not each.user_attrs.get(SURPLUS)
+    ]

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import warnings
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from datasets.cases import find_split_file
+from experiments.sweep_search_storage import open_patiently
 from experiments.sweep_settings import Range, Sweep
 from experiments.sweep_trials import text_of, weights_folder
 from utils.config import CHANGEABLE_ON_RESUME, Config
@@ -80,17 +82,19 @@ def open_study(sweep: Sweep) -> optuna.Study:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     settings = sweep.settings
     storage = settings.storage or f"sqlite:///{sweep.folder / 'study.db'}"
+    opening = partial(
+        optuna.create_study,
+        storage=storage,
+        study_name=settings.study or sweep.folder.name,
+        direction="maximize",
+        load_if_exists=True,
+        pruner=optuna.pruners.MedianPruner(
+            n_startup_trials=settings.prune_startup_trials,
+            n_warmup_steps=settings.prune_warmup_epochs + 1,  # epochs count from 1
+        ),
+    )
     try:
-        study = optuna.create_study(
-            storage=storage,
-            study_name=settings.study or sweep.folder.name,
-            direction="maximize",
-            load_if_exists=True,
-            pruner=optuna.pruners.MedianPruner(
-                n_startup_trials=settings.prune_startup_trials,
-                n_warmup_steps=settings.prune_warmup_epochs + 1,  # epochs count from 1
-            ),
-        )
+        study = open_patiently(opening)
     except (SQLAlchemyError, ImportError, ValueError) as error:
         # the storage's address may hold a password, so it is not shown
         raise UserError(

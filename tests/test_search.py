@@ -31,6 +31,9 @@ from utils.results import write_results
 
 optuna = pytest.importorskip("optuna", reason="searches need Optuna (optional)")
 
+from optuna.exceptions import StorageInternalError  # noqa: E402
+from sqlalchemy.exc import IntegrityError, OperationalError  # noqa: E402
+
 from experiments.sweep_search import SearchPlan  # noqa: E402
 from experiments.sweep_search_figure import importances  # noqa: E402
 
@@ -41,6 +44,11 @@ RATES = {"lr": {"low": 1e-4, "high": 0.1, "log": True}}
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     make_sweeps_quick(monkeypatch)
     monkeypatch.setattr(SearchPlan, "figure", lambda *_: None)
+
+
+@pytest.fixture
+def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("experiments.sweep_search_storage.time.sleep", lambda _: None)
 
 
 def plan_of(
@@ -253,6 +261,73 @@ def test_a_second_sweep_of_a_shared_study_joins_in(tmp_path: Path, quick: None) 
     assert len(done) == 2 and elsewhere.name not in done
 
 
+def test_of_settings_asked_for_at_once_the_surplus_is_given_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage = f"sqlite:///{tmp_path / 'shared.db'}"
+    path = write_sweep(tmp_path, {"search": RATES, "trials": 1, "storage": storage, "study": "s"})
+    one, other = plan_of(path, "one"), plan_of(path, "other")
+    started, ask = [], other.study.ask
+
+    def ask_after_one(*arguments: Any) -> Any:
+        started.append(next(one.trials()))
+        return ask(*arguments)
+
+    monkeypatch.setattr(other.study, "ask", ask_after_one)
+    assert list(other.trials()) == []
+    write_curve(started[0], 0.5)
+    end(one, started[0], "finished")
+    assert states(one) == ["COMPLETE", "FAIL"]
+    assert [row.name[:3] for _, row in plan_of(path, retry_failed=True).scores()] == ["000"]
+    assert list(plan_of(path, "third").trials()) == []
+
+
+def test_processes_that_start_at_once_share_the_storage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_pauses: None
+) -> None:
+    """All but one of those that make its tables get an error."""
+    errors = [IntegrityError("", None, Exception()), OperationalError("", None, Exception())]
+    create = optuna.create_study
+
+    def create_study(**arguments: Any) -> Any:
+        if errors:
+            raise errors.pop()
+        return create(**arguments)
+
+    monkeypatch.setattr(optuna, "create_study", create_study)
+    plan_of(write_sweep(tmp_path, {"search": RATES, "trials": 1}))
+
+
+def test_a_storage_may_be_away_for_a_while(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_pauses: None
+) -> None:
+    plan = plan_of(write_sweep(tmp_path, {"search": RATES, "trials": 1}))
+    (trial,) = plan.trials()
+    write_curve(trial, 0.5)
+    storage, errors = optuna.storages.RDBStorage, [StorageInternalError("locked")] * 3
+
+    def locked(name: str) -> Callable[..., Any]:
+        operation = getattr(storage, name)
+
+        def fail_first(*arguments: Any, **named: Any) -> Any:
+            if errors:
+                raise errors.pop()
+            return operation(*arguments, **named)
+
+        return fail_first
+
+    for name in ("set_trial_user_attr", "set_trial_state_values"):
+        monkeypatch.setattr(storage, name, locked(name))
+    end(plan, trial, "finished")
+    assert states(plan) == ["COMPLETE"] and not errors
+
+    monkeypatch.setattr("experiments.sweep_search_storage.PATIENCE", 0.0)
+    errors += [StorageInternalError("locked")]
+    with pytest.raises(UserError, match=r"StorageInternalError.*the same command resumes"):
+        plan.study.tell(plan.study.ask(), 0.5)
+    assert not errors
+
+
 def test_scores_of_another_machine_come_from_the_study(tmp_path: Path) -> None:
     storage = f"sqlite:///{tmp_path / 'shared.db'}"
     settings = {"search": RATES, "trials": 1, "seeds": [1, 2], "storage": storage}
@@ -394,7 +469,9 @@ def test_any_seed_of_a_run_seeds_a_search(tmp_path: Path, seed: int) -> None:
     assert states(plan) == ["FAIL", "FAIL"]
 
 
-def test_a_storage_that_cannot_be_opened_is_told_without_its_password(tmp_path: Path) -> None:
+def test_a_storage_that_cannot_be_opened_is_told_without_its_password(
+    tmp_path: Path, no_pauses: None
+) -> None:
     storage = f"sqlite:////{tmp_path}/missing/secret.db"
     path = write_sweep(tmp_path, {"search": RATES, "trials": 2, "storage": storage})
     with pytest.raises(UserError, match="cannot open the storage") as caught:
