@@ -227,7 +227,7 @@ def _read_table(path: Path) -> list[Score]:
             f"{path} is not the table of a study: line {reader.line_num}, {'.'.join(map(str, problem['loc']))}: "
             f"{problem['msg']}, got {shown(problem['input'])}. Correct the line, or move the table away"
         ) from error
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path} is not the table of a study: move it away ({error})") from error
     return list(scores.values())
 

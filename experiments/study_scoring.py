@@ -57,6 +57,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     arguments = parser.parse_args(argv)
 
+    from experiments.earlier_runs import check_earlier_runs
     from utils.config import dump_config, load_config
     from utils.files import atomic_write
     from utils.logs import log_to
@@ -68,6 +69,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     best_on_val = folder / "best_model.pth"
     if not best_on_val.is_file():
         raise UserError(f"{folder} holds no best_model.pth: train the run first")
+
+    check_earlier_runs([Trial(str(folder), config)])
 
     def score_copy(weights: Path, way: str, trained: Config, **changes: object) -> None:
         """Score a copy of `weights` in the subfolder `way`, as weights that the config `trained` gave."""

@@ -227,6 +227,8 @@ def test_a_run_is_scored_in_every_way_and_reported(
     ):
         study.main(["--config", str(path), "--report", "--out", str(tmp_path / "new")])
     assert scores_of(RUN, trial) == []
+    with pytest.raises(UserError, match="trained on another split file"):
+        study_scoring.main(["--config", str(trial.config_file)])
     split_file.write_text(split_file.read_text()[:-1])
     write(path, settings=settings | {"snapshot_path": None, "validate_every": 2})
     with pytest.raises(UserError, match="seed 1: validate_every: 1 in the finished run, 2 now"):
@@ -451,6 +453,10 @@ def test_tables_can_be_put_together_as_they_are(tmp_path: Path) -> None:
     table.write_text(wrong)
     with pytest.raises(UserError, match=r"line 4, dice: .*number.*got 'high'\. Correct the line"):
         scores_in(tmp_path, trials_of(loaded))
+    for damaged in (to_csv([one]).strip() + ",more\n", to_csv([one]).replace("dice_low,", "")):
+        table.write_text(damaged)
+        with pytest.raises(UserError, match=r"line 2, "):
+            scores_in(tmp_path, trials_of(loaded))
 
 
 def test_columns_without_numbers_are_left_out(tmp_path: Path) -> None:
