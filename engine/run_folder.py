@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from engine.device import resolved_precision
 from engine.provenance import input_hashes
 from engine.saved_state import LAST_STATE, state_files
+from engine.training_record import TRAINING_CASES, names_sha256
 from utils.config import CHANGEABLE_ON_RESUME, Config, dump_config, load_config
 from utils.environment import describe_environment
 from utils.errors import UserError
@@ -111,6 +112,7 @@ def open_run(
                 "sha256": input_hashes(config, data_set, system),
             }
             check_resumable(folder, config, **inputs)
+            inputs[TRAINING_CASES] = names_sha256(case.name for case in data_set.train)
         accelerator.wait_for_everyone()
         try:
             yield RunFolder(folder, config, inputs)

@@ -106,8 +106,10 @@ def export_metadata(checkpoint: Path) -> dict[str, str]:
     run = training_config(checkpoint)
     if run is not None:
         with suppress(UserError):
-            names = read_split(find_split_file(run.pickle_file_path)).train
-            origin |= {DATA_SET: run.dataset, TRAINING_CASES: names_sha256(names)}
+            cases = _environment(checkpoint).get(TRAINING_CASES) or _cases_now(run)
+            if split_has_changed(checkpoint, run) and cases == _cases_now(run):
+                cases = "those of a split file that has changed since"
+            origin |= {DATA_SET: run.dataset, TRAINING_CASES: cases}
     return origin
 
 
@@ -148,12 +150,33 @@ def trained_on_another_split(checkpoint: Path, data_set: DataSet) -> bool:
 
 
 def split_has_changed(checkpoint: Path, run: Config) -> bool:
-    """Whether the run's split file is another one than when the run was started, as far as that is known."""
+    """Whether the run's split file has other training cases than when the run was started, as far as that is known.
+
+    Runs of earlier versions have recorded the hash of the file only.
+    """
+    environment = _environment(checkpoint)
+    hashes = environment.get("sha256")
     try:
-        environment = json.loads((checkpoint.parent / "environment.json").read_text())
-        return environment["sha256"]["split file"] != sha256(find_split_file(run.pickle_file_path))
-    except (OSError, ValueError, KeyError, TypeError, UserError):
-        return False  # it is not known
+        if TRAINING_CASES in environment:
+            return environment[TRAINING_CASES] != _cases_now(run)
+        recorded = hashes.get("split file") if isinstance(hashes, dict) else None
+        return recorded is not None and recorded != sha256(find_split_file(run.pickle_file_path))
+    except UserError:  # the split file is not here
+        return False
+
+
+def _environment(checkpoint: Path) -> dict[str, Any]:
+    """The environment.json beside the checkpoint; {} where there is none that can be read."""
+    try:
+        content = json.loads((checkpoint.parent / "environment.json").read_text())
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _cases_now(run: Config) -> str:
+    """Hash of the names of the training cases in the run's split file as it is now."""
+    return names_sha256(read_split(find_split_file(run.pickle_file_path)).train)
 
 
 def _names_data_set(name: str, data_set: DataSet) -> bool:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from engine.averaging import load_average
 from engine.training_record import AVERAGED_RUNS, export_metadata, training_config
 from utils.checkpoints import save_weights
-from utils.config import Config, dump_config
+from utils.config import Config, dump_config, load_config
 from utils.errors import UserError
 from utils.files import atomic_write
 
@@ -32,9 +32,9 @@ def write_weights(
     """
     config, checkpoint = runs[0]
     trained = training_config(checkpoint) or config
-    described = dump_config(trained.model_copy(update={"model_weight": None}))
+    described = trained.model_copy(update={"model_weight": None})
     beside = path.with_name("config.yaml")
-    if beside.exists() and beside.read_text(errors="replace") != described:
+    if beside.exists() and not _holds(beside, described):
         raise UserError(
             f"{beside} is the config of another run, and would be replaced: write the weights into "
             "another folder"
@@ -45,13 +45,20 @@ def write_weights(
     with writing_file(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         save_weights(path, system, half=True, metadata=origin)
-        atomic_write(beside, described)
+        atomic_write(beside, dump_config(described))
     log.info(
         "%s: %s%.1f MB, 16 bits, with its config.yaml",
         path,
         f"mean of {origin[AVERAGED_RUNS]} runs, " if AVERAGED_RUNS in origin else "",
         path.stat().st_size / 1e6,
     )
+
+
+def _holds(path: Path, config: Config) -> bool:
+    try:
+        return load_config(path) == config
+    except UserError:
+        return False
 
 
 @contextmanager

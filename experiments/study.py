@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from experiments.runner import NOT_INHERITED, Trial
-from utils.config import load_config, make_config
+from utils.config import FilePath, load_config, make_config
 from utils.errors import UserError
 from utils.tables import markdown_table
 from utils.yaml_files import read_yaml, shown, unknown_key
@@ -43,7 +43,7 @@ class Study(BaseModel):
     protocol: str = Field(
         description="What was trained on what and for how long, in a sentence above the table"
     )
-    config: Path = Field(
+    config: FilePath = Field(
         description="Config that all runs start from; relative to the study's file"
     )
     settings: dict[str, Any] = Field(
@@ -52,7 +52,7 @@ class Study(BaseModel):
     seeds: tuple[int, ...] = Field(
         min_length=1, description="Each system is run once per seed and split"
     )
-    splits: dict[str, Path] = Field(
+    splits: dict[str, FilePath] = Field(
         min_length=1,
         description="Split files: `published` and, optionally, `grouped`, without near-duplicates across train and test",
     )
@@ -64,7 +64,7 @@ class Study(BaseModel):
     tta: bool = Field(
         True, description="Also score with test-time augmentation, eight predictions per case"
     )
-    folder: Path = Field(description="Where the runs are written, and the report without --out")
+    folder: FilePath = Field(description="Where the runs are written, and the report without --out")
 
 
 def load_study(path: Path) -> Study:

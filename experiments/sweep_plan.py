@@ -14,8 +14,8 @@ from experiments.sweep_settings import Range, Sweep
 from experiments.sweep_trials import (
     Setting,
     best_config,
+    check_inputs,
     check_search,
-    check_weights,
     list_settings,
 )
 
@@ -71,7 +71,7 @@ def describe_plan(sweep: Sweep) -> str:
     else:
         listed = list_settings(sweep)
         for setting in listed:
-            check_weights(sweep, setting.trials[0].config)
+            check_inputs(sweep, setting.trials[0].config)
         trials = [trial for setting in listed for trial in setting.trials]
         check_earlier_runs(trials)
         lines = [f"{len(listed)} setting(s), {len(trials)} trial(s):"]

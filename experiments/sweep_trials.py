@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from datasets.cases import find_split_file
+from datasets.splits import read_split
 from experiments.runner import NOT_INHERITED, Trial
 from experiments.sweep_settings import BEST_NAME, Range, Sweep
 from utils.config import Config
@@ -87,8 +89,9 @@ def best_config(sweep: Sweep, setting: Setting) -> Config:
     return sweep.config(setting.values | seed | place)
 
 
-def check_weights(sweep: Sweep, config: Config) -> None:
-    """UserError where the folder of the VAE's weights or the file of initial weights is missing.
+def check_inputs(sweep: Sweep, config: Config) -> None:
+    """UserError where the folder of the VAE's weights or the file of initial weights is missing, or where folds
+    would cut a split that names its own cases to choose by.
 
     What may be an id on the Hugging Face hub (`owner/name`) is left to the trials, unless `owner` is a
     folder of the repository, such as ckpt.
@@ -101,6 +104,15 @@ def check_weights(sweep: Sweep, config: Config) -> None:
         )
     if config.init_weights and not config.init_weights.is_file():
         raise UserError(f"{sweep.path}: init_weights: there is no file {config.init_weights}")
+    try:
+        val = read_split(find_split_file(config.pickle_file_path)).val if config.folds else ()
+    except UserError:  # the data may not be prepared yet
+        val = ()
+    if val:
+        raise UserError(
+            f"{sweep.path}: sweep.folds cut train, but {config.pickle_file_path} names {len(val)} cases to choose "
+            "the checkpoint by (`val`): leave out folds, or move these cases into train"
+        )
 
 
 def weights_folder(name: str) -> Path | None:
@@ -121,7 +133,7 @@ def check_search(sweep: Sweep) -> None:
     else:
         combinations = [{key: value} for key, values in ends.items() for value in values]
     for combination in combinations:
-        check_weights(sweep, make_setting(sweep, combination, named=[]).trials[0].config)
+        check_inputs(sweep, make_setting(sweep, combination, named=[]).trials[0].config)
     for key, values in sweep.settings.search.items():
         _check_values(sweep, key, values)
 

@@ -10,9 +10,11 @@ from __future__ import annotations
 import importlib
 import inspect
 import logging
+import random
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -85,15 +87,23 @@ def check_training(system: SegmentationModel, image_size: int) -> None:
             f"loss_names is {names}: expected 'loss', the total, first, and none of "
             f"{', '.join(sorted(COLUMNS))}, which are columns of history.csv"
         )
+    buffers = [
+        (owner._buffers, name, buffer, buffer.clone())
+        for owner in system.modules()
+        for name, buffer in owner._buffers.items()
+        if buffer is not None
+    ]
+    python_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         image = torch.rand(2, 3, image_size, image_size)
         mask = (torch.rand(2, 1, image_size, image_size) > 0.5).float()
         noise = torch.zeros(2, *system.latent_shape(image_size))
-        buffers = {buffer: buffer.clone() for buffer in system.buffers()}
         losses = system.train()(image, mask, noise)
-        for buffer, before in buffers.items():
-            buffer.copy_(before)
+    random.setstate(python_state)
+    np.random.set_state(numpy_state)  # noqa: NPY002
+    for owner, name, buffer, before in buffers:  # changed in place, or replaced
+        owner[name] = buffer.copy_(before)
     for name in (*names, "dice"):
         value = losses.get(name) if isinstance(losses, dict) else losses
         if not isinstance(value, Tensor) or value.shape != ():

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import random
+
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -177,6 +180,26 @@ class NormalisedMean(nn.Module):
 
 def normalised_mean(**_: int) -> nn.Module:
     return NormalisedMean()
+
+
+class MovingAverage(nn.Module):
+    """Replaces its buffer in training, and draws from Python's and NumPy's random numbers."""
+
+    average: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Conv2d(3, 1, 1)
+        self.register_buffer("average", torch.zeros(()))
+
+    def forward(self, image: Tensor) -> Tensor:
+        if self.training:
+            self.average = self.average + random.random() + np.random.rand()  # noqa: NPY002
+        return self.layer(image) + self.average
+
+
+def moving_average(**_: int) -> nn.Module:
+    return MovingAverage()
 
 
 def nothing(**_: int) -> None:

@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+import yaml
 from safetensors import safe_open
 
 import export
@@ -78,6 +79,12 @@ def test_the_config_of_another_run_is_kept(tmp_path: Path, vae: Path) -> None:
         export.main(["--run", str(run), "--out", str(other / "best_model.safetensors")])
     assert (other / "config.yaml").read_text() == before
     assert not (other / "best_model.safetensors").exists()
+
+    content = yaml.safe_load((run / "config.yaml").read_text())
+    reordered = tmp_path / "shared" / "config.yaml"  # the same config, as another version wrote it
+    reordered.parent.mkdir()
+    reordered.write_text(yaml.safe_dump(content, sort_keys=True))
+    export.main(["--run", str(run), "--out", str(reordered.parent / "best_model.safetensors")])
 
 
 @pytest.mark.parametrize("beside", [True, False], ids=["a run", "a config elsewhere"])

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import random
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -88,14 +90,21 @@ def test_what_fails_in_training_is_told_before_it(
         train.main([*arguments(tmp_path, vae, f"model=tests.own_networks:{name}"), "--dry-run"])
 
 
+def random_states() -> tuple[object, ...]:
+    """The states of the three generators of random numbers, to be compared."""
+    numpy_state = np.random.get_state(legacy=False)  # noqa: NPY002
+    return torch.get_rng_state().tolist(), random.getstate(), str(numpy_state)
+
+
 def test_the_check_of_training_changes_nothing(caplog: pytest.LogCaptureFixture) -> None:
-    system = build("tests.own_networks:build")
-    before = {name: value.clone() for name, value in system.state_dict().items()}
-    state = torch.get_rng_state()
-    check_training(system, 32)
-    assert torch.equal(torch.get_rng_state(), state) and system.training
-    for name, value in system.state_dict().items():
-        assert torch.equal(value, before[name]), name
+    for name in ("build", "moving_average"):
+        system = build(f"tests.own_networks:{name}")
+        before = {key: value.clone() for key, value in system.state_dict().items()}
+        states = random_states()
+        check_training(system, 32)
+        assert random_states() == states and system.training
+        for key, value in system.state_dict().items():
+            assert torch.equal(value, before[key]), key
     assert "sigmoid" not in caplog.text
     check_training(build("tests.own_networks:with_sigmoid"), 32)
     assert "the network ends in a sigmoid: leave it out" in caplog.text

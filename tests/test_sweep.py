@@ -209,6 +209,17 @@ def test_trials_combine_variants_grid_seeds_and_folds(tmp_path: Path) -> None:
     assert trial.folder == tmp_path / "out" / trial.name / "epochs_7"
 
 
+def test_folds_do_not_cut_a_split_that_names_its_validation_cases(tmp_path: Path) -> None:
+    split_file = tmp_path / "x_train_test_names.json"
+    split = {part: {"name_list": [part]} for part in ("train", "val", "test")}
+    split_file.write_text(json.dumps(split))
+    vae = {"vae_weights": "ckpt/tiny_vae"}
+    path = write_sweep(tmp_path, {"folds": 3}, pickle_file_path=str(split_file), **vae)
+    with pytest.raises(UserError, match=r"names 1 cases to choose the checkpoint by .*folds"):
+        run(path, "--dry-run")
+    run(write_sweep(tmp_path, {"seeds": [1]}, pickle_file_path=str(split_file), **vae), "--dry-run")
+
+
 def test_names_of_paths_stay_in_the_folder(tmp_path: Path) -> None:
     path = write_sweep(tmp_path, {"grid": {"vae_weights": ["../a b", "hub/taesd"]}})
     names = [setting.name for setting in list_settings(load_sweep(path))]

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+import export
 import train
 import valid
 from engine.case_predictions import mean_over_orientations
@@ -72,6 +73,9 @@ def test_a_split_that_changed_since_the_training_is_told(
     train.main(arguments(tmp_path, vae, "epochs=1"))
     split_file = tmp_path / "blobs" / "blobs_train_test_names.json"
     split = json.loads(split_file.read_text())
+    split_file.write_text(json.dumps(split, indent=3))
+    valid.main(arguments(tmp_path, vae, "epochs=1"))
+    assert "another split" not in capsys.readouterr().out, "the names are the same"
     trained, tested = (split[part]["name_list"] for part in ("train", "test"))
     trained[0], tested[0] = tested[0], trained[0]
     split_file.write_text(json.dumps(split))
@@ -80,6 +84,20 @@ def test_a_split_that_changed_since_the_training_is_told(
     results = tmp_path / "run" / "epochs_1" / "valid_results_blobs"
     summary = json.loads((results / "summary.json").read_text())
     assert summary["provenance"]["trained_on_another_split"] is True
+
+    run = tmp_path / "run" / "epochs_1"
+    passed_on = tmp_path / "passed_on" / "best_model.safetensors"
+    export.main(["--run", str(run), "--out", str(passed_on)])
+    valid.main(["--run", str(passed_on.parent)])
+    assert "was trained on another split of blobs" in capsys.readouterr().out
+
+    record = run / "environment.json"  # as earlier versions wrote it
+    earlier = json.loads(record.read_text())
+    del earlier["training_cases"]
+    record.write_text(json.dumps(earlier))
+    export.main(["--run", str(run), "--out", str(passed_on)])
+    valid.main(["--run", str(passed_on.parent)])
+    assert "was trained on another split of blobs" in capsys.readouterr().out
 
 
 def test_scores_at_native_size(finished: Path, tmp_path: Path, vae: Path) -> None:
