@@ -576,7 +576,14 @@ def test_images_that_a_tag_turns_upright_are_noted(
     assert "3.png: turned upright by its orientation tag; was the mask drawn on the" in error
     folder = tmp_path / "data" / "mine"
     assert np.array_equal(read(folder / "masks" / "6.png"), np.rot90(square(1, 1), -1))
-    assert prepare(["mine", "--check", "--root", f"{tmp_path}/data"]) == 0
+    # prepared masks are without their tags, so a check asks only where nothing was prepared
+    check = ["mine", "--check", "--root", f"{tmp_path}/data"]
+    assert prepare(check) == 0
+    assert "was the mask drawn" not in capsys.readouterr().out
+    for part in ("images", "masks"):
+        (tmp_path / part / "6.png").replace(folder / part / "6.png")
+    (folder / "dataset.json").unlink()
+    assert prepare(check) == 0
     assert "was the mask drawn on the upright image?: 1 (3)" in capsys.readouterr().out
 
 
