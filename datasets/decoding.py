@@ -120,12 +120,11 @@ def _check_tiff(content: bytes) -> None:
     from PIL.TiffImagePlugin import TiffImageFile  # comes with torchvision
 
     try:
-        with TiffImageFile(io.BytesIO(content)) as image:
-            colours, compression = image.tag_v2.get(_TIFF_COLOURS), image.info.get("compression")
-            if (colours, compression) != (
-                _TIFF_YCBCR,
-                "raw",
-            ):  # of which Pillow misjudges the length
+        image = TiffImageFile(io.BytesIO(content))
+        with image:
+            uncompressed = image.info.get("compression") == "raw"
+            # of these Pillow misjudges the length
+            if not (uncompressed and image.tag_v2.get(_TIFF_COLOURS) == _TIFF_YCBCR):
                 image.load()
     except OSError as error:
         if "not available" not in str(error):  # a Pillow that was built without this compression
