@@ -76,8 +76,11 @@ class CheckReport(Counts, Sizes, Masks):
 
     problems: dict[str, str]
     """Why a case cannot be used, by name."""
-    turned_images: list[str]
-    """Images that an orientation tag turns upright, and whose mask may not have been turned."""
+    turned_images: list[str] | None
+    """Images that an orientation tag turns upright, and whose mask may not have been turned.
+
+    None for a data set prepared here, as preparing asks (notes.txt) and turns the masks.
+    """
     dark_images: dict[str, str]
     near_duplicates: DuplicateCounts
     leaks: Leaks
@@ -87,6 +90,8 @@ def format_report(report: CheckReport) -> str:
     """The report in a few lines, names cut off after the first ones."""
     leaks, duplicates = report["leaks"], report["near_duplicates"]
     published = report["published"]
+    question = "turned upright by a tag, was the mask drawn on the upright image?"
+    turned = report["turned_images"]
     lines = [
         f"{report['name']}: {report['train']} train, {report['test']} test"
         + (f" (published {published['train']}, {published['test']})" if published else ""),
@@ -94,10 +99,7 @@ def format_report(report: CheckReport) -> str:
         *_finding("unusable cases", [f"{n}: {p}" for n, p in report["problems"].items()]),
         *_finding("files of no case in the split", report["files_of_no_case"]),
         *_finding("images of 16 bits, nearly black to the model", list(report["dark_images"])),
-        *_finding(
-            "turned upright by a tag, was the mask drawn on the upright image?",
-            report["turned_images"],
-        ),
+        *([] if turned is None else _finding(question, turned)),
         *_finding("mask and image of different size", report["size_differs"]),
         *_finding("different aspect ratio, training would stop", report["aspect_differs"]),
         *_finding("masks with other values than 0 and 255", list(report["odd_mask_values"])),

@@ -28,6 +28,7 @@ _JP2_START = b"\0\0\0\x0cjP  \r\n\x87\n"
 _JPEG_END, _JPEG_SCAN = 0xD9, 0xDA
 _JPEG_WITHOUT_LENGTH = {0x00, 0x01, *range(0xD0, 0xD9)}
 _TIFF_KIND, _TIFF_WIDTH, _TIFF_HEIGHT, _TIFF_ORIENTATION = 254, 256, 257, 274
+_TIFF_COLOURS, _TIFF_YCBCR = 262, 6
 _TIFF_DIRECTORIES = 16  # that are looked at, as a hostile file can chain any number
 _TIFF_NO_PAGE = 0b101  # bits of the kind: a smaller copy, a transparency mask
 
@@ -119,8 +120,12 @@ def _check_tiff(content: bytes) -> None:
     from PIL.TiffImagePlugin import TiffImageFile  # comes with torchvision
 
     try:
-        with TiffImageFile(io.BytesIO(content)) as image:
-            image.load()
+        image = TiffImageFile(io.BytesIO(content))
+        with image:
+            uncompressed = image.info.get("compression") == "raw"
+            # of these Pillow misjudges the length
+            if not (uncompressed and image.tag_v2.get(_TIFF_COLOURS) == _TIFF_YCBCR):
+                image.load()
     except OSError as error:
         if "not available" not in str(error):  # a Pillow that was built without this compression
             raise ImageError(f"the TIFF is damaged ({error})") from None

@@ -48,16 +48,22 @@ def _without_extension(name: str) -> str:
 
 
 def cut_groups_note(data_set: str, group_of: Mapping[str, str], split: Split) -> str | None:
-    """What to say of groups in both parts of the split; None where there are none."""
-    in_train = {group_of[name] for name in split.train if name in group_of}
-    cut = [group_of[name] for name in split.test if group_of.get(name) in in_train]
-    if not cut:
+    """What to say of groups in two parts of the split; None where there are none."""
+    cuts = []
+    for part, names, train in (
+        ("test", split.test, split.train),
+        ("val", split.val, split.beside_val),
+    ):
+        in_train = {group_of[name] for name in train if name in group_of}
+        if cut := [group_of[name] for name in names if group_of.get(name) in in_train]:
+            cuts.append(
+                f"{len(set(cut))} groups (patients, lesions) lie in both train and {part}, with {len(cut)} of "
+                f"{len(names)} {part} cases, whose scores are optimistic"
+            )
+    if not cuts:
         return None
-    return (
-        f"{len(set(cut))} groups (patients, lesions) lie in both train and test, with {len(cut)} of "
-        f"{len(split.test)} test cases, whose scores are optimistic; python -m datasets.prepare {data_set} "
-        "--group-split writes a split that cuts none"
-    )
+    how = f"python -m datasets.prepare {data_set} --group-split writes a split that cuts none"
+    return "; ".join([*cuts, how])
 
 
 def check_groups(table: Path | None, group_of: Mapping[str, str], split: Split) -> None:

@@ -40,7 +40,7 @@ from datasets.near_duplicates import (
     image_features,
     working_size,
 )
-from datasets.prepared import read_metadata_groups
+from datasets.prepared import MANIFEST, read_metadata_groups
 from datasets.splits import Split, cases_by_group, read_split
 from datasets.windowing import dark_note, may_be_dark
 from utils.files import atomic_write
@@ -92,7 +92,10 @@ def check_data_set(folder: Path) -> CheckReport:
         **_sizes(inspected),
         **_masks(split, inspected),
         "problems": problems,
-        "turned_images": [case.name for case in inspected if case.as_stored],
+        # preparing has asked already, and has turned the masks that had a tag
+        "turned_images": None
+        if (folder / MANIFEST).is_file()
+        else [case.name for case in inspected if case.as_stored],
         "dark_images": {case.name: case.dark for case in inspected if case.dark},
         "near_duplicates": _duplicate_counts(split, duplicates, read_metadata_groups(folder)),
         "leaks": _leaks(split, groups),

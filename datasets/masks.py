@@ -22,21 +22,33 @@ def decode_mask(
 ) -> tuple[np.ndarray, str | None]:
     """Foreground and note of a mask file, as `binary_mask`; with `any_label`, all that is above 0.
 
-    Raises ImageError as that and `decode`, and where transparency draws another mask than the colours.
+    Raises ImageError as that and `decode`, and where transparency draws another mask than the colours:
+    where these have no foreground, or some that is transparent.
     """
+    mask, note = _foreground(content, max_megapixels, any_label)
+    alpha = _alpha(content, max_megapixels)
+    if alpha is None:
+        return mask, note
+    opaque = alpha > (0 if any_label else np.iinfo(alpha.dtype).max // 2)
+    if opaque.any() and not opaque.all():
+        # the tag of orientation does not turn the alpha channel
+        drawn, _ = _foreground(content, max_megapixels, any_label, cv2.IMREAD_IGNORE_ORIENTATION)
+        if not drawn.any() or (drawn & ~opaque).any():
+            raise ImageError(
+                "the mask's transparency (alpha channel) shows another shape than its colours; "
+                "flatten it to grey of 0 and 255, without transparency"
+            )
+    return mask, note
+
+
+def _foreground(
+    content: bytes, max_megapixels: float, any_label: bool, flags: int = 0
+) -> tuple[np.ndarray, str | None]:
+    """`binary_mask` of a file's colours, decoded with these further flags."""
     # labels in colour, as grey rounds the darkest palette entries to 0
     channels = cv2.IMREAD_COLOR if any_label else cv2.IMREAD_GRAYSCALE
-    pixels = decode(content, channels | cv2.IMREAD_ANYDEPTH, max_megapixels)
-    mask, note = binary_mask(pixels.max(axis=2) if any_label else pixels, any_label)
-    alpha = _alpha(content, max_megapixels)
-    if alpha is None or alpha.min() == alpha.max():
-        return mask, note
-    if not np.array_equal(binary_mask(alpha)[0], mask):
-        raise ImageError(
-            "the mask's transparency (alpha channel) shows another shape than its colours; "
-            "flatten it to grey of 0 and 255, without transparency"
-        )
-    return mask, note
+    pixels = decode(content, channels | cv2.IMREAD_ANYDEPTH | flags, max_megapixels)
+    return binary_mask(pixels.max(axis=2) if any_label else pixels, any_label)
 
 
 def _alpha(content: bytes, max_megapixels: float) -> np.ndarray | None:

@@ -336,8 +336,9 @@ def _without(
         raise UserError(listed_problems(spec.name, problems, other_way))
     parts = {"train": split.train, "test": split.test, "val": split.val}
     kept = {part: tuple(n for n in names if n not in problems) for part, names in parts.items()}
+    left = Split(**kept)
     for part, names in parts.items():
-        if names and not kept[part]:
+        if names and not (left.beside_val if part == "train" else kept[part]):
             what = listed_problems(spec.name, problems, other_way)
             raise UserError(f"no {part} case is usable. {what}")
-    return Split(**kept)
+    return left

@@ -241,6 +241,7 @@ def _asked_reading(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _check(folder: Path, arguments: argparse.Namespace) -> None:
+    from datasets.cases import own_split_file
     from datasets.check_report import format_report
     from datasets.integrity import check_data_set
     from datasets.leaks import write_group_split
@@ -250,6 +251,11 @@ def _check(folder: Path, arguments: argparse.Namespace) -> None:
         print(f"written to {folder / 'check'}")
     if arguments.group_split:
         print(f"written {write_group_split(folder, _seed(arguments))}")
+        if held := read_split(own_split_file(folder)).val:
+            print(
+                f"the {len(held)} val cases were drawn like the others, and the new split names no val: "
+                "val_fraction applies"
+            )
 
 
 def main(argv: Sequence[str] | None = None) -> None:

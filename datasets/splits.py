@@ -39,6 +39,12 @@ class Split:
     val: tuple[str, ...] = ()
     """Those of train that are held out to choose the checkpoint, where the file names them."""
 
+    @property
+    def beside_val(self) -> tuple[str, ...]:
+        """Those of train that are not held out."""
+        held = set(self.val)
+        return tuple(name for name in self.train if name not in held)
+
 
 def quoted(names: Iterable[str], limit: int = 20) -> str:
     """Names for an error message, each in quotes: the first `limit`, then how many more."""
@@ -67,7 +73,8 @@ def read_split(path: Path) -> Split:
 
     Nothing in the file is ever executed. Raises SplitError where the file is missing, larger than
     2 MiB (pickle) or 64 MiB (JSON), hostile, damaged or malformed, where no case is for testing (none for
-    training is allowed), where a name is repeated, is in both lists, or is not a plain file stem.
+    training is allowed, but not beside val), where a name is repeated, is in two lists, or is
+    not a plain file stem.
     """
     path = Path(path)
     suffix = path.suffix.lower()
@@ -90,7 +97,7 @@ def read_split(path: Path) -> Split:
 
 def write_split(path: Path, split: Split) -> None:
     """Write a split as JSON, whole or not at all. Raises SplitError as `read_split` does."""
-    parts = {"train": [n for n in split.train if n not in set(split.val)], "test": list(split.test)}
+    parts = {"train": list(split.beside_val), "test": list(split.test)}
     if split.val:
         parts["val"] = list(split.val)
     data = {part: {"name_list": names} for part, names in parts.items()}
@@ -205,6 +212,11 @@ def checked_split(data: object) -> Split:
                 f"{len(in_both)} names are in both {one} and {other}: {quoted(in_both)}"
             )
     val = parts.get("val", ())
+    if val and not parts["train"]:
+        raise SplitError(
+            f"no case is left for training beside the {len(val)} of 'val': move some of these into 'train', "
+            "or all into 'test'"
+        )
     return Split(train=parts["train"] + val, test=parts["test"], val=val)
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import itertools
 import json
 import logging
@@ -22,9 +23,11 @@ from datasets.loading import (
     SegmentationDataset,
     make_loader,
 )
+from datasets.masks import decode_mask
 from datasets.prepared import read_metadata_groups
 from engine.build import training_cases
 from tests.cases_on_disk import write_data_set
+from tests.dataset_archives import turned
 from utils.config import make_config
 from utils.errors import UserError
 
@@ -316,6 +319,15 @@ def test_a_damaged_tiff_is_refused(tmp_path: Path) -> None:
         SegmentationDataset(open_data_set(split).train, 32)
 
 
+def test_a_tiff_in_luma_and_chroma_is_read() -> None:
+    noise = np.random.default_rng(0).integers(0, 255, (9, 11, 3), np.uint8)
+    for compression in (None, "tiff_lzw"):
+        file = io.BytesIO()
+        Image.fromarray(noise).convert("YCbCr").save(file, "TIFF", compression=compression)
+        difference = decode(file.getvalue(), cv2.IMREAD_COLOR)[..., ::-1] - noise.astype(int)
+        assert np.abs(difference).max() <= 3
+
+
 @pytest.mark.parametrize("kind", ["uint8", "uint16", "int16"])
 @pytest.mark.parametrize("channels", [1, 3])
 def test_whole_tiffs_of_every_kind_are_read(kind: str, channels: int) -> None:
@@ -382,6 +394,46 @@ def test_a_mask_drawn_by_its_transparency_is_refused(
 def test_transparency_that_changes_nothing_is_ignored(tmp_path: Path, alpha: np.ndarray) -> None:
     cv2.imwrite(str(tmp_path / "mask.png"), np.dstack([SHAPE, SHAPE, SHAPE, alpha]))
     assert np.array_equal(read_mask(tmp_path / "mask.png"), SHAPE // 255)
+
+
+NEARLY_FULL, LARGER = FULL.copy(), SHAPE.copy()
+NEARLY_FULL[0], LARGER[1] = 254, 255
+
+
+@pytest.mark.parametrize("alpha", [NEARLY_FULL, LARGER])
+@pytest.mark.parametrize("colours", [SHAPE, SHAPE // 255])
+def test_transparency_around_a_shape_is_ignored(
+    tmp_path: Path, alpha: np.ndarray, colours: np.ndarray
+) -> None:
+    cv2.imwrite(str(tmp_path / "mask.png"), np.dstack([colours, colours, colours, alpha]))
+    assert np.array_equal(read_mask(tmp_path / "mask.png"), SHAPE // 255)
+
+
+@pytest.mark.parametrize("tag", [3, 6, 8])
+@pytest.mark.parametrize("suffix", [".png", ".tif"])
+def test_transparency_of_a_mask_with_an_orientation_tag(
+    tmp_path: Path, tag: int, suffix: str
+) -> None:
+    path, shape = tmp_path / f"mask{suffix}", SHAPE[:7]
+    path.write_bytes(turned(np.dstack([shape, shape, shape, shape]), tag, suffix))
+    quarters = {3: 2, 6: 3, 8: 1}[tag]
+    assert np.array_equal(read_mask(path), np.rot90(shape, quarters) // 255)
+    if suffix == ".png":  # of a TIFF, OpenCV multiplies the colours by alpha
+        path.write_bytes(turned(np.dstack([FULL[:7], FULL[:7], FULL[:7], shape]), tag, suffix))
+        with pytest.raises(UserError, match="flatten it to grey"):
+            read_mask(path)
+
+
+@pytest.mark.parametrize("any_label", [False, True])
+def test_labels_and_their_transparency(any_label: bool) -> None:
+    labels, alpha = SHAPE // 255 * 200, SHAPE.copy()
+    labels[2, 3], alpha[2, 3] = 1, 1  # faint: background at half, a label otherwise
+    content = cv2.imencode(".png", np.dstack([labels, labels, labels, alpha]))[1].tobytes()
+    mask, _ = decode_mask(content, 1, any_label)
+    assert mask[2, 3] == any_label and mask.sum() == 15 + any_label
+    content = cv2.imencode(".png", np.dstack([FULL, FULL, FULL, alpha]))[1].tobytes()
+    with pytest.raises(ImageError, match="flatten it to grey"):
+        decode_mask(content, 1, any_label)
 
 
 def test_grey_and_palette_masks_with_transparency(tmp_path: Path) -> None:

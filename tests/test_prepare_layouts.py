@@ -333,6 +333,23 @@ def test_a_split_that_cuts_patients_apart_is_noted(
     assert "lie in both" not in capsys.readouterr().err
 
 
+def test_patients_cut_between_train_and_val_are_noted(
+    own: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = tmp_path / "patients.csv"
+    table.write_text("case,patient\n" + "".join(f"{i},{i // 2}\n" for i in range(10)))
+    write_split(tmp_path / "split.json", Split(tuple("0245613"), tuple("789"), tuple("613")))
+    assert prepare([*own, "--groups", str(table), "--splits", f"{tmp_path}/split.json"]) == 0
+    error = capsys.readouterr().err
+    assert "1 groups (patients, lesions) lie in both train and test, with 1 of 3 test" in error
+    expected = "2 groups (patients, lesions) lie in both train and val, with 2 of 3 val cases"
+    assert expected in error
+    assert expected in (tmp_path / "data" / "mine" / "notes.txt").read_text()
+    assert prepare(["mine", "--group-split", "--root", f"{tmp_path}/data"]) == 0
+    assert "the new split names no val: val_fraction applies" in capsys.readouterr().out
+    assert not read_split(tmp_path / "data/mine/mine_grouped_train_test_names.json").val
+
+
 def test_unusable_cases_are_left_out_where_asked_for(
     own: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -363,6 +380,9 @@ def test_a_part_without_any_usable_case_is_an_error(
     error = capsys.readouterr().err
     assert "no test case is usable" in error and "3: no mask" in error
     assert "--skip-unusable leaves" not in error
+    write_split(tmp_path / "split.json", Split(("3", "absent", "4"), ("5",), ("4",)))
+    assert prepare([*own, "--skip-unusable", "--splits", f"{tmp_path}/split.json"]) == 2
+    assert "no train case is usable" in capsys.readouterr().err
 
 
 def test_a_cohort_for_testing_only(
@@ -556,7 +576,14 @@ def test_images_that_a_tag_turns_upright_are_noted(
     assert "3.png: turned upright by its orientation tag; was the mask drawn on the" in error
     folder = tmp_path / "data" / "mine"
     assert np.array_equal(read(folder / "masks" / "6.png"), np.rot90(square(1, 1), -1))
-    assert prepare(["mine", "--check", "--root", f"{tmp_path}/data"]) == 0
+    # prepared masks are without their tags, so a check asks only where nothing was prepared
+    check = ["mine", "--check", "--root", f"{tmp_path}/data"]
+    assert prepare(check) == 0
+    assert "was the mask drawn" not in capsys.readouterr().out
+    for part in ("images", "masks"):
+        (tmp_path / part / "6.png").replace(folder / part / "6.png")
+    (folder / "dataset.json").unlink()
+    assert prepare(check) == 0
     assert "was the mask drawn on the upright image?: 1 (3)" in capsys.readouterr().out
 
 

@@ -163,6 +163,10 @@ def test_pickles_that_ask_for_memory_or_depth_are_harmless() -> None:
             "1 names are in both train and val: 'b'",
         ),
         (
+            split_data([], ["c"]) | {"val": {"name_list": ["a", "b"]}},
+            "no case is left for training beside the 2 of 'val': move some of these into 'train'",
+        ),
+        (
             split_data(["a", "b"], ["c"]) | {"val": {"name_list": ["c"]}},
             "1 names are in both val and test: 'c'",
         ),

@@ -69,7 +69,7 @@ run() {
     [ "$status" -eq 0 ] || exit "$status"
 }
 
-# Names of the prepared data sets that have training cases, a word each.
+# Names of the data sets that have training cases, or no dataset.json to tell, a word each.
 prepared() {
     for file in datasets/*/*_train_test_names.*; do
         grep -qs '"train": 0,' "$(dirname "$file")/dataset.json" && continue
