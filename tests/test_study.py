@@ -221,7 +221,10 @@ def test_a_run_is_scored_in_every_way_and_reported(
     assert outdated_steps(trial) == set()
 
     split_file = tmp_path / "blobs" / "blobs_train_test_names.json"
-    split_file.write_text(split_file.read_text() + "\n")
+    split = split_file.read_text()
+    train, test = (part["name_list"] for part in json.loads(split).values())
+    train[0], test[0] = test[0], train[0]
+    split_file.write_text(json.dumps({"train": {"name_list": train}, "test": {"name_list": test}}))
     with pytest.raises(
         UserError, match=r"seed 1: trained on another split file than .*blobs_train"
     ):
@@ -229,7 +232,7 @@ def test_a_run_is_scored_in_every_way_and_reported(
     assert scores_of(RUN, trial) == []
     with pytest.raises(UserError, match="trained on another split file"):
         study_scoring.main(["--config", str(trial.config_file)])
-    split_file.write_text(split_file.read_text()[:-1])
+    split_file.write_text(split)
     write(path, settings=settings | {"snapshot_path": None, "validate_every": 2})
     with pytest.raises(UserError, match="seed 1: validate_every: 1 in the finished run, 2 now"):
         study.main(["--config", str(path)])
