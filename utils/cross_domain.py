@@ -206,7 +206,9 @@ def heat_maps(cells: Cells, metrics: Sequence[str]) -> bytes:
         for (model, test), summary in cells.items():
             mean = mean_of(summary["metrics"][metric]) * (1 if lower else 100)
             means[models.index(model), test_sets.index(test)] = mean
-        image = axes.imshow(means, cmap="cividis_r" if lower else "cividis", aspect="auto")
+        # a scale that begins at 0, so that close means look close
+        scale = {"cmap": "cividis_r"} if lower else {"cmap": "cividis", "vmax": 100}
+        image = axes.imshow(means, vmin=0, aspect="auto", **scale)
         for (row, column), mean in np.ndenumerate(means):
             bright = np.isfinite(mean) and sum(image.to_rgba(mean)[:3]) > 1.5
             axes.text(
