@@ -163,9 +163,18 @@ def _has(data: Dataset, *names: str) -> bool:
 
 
 def _apply_window(values: np.ndarray, data: Dataset) -> np.ndarray:
-    """The first window of the file by its function: LINEAR, LINEAR_EXACT or SIGMOID."""
+    """The first window of the file by its function: LINEAR, LINEAR_EXACT or SIGMOID.
+
+    ImageError where its width is one that the standard does not allow.
+    """
     centre, width = _first(data.WindowCenter), _first(data.WindowWidth)
     function = str(data.get("VOILUTFunction") or "LINEAR").upper()
+    exact = function in ("SIGMOID", "LINEAR_EXACT")
+    if not (width > 0 if exact else width >= 1):
+        raise ImageError(
+            f"its window has a width of {width:g}, expected {'more than 0' if exact else 'at least 1'}: give one "
+            "by --window LOW,HIGH or --window auto"
+        )
     if function == "SIGMOID":
         scaled = 1 / (1 + np.exp(np.clip(-4 * (values - centre) / width, -700, 700)))
     elif function == "LINEAR_EXACT":

@@ -416,6 +416,15 @@ def test_dicom_grey_values(elements: dict[str, object], expected: list[int]) -> 
     np.testing.assert_allclose(read_picture(content).pixels[0, :, 0], expected, atol=1)
 
 
+@pytest.mark.parametrize(("width", "function"), [(0, ""), (-100, ""), (0, "SIGMOID")])
+def test_a_dicom_window_without_width_is_refused(width: float, function: str) -> None:
+    window = {"WindowCenter": 150, "WindowWidth": width, "VOILUTFunction": function}
+    content = dicom(RAMP, **window)  # type: ignore[arg-type]
+    with pytest.raises(ImageError, match=rf"window has a width of {width}.*--window LOW,HIGH"):
+        read_picture(content)
+    assert read_picture(content, window="auto").pixels[0, :, 0].tolist() == RANGE
+
+
 @pytest.mark.parametrize("identity", [{}, {"RescaleSlope": 1, "RescaleIntercept": 0}], ids=repr)
 def test_eight_bits_in_dicom_stay_as_they_are(identity: dict[str, object]) -> None:
     content = dicom(np.array([[50, 60, 73]], np.uint8), **identity)  # type: ignore[arg-type]
