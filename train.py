@@ -55,14 +55,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     from engine.plan import describe_run, memory_line
     from engine.run_folder import open_run
     from engine.training import Trainer
-    from models.own_network import check_training
+    from models.own_network import check_training, is_own_network
 
     is_main = accelerator.is_main_process
     log_to(level=logging.INFO if is_main else logging.ERROR)
     data_set = open_data_set(config.pickle_file_path)
     system = system_from(config, pretrained=config.init_weights is None)
     load_initial_weights(config, data_set, system)
-    if ":" in config.model:  # a network of the user's own
+    if is_own_network(config.model):
         check_training(system, config.image_size)
     plan = describe_run(config, data_set, system, accelerator)
     if arguments.dry_run:

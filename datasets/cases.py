@@ -19,11 +19,11 @@ from datasets.catalogue import (
     names_of,
     spec_for,
 )
-from datasets.decoding import ImageError, orientation, read_pixels
+from datasets.decoding import ImageError, read_pixels
 from datasets.masks import (
     AS_STORED_HINT,
     aspect_ratio_differs,
-    may_fit_as_stored,
+    files_may_fit_as_stored,
     read_binary_mask,
 )
 from datasets.prepared import prepared_split_file
@@ -215,8 +215,9 @@ def read_case(case: Case) -> tuple[np.ndarray, np.ndarray]:
     image, mask = read_image(case.image), read_mask(case.mask)
     (height, width), (mask_height, mask_width) = image.shape[:2], mask.shape
     if aspect_ratio_differs((height, width), (mask_height, mask_width)):
-        tags = [orientation(path.read_bytes()) for path in (case.image, case.mask)]
-        fits = may_fit_as_stored(tags[0], (height, width), tags[1], (mask_height, mask_width))
+        fits = files_may_fit_as_stored(
+            case.image, (height, width), case.mask, (mask_height, mask_width)
+        )
         raise CaseError(
             f"{case.mask}: the mask is {mask_width}x{mask_height} px, but the image {case.image.name} is "
             f"{width}x{height} px{AS_STORED_HINT if fits else ''}"

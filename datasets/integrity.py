@@ -29,9 +29,9 @@ from datasets.cases import own_split_file
 from datasets.catalogue import DatasetSpec, data_set_name, find_case, spec_for
 from datasets.check_report import CheckReport, Counts, DuplicateCounts, Leaks, Masks, Sizes, Spread
 from datasets.contact_sheets import contact_sheet, near_duplicate_sheet, write_sheet
-from datasets.decoding import AS_STORED, ImageError, orientation, read_pixels
+from datasets.decoding import AS_STORED, ImageError, read_pixels
 from datasets.leaks import SameSourceGroups, grouped_with_train, same_source_file
-from datasets.masks import aspect_ratio_differs, may_fit_as_stored, read_binary_mask
+from datasets.masks import aspect_ratio_differs, files_may_fit_as_stored, read_binary_mask
 from datasets.near_duplicates import (
     ImageFeatures,
     NearDuplicate,
@@ -65,8 +65,6 @@ class Inspected:
     """What `dark_note` says of the image."""
     odd_values: str | None
     """What `binary_mask` says of the mask."""
-    as_stored: bool
-    """What `may_fit_as_stored` says of the two."""
     features: ImageFeatures
 
 
@@ -93,9 +91,7 @@ def check_data_set(folder: Path) -> CheckReport:
         **_masks(split, inspected),
         "problems": problems,
         # preparing has asked already, and has turned the masks that had a tag
-        "turned_images": None
-        if (folder / MANIFEST).is_file()
-        else [case.name for case in inspected if case.as_stored],
+        "turned_images": None if (folder / MANIFEST).is_file() else _turned_images(inspected),
         "dark_images": {case.name: case.dark for case in inspected if case.dark},
         "near_duplicates": _duplicate_counts(split, duplicates, read_metadata_groups(folder)),
         "leaks": _leaks(split, groups),
@@ -146,7 +142,6 @@ def _inspect(spec: DatasetSpec, folder: Path, name: str) -> Inspected:
         foreground, odd = read_binary_mask(mask)
     except ImageError as error:
         raise ImageError(f"{reading.name}: {error}") from None
-    image_tag, mask_tag = (orientation(path.read_bytes()) for path in (image, mask))
     return Inspected(
         name=name,
         image=image,
@@ -156,9 +151,17 @@ def _inspect(spec: DatasetSpec, folder: Path, name: str) -> Inspected:
         area=float(foreground.mean()),
         dark=dark,
         odd_values=odd,
-        as_stored=may_fit_as_stored(image_tag, grey.shape, mask_tag, foreground.shape),
         features=image_features(working_size(grey)),
     )
+
+
+def _turned_images(inspected: Sequence[Inspected]) -> list[str]:
+    """Images that a tag turns upright, while their mask may be drawn on the image as stored."""
+    return [
+        case.name
+        for case in inspected
+        if files_may_fit_as_stored(case.image, case.size[::-1], case.mask, case.mask_size[::-1])
+    ]
 
 
 def _counts(

@@ -7,7 +7,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from datasets.decoding import ImageError, decode, read_stored
+from datasets.decoding import ImageError, decode, orientation, read_stored
 
 MAX_ASPECT_DIFFERENCE = 0.01
 
@@ -55,9 +55,8 @@ def _alpha(content: bytes, max_megapixels: float) -> np.ndarray | None:
     """The alpha channel (H, W) of a file that `decode` reads, None where it has none."""
     if content.startswith(b"\xff\xd8"):
         return None
-    if content.startswith(
-        b"\x89PNG"
-    ):  # of which preparation writes such without; decode no more of these
+    # the masks that preparation writes, PNG without transparency, are decoded once only
+    if content.startswith(b"\x89PNG"):
         before_pixels = content[: content.find(b"IDAT")]
         if not before_pixels[25] & 4 and b"tRNS" not in before_pixels:
             return None
@@ -69,7 +68,8 @@ def binary_mask(grey: np.ndarray, any_label: bool = False) -> tuple[np.ndarray, 
     """Foreground of a mask (H, W) as bool, and a note if it held more than 0 and one other value.
 
     Masks of 0/1 and 0/255 (0/65535 at 16 bits) are taken as they are, others are thresholded at half
-    of their range; with `any_label`, all that is above 0 is foreground. Raises ImageError for floating-point values, which do not tell their range.
+    of their range; with `any_label`, all that is above 0 is foreground. Raises ImageError for
+    floating-point values, which do not tell their range.
     """
     if grey.dtype.kind == "f":
         raise ImageError(
@@ -106,6 +106,14 @@ def may_fit_as_stored(
     """
     stored = image[::-1] if image_tag >= 5 else image
     return image_tag > 1 and mask_tag == 1 and not aspect_ratio_differs(stored, mask)
+
+
+def files_may_fit_as_stored(
+    image: Path, image_size: tuple[int, int], mask: Path, mask_size: tuple[int, int]
+) -> bool:
+    """`may_fit_as_stored` of two files, whose tags it reads."""
+    image_tag, mask_tag = (orientation(path.read_bytes()) for path in (image, mask))
+    return may_fit_as_stored(image_tag, image_size, mask_tag, mask_size)
 
 
 def aspect_ratio_differs(image: tuple[int, int], mask: tuple[int, int]) -> bool:

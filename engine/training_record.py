@@ -106,10 +106,7 @@ def export_metadata(checkpoint: Path) -> dict[str, str]:
     run = training_config(checkpoint)
     if run is not None:
         with suppress(UserError):
-            cases = _environment(checkpoint).get(TRAINING_CASES) or _cases_now(run)
-            if split_has_changed(checkpoint, run) and cases == _cases_now(run):
-                cases = "those of a split file that has changed since"
-            origin |= {DATA_SET: run.dataset, TRAINING_CASES: cases}
+            origin |= {DATA_SET: run.dataset, TRAINING_CASES: _cases_then(checkpoint, run)}
     return origin
 
 
@@ -163,6 +160,14 @@ def split_has_changed(checkpoint: Path, run: Config) -> bool:
         return recorded is not None and recorded != sha256(find_split_file(run.pickle_file_path))
     except UserError:  # the split file is not here
         return False
+
+
+def _cases_then(checkpoint: Path, run: Config) -> str:
+    """Hash of the names of the training cases when the run was started; another text where it is lost."""
+    recorded = _environment(checkpoint).get(TRAINING_CASES)
+    if recorded is None and split_has_changed(checkpoint, run):
+        return "those of a split file that has changed since"
+    return recorded or _cases_now(run)
 
 
 def _environment(checkpoint: Path) -> dict[str, Any]:

@@ -103,11 +103,11 @@ def run_trials(
 ) -> list[Outcome]:
     """Run each trial's steps one after the other, up to `workers` trials at a time.
 
-    `trials` is read lazily: the next one when a worker is free. The steps that `outdated` names run again, though
-    they are done. Several times a second, `should_prune` is
-    asked about every trial that is in its first step; one that it is true of is stopped (SIGTERM) and
-    counts as pruned. `on_end` is called with every outcome, also those of skipped trials. The failure of
-    a trial stops no other one. With several workers, each gets one of the config's GPUs, in turn.
+    `trials` is read lazily: the next one when a worker is free. The steps that `outdated` names run
+    again, though they are done. Several times a second, `should_prune` is asked about every trial that
+    is in its first step; one that it is true of is stopped (SIGTERM) and counts as pruned. `on_end` is
+    called with every outcome, also those of skipped trials. The failure of a trial stops no other one.
+    With several workers, each gets one of the config's GPUs, in turn.
 
     On SIGINT, SIGTERM or SIGUSR1 the running commands get a SIGTERM; when they have saved and ended,
     Interrupted is raised. A second signal ends this process at once; the commands still save.

@@ -9,6 +9,7 @@ from models.base import SegmentationModel, check_image_size
 from models.encoder import ENCODER_SIZES, HaarEncoder
 from models.latent_mapping import GROUPS, LatentMapping, ResAttnUNet_DS
 from models.losses import LatentLoss, LossWeights
+from models.own_network import build_own_network, is_own_network
 from models.sft import SKFF, SFT_UNet_DS
 from models.vae import LATENT_CHANNELS, FrozenVAE
 from models.wave_gms import WaveGMS
@@ -49,9 +50,7 @@ def build_system(
     Raises:
         UserError: a value that no system has, or VAE weights that cannot be loaded.
     """
-    if ":" in model and not model.startswith("smp/"):
-        from models.own_network import build_own_network
-
+    if is_own_network(model):
         return build_own_network(model, image_size)
 
     if model != "wave-gms":

@@ -32,6 +32,11 @@ COLUMNS = frozenset(
 """Names that history.csv has for something else than a loss."""
 
 
+def is_own_network(model: str) -> bool:
+    """Whether `model` of a config names a function, `package.module:function`."""
+    return ":" in model and not model.startswith("smp/")
+
+
 def build_own_network(spec: str, image_size: int) -> SegmentationModel:
     """What the function that `spec` names returns for `in_channels=3, out_channels=1, image_size`.
 
