@@ -20,7 +20,7 @@ import sweep
 from experiments import runner
 from experiments.sweep_plan import describe_plan, make_plan, write_sweep_report
 from experiments.sweep_report import find_best, plot_settings, to_csv, to_markdown, write_best
-from experiments.sweep_scores import SettingScores, scores_by_case
+from experiments.sweep_scores import SettingScores, score_setting, scores_by_case
 from experiments.sweep_settings import SweepSettings, describe_settings, load_sweep
 from experiments.sweep_slots import held_slot
 from experiments.sweep_trials import list_settings
@@ -548,9 +548,14 @@ def test_a_trained_run_counts_though_its_validation_failed(
         return {**steps, "valid": failing} if trial.config.seed == 1 else steps
 
     monkeypatch.setattr(runner, "training_and_validation_steps", fail_for_seed_1)
-    assert run(write_sweep(tmp_path, {"seeds": [1, 2], "validate": True})) == 1
+    path = write_sweep(tmp_path, {"seeds": [1, 2], "validate": True})
+    assert run(path) == 1
     (row,) = read_table(tmp_path)
     assert (row["finished"], row["failed"], row["test_runs"], row["best"]) == ("1", "1", "1", "1")
+    (setting,) = list_settings(load_sweep(path))
+    failed = setting.trials[0]
+    write_scores(failed.folder / "valid_results_x", failed.config)
+    assert len(score_setting(setting, []).test) == 1, "nor do scores that a failed validation left"
     assert float(row["val_dice_mean"]) == pytest.approx(0.7697817)
     table = (tmp_path / "out" / "sweep.md").read_text()
     assert "| 2 | 76.98 |" in table and "(k): only k of the n runs" in table
