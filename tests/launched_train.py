@@ -100,6 +100,7 @@ def launch(*details: object) -> str:
         rdzv_endpoint="localhost:0",
         start_method="fork",
         monitor_interval=0.1,
+        max_restarts=0,  # torchrun's default; restarted forks wait for each other for half an hour
     )
     try:
         elastic_launch(config, work)(*details)
