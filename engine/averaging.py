@@ -26,6 +26,11 @@ if TYPE_CHECKING:
     from models.base import SegmentationModel
 
 
+def has_batch_norm(system: SegmentationModel) -> bool:
+    """Whether the network keeps running statistics, which fit the weights that they were taken with."""
+    return any(isinstance(module, _BatchNorm) for module in system.modules())
+
+
 def load_average(system: SegmentationModel, runs: Sequence[tuple[Config, Path]]) -> dict[str, str]:
     """Average the trained weights of `runs` and load them into `system`.
 
@@ -44,7 +49,7 @@ def load_average(system: SegmentationModel, runs: Sequence[tuple[Config, Path]])
             "only runs that started from the same trained weights can be averaged, and the first one "
             "started from random ones: train them with the same init_weights, see docs/pretraining.md"
         )
-    if any(isinstance(module, _BatchNorm) for module in system.modules()):
+    if has_batch_norm(system):
         raise UserError(
             f"{first.model} has batch normalisation, whose statistics do not fit averaged weights"
         )

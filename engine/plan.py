@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from datasets.cases import DataSet
+from engine.averaging import has_batch_norm
 from engine.build import training_cases
 from engine.device import describe_device
 from engine.schedule import batches_per_epoch
@@ -43,7 +44,12 @@ def parameter_table(system: SegmentationModel) -> str:
 def describe_run(
     config: Config, data_set: DataSet, system: SegmentationModel, accelerator: Accelerator
 ) -> str:
-    """The plan as text; UserError where the cases do not fill a step."""
+    """The plan as text; UserError where the cases do not fill a step, or an average cannot be kept."""
+    if config.ema_decay and has_batch_norm(system):
+        raise UserError(
+            f"{config.model} has batch normalisation, whose statistics do not fit averaged weights: set "
+            "ema_decay=0"
+        )
     train, val = training_cases(config, data_set)
     processes = accelerator.num_processes
     batches = batches_per_epoch(len(train), config.batch_size, config.accumulate, processes)

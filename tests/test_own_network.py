@@ -31,6 +31,14 @@ def build(model: str) -> torch.nn.Module:
     )
 
 
+def test_running_statistics_and_averaged_weights_do_not_go_together(
+    tmp_path: Path, vae: Path
+) -> None:
+    command = arguments(tmp_path, vae, "model=tests.own_networks:build", "ema_decay=0.9")
+    with pytest.raises(UserError, match="batch normalisation, whose .* set ema_decay=0"):
+        train.main([*command, "--dry-run"])
+
+
 def test_it_becomes_a_baseline_with_its_own_weights() -> None:
     system = build("tests.own_networks:build")
     assert isinstance(system, Baseline) and system.training

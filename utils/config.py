@@ -159,7 +159,8 @@ class Config(BaseModel):
     clip_norm: Weight = Field(0.0, description="Largest gradient norm; 0 does not clip")
     ema_decay: Fraction = Field(
         0.0,
-        description="Decay of the moving average of the weights, which is then evaluated and kept; 0 is off",
+        description="Decay of the moving average of the weights, which is then evaluated and kept; 0 is off. Not for "
+        "networks with batch normalisation",
     )
     seed: Annotated[Number, Field(ge=0, lt=2**63)] = Field(
         2333, description="Seed for all random numbers"
