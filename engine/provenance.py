@@ -34,8 +34,13 @@ def input_hashes(config: Config, data_set: DataSet, system: SegmentationModel) -
     return hashes | {name: weights_sha256(part) for name, part in system.frozen().items()}
 
 
-def provenance(config: Config, data_set: DataSet, checkpoint: Path) -> dict[str, Any]:
-    """What a score rests on: weights and how they were chosen, data, settings, versions."""
+def provenance(
+    config: Config, data_set: DataSet, checkpoint: Path, precision: str
+) -> dict[str, Any]:
+    """What a score rests on: weights and how they were chosen, data, settings, versions.
+
+    `precision` is the one that the predictions are computed in, see `resolved_precision`.
+    """
     run = training_config(checkpoint)
     selection, runs = selection_of(checkpoint), averaged_run_count(checkpoint)
     if runs > 1:
@@ -61,6 +66,7 @@ def provenance(config: Config, data_set: DataSet, checkpoint: Path) -> dict[str,
         "evaluation_size": config.evaluation_size or config.image_size,
         "threshold": config.threshold,
         "tta": config.tta,
+        "precision": precision,
         "environment": describe_environment(),
     }
 

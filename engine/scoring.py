@@ -11,6 +11,7 @@ from datasets.cases import Case, DataSet
 from datasets.leaks import leaked_test_cases, same_source_file
 from datasets.splits import Split
 from engine.case_predictions import predict_cases, report_cases, save_each
+from engine.device import resolved_precision
 from engine.examples import draw_examples, names_by_quantile, write_overlays
 from engine.provenance import network_name, provenance
 from engine.training_record import cases_trained_on
@@ -41,7 +42,7 @@ def score_test_split(
 
     Returns the summary that is also written as summary.json.
     """
-    made_with = provenance(config, data_set, checkpoint)
+    made_with = provenance(config, data_set, checkpoint, resolved_precision(accelerator))
     if made_with["trained_on_another_split"]:
         log.warning(
             "%s was trained on another split of %s than that of %s: its test cases may have been trained on, "

@@ -75,10 +75,10 @@ def test_scores_say_that_weights_were_averaged(runs: list[Path], tmp_path: Path)
     average(runs, tmp_path / "mean")
     config, checkpoint = find_run(tmp_path / "mean")
     said = "mean of the weights of 3 runs, each checkpoint chosen on a held-out part of train"
-    assert provenance(config, data_set, checkpoint)["selection"] == said
+    assert provenance(config, data_set, checkpoint, "fp32")["selection"] == said
     again = tmp_path / "again"
     export.main(["--run", str(tmp_path / "mean"), "--out", str(again / FILE)])
-    assert provenance(config, data_set, again / FILE)["selection"] == said
+    assert provenance(config, data_set, again / FILE, "fp32")["selection"] == said
 
 
 @pytest.mark.parametrize(

@@ -256,13 +256,14 @@ def test_matrix_says_how_each_model_was_scored(tmp_path, capsys):
         for test in ("one", "two"):
             how = {"selection": "checkpoint chosen on the TEST split", "threshold": 0.5}
             how |= {"trained_on": run.name, "data_set": test, "tta": tta and test == "two"}
+            how |= {"precision": "bf16"} if tta else {}
             validated(run / f"valid_results_{test}", shift=0, provenance=how)
     cross_domain.main([*map(str, runs), "--out", str(tmp_path)])
     printed = capsys.readouterr().out
     said = "checkpoint chosen on the TEST split"
     assert f"- alike: {said}; threshold 0.5\n" in printed
-    assert f"- mixed, on one: {said}; threshold 0.5\n" in printed
-    assert f"- mixed, on two: {said}; test-time augmentation; threshold 0.5\n" in printed
+    assert f"- mixed, on one: {said}; threshold 0.5; computed in bf16\n" in printed
+    assert f"- mixed, on two: {said}; test-time augmentation; threshold 0.5; computed in" in printed
     assert "HD95: misses as diagonal" in printed
 
 

@@ -58,6 +58,7 @@ def test_validation_writes_what_it_promises(finished: Path, tmp_path: Path, vae:
     assert summary["provenance"]["trained_on_another_split"] is False
     assert summary["provenance"]["selection"] == "checkpoint chosen on a held-out part of train"
     assert len(summary["provenance"]["sha256"]["checkpoint"]) == 64
+    assert summary["provenance"]["precision"] == "fp32"
 
 
 def test_batches_and_workers_change_no_score(finished: Path, tmp_path: Path, vae: Path) -> None:

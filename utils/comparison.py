@@ -125,6 +125,8 @@ def how_scored(summary: Summary) -> str:
         said.append("test-time augmentation")
     if "threshold" in made_with:
         said.append(f"threshold {made_with['threshold']:g}")
+    if "precision" in made_with:
+        said.append(f"computed in {made_with['precision']}")
     return "; ".join(said)
 
 
