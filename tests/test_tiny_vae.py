@@ -346,6 +346,14 @@ def test_multiply_adds_are_counted_and_no_gradient_is_left() -> None:
     assert multiply_adds(convolution.forward, [torch.zeros(1, 3, 8, 8)]) == (products, 0)
 
 
+def test_multiply_adds_of_attention_are_counted() -> None:
+    tokens, width = 64, 16
+    one = torch.rand(1, 1, tokens, width, requires_grad=True)
+    forward, backward = multiply_adds(nn.functional.scaled_dot_product_attention, [one, one, one])
+    assert forward == 2 * tokens**2 * width
+    assert backward >= 2 * forward  # the products are computed again there
+
+
 def test_a_vae_compared_with_itself_agrees_fully(bundled: Any) -> None:
     case = phantom_case(1, size=64)
     images = np.repeat(case.image[None, ..., None], 3, axis=3)
