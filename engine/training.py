@@ -354,7 +354,9 @@ class Trainer:
         """Seed torch for each batch, so that a network's dropout is the same after a resume."""
         progress = self.progress
         key = (self.options.seed, progress.epoch, progress.batch, self.accelerator.process_index)
-        torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0]))
+        # not the stream that `datasets.loading` draws for the case of this number: a key is padded by 0
+        sequence = np.random.SeedSequence((*key, 1))
+        torch.manual_seed(int(sequence.generate_state(1, np.uint64)[0]))
 
     def _progress_bar(self) -> tqdm:
         return tqdm(

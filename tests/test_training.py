@@ -134,6 +134,26 @@ def test_dropout_of_a_baseline_resumes_too(
     assert_same_end(tmp_path / "whole" / "epochs_2", tmp_path / "parts" / "epochs_2")
 
 
+def test_a_network_does_not_draw_what_the_augmentation_drew(
+    tmp_path: Path, vae: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from engine.training import Trainer
+
+    step = Trainer._step
+    noise: list[torch.Tensor] = []
+    drawn: list[torch.Tensor] = []
+
+    def drawing_step(self, batch):
+        noise.extend(batch["noise"])
+        drawn.append(torch.randn(batch["noise"].shape[1:]))
+        return step(self, batch)
+
+    monkeypatch.setattr(Trainer, "_step", drawing_step)
+    train.main(arguments(tmp_path, vae, "epochs=1"))
+    assert len(noise) > len(drawn) > 1
+    assert not any(torch.equal(one, other) for one in drawn for other in noise)
+
+
 def test_a_finished_run_is_left_as_it_is(finished: Path, tmp_path: Path, vae: Path) -> None:
     before = (finished / "last.pth").read_bytes()
     train.main(arguments(tmp_path, vae))
