@@ -17,7 +17,6 @@ and the second
 
 from __future__ import annotations
 
-import argparse
 import json
 import logging
 import shutil
@@ -27,7 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from experiments.runner import Steps, Trial, training_steps
-from utils.entry import exit_from
+from utils.entry import described_parser, exit_from
 from utils.errors import UserError
 
 if TYPE_CHECKING:
@@ -48,13 +47,10 @@ def training_and_scoring_steps(trial: Trial, tta: bool) -> Steps:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--config", type=Path, required=True, help="config of the run")
-    parser.add_argument(
-        "--tta", action="store_true", help="with test-time augmentation, nothing else"
-    )
+    parser = described_parser(__doc__)
+    add = parser.add_argument
+    add("--config", type=Path, required=True, help="config of the run")
+    add("--tta", action="store_true", help="with test-time augmentation, nothing else")
     arguments = parser.parse_args(argv)
 
     from experiments.earlier_runs import check_earlier_runs
