@@ -34,14 +34,12 @@ class ReferenceLoop:
         system: WaveGMS,
         vae: Any,
         weights: LossWeights,
-        lr: float = 2e-3,
-        weight_decay: float = 0.01,
     ) -> None:
         self.system, self.vae, self.weights = system, vae, weights
         self.optimizer = torch.optim.AdamW(
             [p for p in system.parameters() if p.requires_grad],
-            lr=lr,
-            weight_decay=weight_decay,
+            lr=2e-3,
+            weight_decay=0.01,
             foreach=False,
             fused=False,
         )
