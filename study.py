@@ -46,13 +46,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     from experiments.earlier_runs import check_earlier_runs
     from experiments.runner import run_trials
     from experiments.study import load_study, trials_of
-    from experiments.study_report import (
-        TABLE,
-        NothingScored,
-        outdated_steps,
-        scored_in,
-        write_study,
-    )
+    from experiments.study_report import NothingScored, write_study
+    from experiments.study_scores import TABLE, outdated_steps, scored_in
     from experiments.study_scoring import training_and_scoring_steps
     from utils.logs import log_to
 
