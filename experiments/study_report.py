@@ -8,12 +8,12 @@ CSVs of several machines.
 
 from __future__ import annotations
 
-import csv
 import shutil
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
+from engine.history import read_scores
 from experiments.study import GROUPED, PUBLISHED, Run, Study, trials_of
 from experiments.study_scores import (
     ON_VAL,
@@ -192,7 +192,11 @@ def draw_curves(path: Path, study: Study, histories: Mapping[Run, Path], scored:
     figure = Figure(figsize=(7.5, 4.4), layout="constrained")
     axis = figure.subplots()
     for system in study.systems:
-        runs = [_val_dice(history) for (name, _, _), history in histories.items() if name == system]
+        runs = [
+            read_scores(history, "val_dice")
+            for (name, _, _), history in histories.items()
+            if name == system
+        ]
         epochs = sorted(set.intersection(*(set(run) for run in runs))) if runs else []
         if epochs:
             dice = np.array([[run[epoch] for epoch in epochs] for run in runs])
@@ -207,12 +211,3 @@ def draw_curves(path: Path, study: Study, histories: Mapping[Run, Path], scored:
     axis.spines[["top", "right"]].set_visible(False)
     axis.legend(frameon=False)
     atomic_write(path, png(figure))
-
-
-def _val_dice(history: Path) -> dict[int, float]:
-    with history.open(newline="") as file:
-        return {
-            int(row["epoch"]): float(row["val_dice"])
-            for row in csv.DictReader(file)
-            if row.get("val_dice")
-        }
