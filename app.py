@@ -18,42 +18,31 @@ import tempfile
 import threading
 from collections.abc import Sequence
 
-from utils.entry import check_values, exit_from, positive_int
+from utils.entry import check_values, described_parser, exit_from, positive_int
 
 log = logging.getLogger("wavegms")
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    from engine.trained_run import add_model_arguments
-
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    from engine.trained_run import (
+        add_megapixels_argument,
+        add_model_arguments,
+        add_window_argument,
     )
+
+    parser = described_parser(__doc__)
+    add = parser.add_argument
     add_model_arguments(parser)
-    parser.add_argument(
+    add(
         "--host",
         default="127.0.0.1",
         metavar="ADDRESS",
         help="address to listen on; any but 127.0.0.1 lets other machines in, without a password",
     )
-    parser.add_argument(
-        "--port", type=int, metavar="N", help="default: the first free one from 7860"
-    )
-    parser.add_argument(
-        "--window",
-        metavar="LOW,HIGH|auto",
-        help="values of black and white in images of more than 8 bits; auto: each one's range",
-    )
-    parser.add_argument(
-        "--max-mb", type=positive_int, default=20, metavar="N", help="refuse larger uploads (20)"
-    )
-    parser.add_argument(
-        "--max-megapixels",
-        type=float,
-        default=16,
-        metavar="N",
-        help="refuse larger images before decoding them (16)",
-    )
+    add("--port", type=int, metavar="N", help="default: the first free one from 7860")
+    add_window_argument(parser)
+    add("--max-mb", type=positive_int, default=20, metavar="N", help="refuse larger uploads (20)")
+    add_megapixels_argument(parser, default=16)
     arguments = parser.parse_args(argv)
     check_values(
         parser,

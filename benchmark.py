@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from utils.entry import check_values, exit_from, positive_int
+from utils.entry import check_values, described_parser, exit_from, positive_int
 
 if TYPE_CHECKING:
     from benchmarks.candidate import Workload
@@ -30,9 +30,7 @@ COUNTS = (8, 16, 32, 64)
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = described_parser(__doc__)
     add = parser.add_argument
     add("--vae", action="append", help="Tiny-VAE; may be given again (ckpt/tiny_vae)")
     add("--image-size", type=int, default=224, help="side in pixels (224)")

@@ -16,26 +16,21 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from utils.entry import exit_from
+from utils.entry import described_parser, exit_from
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
+    parser = described_parser(__doc__)
+    add = parser.add_argument
+    add(
         "runs",
         nargs="+",
         type=Path,
         metavar="RUN",
         help="ckpt/<experiment>/epochs_<N>, or a valid_results_<dataset> folder; first: reference",
     )
-    parser.add_argument(
-        "--dataset", help="which data set, where a run was validated on more than one"
-    )
-    parser.add_argument(
-        "--out", type=Path, default=Path("ckpt/comparison"), help="default: %(default)s"
-    )
+    add("--dataset", help="which data set, where a run was validated on more than one")
+    add("--out", type=Path, default=Path("ckpt/comparison"), help="default: %(default)s")
     return parser.parse_args(argv)
 
 

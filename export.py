@@ -19,7 +19,7 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from utils.entry import check_values, exit_from
+from utils.entry import check_values, described_parser, exit_from
 
 log = logging.getLogger("wavegms")
 
@@ -27,17 +27,16 @@ log = logging.getLogger("wavegms")
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     from engine.trained_run import add_model_arguments
 
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = described_parser(__doc__)
+    add = parser.add_argument
     add_model_arguments(parser, onnx=False)
-    parser.add_argument(
+    add(
         "--out",
         type=Path,
         metavar="FILE",
         help="file to write, .onnx or .safetensors; default: model.onnx by the weights",
     )
-    parser.add_argument(
+    add(
         "--average",
         type=Path,
         nargs="+",
@@ -45,7 +44,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         metavar="DIR",
         help="folders of runs whose weights are averaged with it, for a .safetensors",
     )
-    parser.add_argument(
+    add(
         "--tolerance",
         type=float,
         default=1e-4,

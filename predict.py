@@ -19,7 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from utils.entry import check_values, exit_from, positive_int
+from utils.entry import check_values, described_parser, exit_from, positive_int
 
 if TYPE_CHECKING:
     from engine.prediction_outputs import PredictionRow
@@ -30,62 +30,49 @@ SHOWN_FAILURES = 20
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     from datasets.decoding import MAX_MEGAPIXELS
-    from engine.trained_run import add_model_arguments
-
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    from engine.trained_run import (
+        add_megapixels_argument,
+        add_model_arguments,
+        add_window_argument,
     )
+
+    parser = described_parser(__doc__)
+    add = parser.add_argument
     add_model_arguments(parser)
-    parser.add_argument("inputs", nargs="+", metavar="INPUT", help="file, folder or pattern")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where to write")
-    parser.add_argument("--recursive", action="store_true", help="include subfolders")
-    parser.add_argument(
+    add("inputs", nargs="+", metavar="INPUT", help="file, folder or pattern")
+    add("--out", type=Path, required=True, metavar="DIR", help="where to write")
+    add("--recursive", action="store_true", help="include subfolders")
+    add(
         "--threshold",
         type=float,
         metavar="P",
         help="probability from which a pixel is in the mask; default: the model's",
     )
-    parser.add_argument(
-        "--tiles", action="store_true", help="cut large images into tiles; default: resize"
-    )
-    parser.add_argument(
+    add("--tiles", action="store_true", help="cut large images into tiles; default: resize")
+    add(
         "--overlap",
         type=float,
         default=0.5,
         metavar="PART",
         help="overlap of neighbouring tiles, as a fraction (0.5)",
     )
-    parser.add_argument(
-        "--tta", action="store_true", help="average over flips and quarter turns; adds uncertainty"
-    )
-    parser.add_argument(
-        "--window",
-        metavar="LOW,HIGH|auto",
-        help="values of black and white in images of more than 8 bits; auto: each one's range",
-    )
-    parser.add_argument(
+    add("--tta", action="store_true", help="average over flips and quarter turns; adds uncertainty")
+    add_window_argument(parser)
+    add(
         "--overlay",
         choices=("jpg", "png", "none"),
         default="jpg",
         help="format of the overlays (jpg)",
     )
-    parser.add_argument(
-        "--batch-size", type=positive_int, default=8, metavar="N", help="squares per step (8)"
-    )
-    parser.add_argument(
+    add("--batch-size", type=positive_int, default=8, metavar="N", help="squares per step (8)")
+    add(
         "--workers",
         type=positive_int,
         default=2,
         metavar="N",
         help="threads that read, and that write (2)",
     )
-    parser.add_argument(
-        "--max-megapixels",
-        type=float,
-        default=MAX_MEGAPIXELS,
-        metavar="N",
-        help=f"refuse larger images before decoding them ({MAX_MEGAPIXELS})",
-    )
+    add_megapixels_argument(parser, default=MAX_MEGAPIXELS)
     again = parser.add_mutually_exclusive_group()
     again.add_argument("--resume", action="store_true", help="skip images that are already done")
     again.add_argument("--overwrite", action="store_true", help="predict those again")

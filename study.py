@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from utils.entry import exit_from, positive_int
+from utils.entry import described_parser, exit_from, positive_int
 from utils.errors import listed
 
 if TYPE_CHECKING:
@@ -30,14 +30,13 @@ NAMED = 4  # runs in each of the last messages; all were reported when they ende
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--config", type=Path, required=True, help="YAML in configs/studies/")
-    parser.add_argument("--workers", type=positive_int, default=1, help="runs at a time")
-    parser.add_argument("--out", type=Path, help="folder of the report; default: the study's")
-    parser.add_argument("--report", action="store_true", help="write the report of what is done")
-    parser.add_argument("--retry-failed", action="store_true", help="start failed runs again")
+    parser = described_parser(__doc__)
+    add = parser.add_argument
+    add("--config", type=Path, required=True, help="YAML in configs/studies/")
+    add("--workers", type=positive_int, default=1, help="runs at a time")
+    add("--out", type=Path, help="folder of the report; default: the study's")
+    add("--report", action="store_true", help="write the report of what is done")
+    add("--retry-failed", action="store_true", help="start failed runs again")
     return parser.parse_args(argv)
 
 
@@ -47,13 +46,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     from experiments.earlier_runs import check_earlier_runs
     from experiments.runner import run_trials
     from experiments.study import load_study, trials_of
-    from experiments.study_report import (
-        TABLE,
-        NothingScored,
-        outdated_steps,
-        scored_in,
-        write_study,
-    )
+    from experiments.study_report import NothingScored, write_study
+    from experiments.study_scores import TABLE, outdated_steps, scored_in
     from experiments.study_scoring import training_and_scoring_steps
     from utils.logs import log_to
 

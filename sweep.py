@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from utils.entry import exit_from
+from utils.entry import described_parser, exit_from
 
 if TYPE_CHECKING:
     from experiments.runner import Outcome
@@ -26,13 +26,12 @@ log = logging.getLogger("wavegms")
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--config", type=Path, required=True, help="YAML file with `sweep:`")
-    parser.add_argument("--dry-run", action="store_true", help="check all trials, list them, stop")
-    parser.add_argument("--retry-failed", action="store_true", help="try failed trials again")
-    parser.add_argument(
+    parser = described_parser(__doc__)
+    add = parser.add_argument
+    add("--config", type=Path, required=True, help="YAML file with `sweep:`")
+    add("--dry-run", action="store_true", help="check all trials, list them, stop")
+    add("--retry-failed", action="store_true", help="try failed trials again")
+    add(
         "overrides",
         nargs="*",
         metavar="key=value",

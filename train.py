@@ -16,25 +16,22 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from engine.device import make_accelerator, use_gpus
-from utils.entry import exit_from
+from utils.entry import described_parser, exit_from
 from utils.logs import log_to
 
 log = logging.getLogger("wavegms")
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--config", type=Path, required=True, help="YAML file, see docs/config.md")
-    parser.add_argument(
+    parser = described_parser(__doc__)
+    add = parser.add_argument
+    add("--config", type=Path, required=True, help="YAML file, see docs/config.md")
+    add(
         "--dry-run",
         action="store_true",
         help="check config, data and weights, print the plan, stop",
     )
-    parser.add_argument(
-        "overrides", nargs="*", metavar="key=value", help="change keys of the config"
-    )
+    add("overrides", nargs="*", metavar="key=value", help="change keys of the config")
     return parser.parse_intermixed_args(argv)
 
 

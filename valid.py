@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from utils.entry import exit_from
+from utils.entry import described_parser, exit_from
 
 if TYPE_CHECKING:
     from utils.config import Config
@@ -29,20 +29,15 @@ log = logging.getLogger("wavegms")
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = described_parser(__doc__)
+    add = parser.add_argument
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--run", type=Path, metavar="DIR", help="folder of a run")
     source.add_argument(
         "--config", type=Path, metavar="YAML", help="config of the model, see docs/config.md"
     )
-    parser.add_argument(
-        "--datasets", nargs="+", metavar="NAME", help="prepared data sets; default: the config's"
-    )
-    parser.add_argument(
-        "overrides", nargs="*", metavar="key=value", help="change keys of the config"
-    )
+    add("--datasets", nargs="+", metavar="NAME", help="prepared data sets; default: the config's")
+    add("overrides", nargs="*", metavar="key=value", help="change keys of the config")
     arguments = parser.parse_intermixed_args(argv)
     # `--datasets a b key=value`: the values were taken as names
     names = arguments.datasets or []

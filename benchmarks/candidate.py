@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -66,6 +67,20 @@ def fresh_system(vae: str, image_size: int, model: str = "wave-gms") -> Segmenta
         image_size=image_size,
         loss_weights=LossWeights(),
     )
+
+
+def vae_labels(vaes: Sequence[str]) -> dict[str, str]:
+    """Each Tiny-VAE's name in tables: the shortest end of its path that no other has."""
+    parts = {vae: Path(vae).parts for vae in vaes}
+
+    def label(vae: str) -> str:
+        for length in range(1, len(parts[vae]) + 1):
+            end = parts[vae][-length:]
+            if sum(other[-length:] == end for other in parts.values()) == 1:
+                return str(Path(*end))
+        return vae
+
+    return {vae: label(vae) for vae in vaes}
 
 
 class Candidate(ABC):

@@ -9,17 +9,16 @@ from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
-from benchmarks.candidate import Workload
+from benchmarks.candidate import Workload, vae_labels
 from benchmarks.ours import Ours
 from benchmarks.reference import Reference
-from benchmarks.report import BenchmarkResults, Rates, Step, vae_labels
+from benchmarks.report import STEP_TASK, BenchmarkResults, Rates, Step
 from benchmarks.separate_process import SeparateProcess
 from utils.errors import UserError
 
 log = logging.getLogger("wavegms")
 
 UNET = "smp/Unet?encoder=resnet34"
-STEP_TASK = "training step, dummy"
 
 
 def compare(

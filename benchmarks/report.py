@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from benchmarks.single_changes import Measured
 
 GIB = 2**30
+STEP_TASK = "training step, dummy"
 
 
 @dataclass
@@ -64,20 +65,6 @@ class BenchmarkResults:
     def tasks(self) -> list[str]:
         """Names of the tasks in the order of measurement."""
         return list(dict.fromkeys(rates.task for rates in self.rates))
-
-
-def vae_labels(vaes: Sequence[str]) -> dict[str, str]:
-    """Each Tiny-VAE's name in tables: the shortest end of its path that no other has."""
-    parts = {vae: Path(vae).parts for vae in vaes}
-
-    def label(vae: str) -> str:
-        for length in range(1, len(parts[vae]) + 1):
-            end = parts[vae][-length:]
-            if sum(other[-length:] == end for other in parts.values()) == 1:
-                return str(Path(*end))
-        return vae
-
-    return {vae: label(vae) for vae in vaes}
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -156,7 +143,7 @@ def arithmetic_table(results: BenchmarkResults) -> str:
     ]
     sums = [sum(map(sum, step.multiply_adds.values())) / unit for step in steps]
     rows.append(["sum", *(f"{total:.2f}" for total in sums)])
-    rates = {rates.way: rates.median for rates in results.of("training step, dummy")}
+    rates = {rates.way: rates.median for rates in results.of(STEP_TASK)}
     shares = [
         f"{100 * total * 1e9 * rates[step.way] / results.peak:.0f} %"
         for step, total in zip(steps, sums, strict=True)

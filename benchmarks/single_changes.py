@@ -18,9 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.candidate import Workload
+from benchmarks.candidate import Workload, vae_labels
 from benchmarks.ours import Ours
-from benchmarks.report import vae_labels
 from benchmarks.separate_process import SeparateProcess
 from engine import device
 from models.encoder import HaarEncoder

@@ -120,10 +120,10 @@ def _range(spread: Spread) -> str:
     return f"{spread['min']} to {spread['max']}, median {spread['median']:g}" if spread else "-"
 
 
-def _finding(title: str, items: Sequence[str], limit: int = 5) -> list[str]:
+def _finding(title: str, items: Sequence[str]) -> list[str]:
     if not items:
         return [f"  {title}: none"]
-    return [f"  {title}: {len(items)} ({listed(items, limit, separator='; ')})"]
+    return [f"  {title}: {len(items)} ({listed(items, 5, separator='; ')})"]
 
 
 def _histogram(report: CheckReport) -> str:

@@ -28,9 +28,9 @@ OUTLINE = (0, 220, 255)  # BGR, yellow
 Files = Mapping[str, tuple[Path, Path]]
 
 
-def contact_sheet(files: Files, seed: int = 0) -> np.ndarray:
+def contact_sheet(files: Files) -> np.ndarray:
     """Random cases with their masks outlined."""
-    chosen = random.Random(seed).sample(sorted(files), min(CASES, len(files)))
+    chosen = random.Random(0).sample(sorted(files), min(CASES, len(files)))
     return _grid([_labelled(_outlined(*files[name]), name) for name in chosen], columns=6)
 
 

@@ -32,8 +32,12 @@ THUMBNAIL = 32
 MIN_VOTES = 4
 """Pairs of agreeing features that make two images candidates."""
 MIN_THUMBNAIL_CORRELATION = 0.95
+BLOCK = 256
+"""Images whose thumbnails are compared with all others at a time."""
 PARTNERS = 8
 """Best partners that each image keeps, by thumbnails and again by features."""
+TABLES = 8
+CROWD = 16
 MAX_HAMMING = 40
 """Bits of 256 in which two ORB descriptors of the same spot may differ."""
 MIN_INLIERS = 30
@@ -124,9 +128,7 @@ def _equal_pixels(digests: Sequence[bytes]) -> set[tuple[int, int]]:
     }
 
 
-def _correlated_thumbnails(
-    thumbnails: NDArray[np.float32], block: int = 256
-) -> set[tuple[int, int]]:
+def _correlated_thumbnails(thumbnails: NDArray[np.float32]) -> set[tuple[int, int]]:
     """Each image with its best partners among those whose thumbnails correlate.
 
     Where all images share a field of view, all correlate. The best are therefore chosen by the
@@ -135,8 +137,8 @@ def _correlated_thumbnails(
     centred = thumbnails - thumbnails.mean(axis=0)
     centred /= np.maximum(np.linalg.norm(centred, axis=1, keepdims=True), 1e-6)
     pairs = set()
-    for start in range(0, len(thumbnails), block):
-        rows = slice(start, start + block)
+    for start in range(0, len(thumbnails), BLOCK):
+        rows = slice(start, start + BLOCK)
         score = centred[rows] @ centred.T
         score[thumbnails[rows] @ thumbnails.T <= MIN_THUMBNAIL_CORRELATION] = -np.inf
         images = np.arange(len(score))
@@ -150,12 +152,10 @@ def _correlated_thumbnails(
     return pairs
 
 
-def _agreeing_features(
-    descriptors: Sequence[NDArray[np.uint64]], tables: int = 8, crowd: int = 16
-) -> set[tuple[int, int]]:
+def _agreeing_features(descriptors: Sequence[NDArray[np.uint64]]) -> set[tuple[int, int]]:
     """Each image with its best partners, by at least MIN_VOTES pairs of nearly equal descriptors.
 
-    In each table, descriptors that agree in a random choice of bits meet. Where more than `crowd`
+    In each table, descriptors that agree in a random choice of bits meet. Where more than CROWD
     meet they are skipped: such a pattern (caption, compression block) says nothing about a
     pair. The number of bits grows with the number of descriptors, so that few meet by chance.
     """
@@ -164,9 +164,9 @@ def _agreeing_features(
     width = max(12, int(np.log2(max(len(bits), 1))) + 1)
     rng = np.random.default_rng(0)
     near_pairs = []
-    for _ in range(tables):
+    for _ in range(TABLES):
         key = _chosen_bits(bits, rng.choice(256, width, replace=False))
-        for a, b in _pairs_of_equal_key(key, crowd):
+        for a, b in _pairs_of_equal_key(key):
             apart = owner[a] != owner[b]
             a, b = a[apart], b[apart]
             near = np.bitwise_count(bits[a] ^ bits[b]).sum(axis=1) <= MAX_HAMMING
@@ -188,14 +188,14 @@ def _chosen_bits(bits: NDArray[np.uint64], columns: Iterable[int]) -> NDArray[np
 
 
 def _pairs_of_equal_key(
-    key: NDArray[np.int64], crowd: int
+    key: NDArray[np.int64],
 ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
-    """Pairs of places with the same key, without keys that more than `crowd` places have."""
+    """Pairs of places with the same key, without keys that more than CROWD places have."""
     order = np.argsort(key, kind="stable")
     _, run, size = np.unique(key[order], return_inverse=True, return_counts=True)
-    kept = size[run] <= crowd
+    kept = size[run] <= CROWD
     order, run = order[kept], run[kept]
-    for step in range(1, crowd):
+    for step in range(1, CROWD):
         (at,) = np.nonzero(run[step:] == run[:-step])
         yield order[at], order[at + step]
 

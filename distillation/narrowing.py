@@ -90,9 +90,9 @@ def _span(activation: Tensor, readers: list[Tensor], count: int) -> Tensor:
     return torch.tensor(chosen)
 
 
-def _refit(conv: nn.Conv2d, x: Tensor, target: Tensor, positions: int = 30_000) -> None:
+def _refit(conv: nn.Conv2d, x: Tensor, target: Tensor) -> None:
     """Set a 3x3 convolution's weights to the ridge regression of `target` on its input `x`."""
-    per_image = max(positions // len(x), 1)
+    per_image = max(30_000 // len(x), 1)
     rng = torch.Generator().manual_seed(0)
     rows, values = [], []
     for one, wanted in zip(x.split(16), target.split(16), strict=True):

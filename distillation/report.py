@@ -43,15 +43,15 @@ class VaeComparison:
 
 
 @torch.no_grad()
-def milliseconds(module: nn.Module, x: Tensor, repeats: int = 9) -> float:
-    """CPU time of one call, median over `repeats` after one to warm up.
+def milliseconds(module: nn.Module, x: Tensor) -> float:
+    """CPU time of one call, median over nine after one to warm up.
 
     Processor time of this process rather than time on the clock, which other programs lengthen;
     with one thread the two are the same on an idle machine.
     """
     module(x)
     times = []
-    for _ in range(repeats):
+    for _ in range(9):
         start = time.process_time()
         module(x)
         times.append(time.process_time() - start)

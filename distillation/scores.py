@@ -64,10 +64,10 @@ def round_trip(vae: Any, latents: np.ndarray, images: np.ndarray, batch: int = 4
 
 
 @torch.no_grad()
-def mask_round_trip(vae: Any, latents: np.ndarray, masks: np.ndarray, batch: int = 4) -> np.ndarray:
+def mask_round_trip(vae: Any, latents: np.ndarray, masks: np.ndarray) -> np.ndarray:
     """Dice (N,) of decoded mask latents against masks (N, S, S) of 0 and 1."""
     scores = []
-    for z, truth in zip(_parts(latents, batch), _parts(masks, batch), strict=True):
+    for z, truth in zip(_parts(latents, 4), _parts(masks, 4), strict=True):
         predicted = decoded_mask(vae.decoder(torch.from_numpy(z)))
         scores += [dice(p, t > 0) for p, t in zip(predicted, truth, strict=True)]
     return np.array(scores)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -79,6 +80,13 @@ def write_history(path: Path, rows: Sequence[EpochRow]) -> None:
         for row in rows
     ]
     atomic_write(path, csv_text(list(rows[0]), rounded))
+
+
+def read_scores(path: Path, name: str) -> dict[int, float]:
+    """A score such as `val_dice` from a history.csv, by epoch; without epochs that have none."""
+    with path.open(newline="") as file:
+        rows = csv.DictReader(file)
+        return {int(row["epoch"]): float(row[name]) for row in rows if row.get(name)}
 
 
 def draw_curves(path: Path, rows: Sequence[EpochRow], title: str) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import weakref
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -22,9 +22,6 @@ from torch.utils._pytree import tree_iter
 
 from models.base import SegmentationModel
 from utils.errors import UserError
-
-if TYPE_CHECKING:
-    from accelerate import Accelerator
 
 BLOCK = 512  # bytes; the CUDA allocator rounds up to it
 GB = 1e9
@@ -227,43 +224,6 @@ def split_batch(batch_size: int, accumulate: int, limit: int) -> tuple[int, int]
     effective = batch_size * accumulate
     smaller = max(b for b in range(1, max(1, limit) + 1) if effective % b == 0)
     return smaller, effective // smaller
-
-
-def out_of_memory_error(
-    system: SegmentationModel,
-    accelerator: Accelerator,
-    *,
-    batch_size: int,
-    image_size: int,
-    accumulate: int,
-    averaged: bool,
-    has_saved: bool,
-) -> UserError:
-    """The error for a training that ran out of memory; `averaged` and `has_saved` as for
-    `estimate_memory` and `out_of_memory`.
-    """
-    try:
-        estimate = estimate_memory(
-            system,
-            batch_size,
-            image_size,
-            accelerator.mixed_precision,
-            averaged=averaged,
-            processes=accelerator.num_processes,
-        )
-    except UserError:
-        return UserError(
-            f"out of memory with batches of {batch_size} at {image_size} px: set a smaller "
-            "batch_size (a larger accumulate keeps the effective batch) or image_size"
-        )
-    return out_of_memory(
-        estimate,
-        image_size=image_size,
-        accumulate=accumulate,
-        available=available_memory(accelerator.device),
-        checkpointed=getattr(system, "checkpoint_decoder", True),
-        has_saved=has_saved,
-    )
 
 
 def out_of_memory(

@@ -32,15 +32,34 @@ def add_model_arguments(parser: argparse.ArgumentParser, onnx: bool = True) -> N
     source.add_argument("--config", type=Path, metavar="YAML", help="config of the model")
     if onnx:
         source.add_argument("--onnx", type=Path, metavar="FILE", help="model written by export.py")
-    parser.add_argument(
-        "--weights", type=Path, metavar="PTH", help="checkpoint, in place of the run's best"
-    )
-    parser.add_argument(
+    add = parser.add_argument
+    add("--weights", type=Path, metavar="PTH", help="checkpoint, in place of the run's best")
+    add(
         "--set",
         action="append",
         default=[],
         metavar="key=value",
         help="change a key of the run's config, such as vae_weights, GPUs or precision",
+    )
+
+
+def add_window_argument(parser: argparse.ArgumentParser) -> None:
+    """`--window`, for `datasets.windowing.parse_window` to read."""
+    parser.add_argument(
+        "--window",
+        metavar="LOW,HIGH|auto",
+        help="values of black and white in images of more than 8 bits; auto: each one's range",
+    )
+
+
+def add_megapixels_argument(parser: argparse.ArgumentParser, default: float) -> None:
+    """`--max-megapixels`, which is `default` unless given."""
+    parser.add_argument(
+        "--max-megapixels",
+        type=float,
+        default=default,
+        metavar="N",
+        help=f"refuse larger images before decoding them ({default})",
     )
 
 

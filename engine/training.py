@@ -471,14 +471,28 @@ class Trainer:
         )
 
     def _out_of_memory(self) -> UserError:
-        from engine.memory import out_of_memory_error
+        from engine.memory import available_memory, estimate_memory, out_of_memory
 
-        return out_of_memory_error(
-            self.system,
-            self.accelerator,
-            batch_size=self.options.batch_size,
-            image_size=self.train_set.image_size,
+        batch_size, image_size = self.options.batch_size, self.train_set.image_size
+        try:
+            estimate = estimate_memory(
+                self.system,
+                batch_size,
+                image_size,
+                self.accelerator.mixed_precision,
+                averaged=self.average is not None,
+                processes=self.accelerator.num_processes,
+            )
+        except UserError:
+            return UserError(
+                f"out of memory with batches of {batch_size} at {image_size} px: set a smaller "
+                "batch_size (a larger accumulate keeps the effective batch) or image_size"
+            )
+        return out_of_memory(
+            estimate,
+            image_size=image_size,
             accumulate=self.options.accumulate,
-            averaged=self.average is not None,
+            available=available_memory(self.accelerator.device),
+            checkpointed=getattr(self.system, "checkpoint_decoder", True),
             has_saved=(self.folder / LAST_STATE).exists(),
         )

@@ -1,7 +1,7 @@
 """Running named trials: each is an ordinary training run in its own process.
 
     trials = [Trial("wave-gms_seed=1", config), ...]
-    outcomes = run_trials(trials, workers=2)
+    outcomes = run_trials(trials, workers=2, steps=training_steps)
 
 The same call again resumes: finished trials are skipped, interrupted ones resumed by train.py,
 failed ones left alone unless `retry_failed`. A trial's run folder (`config.run_folder`) then also has
@@ -95,7 +95,7 @@ def run_trials(
     trials: Iterable[Trial],
     workers: int = 1,
     *,
-    steps: Callable[[Trial], Steps] = training_steps,
+    steps: Callable[[Trial], Steps],
     retry_failed: bool = False,
     outdated: Callable[[Trial], Collection[str]] = lambda trial: (),
     should_prune: Callable[[Trial], bool] | None = None,

@@ -72,7 +72,7 @@ def load_study(path: Path) -> Study:
     content = read_yaml(path)
     try:
         study = Study(**{"folder": Path("ckpt/studies") / path.stem} | content)
-    except (ValidationError, TypeError) as error:
+    except ValidationError as error:
         raise UserError(f"{path} is not a study: {_problems(error)}") from error
     if PUBLISHED not in study.splits or study.splits.keys() - {PUBLISHED, GROUPED}:
         raise UserError(
@@ -167,9 +167,7 @@ def describe_study() -> str:
     return markdown_table(["key", "default", "meaning"], rows, left=3) + "\n"
 
 
-def _problems(error: ValidationError | TypeError) -> str:
-    if isinstance(error, TypeError):
-        return str(error)
+def _problems(error: ValidationError) -> str:
     lines = []
     for problem in error.errors(include_url=False):
         key = ".".join(map(str, problem["loc"]))

@@ -17,7 +17,6 @@ and the second
 
 from __future__ import annotations
 
-import argparse
 import json
 import logging
 import shutil
@@ -27,10 +26,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from experiments.runner import Steps, Trial, training_steps
-from utils.entry import exit_from
+from utils.entry import described_parser, exit_from
 from utils.errors import UserError
 
 if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from models.base import SegmentationModel
     from utils.config import Config
 
 log = logging.getLogger("wavegms")
@@ -48,13 +50,10 @@ def training_and_scoring_steps(trial: Trial, tta: bool) -> Steps:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--config", type=Path, required=True, help="config of the run")
-    parser.add_argument(
-        "--tta", action="store_true", help="with test-time augmentation, nothing else"
-    )
+    parser = described_parser(__doc__)
+    add = parser.add_argument
+    add("--config", type=Path, required=True, help="config of the run")
+    add("--tta", action="store_true", help="with test-time augmentation, nothing else")
     arguments = parser.parse_args(argv)
 
     from experiments.earlier_runs import check_earlier_runs
@@ -85,7 +84,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
 
     score_run(config, best_on_val)
-    dice = dice_of_epochs(config)
+
+    from engine.build import system_from
+    from engine.device import make_accelerator
+
+    accelerator = make_accelerator(config.precision, 1, config.deterministic)
+    system = system_from(config, pretrained=False).to(accelerator.device)
+    trained = sum(p.numel() for p in system.parameters() if p.requires_grad)
+    atomic_write(folder / "parameters.json", json.dumps({"trainable": trained}) + "\n")
+    dice = dice_of_epochs(config, system, accelerator)
     if dice:
         best = max(dice, key=lambda epoch: dice[epoch])
         chosen_on_test = config.model_copy(update={"select_on": "test"})
@@ -94,21 +101,18 @@ def main(argv: Sequence[str] | None = None) -> None:
         atomic_write(folder / f"{ON_TEST}.json", json.dumps(content, indent=1) + "\n")
 
 
-def dice_of_epochs(config: Config) -> dict[int, float]:
-    """Mean Dice on the test split of every epoch whose weights were kept (`save_freq`)."""
+def dice_of_epochs(
+    config: Config, system: SegmentationModel, accelerator: Accelerator
+) -> dict[int, float]:
+    """Mean Dice on the test split of every epoch whose weights were kept (`save_freq`).
+
+    `system` gets the weights of each of them in turn.
+    """
     from datasets.cases import open_data_set
     from datasets.loading import SegmentationDataset, make_loader
-    from engine.build import system_from
     from engine.cuda_graphs import Predictor
-    from engine.device import make_accelerator
     from engine.validation import validate
     from utils.checkpoints import load_weights
-    from utils.files import atomic_write
-
-    accelerator = make_accelerator(config.precision, 1, config.deterministic)
-    system = system_from(config, pretrained=False).to(accelerator.device)
-    trained = sum(p.numel() for p in system.parameters() if p.requires_grad)
-    atomic_write(config.run_folder / "parameters.json", json.dumps({"trainable": trained}) + "\n")
 
     def number(path: Path) -> int:
         return int(path.stem.removeprefix("epoch_"))

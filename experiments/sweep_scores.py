@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import csv
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from engine.history import read_scores
 from experiments.earlier_runs import fitting_results, own_record
 from experiments.records import Record, Status
 from experiments.runner import Trial
@@ -49,13 +49,10 @@ class SettingScores:
 
 def validation_curve(trial: Trial) -> dict[int, float]:
     """Dice so far, by epoch, on the cases that choose the checkpoint."""
-    column = f"{trial.config.select_on}_dice"
     try:
-        with (trial.folder / "history.csv").open(newline="") as file:
-            rows = list(csv.DictReader(file))
+        return read_scores(trial.folder / "history.csv", f"{trial.config.select_on}_dice")
     except FileNotFoundError:
         return {}
-    return {int(row["epoch"]): float(row[column]) for row in rows if row.get(column)}
 
 
 def best_validation(trial: Trial) -> float | None:

@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import benchmark
 from benchmarks import comparison
-from benchmarks.candidate import Candidate, Workload
+from benchmarks.candidate import Candidate, Workload, vae_labels
 from benchmarks.growth import MappingRun, Point, case_growth, free_bytes, mapping_growth
 from benchmarks.ours import Ours
 from benchmarks.reference import Reference
@@ -25,7 +25,6 @@ from benchmarks.report import (
     Rates,
     Step,
     format_results,
-    vae_labels,
     write_benchmark,
     write_growth,
 )
@@ -53,7 +52,7 @@ def candidates(vae: Path, workload: Workload) -> tuple[Reference, Ours]:
 
 
 def trained(candidate: Candidate) -> torch.nn.Module:
-    return candidate.loop.system if isinstance(candidate, Reference) else candidate.system  # type: ignore[attr-defined]
+    return candidate.system  # type: ignore[attr-defined]
 
 
 def test_the_reference_computes_our_losses_and_gradients(

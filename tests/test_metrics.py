@@ -207,7 +207,7 @@ def test_scoring_draws_only_two_batches_a_worker_ahead():
             drawn.append(case)
             yield [case]
 
-    scored = _map_batches(partial(_score_batch, hd95_empty="zero", nsd_tolerance=2), batches(), 1)
+    scored = _map_batches(partial(_score_batch, hd95_empty="zero"), batches(), 1)
     assert next(scored)[0][0] == "case_0"
     assert len(drawn) == 2
 

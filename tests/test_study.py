@@ -26,7 +26,8 @@ from experiments.study import (
     load_study,
     trials_of,
 )
-from experiments.study_report import (
+from experiments.study_report import write_study
+from experiments.study_scores import (
     Score,
     digest,
     outdated_steps,
@@ -34,7 +35,6 @@ from experiments.study_report import (
     scores_in,
     scores_of,
     to_csv,
-    write_study,
 )
 from experiments.study_scoring import training_and_scoring_steps
 from utils.errors import UserError

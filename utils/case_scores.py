@@ -24,7 +24,6 @@ def score_cases(
     workers: int = 0,
     batch: int = 16,
     hd95_empty: EmptyRule = "diagonal",
-    nsd_tolerance: float = 2.0,
     total: int | None = None,
     progress: bool = True,
 ) -> dict[str, CaseScores]:
@@ -35,7 +34,7 @@ def score_cases(
     fit in memory. The scores do not depend on workers, batch or order. `total` is for the progress
     bar. Raises `UserError` if there is no case, a name comes twice or masks do not match.
     """
-    score = partial(_score_batch, hd95_empty=hd95_empty, nsd_tolerance=nsd_tolerance)
+    score = partial(_score_batch, hd95_empty=hd95_empty)
     scores: dict[str, CaseScores] = {}
     with tqdm(total=total, desc="Scoring", unit="case", disable=None if progress else True) as bar:
         for scored in _map_batches(score, _batches(cases, batch), workers):
@@ -49,15 +48,11 @@ def score_cases(
     return {name: scores[name] for name in sorted(scores)}
 
 
-def _score_batch(
-    batch: list[MaskPair], *, hd95_empty: EmptyRule, nsd_tolerance: float
-) -> list[tuple[str, CaseScores]]:
+def _score_batch(batch: list[MaskPair], *, hd95_empty: EmptyRule) -> list[tuple[str, CaseScores]]:
     scored = []
     for name, prediction, truth in batch:
         try:
-            scores = score_case(
-                prediction, truth, hd95_empty=hd95_empty, nsd_tolerance=nsd_tolerance
-            )
+            scores = score_case(prediction, truth, hd95_empty=hd95_empty)
         except UserError as error:
             raise UserError(f"case {name!r}: {error}") from error
         scored.append((name, scores))

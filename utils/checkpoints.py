@@ -11,7 +11,7 @@ import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from utils.errors import UserError, first_line
+from utils.errors import UserError, first_line, listed
 from utils.files import atomic_write
 from utils.tensor_files import load_tensors, save_tensors
 
@@ -186,8 +186,7 @@ def _mismatches(
         ],
     }
     return [
-        f"in {name!r} {len(keys)} {what}: {', '.join(keys[:SHOWN])}"
-        + (f" and {len(keys) - SHOWN} more" if len(keys) > SHOWN else "")
+        f"in {name!r} {len(keys)} {what}: {listed(keys, SHOWN)}"
         for what, keys in lists.items()
         if keys
     ]

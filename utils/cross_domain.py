@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from utils.entry import described_parser, exit_from
 from utils.errors import UserError
 from utils.tables import csv_text, markdown_table
 
@@ -238,13 +239,10 @@ def _with_interval(statistics: MetricStatistics, scale: float) -> str:
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN")
-    parser.add_argument(
-        "--out", type=Path, default=Path("ckpt/cross_domain"), help="default: %(default)s"
-    )
+    parser = described_parser(__doc__)
+    add = parser.add_argument
+    add("runs", nargs="+", type=Path, metavar="RUN")
+    add("--out", type=Path, default=Path("ckpt/cross_domain"), help="default: %(default)s")
     return parser.parse_args(argv)
 
 
@@ -256,6 +254,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    from utils.entry import exit_from
-
     exit_from(main)

@@ -32,6 +32,13 @@ def exit_from(main: Callable[[], int | None]) -> NoReturn:
         sys.exit(130)
 
 
+def described_parser(description: str | None) -> argparse.ArgumentParser:
+    """A parser whose --help opens with `description`, as it is laid out."""
+    return argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+
+
 def positive_int(text: str) -> int:
     """Type of an argument that counts something of which there is at least one."""
     return _int_from(1, text)

@@ -10,7 +10,7 @@ from pathlib import Path
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 
-def atomic_write(path: Path, content: bytes | str | Callable[[Path], None]) -> None:
+def atomic_write(path: Path, content: bytes | memoryview | str | Callable[[Path], None]) -> None:
     """Write `content` to `path` through a temporary neighbour that is flushed, synced and renamed.
 
     `content` is bytes, text (UTF-8) or a function that writes the file it is given. The old file

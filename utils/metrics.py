@@ -139,13 +139,7 @@ def surface_distances(prediction: Mask, truth: Mask) -> Distances:
     return np.concatenate((to_truth, to_prediction))
 
 
-def score_case(
-    prediction: Mask,
-    truth: Mask,
-    *,
-    hd95_empty: EmptyRule = "diagonal",
-    nsd_tolerance: float = 2.0,
-) -> CaseScores:
+def score_case(prediction: Mask, truth: Mask, *, hd95_empty: EmptyRule = "diagonal") -> CaseScores:
     """All metrics of one image, and its sizes.
 
     Raises `UserError` if the masks differ in size, are not two-dimensional or not boolean.
@@ -158,7 +152,7 @@ def score_case(
         "IoU": iou(prediction, truth),
         "HD95": hd95(prediction, truth, hd95_empty, distances),
         "ASSD": assd(prediction, truth, distances),
-        "NSD": normalised_surface_dice(prediction, truth, nsd_tolerance, distances),
+        "NSD": normalised_surface_dice(prediction, truth, distances=distances),
         "Sensitivity": sensitivity(prediction, truth),
         "Specificity": specificity(prediction, truth),
         "Precision": precision(prediction, truth),

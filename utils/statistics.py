@@ -52,11 +52,11 @@ class PairedDifference:
     p_value: float
 
 
-def describe(values: Sequence[float] | Values, seed: int = SEED) -> SampleStatistics:
+def describe(values: Sequence[float] | Values) -> SampleStatistics:
     """Mean, standard deviation, median and interval of the mean of `values` (N,)."""
     sample = np.asarray(values, np.float64)
     count = len(sample)
-    low, high = bootstrap_interval(sample, seed=seed)
+    low, high = bootstrap_interval(sample)
     return SampleStatistics(
         count=count,
         mean=float(sample.mean()) if count else math.nan,
@@ -69,7 +69,6 @@ def describe(values: Sequence[float] | Values, seed: int = SEED) -> SampleStatis
 
 def bootstrap_interval(
     values: Values,
-    confidence: float = CONFIDENCE,
     resamples: int = RESAMPLES,
     seed: int = SEED,
 ) -> tuple[float, float]:
@@ -87,13 +86,11 @@ def bootstrap_interval(
             for draws in _chunks(resamples, count)
         ]
     )
-    low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
+    low, high = np.quantile(means, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     return float(low), float(high)
 
 
-def t_interval(
-    values: Sequence[float] | Values, confidence: float = CONFIDENCE
-) -> tuple[float, float]:
+def t_interval(values: Sequence[float] | Values) -> tuple[float, float]:
     """Student's t interval of the mean of `values` (N,); NaN for fewer than two values.
 
     For a few runs of one setting, where a bootstrap of so few values would be too narrow.
@@ -104,27 +101,27 @@ def t_interval(
     count = len(sample)
     if count < 2:
         return math.nan, math.nan
-    half = stats.t.ppf((1 + confidence) / 2, count - 1) * sample.std(ddof=1) / math.sqrt(count)
+    half = stats.t.ppf((1 + CONFIDENCE) / 2, count - 1) * sample.std(ddof=1) / math.sqrt(count)
     return float(sample.mean() - half), float(sample.mean() + half)
 
 
 def paired_difference(
-    run: Sequence[float] | Values, reference: Sequence[float] | Values, seed: int = SEED
+    run: Sequence[float] | Values, reference: Sequence[float] | Values
 ) -> PairedDifference:
     """`run` less `reference`, scores (N,) of the same cases in the same order, N at least 1."""
     differences = np.asarray(run, np.float64) - np.asarray(reference, np.float64)
-    low, high = bootstrap_interval(differences, seed=seed)
+    low, high = bootstrap_interval(differences)
     return PairedDifference(
         count=len(differences),
         mean=float(differences.mean()),
         median=float(np.median(differences)),
         low=low,
         high=high,
-        p_value=sign_flip_test(differences, seed=seed),
+        p_value=sign_flip_test(differences),
     )
 
 
-def sign_flip_test(differences: Values, permutations: int = RESAMPLES, seed: int = SEED) -> float:
+def sign_flip_test(differences: Values, permutations: int = RESAMPLES) -> float:
     """Two-sided p-value of the paired permutation test on the mean of `differences` (N,).
 
     Under the null hypothesis the two runs are exchangeable within each case, so each difference
@@ -138,7 +135,7 @@ def sign_flip_test(differences: Values, permutations: int = RESAMPLES, seed: int
     if 2**count <= permutations:
         flips = np.arange(2**count)[:, None] >> np.arange(count) & 1
         return float(np.mean(np.abs((1 - 2 * flips) @ differences) >= threshold))
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(SEED)
     extreme = 0
     for draws in _chunks(permutations, count):
         flips = rng.integers(0, 2, size=(draws, count), dtype=np.int8)

@@ -20,11 +20,7 @@ def save_tensors(path: Path, content: Any) -> None:
 
     laid_out = io.BytesIO()
     torch.save(content, laid_out)
-    atomic_write(path, lambda temporary: _write(temporary, laid_out))
-
-
-def _write(path: Path, laid_out: io.BytesIO) -> None:
-    path.write_bytes(laid_out.getbuffer())
+    atomic_write(path, laid_out.getbuffer())
 
 
 def load_tensors(path: Path) -> Any:
