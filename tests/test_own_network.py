@@ -35,7 +35,7 @@ def test_running_statistics_and_averaged_weights_do_not_go_together(
     tmp_path: Path, vae: Path
 ) -> None:
     command = arguments(tmp_path, vae, "model=tests.own_networks:build", "ema_decay=0.9")
-    with pytest.raises(UserError, match="batch normalisation, whose .* set ema_decay=0"):
+    with pytest.raises(UserError, match=r"batch normalisation, whose .* set ema_decay=0"):
         train.main([*command, "--dry-run"])
 
 

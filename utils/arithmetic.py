@@ -11,7 +11,10 @@ from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 _ATEN = torch.ops.aten
 # Attention on the CPU, which torch counts as nothing, by torch's formulas for the same on a GPU.
-for _name in ("_scaled_dot_product_flash_attention", "_scaled_dot_product_flash_attention_backward"):
+for _name in (
+    "_scaled_dot_product_flash_attention",
+    "_scaled_dot_product_flash_attention_backward",
+):
     _on_cpu = getattr(_ATEN, _name.replace("flash_attention", "flash_attention_for_cpu"), None)
     if _on_cpu is not None:
         flop_registry.setdefault(_on_cpu, flop_registry[getattr(_ATEN, _name)])
