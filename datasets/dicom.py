@@ -34,8 +34,8 @@ def read_dicom(content: bytes, max_megapixels: float, window: Window = None) -> 
     palette) keeps its upper 8 bits. In enhanced objects, the functional groups are read too.
 
     Raises ImageError where pydicom or a decoder is not installed, where there are several frames, no
-    pixels or unreadable ones, or pixels of another size or number of colours than the header has, and
-    for a size over the limit.
+    pixels or unreadable ones, pixels in other than the lower bits, or of another size or number of
+    colours than the header has, and for a size over the limit.
     """
     try:
         import pydicom
@@ -47,7 +47,10 @@ def read_dicom(content: bytes, max_megapixels: float, window: Window = None) -> 
     try:
         header = pydicom.dcmread(io.BytesIO(content), stop_before_pixels=True)
         frames = int(header.get("NumberOfFrames") or 1)
-        rows, columns = int(header.get("Rows") or 0), int(header.get("Columns") or 0)
+        rows, columns, allocated, stored, high = (
+            int(header.get(name) or 0)
+            for name in ("Rows", "Columns", "BitsAllocated", "BitsStored", "HighBit")
+        )
     except Exception as error:  # damaged bytes make pydicom raise errors of every kind
         raise ImageError("the DICOM header cannot be read") from error
     if not rows or not columns:
@@ -55,6 +58,12 @@ def read_dicom(content: bytes, max_megapixels: float, window: Window = None) -> 
     if frames > 1:
         raise ImageError(f"DICOM with {frames} frames: only single frames are read, export one")
     check_megapixels(columns, rows, max_megapixels)
+    # the standard has the values in the lower bits (PS3.5, 8.1.1), and pydicom looks for them there
+    if 0 < stored < allocated and 0 < high != stored - 1:
+        raise ImageError(
+            f"the DICOM pixels are in bits {high + 1 - stored} to {high} (HighBit {high}), expected "
+            f"bits 0 to {stored - 1}: export it again"
+        )
     try:
         data = pydicom.dcmread(io.BytesIO(content))
         if data.file_meta.TransferSyntaxUID.is_encapsulated:

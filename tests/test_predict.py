@@ -404,6 +404,8 @@ RANGE = [0, 85, 170, 255]
             {"WindowCenter": 150, "WindowWidth": 100, "VOILUTFunction": "SIGMOID"},
             [1, 30, 225, 254],
         ),
+        ({"BitsStored": 12, "HighBit": 11}, RANGE),
+        ({"HighBit": 0}, RANGE),  # wrong, and of no consequence
         # Hounsfield-like: stored 0..300 mean -100..500
         (
             {"RescaleSlope": 2, "RescaleIntercept": -100, "WindowCenter": 200, "WindowWidth": 401},
@@ -678,6 +680,10 @@ def test_a_dicom_palette_in_big_endian() -> None:
         (lambda: dicom(INDICES, **palette(256, 17, bytes(512))), "entries of 17 bits"),
         (lambda: dicom(INDICES, **palette(9, 16, LINE.tobytes(), segmented=True)), "256 entries"),
         (lambda: dicom(RAMP, NumberOfFrames=30), "30 frames"),
+        (
+            lambda: dicom(RAMP << 4, BitsStored=12, HighBit=15),
+            "bits 4 to 15 .*expected bits 0 to 11",
+        ),
         (lambda: dicom(RAMP, Rows=60_000, Columns=60_000), "over the limit"),
         (lambda: dicom(RAMP)[:-5], "cannot be decoded"),
         (lambda: dicom(RAMP)[:160], "cannot be read|without an image"),
