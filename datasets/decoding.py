@@ -117,8 +117,12 @@ def decode(content: bytes, flags: int, max_megapixels: float = MAX_MEGAPIXELS) -
 
 def _check_tiff(content: bytes) -> None:
     """ImageError for a damaged TIFF, of which OpenCV returns pixels nevertheless."""
-    from PIL.TiffImagePlugin import TiffImageFile  # comes with torchvision
-
+    try:
+        from PIL.TiffImagePlugin import TiffImageFile  # comes with torchvision
+    except ImportError:
+        raise ImageError(
+            "a TIFF needs Pillow, which tells whether it is damaged: pip install pillow"
+        ) from None
     try:
         image = TiffImageFile(io.BytesIO(content))
         with image:

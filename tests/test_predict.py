@@ -311,6 +311,13 @@ def test_dicom_without_its_marker_says_so() -> None:
     assert read_picture(encoded(noise(4, 4)), suffix=".dcm").pixels.shape == (4, 4, 3)
 
 
+def test_a_tiff_without_pillow_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "PIL.TiffImagePlugin", None)
+    assert read_picture(encoded(noise(4, 4))).pixels.shape == (4, 4, 3)
+    with pytest.raises(ImageError, match=r"a TIFF needs Pillow.*pip install pillow"):
+        read_picture(encoded(noise(4, 4), ".tif"))
+
+
 def paged_tiff(*kinds: int) -> bytes:
     """A TIFF of 8 x 8 px for each kind (NewSubfileType), brighter from page to page."""
     content = b"II*\0" + struct.pack("<I", 8)
