@@ -28,7 +28,7 @@ _JP2_START = b"\0\0\0\x0cjP  \r\n\x87\n"
 _JPEG_END, _JPEG_SCAN = 0xD9, 0xDA
 _JPEG_WITHOUT_LENGTH = {0x00, 0x01, *range(0xD0, 0xD9)}
 _TIFF_KIND, _TIFF_WIDTH, _TIFF_HEIGHT, _TIFF_ORIENTATION = 254, 256, 257, 274
-_TIFF_COLOURS, _TIFF_YCBCR = 262, 6
+_TIFF_COLOURS, _TIFF_ZERO_IS_WHITE, _TIFF_YCBCR = 262, 0, 6
 _TIFF_DIRECTORIES = 16  # that are looked at, as a hostile file can chain any number
 _TIFF_NO_PAGE = 0b101  # bits of the kind: a smaller copy, a transparency mask
 
@@ -157,14 +157,29 @@ def read_pixels(path: Path, flags: int) -> np.ndarray:
 
 def orientation(content: bytes) -> int:
     """The orientation tag of an image, 1 to 8, by which `decode` turns it upright; 1 where it has none."""
+    tag = _tags(content).get(_TIFF_ORIENTATION, 1)
+    return tag if 1 <= tag <= 8 else 1
+
+
+def zero_is_white(content: bytes) -> bool:
+    """Whether this is a TIFF whose least value is white.
+
+    OpenCV inverts these, except AS_STORED ones of more than 8 bits.
+    """
+    return (
+        content[:2] in (b"II", b"MM") and _tags(content).get(_TIFF_COLOURS) == _TIFF_ZERO_IS_WHITE
+    )
+
+
+def _tags(content: bytes) -> dict[int, int]:
+    """The tags of an image as `_tiff_directory` gives them, empty where it has none."""
     try:
         block = content[_exif_start(content) :]
         order = {b"II": "<", b"MM": ">"}[block[:2]]
         (directory,) = struct.unpack_from(order + "I", block, 4)
-        tag = _tiff_directory(block, order, directory)[0].get(_TIFF_ORIENTATION, 1)
+        return _tiff_directory(block, order, directory)[0]
     except (struct.error, LookupError, ValueError):
-        return 1
-    return tag if 1 <= tag <= 8 else 1
+        return {}
 
 
 def _exif_start(content: bytes) -> int:
@@ -200,6 +215,8 @@ def _declared_size(content: bytes) -> tuple[int, int]:
         return abs(width), abs(height)  # a negative height means rows from top to bottom
     if content[:4] in (b"II*\0", b"MM\0*"):
         return _tiff_size(content)
+    if content[:4] in (b"II+\0", b"MM\0+"):
+        raise ImageError("a BigTIFF, which is not read: save it as an ordinary TIFF")
     raise UnknownFormatError("not a PNG, JPEG, BMP or TIFF image")
 
 
@@ -285,6 +302,6 @@ def _tiff_directory(content: bytes, order: str, directory: int) -> tuple[dict[in
     for entry in range(entries):
         at = directory + 2 + 12 * entry
         tag, kind = struct.unpack_from(order + "HH", content, at)
-        if tag in (_TIFF_KIND, _TIFF_WIDTH, _TIFF_HEIGHT, _TIFF_ORIENTATION):
+        if tag in (_TIFF_KIND, _TIFF_WIDTH, _TIFF_HEIGHT, _TIFF_COLOURS, _TIFF_ORIENTATION):
             (tags[tag],) = struct.unpack_from(order + ("H" if kind == 3 else "I"), content, at + 8)
     return tags, directory + 2 + 12 * entries

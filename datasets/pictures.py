@@ -22,9 +22,10 @@ from datasets.decoding import (
     check_declared_size,
     check_megapixels,
     decode,
+    zero_is_white,
 )
 from datasets.dicom import read_dicom
-from datasets.windowing import Window, dark_note, scale_to_8_bit
+from datasets.windowing import Window, dark_note, may_be_dark, scale_to_8_bit
 
 DICOM_SUFFIXES = (".dcm", ".dicom")
 SUFFIXES = (*IMAGE_EXTENSIONS, *DICOM_SUFFIXES)
@@ -95,10 +96,13 @@ def read_picture(
     if pixels.shape[:2] == (width, height) and width != height:
         notes.append("turned upright by its orientation tag, and so are its mask and maps")
     if pixels.dtype == np.uint16 and window is None:
-        if dark := dark_note(pixels):
-            notes.append(f"{dark}; --window auto spreads its own range")
+        dark = dark_note(pixels)
         pixels = decode(content, cv2.IMREAD_COLOR, max_megapixels)  # rounds as training does
-    else:
+        if dark and may_be_dark(pixels):
+            notes.append(f"{dark}; --window auto spreads its own range")
+    elif pixels.dtype != np.uint8:
         pixels = scale_to_8_bit(pixels, window)
+        if zero_is_white(content):
+            pixels = 255 - pixels
     conversion = cv2.COLOR_GRAY2RGB if pixels.ndim == 2 else cv2.COLOR_BGR2RGB
     return Picture(cv2.cvtColor(pixels, conversion), "; ".join(notes))

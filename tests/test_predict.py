@@ -251,6 +251,22 @@ def test_16_bits_are_scaled_by_a_window() -> None:
     assert bright.note == "" and bright.pixels.min() == 255
 
 
+@pytest.mark.parametrize("depth", [np.uint16, np.float32])
+def test_a_tiff_in_which_0_is_white_is_inverted(depth: type) -> None:
+    def least_is_white(values: list[int]) -> bytes:
+        content = encoded(np.array([values], depth), ".tif")
+        black_is_0, white_is_0 = (struct.pack("<HHIH", 262, 3, 1, kind) for kind in (1, 0))
+        assert content.count(black_is_0) == 1
+        return content.replace(black_is_0, white_is_0)
+
+    ramp = least_is_white([0, 2000, 4000])
+    assert read_picture(ramp, window="auto").pixels[0, :, 0].tolist() == [255, 127, 0]
+    assert read_picture(ramp, window=(0, 65535)).pixels[0, :, 0].tolist() == [255, 247, 239]
+    if depth is np.uint16:
+        bright = read_picture(ramp)
+        assert bright.note == "" and bright.pixels.min() == 240
+
+
 def test_windows_are_parsed() -> None:
     assert parse_window("auto") == "auto" and parse_window("-100,300.5") == (-100, 300.5)
     for text in ("5", "3,1", "1,1", "a,b", "nan,1", "0,inf", "1,2,3"):
@@ -295,6 +311,8 @@ def png_header(width: int, height: int) -> bytes:
         (encoded(noise(50, 50), ".jpg")[:-300], "cut short"),
         (encoded(noise(50, 50), ".bmp")[:-300], "cut short"),
         (encoded(np.ones((8, 8), np.float32), ".tif"), "float32 pixels: say which values"),
+        (b"II+\0\x08\0\0\0", "a BigTIFF.*save it as an ordinary TIFF"),
+        (b"MM\0+\0\x08\0\0", "a BigTIFF"),
     ],
 )
 def test_unreadable_pictures_say_why(content: bytes, message: str) -> None:
