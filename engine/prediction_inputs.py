@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import glob
 import os
 from collections import defaultdict, deque
@@ -37,48 +38,78 @@ class Job:
 def find_jobs(inputs: Sequence[str], recursive: bool, out: Path) -> list[Job]:
     """The images that files, folders and glob patterns name, each once, under unique names.
 
-    Folders give their files with a known ending and DICOM files under any name, sorted by name.
-    Skipped: hidden files, `out`, and earlier predictions in it. Linked folders come last; no folder
-    is visited twice. UserError lists inputs that do not exist or hold no image.
+    Folders, named or matched by a pattern, give their files with a known ending and DICOM files under
+    any name, sorted by name. Skipped: hidden files, `out`, and earlier predictions in it. Linked
+    folders come last; no folder counts twice. UserError lists inputs that do not exist or hold no
+    image, and folders that cannot be read.
     """
     out = out.resolve()
     problems: list[str] = []
-    paths: dict[Path, None] = {}
+    paths: dict[Path, Path] = {}  # by their place, as a folder can be reached in several ways
+    place_of = functools.cache(Path.resolve)
     for text in inputs:
-        path = Path(text)
-        if path.is_dir():
-            images = list(_pictures_in(path, recursive, out))
-            hint = "" if recursive else "; --recursive includes its subfolders"
-            problem = f"{text}: no images ({' '.join(SUFFIXES)}) in this folder{hint}"
-        elif path.exists():
-            images, problem = [path], ""
-        else:
-            matches = sorted(glob.glob(text, recursive=True))  # noqa: PTH207 - absolute patterns too
-            files = [Path(match) for match in matches if Path(match).is_file()]
-            images = [file for file in files if not _is_prediction(file.resolve().parent, out)]
-            problem = f"{text}: no such file, and as a pattern it matches none"
-        if not images:
-            problems.append(problem)
-        paths |= dict.fromkeys(images)
+        try:
+            Path(text).stat()
+            matches, holder = [Path(text)], "this folder"
+        except (FileNotFoundError, NotADirectoryError):
+            matches, holder = _matches(text, out), "the folders that match"
+        except OSError as error:
+            problems.append(f"{text}: cannot be read: {error.strerror}")
+            continue
+        images: list[Path] = []
+        unreadable: list[str] = []
+        for path in matches:
+            if path.is_dir():
+                images += _pictures_in(path, recursive, out, unreadable)
+            else:
+                images.append(path)
+        problems += unreadable
+        if not matches:
+            problems.append(f"{text}: no such file, and as a pattern it matches none")
+        elif not images and not unreadable:
+            hint = "" if recursive else "; --recursive includes subfolders"
+            problems.append(f"{text}: no images ({' '.join(SUFFIXES)}) in {holder}{hint}")
+        for path in images:
+            paths.setdefault(place_of(path.parent) / path.name, path)
     if problems:
         raise UserError("nothing to predict:\n  " + "\n  ".join(problems))
-    return [Job(name, path) for path, name in unique_names(list(paths)).items()]
+    return [Job(name, path) for path, name in unique_names(list(paths.values())).items()]
 
 
-def _pictures_in(folder: Path, recursive: bool, out: Path) -> Iterator[Path]:
-    for parent, files in _folders_in(folder, recursive, out):
+def _matches(pattern: str, out: Path) -> list[Path]:
+    """The files and folders that a pattern matches, without earlier predictions."""
+    found = sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207 - absolute patterns too
+    return [
+        path
+        for path in map(Path, found)
+        if (path.is_file() and not _is_prediction(path.resolve().parent, out))
+        or (path.is_dir() and not _is_prediction(path.resolve(), out))
+    ]
+
+
+def _pictures_in(folder: Path, recursive: bool, out: Path, unreadable: list[str]) -> Iterator[Path]:
+    for parent, files in _folders_in(folder, recursive, out, unreadable):
         for name in sorted(files):
             path = parent / name
             if not name.startswith(".") and (path.suffix.lower() in SUFFIXES or _holds_dicom(path)):
                 yield path
 
 
-def _folders_in(folder: Path, recursive: bool, out: Path) -> Iterator[tuple[Path, list[str]]]:
-    """The folder and, if `recursive`, its subfolders, each once, with the names of their files."""
+def _folders_in(
+    folder: Path, recursive: bool, out: Path, unreadable: list[str]
+) -> Iterator[tuple[Path, list[str]]]:
+    """The folder and, if `recursive`, its subfolders, each once, with the names of their files.
+
+    Those that cannot be read are added to `unreadable`, with the reason.
+    """
+
+    def note(error: OSError) -> None:
+        unreadable.append(f"{error.filename}: cannot be read: {error.strerror}")
+
     seen: set[Path] = set()
     waiting = deque([folder])  # links come last, so that a folder is named by its own path
     while waiting:
-        for text, folders, files in os.walk(waiting.popleft()):
+        for text, folders, files in os.walk(waiting.popleft(), onerror=note):
             parent = Path(text)
             if (place := parent.resolve()) in seen:
                 folders.clear()

@@ -791,6 +791,34 @@ def test_files_folders_and_patterns_are_found(tmp_path: Path) -> None:
     empty.mkdir()
     with pytest.raises(UserError, match=r"no images(.|\n)*--recursive(.|\n)*none\.png: no such"):
         find_jobs([str(empty), str(tmp_path / "none.png")], False, out)
+    # folders that a pattern matches are searched like those that are named
+    assert found(folder / "d*") == ["deep/scan_0.png"]
+    matched = [file for file in found(folder / "*") if file not in ("README", "notes.txt", "pipe")]
+    assert matched == [uid, "IM0001", "deep/scan_0.png", "scan_0.png", "scan_1.png"]
+    with pytest.raises(UserError, match=r"empt\*: no images .* in the folders that match"):
+        find_jobs([str(tmp_path / "empt*")], False, out)
+    with pytest.raises(UserError, match=r"aaa: cannot be read: File name too long"):
+        find_jobs(["a" * 256], False, out)
+
+
+def test_a_folder_that_cannot_be_read_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, scandir = picture_folder(tmp_path / "in", 1), os.scandir
+    locked = picture_folder(folder / "locked", 1)
+
+    def refused(path: Path) -> object:
+        if Path(path) == locked:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refused)
+    assert len(find_jobs([str(folder)], False, tmp_path / "out")) == 1
+    for named in (folder, locked):
+        with pytest.raises(UserError) as caught:
+            find_jobs([str(named)], True, tmp_path / "out")
+        problems = str(caught.value).splitlines()[1:]
+        assert problems == [f"  {locked}: cannot be read: Permission denied"]
 
 
 def test_linked_folders_are_followed_once(tmp_path: Path) -> None:
@@ -810,6 +838,11 @@ def test_linked_folders_are_followed_once(tmp_path: Path) -> None:
     assert found(recursive=False) == ["scan_0.png"]
     linked = "elsewhere/deep/scan_0.png"
     assert found(recursive=True) == ["scan_0.png", "real/scan_0.png", linked]
+
+    (folder / "real" / "same.png").symlink_to("scan_0.png")  # a name of its own, a mask of its own
+    ways = [folder / "again", folder / "real" / ".." / "real", folder / "again" / "scan_0.png"]
+    jobs = find_jobs([str(way) for way in ways], False, tmp_path / "out")
+    assert [job.path for job in jobs] == [ways[0] / "same.png", ways[0] / "scan_0.png"]
 
 
 # The program
