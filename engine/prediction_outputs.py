@@ -63,6 +63,7 @@ class OutputFolder:
         self.threshold = threshold
         self._overlay = overlay
         self._tta = tta
+        self._settings_file = folder / "settings.json"
         self._table = folder / "predictions.csv"
         self._partial = folder / "predictions.partial.csv"
         self._rows: dict[str, PredictionRow] = {}
@@ -75,7 +76,7 @@ class OutputFolder:
         UserError
         - if the folder holds predictions, and neither `resume` nor `overwrite` is set;
         - if other files lie where predictions would go, such as the masks of a data set;
-        - to resume, if the settings differ, or an image would get another name;
+        - to resume, if the settings differ or the table cannot be read, or an image would get another name;
         - if the folder cannot be written to.
         """
         used = self._table.exists() or self._partial.exists()
@@ -94,9 +95,10 @@ class OutputFolder:
             self._earlier = [row for row in done.values() if row["file"] not in files]
             self._rows = {job.name: done[job.name] for job in jobs if self._is_done(job, done)}
         with writing_predictions(self.folder):
-            for stale in self.folder.glob("*/.*.tmp"):  # of a run that was killed
-                stale.unlink(missing_ok=True)
-            atomic_write(self.folder / "settings.json", json.dumps(self.settings, indent=2) + "\n")
+            for name in OUTPUT_FOLDERS.values():
+                for stale in (self.folder / name).glob(".*.tmp"):  # of a run that was killed
+                    stale.unlink(missing_ok=True)
+            atomic_write(self._settings_file, json.dumps(self.settings, indent=2) + "\n")
             atomic_write(self._partial, csv_text(COLUMNS, [*self._earlier, *self._rows.values()]))
             self._table.unlink(missing_ok=True)
             self._journal = self._partial.open("a", encoding="utf-8")
@@ -183,7 +185,16 @@ class OutputFolder:
         return [row for row in rows if row["status"] != "ok"]
 
     def _check_nothing_else_is_there(self) -> None:
-        """UserError if files lie where predictions would go, such as the masks of a data set."""
+        """UserError if files lie where predictions would go, such as the masks of a data set.
+
+        The settings of a run that was killed before its first row may be there.
+        """
+        if self._settings_file.exists() and (
+            (before := self._earlier_settings()) is None or before.keys() != self.settings.keys()
+        ):
+            raise UserError(
+                f"{self._settings_file} is not of an earlier run, and would be replaced: name another folder by --out"
+            )
         for name in OUTPUT_FOLDERS.values():
             if (other := next((self.folder / name).glob("*"), None)) is not None:
                 raise UserError(
@@ -191,15 +202,21 @@ class OutputFolder:
                     "replace them: name another folder by --out"
                 )
 
-    def _check_settings(self) -> None:
-        path = self.folder / "settings.json"
+    def _earlier_settings(self) -> dict[str, Any] | None:
+        """The settings in the folder, None where the file cannot be read."""
         try:
-            before = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+            settings = json.loads(self._settings_file.read_text(encoding="utf-8-sig"))
+        except (OSError, ValueError):
+            return None
+        return settings if isinstance(settings, dict) else None
+
+    def _check_settings(self) -> None:
+        before = self._earlier_settings()
+        if before is None:
             raise UserError(
-                f"{path} cannot be read, so it is not known what made these predictions: "
+                f"{self._settings_file} cannot be read, so it is not known what made these predictions: "
                 "--overwrite starts again"
-            ) from error
+            )
         if before != self.settings:
             changed = "; ".join(
                 f"{key}: {before.get(key)} in the folder, {self.settings.get(key)} now"
@@ -225,13 +242,20 @@ class OutputFolder:
                 )
 
     def _finished(self) -> dict[str, PredictionRow]:
-        """The rows of the images that an earlier run predicted, by name."""
+        """The rows of the images that an earlier run predicted, by name; UserError without the columns."""
         path = self._partial if self._partial.exists() else self._table
-        lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
-        whole = lines[:-1]  # after the last line break comes nothing, or a line cut off by a kill
+        # a table program may have saved it with a byte-order mark
+        lines = path.read_text(encoding="utf-8-sig", errors="replace").split("\n")
+        # after the last line break comes nothing, or a line cut off by a kill
+        reader = csv.DictReader(lines[:-1])
+        if missing := [name for name in COLUMNS if name not in (reader.fieldnames or ())]:
+            raise UserError(
+                f"{path} has no columns {', '.join(missing)}, so it is not known what is done: "
+                "--overwrite starts again"
+            )
         return {
             row["name"]: row
-            for row in csv.DictReader(whole)
+            for row in reader
             if row.get("status") == "ok" and None not in row and None not in row.values()
         }
 
@@ -249,6 +273,11 @@ def writing_predictions(folder: Path) -> Iterator[None]:
     """Turn the OSError of a full disk or a read-only folder into a UserError."""
     try:
         yield
+    except (FileExistsError, NotADirectoryError) as error:
+        raise UserError(
+            f"cannot write to {folder}: in this place lies a file, expected a folder; name another "
+            "folder by --out"
+        ) from error
     except OSError as error:
         raise UserError(
             f"cannot write to {folder}: {error.strerror or error}. All files there are complete; "
@@ -257,5 +286,11 @@ def writing_predictions(folder: Path) -> Iterator[None]:
 
 
 def _is_newer(image: Path, mask: Path) -> bool:
-    """Whether the image file was written after its mask, so that the mask may be of another image."""
-    return image.stat().st_mtime > mask.stat().st_mtime
+    """Whether the image file was written after its mask, so that the mask may be of another image.
+
+    False where the image is gone, which leaves what was predicted.
+    """
+    try:
+        return image.stat().st_mtime > mask.stat().st_mtime
+    except OSError:
+        return False

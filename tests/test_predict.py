@@ -1004,6 +1004,37 @@ def test_masks_of_a_data_set_are_spared(tmp_path: Path, run: Path, options: list
     assert {path: path.read_bytes() for path in masks.iterdir()} == before
 
 
+def output_folder(folder: Path, settings: dict[str, Any] | None = None) -> OutputFolder:
+    return OutputFolder(
+        folder, settings or {"weights_sha256": "0"}, "jpg", tta=False, threshold=0.5
+    )
+
+
+def test_files_of_other_programs_are_spared(tmp_path: Path) -> None:
+    theirs = tmp_path / "project" / ".draft.tmp"
+    theirs.parent.mkdir()
+    theirs.touch()
+    output_folder(tmp_path).open([], resume=False, overwrite=False)
+    assert theirs.exists()
+    for content in ('{"theme": "dark"}', "[1]", "{}", "half"):
+        settings = tmp_path / "theirs" / "settings.json"
+        settings.parent.mkdir(exist_ok=True)
+        settings.write_text(content)
+        with pytest.raises(UserError, match=r"settings\.json is not of an earlier run.*--out"):
+            output_folder(settings.parent).open([], resume=False, overwrite=True)
+        assert settings.read_text() == content
+    # what a run leaves that was killed at once
+    settings.write_text('{"weights_sha256": "1"}')
+    output_folder(settings.parent).open([], resume=False, overwrite=False)
+
+
+def test_a_file_in_place_of_the_folder_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for folder in (tmp_path / "file", tmp_path / "file" / "out"):
+        with pytest.raises(UserError, match=r"lies a file.*name another folder by --out"):
+            output_folder(folder).open([], resume=False, overwrite=False)
+
+
 def run_vae(run: Path) -> Path:
     from utils.config import load_config
 
@@ -1037,6 +1068,38 @@ def test_resume_predicts_replaced_images_again(tmp_path: Path, run: Path) -> Non
     assert rows_of(out)["scan_1"]["width"] == "50" and image(mask).shape == (50, 50)
     name = "masks/scan_0.png"
     assert everything_under(out)[name] == before[name]
+    # an image that is gone keeps its row
+    other.unlink()
+    other.symlink_to("gone.png")
+    assert predict.main([*command, "--resume"]) == 0
+    assert rows_of(out)["scan_1"]["status"] == "ok" and mask.exists()
+
+
+def test_resume_after_a_table_was_saved_by_another_program(tmp_path: Path) -> None:
+    folder, out = picture_folder(tmp_path / "in", 2), tmp_path / "out"
+    jobs = find_jobs([str(folder)], False, out)
+
+    def resume() -> list[str]:
+        return [job.name for job in output_folder(out).open(jobs, resume=True, overwrite=False)]
+
+    first = output_folder(out)
+    first.open(jobs, resume=False, overwrite=False)
+    read = partial(read_file, max_megapixels=1, window=None)
+    for row in predict_files(jobs, read, GreyBackend(), PredictionOptions(), first, 2, 1):
+        first.add(row)
+    first.close(jobs)
+    table = out / "predictions.csv"
+    content = table.read_text()
+    table.write_bytes(content.replace("\n", "\r\n").encode("utf-8-sig"))
+    assert resume() == []
+    partial_table = out / "predictions.partial.csv"
+    assert partial_table.read_text() == content
+    partial_table.write_text(content.replace(",", ";"))
+    with pytest.raises(UserError, match=r"partial\.csv has no columns name, file.*--overwrite"):
+        resume()
+    (out / "settings.json").write_text("[1]")
+    with pytest.raises(UserError, match=r"settings\.json cannot be read.*--overwrite"):
+        resume()
 
 
 def test_resume_with_other_inputs_keeps_what_is_there(tmp_path: Path, run: Path) -> None:
