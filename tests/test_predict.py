@@ -14,12 +14,14 @@ import zlib
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import cv2
 import numpy as np
 import pytest
 
+import app
 import predict
 from datasets.cases import read_image
 from datasets.decoding import ImageError
@@ -1255,6 +1257,14 @@ def test_options_out_of_range(option: list[str], capsys: pytest.CaptureFixture[s
     with pytest.raises(SystemExit, match="2"):
         predict.main(["--run", "x", "y", "--out", "z", *option])
     assert re.search(f"{option[0]}( must be|: expected) ", capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("program", [predict, app], ids=["predict", "app"])
+def test_a_window_may_begin_below_0(program: ModuleType) -> None:
+    rest = ["scan.png", "--out", "out"] if program is predict else []
+    for window in ("-160,240", "-.5,1"):
+        arguments = program.parse_arguments(["--run", "run", "--window", window, *rest])
+        assert arguments.window == window
 
 
 def test_help_and_errors_need_no_torch() -> None:
