@@ -7,6 +7,7 @@ import itertools
 import json
 import os
 import re
+import shutil
 import struct
 import subprocess
 import sys
@@ -1224,12 +1225,24 @@ def test_unusable_models_are_refused(tmp_path: Path, run: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-def test_config_and_weights_replace_a_run(tmp_path: Path, run: Path) -> None:
+def test_config_and_weights_replace_a_run(
+    tmp_path: Path, run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     picture = str(picture_folder(tmp_path / "in", 1) / "scan_0.png")
     model = ["--config", str(run / "config.yaml"), "--weights", str(run / "best_model.pth")]
     assert predict.main([*model, picture, "--out", str(tmp_path / "a")]) == 0
     assert predict.main(["--run", str(run), picture, "--out", str(tmp_path / "b")]) == 0
     assert everything_under(tmp_path / "a") == everything_under(tmp_path / "b")
+
+    capsys.readouterr()
+    other = tmp_path / "project"  # of another program, with a config of its own
+    other.mkdir()
+    (other / "config.yaml").write_text("learning_rate: 0.1")
+    model[3] = str(shutil.copy(run / "best_model.pth", other))
+    assert predict.main([*model, picture, "--out", str(tmp_path / "c")]) == 0
+    assert everything_under(tmp_path / "c") == everything_under(tmp_path / "b")
+    said = capsys.readouterr().out
+    assert re.search(r"not known how these weights(.|\n)*unknown key", said)
 
 
 def test_keys_of_another_machine_can_be_changed(tmp_path: Path, run: Path) -> None:
