@@ -134,7 +134,7 @@ def _with_checkpoint(config: Config, weights: Path | None) -> tuple[Config, Path
     if not path.is_file():
         raise UserError(
             f"no checkpoint at {path}. Train one with the same config (python train.py --config ...), "
-            "or name one: model_weight=path/to/best_model.pth"
+            "or name one: --weights path/to/best_model.pth, for valid.py model_weight=path/to/best_model.pth"
         )
     return config, path
 

@@ -1212,7 +1212,7 @@ def test_unusable_models_are_refused(tmp_path: Path, run: Path) -> None:
     rest = [picture, "--out", str(tmp_path / "out")]
     with pytest.raises(UserError, match=r"no config\.yaml"):
         predict.main(["--run", str(tmp_path), *rest])
-    with pytest.raises(UserError, match="no checkpoint at"):
+    with pytest.raises(UserError, match=r"no checkpoint at .*--weights.* model_weight="):
         predict.main(["--run", str(run), "--weights", str(tmp_path / "none.pth"), *rest])
     other = tmp_path / "other" / "epochs_1"
     write_run(other, run_vae(run), "vae_model=tiny_vae", "guidance_method=wavelet")
