@@ -1264,7 +1264,13 @@ def test_keys_of_another_machine_can_be_changed(tmp_path: Path, run: Path) -> No
 
 @pytest.mark.parametrize(
     "option",
-    [["--threshold", "1.5"], ["--overlap", "1"], ["--batch-size", "0"], ["--workers", "0"]],
+    [
+        ["--threshold", "1.5"],
+        ["--overlap", "1"],
+        ["--batch-size", "0"],
+        ["--workers", "0"],
+        ["--max-megapixels", "inf"],
+    ],
 )
 def test_options_out_of_range(option: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
