@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 
 from datasets.archives import Member
 from datasets.catalogue import IMAGE_EXTENSIONS, DatasetSpec
@@ -68,6 +69,19 @@ def own_cases(
     others = (file for file in read if not of_mask.fullmatch(file.stem))
     paired.lone_masks.extend(file.path for file in others if file.stem not in image_stems)
     return paired
+
+
+def common_suffix(files: PairedFiles) -> str | None:
+    """What masks without an image have after the name of one, such as `_mask`; None if that differs.
+
+    Numbers of further masks, as in `_mask_1`, are left out.
+    """
+    rests = set()
+    for path in files.lone_masks:
+        stem = PurePosixPath(path).stem
+        name = max(filter(stem.startswith, files.problems), key=len, default="")
+        rests.add(re.sub(r"(?<=.)_\d+$", "", stem.removeprefix(name)) if name else None)
+    return rests.pop() if len(rests) == 1 else None
 
 
 def _is_read(file: Member) -> bool:

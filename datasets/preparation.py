@@ -19,7 +19,7 @@ from datasets.archives import DEFAULT_LIMITS, Limits, Source, members, open_sour
 from datasets.catalogue import IMAGE_EXTENSIONS, DatasetSpec, spec_for
 from datasets.decoding import MAX_MEGAPIXELS
 from datasets.group_tables import check_groups, cut_groups_note, read_group_table
-from datasets.layouts import PairedFiles, own_cases, published_cases
+from datasets.layouts import PairedFiles, common_suffix, own_cases, published_cases
 from datasets.prepared import NOTES
 from datasets.splits import SEED, Split, grouped_split, quoted, random_split, read_split
 from datasets.staging import Staging, staged
@@ -111,6 +111,14 @@ def prepare_own(
         raise UserError(
             f"no images named *{image_suffix} in {images}; "
             f"expected files ending in {', '.join(IMAGE_EXTENSIONS)}"
+        )
+    if not files.cases and files.lone_masks:
+        example = next(iter(files.problems))
+        suffix = common_suffix(files)
+        advice = f"--mask-suffix {suffix}" if suffix else "--mask-suffix or --image-suffix"
+        raise UserError(
+            f"none of the {len(files.problems)} images has a mask of its name: expected one for {example!r}, "
+            f"the masks are named like {quoted(files.lone_masks, 2)}. Give {advice}"
         )
     group_of = read_group_table(options.groups, None)
     split = _choose_split(spec, files, group_of, True, options)

@@ -485,6 +485,29 @@ def test_masks_without_an_image_are_counted(
     assert "2 masks have no image and were left out: '3.png', '7.png'" in error
 
 
+@pytest.mark.parametrize(
+    ("name_of", "advice"),
+    [
+        ("{}_mask.png", "Give --mask-suffix _mask\n"),
+        ("{}_mask_1.png", "Give --mask-suffix _mask\n"),
+        ("mask{}.png", "Give --mask-suffix or --image-suffix\n"),
+    ],
+)
+def test_masks_of_another_name_are_told_by_their_suffix(
+    own: list[str],
+    tmp_path: Path,
+    name_of: str,
+    advice: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for path in (tmp_path / "masks").iterdir():
+        path.rename(path.with_name(name_of.format(path.stem)))
+    assert prepare(own) == 2
+    error = capsys.readouterr().err
+    assert "has a mask of its name: expected one for '0'" in error and error.endswith(advice)
+    assert error.count("\n") == 1
+
+
 def test_masks_without_the_suffix_are_counted_too(
     own: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
