@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderTiny
+from diffusers.utils import SAFETENSORS_WEIGHTS_NAME
 from torch import nn
 
 from distillation.checkpoints import load_checkpoint
@@ -141,6 +142,10 @@ def write_student(student: Any, out: Path) -> None:
                 "delete the checkpoint of this part and distil it again with a lower --lr"
             )
     student.save_pretrained(out)
+    weights = out / SAFETENSORS_WEIGHTS_NAME
+    atomic_write(
+        weights, weights.read_bytes()
+    )  # for others to read, too: safetensors lets the owner alone
     # AutoencoderTiny notes an attribute that its own constructor does not take and warns about.
     config = json.loads((out / "config.json").read_text())
     config.pop("block_out_channels", None)

@@ -111,6 +111,8 @@ def test_an_encoder_trained_further_since_its_tuning_is_not_exported(
     distill.export(tmp_path, tmp_path / "out")
     printed = capsys.readouterr().out
     assert "encoder: step 5, 1.0 minutes\nencoder_tuned: step 1, 1.0 minutes\n" in printed
+    modes = {file.stat().st_mode for file in (tmp_path / "out").iterdir()}
+    assert len(modes) == 1, "the weights are kept from others"
 
 
 def truncate(path: Path) -> None:

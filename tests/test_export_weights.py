@@ -29,6 +29,7 @@ def test_exported_weights_stand_for_the_run(tmp_path: Path, vae: Path) -> None:
     write_run(run, vae, "threshold=0.45")
     export.main(["--run", str(run), "--out", str(shared / "best_model.safetensors")])
     assert {file.name for file in shared.iterdir()} == {"best_model.safetensors", "config.yaml"}
+    assert len({file.stat().st_mode for file in shared.iterdir()}) == 1, "one is kept from others"
     with safe_open(shared / "best_model.safetensors", "pt") as file:
         kept = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     original = torch.load(run / "best_model.pth", weights_only=True)

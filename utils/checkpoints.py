@@ -48,7 +48,7 @@ def save_weights(
     Raises:
         UserError: the name ends in neither, or a weight is too large for 16 bits.
     """
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     weights = {
         name: {
@@ -61,7 +61,7 @@ def save_weights(
         flat = {
             f"{name}.{key}": value for name, part in weights.items() for key, value in part.items()
         }
-        atomic_write(path, lambda temporary: save_file(flat, temporary, metadata))
+        atomic_write(path, save(flat, metadata))
     else:
         save_tensors(path, weights)
 
