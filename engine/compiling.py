@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import shutil
 from types import MethodType
 from typing import Any
 
@@ -16,9 +18,16 @@ def compile_on_gpu(config: Config, system: SegmentationModel) -> None:
     """`compile_losses` where `config` asks for it, on a GPU: on a CPU it takes minutes and gains nothing."""
     import torch
 
-    if config.compile and torch.cuda.is_available():
-        log.info("compile: the first training step takes some minutes")
-        compile_losses(system)
+    if not config.compile or not torch.cuda.is_available():
+        return
+    if not any(shutil.which(name) for name in (os.environ.get("CC", ""), "cc", "gcc", "clang")):
+        log.warning(
+            "compile: needs a C compiler, and there is none (Debian, Ubuntu: apt install gcc); training "
+            "goes on without"
+        )
+        return
+    log.info("compile: the first training step takes some minutes")
+    compile_losses(system)
 
 
 def compile_losses(system: SegmentationModel) -> None:

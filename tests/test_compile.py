@@ -93,11 +93,24 @@ def test_only_a_training_on_a_gpu_is_compiled(
     compiled: list[SegmentationModel] = []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: on_gpu)
     monkeypatch.setattr("engine.compiling.compile_losses", compiled.append)
+    monkeypatch.setattr("engine.compiling.shutil.which", lambda name: name)
     system = build(vae)
     for asked in (False, True):
         config = make_config({"pickle_file_path": "x.json", "compile": asked})
         compile_on_gpu(config, system)
         assert bool(compiled) == (asked and on_gpu)
+
+
+def test_nothing_is_compiled_without_a_compiler(
+    vae: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    compiled: list[SegmentationModel] = []
+    monkeypatch.setattr("engine.compiling.compile_losses", compiled.append)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("engine.compiling.shutil.which", lambda _: None)
+    compile_on_gpu(make_config({"pickle_file_path": "x.json", "compile": True}), build(vae))
+    assert not compiled
+    assert "needs a C compiler" in caplog.text
 
 
 def test_train_compiles_where_the_config_asks_for_it(

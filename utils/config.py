@@ -190,7 +190,7 @@ class Config(BaseModel):
     compile: bool = Field(
         False,
         description="On a GPU, let torch.compile fuse the training step: the first one then takes minutes, the others "
-        "are faster (docs/performance.md)",
+        "are faster (docs/performance.md). Needs a C compiler",
     )
     checkpoint_decoder: bool = Field(
         False,
