@@ -52,13 +52,13 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         action="store_true",
         help="processor time without and with each change for the CPU, in place of the rest",
     )
-    add("--sides", type=int, nargs="+", default=SIDES, help="image sides of --growth")
+    add("--sides", type=int, nargs="+", default=SIDES, help="image sides of --growth (128 to 1024)")
     add(
         "--counts",
         type=positive_int,
         nargs="+",
         default=COUNTS,
-        help="numbers of cases of --growth",
+        help="numbers of cases of --growth (8 to 64)",
     )
     arguments = parser.parse_args(argv)
     arguments.vae = arguments.vae or ["ckpt/tiny_vae"]

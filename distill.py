@@ -31,7 +31,14 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = parser.add_argument
-    add("task", nargs="?", default="all", choices=("all", *PARTS, "export", "report"))
+    add(
+        "task",
+        nargs="?",
+        default="all",
+        choices=("all", *PARTS, "export", "report"),
+        help="all: train both parts and write the folder; encoder, decoder: train one; export: write the "
+        "folder; report: compare it with TAESD",
+    )
     add("--teacher", default=TEACHER, help="hub id or folder of TAESD")
     add("--work", type=Path, default=Path("ckpt/distillation"), help="chunks and checkpoints")
     add("--out", type=Path, default=Path("ckpt/my_tiny_vae"), help="the Tiny-VAE's folder")

@@ -33,7 +33,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = described_parser(__doc__)
     add = parser.add_argument
     add("--config", type=Path, required=True, help="YAML in configs/studies/")
-    add("--workers", type=positive_int, default=1, help="runs at a time")
+    add("--workers", type=positive_int, default=1, help="runs at a time (1)")
     add("--out", type=Path, help="folder of the report; default: the study's")
     add("--report", action="store_true", help="write the report of what is done")
     add("--retry-failed", action="store_true", help="start failed runs again")

@@ -40,7 +40,7 @@ def add_model_arguments(parser: argparse.ArgumentParser, onnx: bool = True) -> N
         action="append",
         default=[],
         metavar="key=value",
-        help="change a key of the run's config, such as vae_weights, GPUs or precision",
+        help="change a key of the run's config, such as vae_weights, GPUs or precision; may be given again",
     )
 
 
