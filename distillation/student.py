@@ -143,9 +143,8 @@ def write_student(student: Any, out: Path) -> None:
             )
     student.save_pretrained(out)
     weights = out / SAFETENSORS_WEIGHTS_NAME
-    atomic_write(
-        weights, weights.read_bytes()
-    )  # for others to read, too: safetensors lets the owner alone
+    # safetensors lets the owner alone read them
+    atomic_write(weights, weights.read_bytes())
     # AutoencoderTiny notes an attribute that its own constructor does not take and warns about.
     config = json.loads((out / "config.json").read_text())
     config.pop("block_out_channels", None)
