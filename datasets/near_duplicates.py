@@ -37,7 +37,9 @@ BLOCK = 256
 PARTNERS = 8
 """Best partners that each image keeps, by thumbnails and again by features."""
 TABLES = 8
+"""Random choices of bits, in each of which descriptors that agree meet."""
 CROWD = 16
+"""Descriptors that meet at most; more have a pattern in common that says nothing of a pair."""
 MAX_HAMMING = 40
 """Bits of 256 in which two ORB descriptors of the same spot may differ."""
 MIN_INLIERS = 30
