@@ -23,6 +23,7 @@ CASES = 30
 NEAR_DUPLICATES = 60
 CELL = 200
 """Side of one image in pixels."""
+FONT_SCALE = 0.4
 OUTLINE = (0, 220, 255)  # BGR, yellow
 
 Files = Mapping[str, tuple[Path, Path]]
@@ -47,7 +48,7 @@ def near_duplicate_sheet(
         pair = []
         for name in (duplicate.first, duplicate.second):
             part = "test" if name in test else "train"
-            pair.append(_labelled(_outlined(*files[name]), f"{name} ({part})"))
+            pair.append(_labelled(_outlined(*files[name]), name, f" ({part})"))
         cells.append(np.hstack(pair))
     return _grid(cells, columns=4)
 
@@ -71,13 +72,27 @@ def _fitted(image: np.ndarray) -> np.ndarray:
     return np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA))
 
 
-def _labelled(image: np.ndarray, label: str) -> np.ndarray:
-    """The image in a cell (CELL + 20, CELL + 4, 3) over its label."""
+def _labelled(image: np.ndarray, name: str, part: str = "") -> np.ndarray:
+    """The image in a cell (CELL + 20, CELL + 4, 3), standing on its label."""
     cell = np.zeros((CELL + 20, CELL + 4, 3), np.uint8)
-    cell[: image.shape[0], : image.shape[1]] = image
-    label = label if len(label) < 29 else f"{label[:26]}..."
-    cv2.putText(cell, label, (2, CELL + 14), cv2.FONT_HERSHEY_SIMPLEX, 0.4, (255, 255, 255))
+    height, width = image.shape[:2]
+    cell[CELL - height : CELL, :width] = image
+    label = _fitting(name, part)
+    cv2.putText(cell, label, (2, CELL + 14), cv2.FONT_HERSHEY_SIMPLEX, FONT_SCALE, (255, 255, 255))
     return cell
+
+
+def _fitting(name: str, part: str) -> str:
+    """Name and part; of a name too wide for the cell only the end, which tells slices apart."""
+    label = name + part
+    while name and _text_width(label) > CELL:
+        name = name[1:]
+        label = f"...{name}{part}"
+    return label
+
+
+def _text_width(text: str) -> int:
+    return cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, FONT_SCALE, thickness=1)[0][0]
 
 
 def _grid(cells: Sequence[np.ndarray], columns: int) -> np.ndarray:
