@@ -10,7 +10,7 @@ import numpy as np
 
 from utils.figures import png
 from utils.files import atomic_write
-from utils.images import encode_png
+from utils.images import encode_image
 from utils.metrics import CaseScores
 from utils.overlay import draw_outline
 from utils.report import ReportCase
@@ -39,11 +39,11 @@ def outline_both(image: np.ndarray, truth: np.ndarray, prediction: np.ndarray) -
 
 
 def write_overlays(folder: Path, cases: Iterable[ReportCase], threshold: float) -> None:
-    """`<name>.png` of each case: the truth outlined in blue, the prediction in orange."""
+    """`<name>.jpg` of each case: the truth outlined in blue, the prediction in orange."""
     for case in cases:
         picture = outline_both(case.image, case.truth, case.probability >= threshold)
-        content = encode_png(cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
-        atomic_write(folder / f"{case.name}.png", content)
+        content = encode_image(".jpg", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
+        atomic_write(folder / f"{case.name}.jpg", content)
 
 
 def names_by_quantile(scores: Mapping[str, CaseScores]) -> dict[str, str]:

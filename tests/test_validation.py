@@ -47,8 +47,9 @@ def test_validation_writes_what_it_promises(finished: Path, tmp_path: Path, vae:
         assert float(row["DSC"]) == pytest.approx(dice)
     examples = read(finished / "valid_results_blobs" / "examples.png")
     assert examples.std() > 10
-    overlay = read(finished / "valid_results_blobs" / "overlays" / "case_10.png")
-    assert (overlay == TRUTH_COLOUR[::-1]).all(-1).any(), "no outline of the truth"
+    overlay = read(finished / "valid_results_blobs" / "overlays" / "case_10.jpg")
+    off = np.abs(overlay.astype(int) - TRUTH_COLOUR[::-1]).max(-1)
+    assert (off < 20).any(), "no outline of the truth"
     colour = "[{}, {}, {}]".format(*TRUTH_COLOUR)
     report = (finished / "valid_results_blobs" / "report.html").read_text()
     assert all(row["Name"] in report for row in rows[:3])
