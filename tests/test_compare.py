@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import compare
-from utils import cross_domain
+from utils import comparison, cross_domain
 from utils.case_scores import score_cases
 from utils.errors import UserError
 from utils.metrics import METRICS
@@ -83,6 +83,31 @@ def test_a_run_compared_with_its_copy_shows_no_difference(tmp_path):
         "| b | DSC | +0.00 [+0.00, +0.00] | 1.0000 | 1.0000 |"
         in (tmp_path / "out/comparison.md").read_text()
     )
+
+
+def test_plot_gives_the_differences_in_numbers_and_room_to_long_names(two_runs, monkeypatch):
+    figures = []
+
+    def keep(figure, dpi):
+        figures.append(figure)
+        return b""
+
+    monkeypatch.setattr(comparison, "png", keep)
+    good, bad = (read_results(run / "valid_results_busi") for run in two_runs)
+    long = "started_from_phantoms_" * 4 + "/published/seed_1/epochs_1000"
+    runs = {long: good, f"b{long}": bad}
+    comparisons = comparison.compare_metrics(runs)
+    comparison.plot_differences(comparisons, runs)
+    (figure,) = figures
+    figure.draw_without_rendering()
+    for axes in figure.axes:
+        assert axes.get_position().width > 0.2
+    dice = comparisons[0].differences[f"b{long}"]
+    (number,) = (text.get_text() for text in figure.axes[0].texts)
+    assert number == f"{100 * dice.mean:+.2f} [{100 * dice.low:+.2f}, {100 * dice.high:+.2f}]"
+    (label,) = (tick.get_text() for tick in figure.axes[0].get_yticklabels())
+    assert label.replace("\n", "") == f"b{long}"
+    assert label.endswith("/\npublished/seed_1/epochs_1000")
 
 
 def test_several_data_sets_need_a_choice(tmp_path, two_runs):

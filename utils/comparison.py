@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -220,7 +221,10 @@ def to_csv(comparisons: Sequence[MetricComparison]) -> str:
 
 
 def plot_differences(comparisons: Sequence[MetricComparison], runs: Mapping[str, Results]) -> bytes:
-    """PNG: one panel per metric, one row per run, one dot per case; the bar is the mean's interval."""
+    """PNG: one panel per metric, one row per run, one dot per case.
+
+    Bar and numbers: the mean difference and its interval.
+    """
     from matplotlib.figure import Figure
 
     reference, *others = runs
@@ -240,14 +244,32 @@ def plot_differences(comparisons: Sequence[MetricComparison], runs: Mapping[str,
             mean = comparison.differences[label]
             axes.plot([scale * mean.low, scale * mean.high], [height] * 2, "|-", color="#d55e00")
             axes.plot(scale * mean.mean, height, "o", color="#d55e00", markersize=4)
+            axes.text(
+                1,
+                height - 0.31,
+                _with_interval(metric, mean, "+"),
+                ha="right",
+                va="bottom",
+                fontsize=9,
+                color="#d55e00",
+                bbox={"color": "white", "pad": 0},
+                transform=axes.get_yaxis_transform(),
+            )
         better = "lower" if metric in LOWER_IS_BETTER else "higher"
         axes.set_title(f"{metric} ({better} is better)", fontsize=10)
         axes.set_xlabel(f"difference, {unit}")
-        axes.set_yticks(range(len(others)), others)
+        axes.set_yticks(range(len(others)), [_wrapped(label, 30) for label in others])
         axes.set_ylim(len(others) - 0.5, -0.5)
         axes.spines[["top", "right"]].set_visible(False)
-    figure.suptitle(f"Case by case against {reference}: mean with 95 % interval", fontsize=11)
+    title = f"Case by case against {reference}: mean with 95 % interval"
+    figure.suptitle(_wrapped(title, 110), fontsize=11)
     return png(figure, dpi=150)
+
+
+def _wrapped(label: str, width: int) -> str:
+    """The label in lines of at most `width` characters, broken after a "/" where there is one."""
+    lines = textwrap.wrap(label.replace("/", "/ "), width, break_on_hyphens=False)
+    return "\n".join(lines).replace("/ ", "/")
 
 
 def _with_interval(
