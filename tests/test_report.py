@@ -216,7 +216,8 @@ class Page:
     def listed(self, column: int = 0) -> list[str]:
         return self.run(
             "return [...document.querySelectorAll('#rows tr')]"
-            ".map(row => row.children[arguments[0]].firstChild.textContent)",
+            ".map(row => row.children[arguments[0]])"
+            ".map(cell => (cell.querySelector('.name span') || cell).textContent)",
             column,
         )
 
@@ -315,6 +316,8 @@ def test_filtering_by_name_score_and_kind(page):
     page.filter("no such case")
     assert page.listed() == []
     assert page.element("#shown").text == "0 of 40 cases"
+    page.filter("Jaccard<0.5")
+    assert page.element("#shown").text == "0 of 40 cases: no score Jaccard<0.5; try DSC<0.5 HD95>20"
     page.filter("")
     for kind, digit in (("missed", 9), ("alarm", 8), ("normal", 7)):
         page.element(f"#kind option[value={kind}]").click()
@@ -322,6 +325,42 @@ def test_filtering_by_name_score_and_kind(page):
         assert sorted(page.listed()) == sorted(expected)
     page.element("#kind option[value=leaked]").click()
     assert page.listed() == ["case 3"]
+
+
+@pytest.mark.parametrize(
+    ("text", "column", "limit"),
+    [
+        ("case  DSC < 0.5", 1, 0.5),
+        ("Dice<0.5 case", 1, 0.5),
+        ("dsc <50%", 1, 0.5),
+        ("Sens.<0.9", 6, 0.9),
+        ("sens < 90 %", 6, 0.9),
+        ("HD95< 20", 3, 20),
+    ],
+)
+def test_scores_are_filtered_however_they_are_written(page, text, column, limit):
+    page.filter("")
+    rows = zip(page.listed(), page.scores(column), strict=True)
+    expected = [name for name, score in rows if score < limit and name.startswith("case")]
+    page.filter(text)
+    assert 0 < len(expected) < 39
+    assert [name for name in page.listed() if name != HOSTILE] == expected
+
+
+def test_long_names_hide_no_tag_and_stay_in_their_places(browser, tmp_path):
+    long = "patient_0001_study_20231104_series_003_" * 2
+    write(tmp_path / "report.html", [make_case(index, f"{long}{index}") for index in range(7, 10)])
+    metrics = {"width": 1300, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+    page = Page(browser, tmp_path / "report.html")
+    for tag in browser.find_elements("css selector", "#rows .tag"):
+        cell = tag.find_element("xpath", "ancestor::td")
+        assert tag.rect["x"] + tag.rect["width"] <= cell.rect["x"] + cell.rect["width"], tag.text
+    assert len(browser.find_elements("css selector", "#rows .tag")) == 3
+    for button in browser.find_elements("css selector", ".strip button"):
+        assert button.rect["width"] == 96
+    assert page.run("return list.scrollWidth <= list.clientWidth")
+    browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 
 
 def test_a_bar_lists_the_cases_it_counts(page):
