@@ -20,7 +20,7 @@ from utils.errors import UserError
 from utils.files import atomic_write
 from utils.interruption import Interrupted
 from utils.locks import locked
-from utils.logs import log_to
+from utils.logs import log_end, log_to
 from utils.runs import create_run_folder, remove_leftovers, writing_to
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ def open_run(
     accelerator: Accelerator,
     plan: str,
 ) -> Iterator[RunFolder]:
-    """The folder of a run while it trains, checked and locked; `plan` goes into its log.
+    """The folder of a run while it trains, checked and locked; `plan` goes into its log, and why it ended.
 
     The main process does this; the others wait for it. UserErrors of `create_run_folder`, `locked` and
     `check_resumable`.
@@ -101,24 +101,26 @@ def open_run(
     if is_main:
         create_run_folder(folder)
     with locked(folder) if is_main else nullcontext():
-        inputs = None
         if is_main:
             with writing_to(folder):
                 log_to(folder / "logs" / "train.log")
-            log.info(plan)
-            inputs = {
-                "precision": resolved_precision(accelerator),
-                "processes": accelerator.num_processes,
-                "sha256": input_hashes(config, data_set, system),
-            }
-            check_resumable(folder, config, **inputs)
-            inputs[TRAINING_CASES] = names_sha256(case.name for case in data_set.train)
-        accelerator.wait_for_everyone()
         try:
+            inputs = None
+            if is_main:
+                log.info(plan)
+                inputs = {
+                    "precision": resolved_precision(accelerator),
+                    "processes": accelerator.num_processes,
+                    "sha256": input_hashes(config, data_set, system),
+                }
+                check_resumable(folder, config, **inputs)
+                inputs[TRAINING_CASES] = names_sha256(case.name for case in data_set.train)
+            accelerator.wait_for_everyone()
             yield RunFolder(folder, config, inputs)
-        except Interrupted as stopped:
-            if config.resume == "never":
-                stopped.advice = "to resume from here, leave out resume=never"
+        except BaseException as error:
+            if isinstance(error, Interrupted) and config.resume == "never":
+                error.advice = "to resume from here, leave out resume=never"
+            log_end(error)
             raise
 
 

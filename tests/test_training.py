@@ -167,7 +167,10 @@ def test_the_config_of_a_new_start_does_not_delete_the_run(
         stop_in_step(patch, 4)
         with pytest.raises(Interrupted) as stopped:
             train.main(arguments(tmp_path, vae, "lr=0.1", "resume=never"))
-    assert stopped.value.advice == "to resume from here, leave out resume=never"
+    advice = "to resume from here, leave out resume=never"
+    assert stopped.value.advice == advice
+    log = (finished / "logs" / "train.log").read_text()
+    assert log.endswith(f" INFO stopped by SIGTERM; {advice}\n")
     saved = finished / "config.yaml"
     assert "resume: auto" in saved.read_text()
     train.main(["--config", str(saved)])
@@ -220,6 +223,31 @@ def test_going_on_with_other_settings_is_refused(finished: Path, tmp_path: Path,
     train.main(arguments(tmp_path, vae, "num_workers=1", "log_every=3"))
     train.main(arguments(tmp_path, vae, "lr=0.1", "resume=never"))
     assert "lr: 0.1" in (finished / "config.yaml").read_text()
+
+
+def test_the_log_file_says_why_a_run_ended(
+    finished: Path,
+    tmp_path: Path,
+    vae: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    log = finished / "logs" / "train.log"
+    with pytest.raises(UserError, match="other settings"):
+        train.main(arguments(tmp_path, vae, "lr=0.1"))
+    assert f" ERROR {finished} holds a run with other settings" in log.read_text()
+    assert "Traceback" not in log.read_text()
+
+    def fail(self) -> None:
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setattr("engine.training.Trainer.fit", fail)
+    with pytest.raises(ZeroDivisionError):
+        train.main(arguments(tmp_path, vae))
+    assert "Traceback" in log.read_text()
+    assert log.read_text().endswith("ZeroDivisionError: a bug\n")
+    told = "".join(capsys.readouterr())  # `exit_from` tells the terminal
+    assert "other settings" not in told and "a bug" not in told
 
 
 def test_going_on_in_another_precision_is_refused(
