@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("wavegms")
 
 LEFT_BY_A_RUN = (
-    "best_model.*", "epoch_*", "history.csv", "nonfinite.json",
+    "best_model.*", "epoch_*", "history.csv", "nonfinite.json", "curves.png", "logs/events.*",
     "valid_results_*", "predicted_masks_*", "cross_domain",
 )  # besides its states, and what a new one writes at once  # fmt: skip
 
@@ -51,14 +51,16 @@ class RunFolder:
     def begin(self) -> None:
         """Write config.yaml and environment.json; call it once the run can start.
 
-        With `resume: never` the weights and results of the run that is there are deleted first; the config that
-        is written says `auto`, so that it cannot delete this run. environment.json keeps what the run was started
-        with, and lists below `resumed` what it went on with where that differs.
+        With `resume: never` the weights and results of the run that is there are deleted first, though not its
+        log; the config that is written says `auto`, so that it cannot delete this run. environment.json keeps
+        what the run was started with, and lists below `resumed` what it went on with where that differs.
         """
         if self._inputs is None:
             return
         if self._config.resume == "never":
             left = [path for pattern in LEFT_BY_A_RUN for path in self.path.glob(pattern)]
+            if left:
+                log.info("resume=never: starts afresh, the run that was here is deleted")
             for path in (*state_files(self.path), *left):
                 if path.is_dir() and not path.is_symlink():
                     shutil.rmtree(path)

@@ -278,10 +278,14 @@ def test_a_new_start_leaves_no_weights_of_the_old_run(
     finished: Path, tmp_path: Path, vae: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert (finished / "epoch_1.pth").exists()
+    events = set(finished.glob("logs/events.*"))
     stop_in_step(monkeypatch, 1)
     with pytest.raises(Interrupted):
         train.main(arguments(tmp_path, vae, "lr=0.1", "resume=never"))
     assert not list(finished.glob("best*")) and not list(finished.glob("epoch_*"))
+    assert not (finished / "curves.png").exists()
+    assert events and not any(path.exists() for path in events), "TensorBoard would join both runs"
+    assert "starts afresh" in (finished / "logs" / "train.log").read_text()
 
 
 def test_a_new_start_that_fails_spares_the_old_run(
