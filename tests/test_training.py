@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from matplotlib.figure import Figure
 
 import train
 from engine.history import EpochRow, draw_curves
@@ -21,6 +22,7 @@ from tests.cases_on_disk import write_data_set
 from tests.small_run import arguments
 from utils.environment import describe_environment
 from utils.errors import UserError
+from utils.figures import png
 from utils.interruption import Interrupted
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -603,10 +605,17 @@ def test_pictures_are_drawn_now_and_then_and_at_the_end(
     assert drawn == shown == [1, 4]
 
 
-def test_curves_are_drawn_with_gaps(tmp_path: Path) -> None:
+def test_curves_are_drawn_with_gaps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[Figure] = []
+    monkeypatch.setattr("engine.history.png", lambda figure: drawn.append(figure) or png(figure))
     rows: list[EpochRow] = [
         {"epoch": 1, "loss": 2.0, "lr": 0.1, "val_dice": None},
         {"epoch": 2, "loss": 1.0, "lr": 0.1, "val_dice": 0.5},
     ]
     draw_curves(tmp_path / "curves.png", rows, "title")
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+    (val_dice,) = drawn[0].axes[1].lines
+    assert list(val_dice.get_xdata()) == [2] and val_dice.get_marker() == "o", "a point is seen"
+    draw_curves(tmp_path / "curves.png", rows[:1], "title")
+    low, high = drawn[1].axes[0].get_xlim()
+    assert [tick for tick in drawn[1].axes[0].get_xticks() if low <= tick <= high] == [1]
