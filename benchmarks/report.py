@@ -290,7 +290,7 @@ def _draw_growth(path: Path, points_by: Mapping[str, Sequence[Point]]) -> None:
         ticks = sorted({p.x for p in points})
         for axis in (times, memory):
             axis.set_xscale("log" if far_apart else "linear")
-            axis.set_xticks(ticks, [str(x) for x in ticks], rotation=45)
+            axis.set_xticks(ticks, [str(x) for x in ticks], rotation=90)
             axis.minorticks_off()
             axis.set_ylim(bottom=0, top=1.05 * axis.get_ylim()[1])
         if far_apart:

@@ -23,6 +23,7 @@ EpochRow = dict[str, float | int | None]
 SCORES = ("_dice", "_iou")  # how the names of scores end; the other numbers are losses and the rate
 
 PICTURE_SECONDS = 30.0  # between two drawings of curves.png, and two pictures for TensorBoard
+MARKED_POINTS = 30  # of a curve; a longer one is drawn as a line alone
 
 
 class HistoryWriter:
@@ -92,14 +93,16 @@ def read_scores(path: Path, name: str) -> dict[int, float]:
 def draw_curves(path: Path, rows: Sequence[EpochRow], title: str) -> None:
     """Draw losses, Dice and learning rate over the epochs."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
-    figure = Figure(figsize=(13, 3.8), layout="constrained")
+    figure = Figure(figsize=(13, 4.3), layout="constrained")
     losses, scores, rate = figure.subplots(1, 3)
 
     def draw(axis, key: str, **style: object) -> None:
         points = [(row["epoch"], row[key]) for row in rows if row.get(key) is not None]
         if points:
-            axis.plot(*zip(*points, strict=True), label=key, **style)
+            marker = "o" if len(points) <= MARKED_POINTS else None  # a line needs two points
+            axis.plot(*zip(*points, strict=True), label=key, marker=marker, markersize=3, **style)
 
     known = ("epoch", "lr")
     for key in (k for k in rows[0] if k not in known and not k.endswith(SCORES)):
@@ -112,9 +115,11 @@ def draw_curves(path: Path, rows: Sequence[EpochRow], title: str) -> None:
     rate.set(title="learning rate")
     for axis in (losses, scores, rate):
         axis.set_xlabel("epoch")
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axis.grid(alpha=0.3)
         axis.spines[["top", "right"]].set_visible(False)
-        axis.legend(frameon=False)
+        if axis.lines:  # the legend is below the axis, where it covers none of them
+            axis.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=4)
     figure.suptitle(title)
     atomic_write(path, png(figure))
 

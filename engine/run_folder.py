@@ -20,7 +20,7 @@ from utils.errors import UserError
 from utils.files import atomic_write
 from utils.interruption import Interrupted
 from utils.locks import locked
-from utils.logs import log_to
+from utils.logs import log_end, log_to
 from utils.runs import create_run_folder, remove_leftovers, writing_to
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("wavegms")
 
 LEFT_BY_A_RUN = (
-    "best_model.*", "epoch_*", "history.csv", "nonfinite.json",
+    "best_model.*", "epoch_*", "history.csv", "nonfinite.json", "curves.png", "logs/events.*",
     "valid_results_*", "predicted_masks_*", "cross_domain",
 )  # besides its states, and what a new one writes at once  # fmt: skip
 
@@ -51,14 +51,16 @@ class RunFolder:
     def begin(self) -> None:
         """Write config.yaml and environment.json; call it once the run can start.
 
-        With `resume: never` the weights and results of the run that is there are deleted first; the config that
-        is written says `auto`, so that it cannot delete this run. environment.json keeps what the run was started
-        with, and lists below `resumed` what it went on with where that differs.
+        With `resume: never` the weights and results of the run that is there are deleted first, though not its
+        log; the config that is written says `auto`, so that it cannot delete this run. environment.json keeps
+        what the run was started with, and lists below `resumed` what it went on with where that differs.
         """
         if self._inputs is None:
             return
         if self._config.resume == "never":
             left = [path for pattern in LEFT_BY_A_RUN for path in self.path.glob(pattern)]
+            if left:
+                log.info("resume=never: starts afresh, the run that was here is deleted")
             for path in (*state_files(self.path), *left):
                 if path.is_dir() and not path.is_symlink():
                     shutil.rmtree(path)
@@ -92,7 +94,7 @@ def open_run(
     accelerator: Accelerator,
     plan: str,
 ) -> Iterator[RunFolder]:
-    """The folder of a run while it trains, checked and locked; `plan` goes into its log.
+    """The folder of a run while it trains, checked and locked; `plan` goes into its log, and why it ended.
 
     The main process does this; the others wait for it. UserErrors of `create_run_folder`, `locked` and
     `check_resumable`.
@@ -101,24 +103,26 @@ def open_run(
     if is_main:
         create_run_folder(folder)
     with locked(folder) if is_main else nullcontext():
-        inputs = None
         if is_main:
             with writing_to(folder):
                 log_to(folder / "logs" / "train.log")
-            log.info(plan)
-            inputs = {
-                "precision": resolved_precision(accelerator),
-                "processes": accelerator.num_processes,
-                "sha256": input_hashes(config, data_set, system),
-            }
-            check_resumable(folder, config, **inputs)
-            inputs[TRAINING_CASES] = names_sha256(case.name for case in data_set.train)
-        accelerator.wait_for_everyone()
         try:
+            inputs = None
+            if is_main:
+                log.info(plan)
+                inputs = {
+                    "precision": resolved_precision(accelerator),
+                    "processes": accelerator.num_processes,
+                    "sha256": input_hashes(config, data_set, system),
+                }
+                check_resumable(folder, config, **inputs)
+                inputs[TRAINING_CASES] = names_sha256(case.name for case in data_set.train)
+            accelerator.wait_for_everyone()
             yield RunFolder(folder, config, inputs)
-        except Interrupted as stopped:
-            if config.resume == "never":
-                stopped.advice = "to resume from here, leave out resume=never"
+        except BaseException as error:
+            if isinstance(error, Interrupted) and config.resume == "never":
+                error.advice = "to resume from here, leave out resume=never"
+            log_end(error)
             raise
 
 

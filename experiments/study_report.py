@@ -186,11 +186,16 @@ def draw_curves(path: Path, study: Study, histories: Mapping[Run, Path], scored:
     Of the `scored` runs in the table, those whose histories are here; the title says how many.
     """
     import numpy as np
+    from cycler import cycler
+    from matplotlib import rcParams
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
-    figure = Figure(figsize=(7.5, 4.4), layout="constrained")
+    height = max(4.4, 1 + 0.22 * len(study.systems))
+    figure = Figure(figsize=(9, height), layout="constrained")
     axis = figure.subplots()
+    # another line style each time the colours begin again
+    axis.set_prop_cycle(cycler(linestyle=["-", "--", ":", "-."]) * rcParams["axes.prop_cycle"])
     for system in study.systems:
         runs = [
             read_scores(history, "val_dice")
@@ -204,10 +209,10 @@ def draw_curves(path: Path, study: Study, histories: Mapping[Run, Path], scored:
             axis.fill_between(
                 epochs, dice.min(0), dice.max(0), color=line.get_color(), alpha=0.15, linewidth=0
             )
-    title = f"{study.title} ({len(histories)} of {scored} runs)"
-    axis.set(xlabel="epoch", ylabel="Dice on the held-out part of train", title=title)
-    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    figure.suptitle(f"{study.title} ({len(histories)} of {scored} runs)")
+    axis.set(xlabel="epoch", ylabel="Dice on the held-out part of train")
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axis.grid(alpha=0.3)
     axis.spines[["top", "right"]].set_visible(False)
-    axis.legend(frameon=False)
+    figure.legend(loc="outside right center", frameon=False)
     atomic_write(path, png(figure))

@@ -8,6 +8,7 @@ score averaged over the runs: what other test images would change).
 from __future__ import annotations
 
 import math
+import textwrap
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 STATUSES: tuple[Status, ...] = get_args(Status)
 MAX_BARS = 40  # settings drawn
+NAME_WIDTH = 40  # characters of a setting's name in a line of the drawing
 
 
 def find_best(rows: Sequence[SettingScores]) -> SettingScores | None:
@@ -129,9 +131,12 @@ def plot_settings(title: str, rows: Sequence[SettingScores], select_on: str) -> 
     """One line per setting, best on top: one dot per run, the mean and its interval across runs."""
     from matplotlib.figure import Figure
 
-    shown = [row for row in sorted(rows, key=_rank) if row.val][:MAX_BARS]
+    trained = [row for row in sorted(rows, key=_rank) if row.val]
+    shown = trained[:MAX_BARS]
     tested = any(row.test for row in shown)
-    figure = Figure(figsize=(9 if tested else 6.4, 1.4 + 0.32 * len(shown)), layout="constrained")
+    names = [textwrap.wrap(row.name, NAME_WIDTH, break_on_hyphens=False) for row in shown]
+    height = max(0.32, 0.17 * max(map(len, names), default=1))
+    figure = Figure(figsize=(9 if tested else 6.4, 1.4 + height * len(shown)), layout="constrained")
     panels = [(f"{CHOOSING[select_on]}, %", [row.val for row in shown])]
     if tested:
         panels.append(("test Dice, %", [row.test for row in shown]))
@@ -139,20 +144,28 @@ def plot_settings(title: str, rows: Sequence[SettingScores], select_on: str) -> 
     for panel, (label, scores) in zip(axes, panels, strict=True):
         _draw_runs(panel, scores)
         panel.set_xlabel(label)
-    axes[0].set_yticks(range(len(shown)), [row.name for row in shown])
+    axes[0].set_yticks(range(len(shown)), ["\n".join(lines) for lines in names])
     axes[0].set_ylim(max(1, len(shown)) - 0.5, -0.5)
+    if len(shown) < len(trained):
+        title += f", best {len(shown)} of {len(trained)}"
     figure.suptitle(f"{title}: runs, their mean and its 95 % interval", fontsize=11)
     return figure
 
 
 def _draw_runs(axes: Axes, scores: Sequence[Sequence[float]]) -> None:
+    """Over the range of the runs: the interval of two may be ten times as wide, and is cut off there."""
     for height, values in enumerate(scores):
         if not values:
             continue
         low, high = t_interval(values)
-        axes.plot([100 * dice for dice in values], [height] * len(values), "o", color="0.6", ms=4)
+        dots = [100 * dice for dice in values]
+        axes.plot(dots, [height] * len(dots), "o", color="0.6", ms=4, zorder=3)
         axes.plot([100 * low, 100 * high], [height] * 2, "|-", color="#d55e00")
-        axes.plot(100 * describe(values).mean, height, "D", color="#d55e00", ms=5)
+        axes.plot(100 * describe(values).mean, height, "D", color="#d55e00", ms=5, zorder=4)
+    runs = [100 * dice for values in scores for dice in values]
+    if runs:
+        margin = max(1, 0.2 * (max(runs) - min(runs)))
+        axes.set_xlim(max(0, min(runs) - margin), min(100, max(runs) + margin))
     axes.grid(axis="x", alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
 

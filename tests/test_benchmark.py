@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import os
 import re
 import subprocess
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from matplotlib.figure import Figure
 from torch.utils.flop_counter import FlopCounterMode
 
 import benchmark
@@ -34,6 +36,7 @@ from benchmarks.step_parts import REST
 from datasets.cases import open_data_set
 from tests.cases_on_disk import write_data_set
 from utils.errors import UserError
+from utils.figures import png
 
 ROOT = Path(__file__).resolve().parents[1]
 PARTS = {"encode, frozen", "encoder", "mapping", "decode"}
@@ -318,8 +321,11 @@ def test_compile_reaches_the_training_pass(
     assert compiled == ([ours.system] if options else [])
 
 
-def test_growth_is_written(tmp_path: Path) -> None:
+def test_growth_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[Figure] = []
+    monkeypatch.setattr("benchmarks.report.png", lambda figure: drawn.append(figure) or png(figure))
     sides = [
+        *(Point("forward, math", side, 0.02, 1 << 29) for side in (224, 256)),
         Point("forward, math", 128, 0.5, 1 << 30),
         Point("forward, math", 1024, note="not run"),
     ]
@@ -332,11 +338,14 @@ def test_growth_is_written(tmp_path: Path) -> None:
     assert "| validation | 8 | 1.250 | 1.50 |" in by_cases
     with (tmp_path / "growth.csv").open() as file:
         assert [row["x_is"] for row in csv.DictReader(file)] == [
-            "side in px",
-            "side in px",
+            *["side in px"] * 4,
             "cases",
         ]
     assert (tmp_path / "growth.png").stat().st_size > 0
+    for axis in drawn[0].axes:
+        labels = axis.get_xticklabels()
+        boxes = sorted((label.get_window_extent() for label in labels), key=lambda box: box.x0)
+        assert all(a.x1 < b.x0 for a, b in itertools.pairwise(boxes)), "labels lie over each other"
 
 
 def test_a_small_benchmark(vae: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,7 +26,7 @@ from experiments.study import (
     load_study,
     trials_of,
 )
-from experiments.study_report import write_study
+from experiments.study_report import draw_curves, write_study
 from experiments.study_scores import (
     Score,
     digest,
@@ -178,7 +178,7 @@ def test_a_run_is_scored_in_every_way_and_reported(
     titles: list[str] = []
 
     def png(figure: Figure) -> bytes:
-        titles.append(figure.axes[0].get_title())
+        titles.append(figure.get_suptitle())
         return b"drawn"
 
     monkeypatch.setattr("experiments.study_report.png", png)
@@ -476,6 +476,21 @@ def test_columns_without_numbers_are_left_out(tmp_path: Path) -> None:
     table = write_study(load_study(path), tmp_path)
     assert "| Dice | no leaked cases | IoU |" in table and "*No leaked cases* leaves" in table
     assert "tta" not in training_and_scoring_steps(trials_of(load_study(path))[RUN], tta=False)
+
+
+def test_each_system_has_a_line_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "history.csv").write_text("epoch,val_dice\n1,0.5\n")
+    names = [f"system {i}" for i in range(14)]
+    study = load_study(write(tmp_path / "study.yaml", systems={name: {} for name in names}))
+    drawn: list[Figure] = []
+    monkeypatch.setattr("experiments.study_report.png", lambda figure: drawn.append(figure) or b"")
+    runs = {Run(name, "published", 1): tmp_path / "history.csv" for name in names}
+    draw_curves(tmp_path / "curves.png", study, runs, 14)
+    (axis,) = drawn[0].axes
+    assert len({(line.get_color(), line.get_linestyle()) for line in axis.lines}) == 14
+    low, high = axis.get_xlim()
+    assert [tick for tick in axis.get_xticks() if low <= tick <= high] == [1]
+    assert [text.get_text() for text in drawn[0].legends[0].get_texts()] == names
 
 
 def test_test_time_augmentation_can_be_added(tmp_path: Path) -> None:

@@ -459,6 +459,18 @@ def test_the_drawing_shows_runs_means_and_intervals() -> None:
     dots, interval, mean = (list(line.get_xdata()) for line in axes.lines[:3])
     assert dots == [90, 80] and mean == pytest.approx([85])
     assert interval == pytest.approx([100 * bound for bound in t_interval([0.9, 0.8])])
+    assert axes.get_xlim() == pytest.approx((66, 94)), "the range of the runs"
+
+
+def test_the_drawing_says_what_it_leaves_out_and_wraps_long_names() -> None:
+    rows = [scores(f"{i:03}_" * 25, [0.999 - i / 1000]) for i in range(45)]
+    figure = plot_settings("title", [*rows, scores("untrained", [])], "val")
+    (axes,) = figure.axes
+    names = [label.get_text() for label in axes.get_yticklabels()]
+    assert [name.replace("\n", "") for name in names] == [row.name for row in rows[:40]]
+    assert max(len(line) for line in names[0].splitlines()) <= 40
+    assert "best 40 of 45" in figure.get_suptitle()
+    assert axes.get_xlim()[1] == 100
 
 
 def test_what_one_run_cannot_tell_is_left_empty() -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from matplotlib.figure import Figure
 
 import train
 from engine.history import EpochRow, draw_curves
@@ -21,6 +22,7 @@ from tests.cases_on_disk import write_data_set
 from tests.small_run import arguments
 from utils.environment import describe_environment
 from utils.errors import UserError
+from utils.figures import png
 from utils.interruption import Interrupted
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -167,7 +169,10 @@ def test_the_config_of_a_new_start_does_not_delete_the_run(
         stop_in_step(patch, 4)
         with pytest.raises(Interrupted) as stopped:
             train.main(arguments(tmp_path, vae, "lr=0.1", "resume=never"))
-    assert stopped.value.advice == "to resume from here, leave out resume=never"
+    advice = "to resume from here, leave out resume=never"
+    assert stopped.value.advice == advice
+    log = (finished / "logs" / "train.log").read_text()
+    assert log.endswith(f" INFO stopped by SIGTERM; {advice}\n")
     saved = finished / "config.yaml"
     assert "resume: auto" in saved.read_text()
     train.main(["--config", str(saved)])
@@ -222,6 +227,31 @@ def test_going_on_with_other_settings_is_refused(finished: Path, tmp_path: Path,
     assert "lr: 0.1" in (finished / "config.yaml").read_text()
 
 
+def test_the_log_file_says_why_a_run_ended(
+    finished: Path,
+    tmp_path: Path,
+    vae: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    log = finished / "logs" / "train.log"
+    with pytest.raises(UserError, match="other settings"):
+        train.main(arguments(tmp_path, vae, "lr=0.1"))
+    assert f" ERROR {finished} holds a run with other settings" in log.read_text()
+    assert "Traceback" not in log.read_text()
+
+    def fail(self) -> None:
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setattr("engine.training.Trainer.fit", fail)
+    with pytest.raises(ZeroDivisionError):
+        train.main(arguments(tmp_path, vae))
+    assert "Traceback" in log.read_text()
+    assert log.read_text().endswith("ZeroDivisionError: a bug\n")
+    told = "".join(capsys.readouterr())  # `exit_from` tells the terminal
+    assert "other settings" not in told and "a bug" not in told
+
+
 def test_going_on_in_another_precision_is_refused(
     finished: Path, tmp_path: Path, vae: Path
 ) -> None:
@@ -250,10 +280,14 @@ def test_a_new_start_leaves_no_weights_of_the_old_run(
     finished: Path, tmp_path: Path, vae: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert (finished / "epoch_1.pth").exists()
+    events = set(finished.glob("logs/events.*"))
     stop_in_step(monkeypatch, 1)
     with pytest.raises(Interrupted):
         train.main(arguments(tmp_path, vae, "lr=0.1", "resume=never"))
     assert not list(finished.glob("best*")) and not list(finished.glob("epoch_*"))
+    assert not (finished / "curves.png").exists()
+    assert events and not any(path.exists() for path in events), "TensorBoard would join both runs"
+    assert "starts afresh" in (finished / "logs" / "train.log").read_text()
 
 
 def test_a_new_start_that_fails_spares_the_old_run(
@@ -571,10 +605,17 @@ def test_pictures_are_drawn_now_and_then_and_at_the_end(
     assert drawn == shown == [1, 4]
 
 
-def test_curves_are_drawn_with_gaps(tmp_path: Path) -> None:
+def test_curves_are_drawn_with_gaps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[Figure] = []
+    monkeypatch.setattr("engine.history.png", lambda figure: drawn.append(figure) or png(figure))
     rows: list[EpochRow] = [
         {"epoch": 1, "loss": 2.0, "lr": 0.1, "val_dice": None},
         {"epoch": 2, "loss": 1.0, "lr": 0.1, "val_dice": 0.5},
     ]
     draw_curves(tmp_path / "curves.png", rows, "title")
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+    (val_dice,) = drawn[0].axes[1].lines
+    assert list(val_dice.get_xdata()) == [2] and val_dice.get_marker() == "o", "a point is seen"
+    draw_curves(tmp_path / "curves.png", rows[:1], "title")
+    low, high = drawn[1].axes[0].get_xlim()
+    assert [tick for tick in drawn[1].axes[0].get_xticks() if low <= tick <= high] == [1]
