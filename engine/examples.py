@@ -39,11 +39,19 @@ def outline_both(image: np.ndarray, truth: np.ndarray, prediction: np.ndarray) -
 
 
 def write_overlays(folder: Path, cases: Iterable[ReportCase], threshold: float) -> None:
-    """`<name>.jpg` of each case: the truth outlined in blue, the prediction in orange."""
+    """`<name>.jpg` of each case: the truth outlined in blue, the prediction in orange.
+
+    Pictures of other cases, left by a validation before, are deleted.
+    """
+    left = {*folder.glob("*.jpg"), *folder.glob("*.png")}
     for case in cases:
         picture = outline_both(case.image, case.truth, case.probability >= threshold)
         content = encode_image(".jpg", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
-        atomic_write(folder / f"{case.name}.jpg", content)
+        path = folder / f"{case.name}.jpg"
+        atomic_write(path, content)
+        left.discard(path)
+    for path in left:
+        path.unlink()
 
 
 def names_by_quantile(scores: Mapping[str, CaseScores]) -> dict[str, str]:

@@ -32,7 +32,11 @@ def read(path: Path) -> np.ndarray:
 
 
 def test_validation_writes_what_it_promises(finished: Path, tmp_path: Path, vae: Path) -> None:
+    of_another_split = finished / "valid_results_blobs" / "overlays" / "case_99.png"
+    of_another_split.parent.mkdir(parents=True)
+    of_another_split.touch()
     valid.main(arguments(tmp_path, vae))
+    assert not of_another_split.exists()
     rows = scores(finished)
     assert [row["Name"] for row in rows] == ["case_10", "case_11", "case_9", "Avg", "Std"]
     for row in rows[:3]:
