@@ -483,7 +483,12 @@ def test_each_system_has_a_line_of_its_own(tmp_path: Path, monkeypatch: pytest.M
     names = [f"system {i}" for i in range(14)]
     study = load_study(write(tmp_path / "study.yaml", systems={name: {} for name in names}))
     drawn: list[Figure] = []
-    monkeypatch.setattr("experiments.study_report.png", lambda figure: drawn.append(figure) or b"")
+
+    def keep(figure: Figure) -> bytes:
+        drawn.append(figure)
+        return b"drawn"
+
+    monkeypatch.setattr("experiments.study_report.png", keep)
     runs = {Run(name, "published", 1): tmp_path / "history.csv" for name in names}
     draw_curves(tmp_path / "curves.png", study, runs, 14)
     (axis,) = drawn[0].axes

@@ -607,7 +607,12 @@ def test_pictures_are_drawn_now_and_then_and_at_the_end(
 
 def test_curves_are_drawn_with_gaps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[Figure] = []
-    monkeypatch.setattr("engine.history.png", lambda figure: drawn.append(figure) or png(figure))
+
+    def keep(figure: Figure) -> bytes:
+        drawn.append(figure)
+        return png(figure)
+
+    monkeypatch.setattr("engine.history.png", keep)
     rows: list[EpochRow] = [
         {"epoch": 1, "loss": 2.0, "lr": 0.1, "val_dice": None},
         {"epoch": 2, "loss": 1.0, "lr": 0.1, "val_dice": 0.5},
