@@ -69,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         try:
             import gradio
         except ImportError as error:
-            raise UserError("the page needs Gradio: pip install 'gradio>=6.0,<7'") from error
+            raise UserError("the page needs Gradio: pip install 'gradio>=6.17.3,<7'") from error
 
         page = build_page(open_backend(arguments), arguments.max_megapixels, window)
         try:
