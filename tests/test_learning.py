@@ -35,4 +35,4 @@ def test_overfits_a_handful_of_images(tmp_path: Path) -> None:
     with (tmp_path / "run" / "epochs_30" / "history.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert float(rows[0]["train_dice"]) < 0.5
-    assert float(rows[-1]["train_dice"]) >= 0.85  # 0.92 on one processor; others round otherwise
+    assert float(rows[-1]["train_dice"]) >= 0.9
