@@ -47,7 +47,6 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     check_values(
         parser,
         ("port", arguments.port is None or 0 < arguments.port < 65536, "from 1 to 65535"),
-        ("max-megapixels", 0 < arguments.max_megapixels <= 1e6, "above 0, at most 1000000"),
     )
     return arguments
 

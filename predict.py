@@ -85,7 +85,6 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
             "between 0 and 1",
         ),
         ("overlap", 0 <= arguments.overlap <= 0.9, "from 0 to 0.9"),
-        ("max-megapixels", 0 < arguments.max_megapixels <= 1e6, "above 0, at most 1000000"),
     )
     return arguments
 

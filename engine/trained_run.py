@@ -54,11 +54,19 @@ def add_window_argument(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def megapixels(text: str) -> float:
+    """Type of an argument that limits the size of images."""
+    limit = float(text)
+    if not 0 < limit <= 1e6:
+        raise argparse.ArgumentTypeError(f"expected above 0, at most 1000000, got {text}")
+    return limit
+
+
 def add_megapixels_argument(parser: argparse.ArgumentParser, default: float) -> None:
     """`--max-megapixels`, which is `default` unless given."""
     parser.add_argument(
         "--max-megapixels",
-        type=float,
+        type=megapixels,
         default=default,
         metavar="N",
         help=f"refuse larger images before decoding them ({default})",
