@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 import torch
-from matplotlib.figure import Figure
 from torch.utils.flop_counter import FlopCounterMode
 
 import benchmark
@@ -35,8 +34,8 @@ from benchmarks.single_changes import CONTIGUOUS, KEPT, MERGED, Measured, decode
 from benchmarks.step_parts import REST
 from datasets.cases import open_data_set
 from tests.cases_on_disk import write_data_set
+from tests.drawn_figures import keep_figures
 from utils.errors import UserError
-from utils.figures import png
 
 ROOT = Path(__file__).resolve().parents[1]
 PARTS = {"encode, frozen", "encoder", "mapping", "decode"}
@@ -322,13 +321,7 @@ def test_compile_reaches_the_training_pass(
 
 
 def test_growth_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    drawn: list[Figure] = []
-
-    def keep(figure: Figure) -> bytes:
-        drawn.append(figure)
-        return png(figure)
-
-    monkeypatch.setattr("benchmarks.report.png", keep)
+    drawn = keep_figures(monkeypatch, "benchmarks.report")
     sides = [
         *(Point("forward, math", side, 0.02, 1 << 29) for side in (224, 256)),
         Point("forward, math", 128, 0.5, 1 << 30),

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import compare
+from tests.drawn_figures import keep_figures
 from utils import comparison, cross_domain
 from utils.case_scores import score_cases
 from utils.errors import UserError
@@ -86,13 +87,7 @@ def test_a_run_compared_with_its_copy_shows_no_difference(tmp_path):
 
 
 def test_plot_gives_the_differences_in_numbers_and_room_to_long_names(two_runs, monkeypatch):
-    figures = []
-
-    def keep(figure, dpi):
-        figures.append(figure)
-        return b""
-
-    monkeypatch.setattr(comparison, "png", keep)
+    figures = keep_figures(monkeypatch, "utils.comparison")
     good, bad = (read_results(run / "valid_results_busi") for run in two_runs)
     long = "started_from_phantoms_" * 4 + "/published/seed_1/epochs_1000"
     runs = {long: good, f"b{long}": bad}

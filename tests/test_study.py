@@ -37,6 +37,7 @@ from experiments.study_scores import (
     to_csv,
 )
 from experiments.study_scoring import training_and_scoring_steps
+from tests.drawn_figures import keep_figures
 from utils.errors import UserError
 from utils.files import sha256
 from utils.statistics import t_interval
@@ -482,13 +483,7 @@ def test_each_system_has_a_line_of_its_own(tmp_path: Path, monkeypatch: pytest.M
     (tmp_path / "history.csv").write_text("epoch,val_dice\n1,0.5\n")
     names = [f"system {i}" for i in range(14)]
     study = load_study(write(tmp_path / "study.yaml", systems={name: {} for name in names}))
-    drawn: list[Figure] = []
-
-    def keep(figure: Figure) -> bytes:
-        drawn.append(figure)
-        return b"drawn"
-
-    monkeypatch.setattr("experiments.study_report.png", keep)
+    drawn = keep_figures(monkeypatch, "experiments.study_report")
     runs = {Run(name, "published", 1): tmp_path / "history.csv" for name in names}
     draw_curves(tmp_path / "curves.png", study, runs, 14)
     (axis,) = drawn[0].axes

@@ -12,17 +12,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from matplotlib.figure import Figure
 
 import train
 from engine.history import EpochRow, draw_curves
 from engine.saved_state import load_state
 from engine.schedule import warmup_then_cosine
 from tests.cases_on_disk import write_data_set
+from tests.drawn_figures import keep_figures
 from tests.small_run import arguments
 from utils.environment import describe_environment
 from utils.errors import UserError
-from utils.figures import png
 from utils.interruption import Interrupted
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -606,13 +605,7 @@ def test_pictures_are_drawn_now_and_then_and_at_the_end(
 
 
 def test_curves_are_drawn_with_gaps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    drawn: list[Figure] = []
-
-    def keep(figure: Figure) -> bytes:
-        drawn.append(figure)
-        return png(figure)
-
-    monkeypatch.setattr("engine.history.png", keep)
+    drawn = keep_figures(monkeypatch, "engine.history")
     rows: list[EpochRow] = [
         {"epoch": 1, "loss": 2.0, "lr": 0.1, "val_dice": None},
         {"epoch": 2, "loss": 1.0, "lr": 0.1, "val_dice": 0.5},
