@@ -52,7 +52,6 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add(
         "--overlap",
         type=float,
-        default=0.5,
         metavar="PART",
         help="overlap of neighbouring tiles, as a fraction (0.5)",
     )
@@ -84,8 +83,11 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
             arguments.threshold is None or 0 < arguments.threshold < 1,
             "between 0 and 1",
         ),
-        ("overlap", 0 <= arguments.overlap <= 0.9, "from 0 to 0.9"),
+        ("overlap", arguments.overlap is None or arguments.tiles, "given with --tiles"),
+        ("overlap", arguments.overlap is None or 0 <= arguments.overlap <= 0.9, "from 0 to 0.9"),
     )
+    if arguments.overlap is None:
+        arguments.overlap = 0.5
     return arguments
 
 

@@ -1266,7 +1266,8 @@ def test_keys_of_another_machine_can_be_changed(tmp_path: Path, run: Path) -> No
     "option",
     [
         ["--threshold", "1.5"],
-        ["--overlap", "1"],
+        ["--overlap", "1", "--tiles"],
+        ["--overlap", "0.25"],  # without tiles
         ["--batch-size", "0"],
         ["--workers", "0"],
         ["--max-megapixels", "inf"],
