@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from statistics import median
 from typing import TYPE_CHECKING
 
 from benchmarks.separate_process import SeparateProcess
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from benchmarks.ours import Ours
 
 STAGES = 8  # each with an attention
+TIMED_SECONDS = 1.0
 KERNELS = ("fused", "math")
 PASSES = ("forward", "forward and backward")
 
@@ -103,20 +105,29 @@ class MappingRun:
         self.latent = torch.randn(1, 4, size // 8, size // 8, device=self.device)
 
     def measure(self) -> tuple[float, int]:
-        """Seconds of the second run, and peak memory in bytes."""
+        """Seconds of a run, and peak memory in bytes.
+
+        The median of the runs that fit into `TIMED_SECONDS`, at least one, after a first one.
+        """
         import torch
 
-        from benchmarks.step_parts import synchronise
         from utils.machine import peak_bytes
 
-        for _ in range(2):
-            synchronise(self.device)
-            started = time.perf_counter()
-            self._run()
-            synchronise(self.device)
-            seconds = time.perf_counter() - started
+        self._timed_run()
+        seconds: list[float] = []
+        while sum(seconds) < TIMED_SECONDS:
+            seconds.append(self._timed_run())
         on_gpu = self.device.type == "cuda"
-        return seconds, torch.cuda.max_memory_allocated() if on_gpu else peak_bytes()
+        return median(seconds), torch.cuda.max_memory_allocated() if on_gpu else peak_bytes()
+
+    def _timed_run(self) -> float:
+        from benchmarks.step_parts import synchronise
+
+        synchronise(self.device)
+        started = time.perf_counter()
+        self._run()
+        synchronise(self.device)
+        return time.perf_counter() - started
 
     def _run(self) -> None:
         import torch

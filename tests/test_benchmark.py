@@ -182,9 +182,18 @@ def test_a_process_ends_with_the_one_that_started_it() -> None:
 
 @pytest.mark.parametrize("kernel", ["fused", "math"])
 @pytest.mark.parametrize("backward", [False, True])
-def test_the_mapping_runs_by_either_kernel(kernel: str, backward: bool) -> None:
+def test_the_mapping_runs_by_either_kernel(
+    kernel: str, backward: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("benchmarks.growth.TIMED_SECONDS", 0.05)
     seconds, peak = MappingRun(32, kernel, backward, "fp32").measure()
     assert seconds > 0 and peak > 1 << 20
+
+
+def test_a_disturbed_run_of_the_mapping_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds = iter([3.0, 0.2, 0.6, 0.2, 0.2])  # the first one also builds kernels
+    monkeypatch.setattr(MappingRun, "_timed_run", lambda _: next(seconds))
+    assert MappingRun(32, "fused", False, "fp32").measure()[0] == 0.2
 
 
 def test_growth_leaves_out_what_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
