@@ -59,9 +59,8 @@ class TorchBackend:
 
         use_gpus(config.GPUs[:1])
         accelerator = make_accelerator(config.precision, 1, config.deterministic)
-        self._device = accelerator.device
         system = load_system(config, checkpoint)
-        self._predict = Predictor(system.to(self._device), accelerator)
+        self._predict = Predictor(system.to(accelerator.device), accelerator)
         self.image_size = config.image_size
         self.threshold = config.threshold
         self.origin = {
@@ -74,8 +73,10 @@ class TorchBackend:
     def __call__(self, images: np.ndarray) -> np.ndarray:
         import torch
 
-        batch = torch.from_numpy(images).to(self._device)
-        return self._predict(batch)[:, 0].float().cpu().numpy()
+        from engine.device import out_of_memory_told
+
+        with out_of_memory_told(len(images), self.image_size):
+            return self._predict(torch.from_numpy(images))[:, 0].float().cpu().numpy()
 
 
 class OnnxBackend:

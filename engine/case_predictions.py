@@ -15,6 +15,7 @@ from torch import Tensor
 from datasets.cases import Case, read_image, read_mask, resize_image, resize_mask
 from datasets.loading import SegmentationDataset, batches_of, make_loader
 from engine.cuda_graphs import Predictor
+from engine.device import out_of_memory_told
 from models.base import SegmentationModel
 from utils.errors import UserError
 from utils.files import atomic_write
@@ -54,15 +55,16 @@ def predict_cases(
 
     The probability is resized (bilinear) to the evaluation size, before the threshold; so is the truth
     (nearest), from the size of its file. UserError for a case whose probability is not a number, or
-    whose files cannot be used.
+    whose files cannot be used, and for too little memory.
     """
     dataset = SegmentationDataset(cases, image_size, title="test cases", progress=True)
     system.to(accelerator.device).eval()
     predict = Predictor(system, accelerator)
     for batch in batches_of(make_loader(dataset, batch_size, num_workers=num_workers)):
-        images = batch["image"].to(accelerator.device)
-        output = mean_over_orientations(predict, images) if tta else predict(images)
-        probabilities = output.float().cpu().numpy()
+        with out_of_memory_told(len(batch["image"]), image_size):
+            images = batch["image"].to(accelerator.device)
+            output = mean_over_orientations(predict, images) if tta else predict(images)
+            probabilities = output.float().cpu().numpy()
         indices: Tensor = batch["index"]
         for index, probability in zip(indices.tolist(), probabilities[:, 0], strict=True):
             case = cases[index]

@@ -31,20 +31,28 @@ def can_capture(system: SegmentationModel, accelerator: Accelerator) -> bool:
 class TrainingPass:
     """`model(image, mask, noise)` in training mode under the run's autocast: its losses.
 
-    With `capture` they and their gradients are replayed, from a capture at the first call. Every batch
-    then has the shape of the first.
+    With `to_capture` they and their gradients are replayed, from a capture at the first call, or before
+    it by `capture`. Every batch then has the shape of the first.
     """
 
-    def __init__(self, model: nn.Module, accelerator: Accelerator, capture: bool) -> None:
-        self.model, self.accelerator, self.to_capture = model, accelerator, capture
+    def __init__(self, model: nn.Module, accelerator: Accelerator, to_capture: bool) -> None:
+        self.model, self.accelerator, self.to_capture = model, accelerator, to_capture
 
     def __call__(self, image: Tensor, mask: Tensor, noise: Tensor) -> dict[str, Tensor]:
-        if self.to_capture:
-            capture_training_step(self.model, image, mask, noise)
-            self.to_capture = False
+        self.capture(image, mask, noise)
         with self.accelerator.autocast():
             losses: dict[str, Tensor] = self.model(image, mask, noise)
         return losses
+
+    def capture(self, image: Tensor, mask: Tensor, noise: Tensor) -> None:
+        """Capture now what is to be captured; the values of the batch play no part.
+
+        While a loader runs that pins memory in a thread of its own, a capture can fail, since CUDA then
+        forbids that in every thread.
+        """
+        if self.to_capture:
+            capture_training_step(self.model, image, mask, noise)
+            self.to_capture = False
 
 
 def capture_training_step(model: nn.Module, image: Tensor, mask: Tensor, noise: Tensor) -> None:
@@ -68,20 +76,22 @@ class Predictor:
     """`system(images)` under the run's autocast: (B, 3, S, S) in [0, 1] -> (B, 1, S, S).
 
     Captured for each shape of the batch where that can be, for the first MAX_SHAPES of them. The weights
-    may change between calls, not their memory. The system has to be in eval mode and on its device. Calls
-    from several threads take turns, since they share the memory of the graphs.
+    may change between calls, not their memory. The system has to be in eval mode and on its device, where
+    the images are put. Calls from several threads take turns, since they share the memory of the graphs.
     """
 
     def __init__(self, system: SegmentationModel, accelerator: Accelerator) -> None:
         self.system, self.accelerator = system, accelerator
         self.max_shapes = MAX_SHAPES if can_capture(system, accelerator) else 0
         self._captured: dict[torch.Size, tuple[torch.cuda.CUDAGraph, Tensor, Tensor]] = {}
+        # one for all graphs: they take turns, and what they leave behind is copied at once
+        self._memory = torch.cuda.graph_pool_handle() if self.max_shapes else None
         self._turn = Lock()
 
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> Tensor:
         with self._turn:
-            return self._replay(images)
+            return self._replay(images.to(self.accelerator.device))
 
     def _replay(self, images: Tensor) -> Tensor:
         if images.shape not in self._captured:
@@ -112,6 +122,7 @@ class Predictor:
                 self._predict(held_images)
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        # other threads may use the GPU meanwhile, such as those of a web page
+        with torch.cuda.graph(graph, pool=self._memory, capture_error_mode="thread_local"):
             held_probability = self._predict(held_images)
         return graph, held_images, held_probability

@@ -8,7 +8,8 @@ import os
 import platform
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from utils.errors import UserError
@@ -31,19 +32,24 @@ def use_gpus(gpus: Sequence[int]) -> None:
 
     if "LOCAL_RANK" in os.environ:
         return
-    present = torch.cuda.device_count()
-    if not present:
-        return
-    if "CUDA_VISIBLE_DEVICES" not in os.environ:
-        missing = [gpu for gpu in gpus if gpu >= present]
-        if missing:
-            raise UserError(f"GPUs names {missing}, but this machine has GPUs 0 to {present - 1}")
+    if "CUDA_VISIBLE_DEVICES" in os.environ:
+        visible = torch.cuda.device_count()
+        if 0 < visible < len(gpus):
+            raise UserError(
+                f"GPUs names {len(gpus)}, but CUDA_VISIBLE_DEVICES shows only {visible} of them"
+            )
+    else:
+        # before they are counted: where NVML is missing, counting them touches CUDA
         os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, gpus))
-    elif len(gpus) > present:
-        raise UserError(
-            f"GPUs names {len(gpus)}, but CUDA_VISIBLE_DEVICES shows only {present} of them"
-        )
-    if len(gpus) > 1:
+        visible = torch.cuda.device_count()
+        if visible < len(gpus):
+            del os.environ["CUDA_VISIBLE_DEVICES"]
+            if present := torch.cuda.device_count():
+                missing = [gpu for gpu in gpus if gpu >= present]
+                raise UserError(
+                    f"GPUs names {missing}, but this machine has GPUs 0 to {present - 1}"
+                )
+    if visible and len(gpus) > 1:
         pass_on_signals()
         launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={len(gpus)}"]
         os.execv(sys.executable, [sys.executable, *launch, *sys.argv])
@@ -98,6 +104,7 @@ def make_accelerator(precision: str, accumulate: int, deterministic: bool) -> Ac
     """The engine under the loop: device, mixed precision, gradient accumulation, processes."""
     import torch
     from accelerate import Accelerator, DistributedDataParallelKwargs, data_loader
+    from accelerate.utils import DataLoaderConfiguration
 
     # where Hugging Face's `datasets` is installed, it would import our package of that name
     data_loader.is_datasets_available = lambda: False
@@ -118,15 +125,39 @@ def make_accelerator(precision: str, accumulate: int, deterministic: bool) -> Ac
     torch.backends.cudnn.benchmark_limit = 3  # kernels tried: ten are no faster, but start later
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True)
+    torch.use_deterministic_algorithms(deterministic)
     return Accelerator(
         cpu=not on_gpu,
         mixed_precision="no" if precision == "fp32" else precision,
         gradient_accumulation_steps=accumulate,
         step_scheduler_with_optimizer=False,
+        # a batch goes to the GPU while the step before is at work
+        dataloader_config=DataLoaderConfiguration(non_blocking=True),
         # weights that take no part in the loss, such as those of the head level3, get no gradient
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
     )
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether torch found too little memory, on a GPU or for the CPU; it has no one class for that."""
+    import torch
+
+    signs = ("out of memory", "DefaultCPUAllocator")
+    return isinstance(error, torch.OutOfMemoryError) or any(sign in str(error) for sign in signs)
+
+
+@contextmanager
+def out_of_memory_told(images: int, side: int) -> Iterator[None]:
+    """Running out of memory while `images` of `side` pixels are predicted together becomes a UserError."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        raise UserError(
+            f"out of memory with {images} images of {side} px at once: take fewer (batch_size=N for valid.py, "
+            "--batch-size N for predict.py), or the CPU (CUDA_VISIBLE_DEVICES= before the command)"
+        ) from error
 
 
 def resolved_precision(accelerator: Accelerator) -> str:

@@ -25,7 +25,7 @@ from utils.errors import UserError
 
 BLOCK = 512  # bytes; the CUDA allocator rounds up to it
 GB = 1e9
-USABLE = 0.9  # of a GPU's memory: the rest is workspace and fragments
+USABLE = 0.85  # of a GPU's memory: the rest is CUDA, workspace, fragments and validation's graphs
 LOW_PRECISION = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 

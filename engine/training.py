@@ -35,6 +35,7 @@ from datasets.loading import (
     worker_died,
 )
 from engine.cuda_graphs import Predictor, TrainingPass, can_capture
+from engine.device import is_out_of_memory
 from engine.epoch_losses import EpochLosses, NonFiniteLoss, check_finite, write_nonfinite
 from engine.history import EpochRow, HistoryWriter, epoch_line, sample_panel
 from engine.saved_state import LAST_STATE, load_state, save_state
@@ -178,9 +179,9 @@ class Trainer:
                     self._finish_epoch(history, time.monotonic() - started)
                     if signal_number := self._stop_signal(stop):
                         raise Interrupted(signal_number)
-        except torch.OutOfMemoryError as error:
-            raise self._out_of_memory() from error
         except RuntimeError as error:
+            if is_out_of_memory(error):
+                raise self._out_of_memory() from error
             if worker_died(error):
                 raise LoaderDied(error) from None
             raise
@@ -197,6 +198,7 @@ class Trainer:
         done = progress.batch * self.options.batch_size * self.accelerator.num_processes
         self.sampler.start_at(progress.epoch, done)
         self.wrapped.train()
+        self._capture_step()
         sums = EpochLosses(progress.sums, self.accelerator.device)
         with self._progress_bar() as bar:
             try:
@@ -215,6 +217,16 @@ class Trainer:
                 if self._can_be_saved():
                     self.save()
                 raise
+
+    def _capture_step(self) -> None:
+        """Capture the training step, where it will be replayed, before the loader's threads are at work."""
+        if self.training_pass.to_capture:
+            count, side = self.options.batch_size, self.train_set.image_size
+            shapes = ((3, side, side), (1, side, side), self.system.latent_shape(side))
+            device = self.accelerator.device
+            self.training_pass.capture(
+                *(torch.zeros(count, *shape, device=device) for shape in shapes)
+            )
 
     def _step(self, batch: Sample) -> torch.Tensor:
         """One batch forward and backward, with an optimiser step where one is due.

@@ -59,7 +59,9 @@ def build_own_network(spec: str, image_size: int) -> SegmentationModel:
     network = function(**arguments)
     if not isinstance(network, nn.Module):
         raise UserError(f"{called} returned {_described(network)}, expected a torch.nn.Module")
-    output = _output(network, torch.zeros(1, 3, image_size, image_size))
+    device = _trial_device()
+    output = _output(network.to(device), torch.zeros(1, 3, image_size, image_size, device=device))
+    network.to("cpu")
     expected = (1, 1, image_size, image_size)
     if not isinstance(output, Tensor) or output.shape != expected:
         raise UserError(
@@ -82,6 +84,8 @@ def build_own_network(spec: str, image_size: int) -> SegmentationModel:
 def check_training(system: SegmentationModel, image_size: int) -> None:
     """Run the system once as training does; its weights, buffers and random numbers stay as they are.
 
+    The system comes back on the CPU.
+
     Raises:
         UserError: the losses are not scalars under `loss_names`, or are named like other columns of
             history.csv. Where the network ends in a sigmoid there is a warning.
@@ -92,6 +96,8 @@ def check_training(system: SegmentationModel, image_size: int) -> None:
             f"loss_names is {names}: expected 'loss', the total, first, and none of "
             f"{', '.join(sorted(COLUMNS))}, which are columns of history.csv"
         )
+    device = _trial_device()
+    system.to(device)
     buffers = [
         (owner._buffers, name, buffer, buffer.clone())
         for owner in system.modules()
@@ -99,11 +105,11 @@ def check_training(system: SegmentationModel, image_size: int) -> None:
         if buffer is not None
     ]
     python_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[torch.cuda.current_device()] if device == "cuda" else []):
         torch.manual_seed(0)
-        image = torch.rand(2, 3, image_size, image_size)
-        mask = (torch.rand(2, 1, image_size, image_size) > 0.5).float()
-        noise = torch.zeros(2, *system.latent_shape(image_size))
+        image = torch.rand(2, 3, image_size, image_size).to(device)
+        mask = (torch.rand(2, 1, image_size, image_size) > 0.5).float().to(device)
+        noise = torch.zeros(2, *system.latent_shape(image_size), device=device)
         losses = system.train()(image, mask, noise)
     random.setstate(python_state)
     np.random.set_state(numpy_state)  # noqa: NPY002
@@ -121,6 +127,7 @@ def check_training(system: SegmentationModel, image_size: int) -> None:
             _output(system.network, image[:1])
         if last.name in ("sigmoid", "sigmoid_"):
             log.warning("the network ends in a sigmoid: leave it out, since the loss applies one")
+    system.to("cpu")
 
 
 class _LastOperation(TorchDispatchMode):
@@ -153,6 +160,11 @@ def _import(spec: str) -> Callable[..., Any]:
         raise UserError(f"model {spec!r}: expected a function in {module.__file__}, found {found}")
     log.info("network: %s of %s", attribute, module.__file__)
     return function
+
+
+def _trial_device() -> str:
+    """Where a network is tried out: on the GPU where there is one, since some run nowhere else."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 @torch.no_grad()

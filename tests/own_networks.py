@@ -202,6 +202,23 @@ def moving_average(**_: int) -> nn.Module:
     return MovingAverage()
 
 
+class OnlyOnGpu(nn.Module):
+    """As networks of CUDA kernels of their own, such as those of state-space models."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Conv2d(3, 1, 1)
+
+    def forward(self, image: Tensor) -> Tensor:
+        if not image.is_cuda:
+            raise RuntimeError("expected x.is_cuda() to be true")
+        return self.layer(image)
+
+
+def only_on_gpu(**_: int) -> nn.Module:
+    return OnlyOnGpu()
+
+
 def nothing(**_: int) -> None:
     return None
 

@@ -116,6 +116,7 @@ def test_paths_may_begin_at_home(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"folds": 1}, "at least 2 folds"),
         ({"folds": 5, "select_on": "test"}, "set select_on: val"),
         ({"threshold": 1}, "threshold"),
+        ({"GPUs": "0,0"}, r"GPUs is \[0, 0\], but each GPU can be named once"),
         ({"head_weights": [1, 1, 0]}, r"head_weights is \[1.0, 1.0, 0.0\].*must be above 0"),
         ({"head_weights": [1, 1]}, "head_weights"),
         ({"ch": 20}, "ch: .*multiple of 16, got 20"),

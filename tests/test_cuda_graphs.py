@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 import train
+from datasets.loading import SegmentationDataset
 from engine.build import system_from
 from engine.cuda_graphs import MAX_SHAPES, Predictor, can_capture, capture_training_step
 from engine.device import make_accelerator
@@ -110,6 +111,29 @@ def test_predictions_take_turns_and_try_out_no_kernels(vae: Path) -> None:
     assert torch.backends.cudnn.benchmark, "as training has it"
 
 
+def test_a_step_is_captured_before_the_loader_is_at_work(
+    tmp_path: Path, vae: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A thread that pins the memory of the next batches would make the capture fail."""
+    events: list[object] = []
+    read = SegmentationDataset.__getitem__
+
+    def capture(model: object, *batch: Tensor) -> None:
+        events.append([tuple(part.shape) for part in batch])
+
+    def noted(data_set: SegmentationDataset, key: Any) -> Any:
+        events.append("read")
+        return read(data_set, key)
+
+    monkeypatch.setattr("engine.training.can_capture", lambda *_: True)
+    monkeypatch.setattr("engine.cuda_graphs.capture_training_step", capture)
+    monkeypatch.setattr(SegmentationDataset, "__getitem__", noted)
+    train.main(arguments(tmp_path, vae, "ch=16", "vae_model=tiny_vae", "epochs=1"))
+    shapes = [(2, 3, 32, 32), (2, 1, 32, 32), (2, 4, 4, 4)]
+    assert events[0] == shapes
+    assert [event for event in events if event != "read"] == [shapes]
+
+
 def test_a_captured_step_is_not_replayed_to_estimate_its_memory(vae: Path) -> None:
     system = build(vae)
     expected = estimate_memory(system, 2, 32, "fp32")
@@ -159,6 +183,10 @@ def test_a_replayed_prediction_sees_new_images_and_new_weights(vae: Path) -> Non
             with torch.no_grad():
                 expected = system(image)
             held.append((predict(image), expected))
+    replayed = predict(batch(1, 3, accelerator.device)[0])  # the first graph, after all others
+    torch.testing.assert_close(
+        replayed, system(batch(1, 3, accelerator.device)[0]), rtol=1e-4, atol=1e-5
+    )
     for ours, expected in held:  # a later call does not overwrite what an earlier one returned
         torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-5)
     with torch.no_grad():
@@ -171,7 +199,15 @@ def test_a_replayed_prediction_sees_new_images_and_new_weights(vae: Path) -> Non
 
 @gpu
 @needs_gpu
-@pytest.mark.parametrize("settings", [(), ("ema_decay=0.9", "accumulate=2", "clip_norm=1")])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        (),
+        ("num_workers=2",),
+        ("skip_nonfinite=1", "clip_norm=1"),
+        ("ema_decay=0.9", "accumulate=2", "clip_norm=1"),
+    ],
+)
 def test_a_run_with_graphs_learns_what_one_without_learns(
     settings: tuple[str, ...], tmp_path: Path, vae: Path
 ) -> None:

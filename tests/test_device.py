@@ -7,12 +7,13 @@ import signal
 import subprocess
 import sys
 import time
+from itertools import takewhile
 from pathlib import Path
 
 import pytest
 import torch
 
-from engine.device import use_gpus
+from engine.device import make_accelerator, out_of_memory_told, use_gpus
 from tests.run_on_disk import ROOT
 from utils.errors import UserError
 
@@ -30,7 +31,13 @@ def two_gpus(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     def replace(program: str, arguments: list[str]) -> None:
         raise Replaced(program, arguments)
 
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    def visible() -> int:
+        """As CUDA counts: up to the first one that is not there."""
+        chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
+        names = ["0", "1"] if chosen is None else chosen.split(",")
+        return len(list(takewhile(lambda name: name in ("0", "1", "GPU-a", "GPU-b"), names)))
+
+    monkeypatch.setattr(torch.cuda, "device_count", visible)
     monkeypatch.setattr(os, "execv", replace)
     for name in ("CUDA_VISIBLE_DEVICES", *SIGNALS_TO_HANDLE, "LOCAL_RANK"):
         monkeypatch.setenv(name, "")
@@ -87,6 +94,7 @@ def launched_by_torchrun(tmp_path: Path, number: int, before: str = "") -> tuple
     worker.write_text(
         """
 import signal, sys, time
+from itertools import takewhile
 from pathlib import Path
 folder = Path(sys.argv[1])
 def stop(number, frame):
@@ -156,3 +164,47 @@ def test_what_a_scheduler_chose_is_kept(two_gpus: pytest.MonkeyPatch) -> None:
 def test_gpus_that_are_not_there(two_gpus: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match=r"names \[2\].*GPUs 0 to 1"):
         use_gpus([0, 2])
+
+
+def test_gpus_are_chosen_before_anything_can_touch_cuda(two_gpus: pytest.MonkeyPatch) -> None:
+    """Where NVML is missing, counting the GPUs starts CUDA, which then keeps to those that it saw."""
+    seen: list[str | None] = []
+
+    def count() -> int:
+        seen.append(os.environ.get("CUDA_VISIBLE_DEVICES"))
+        return 1
+
+    two_gpus.setattr(torch.cuda, "device_count", count)
+    use_gpus([1])
+    assert seen == ["1"]
+
+
+def test_without_gpus_nothing_is_chosen(two_gpus: pytest.MonkeyPatch) -> None:
+    two_gpus.setattr(torch.cuda, "device_count", lambda: 0)
+    use_gpus([0])
+    assert "CUDA_VISIBLE_DEVICES" not in os.environ
+
+
+def test_reproducible_kernels_are_for_the_runs_that_ask_for_them() -> None:
+    try:
+        make_accelerator("fp32", 1, deterministic=True)
+        assert torch.are_deterministic_algorithms_enabled()
+        make_accelerator("fp32", 1, deterministic=False)
+        assert not torch.are_deterministic_algorithms_enabled()
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+def test_running_out_of_memory_is_told_with_what_to_change() -> None:
+    for error in (
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 GB"),
+        RuntimeError("CUDA error: out of memory"),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"),
+    ):
+        with (
+            pytest.raises(UserError, match=r"8 images of 224 px.*batch_size=N"),
+            out_of_memory_told(8, 224),
+        ):
+            raise error
+    with pytest.raises(RuntimeError, match="mat1 and mat2"), out_of_memory_told(8, 224):
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")

@@ -171,6 +171,15 @@ def test_the_memory_of_a_network_that_looks_at_values(
         train.main([*command, "resume=never"])
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_network_that_runs_on_gpus_only(tmp_path: Path, vae: Path) -> None:
+    command = arguments(tmp_path, vae, "model=tests.own_networks:only_on_gpu", "epochs=1")
+    train.main([*command, "--dry-run"])
+    train.main(command)
+    assert (tmp_path / "run" / "epochs_1" / "best_model.pth").is_file()
+
+
 def test_a_network_in_three_dimensions(tmp_path: Path, vae: Path) -> None:
     model = "model=tests.own_networks:in_three_dimensions"
     train.main(arguments(tmp_path, vae, model, "epochs=1"))

@@ -1262,6 +1262,18 @@ def test_keys_of_another_machine_can_be_changed(tmp_path: Path, run: Path) -> No
         predict.main(["--onnx", "x.onnx", *changed, picture, "--out", str(tmp_path / "b")])
 
 
+def test_too_little_memory_is_told(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def too_large(*_: object) -> None:
+        raise RuntimeError("CUDA error: out of memory")
+
+    monkeypatch.setattr("models.wave_gms.WaveGMS.forward", too_large)
+    pictures = str(picture_folder(tmp_path / "in", count=2))
+    with pytest.raises(UserError, match=r"out of memory with 2 images of .*--batch-size N"):
+        predict.main(["--run", str(run), pictures, "--out", str(tmp_path / "out")])
+
+
 @pytest.mark.parametrize(
     "option",
     [

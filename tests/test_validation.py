@@ -276,6 +276,17 @@ def test_an_output_that_is_not_a_number(finished: Path, tmp_path: Path, vae: Pat
     assert not list(finished.glob("valid_results_blobs/*"))
 
 
+def test_too_little_memory_is_told(
+    finished: Path, tmp_path: Path, vae: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def too_large(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 GB")
+
+    monkeypatch.setattr("models.wave_gms.WaveGMS.forward", too_large)
+    with pytest.raises(UserError, match="out of memory with 2 images of 32 px"):
+        valid.main(arguments(tmp_path, vae))
+
+
 def test_a_full_disk_leaves_nothing_half_written(
     finished: Path, tmp_path: Path, vae: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

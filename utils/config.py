@@ -276,6 +276,13 @@ class Config(BaseModel):
             return (value,)
         return value.split(",") if isinstance(value, str) else value
 
+    @field_validator("GPUs")
+    @classmethod
+    def _gpus_once(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        if len(set(value)) < len(value):
+            raise ValueError(f"GPUs is {list(value)}, but each GPU can be named once")
+        return value
+
     @model_validator(mode="after")
     def _agree(self) -> Config:
         if self.image_size % 8:
