@@ -180,10 +180,10 @@ class Trainer:
                     if signal_number := self._stop_signal(stop):
                         raise Interrupted(signal_number)
         except RuntimeError as error:
-            if is_out_of_memory(error):
-                raise self._out_of_memory() from error
             if worker_died(error):
                 raise LoaderDied(error) from None
+            if is_out_of_memory(error):
+                raise self._out_of_memory() from error
             raise
         except ValueError as error:
             if "more than 1 value per channel" in str(error):
