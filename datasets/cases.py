@@ -68,12 +68,16 @@ def find_split_file(path: Path) -> Path:
 
     Published configs name `./Dataset/BUSI/busi_train_test_names.pkl`; prepared data lies in
     `datasets/busi/` and has a JSON. File and folder may have any of the data set's names (see
-    `names_of`). Raises UserError that lists where it looked.
+    `names_of`). A folder within `datasets/` keeps its place there: `datasets/pretraining/phantom` is
+    another set than `datasets/phantom`. Raises UserError that lists where it looked.
     """
     name = path.stem.removesuffix(SPLIT_FILE_ENDING)
     stems = names_of(name) if path.stem.endswith(SPLIT_FILE_ENDING) else []
     roots = (Path("datasets"), REPOSITORY / "datasets")
-    folders = [path.parent, *(root / stem for root in roots for stem in stems or [name])]
+    above = path.absolute().parent.parent
+    within = [above.relative_to(r) for r in map(Path.absolute, roots) if above.is_relative_to(r)]
+    place = within[0] if within else Path()
+    folders = [path.parent, *(root / place / stem for root in roots for stem in stems or [name])]
     files = [stem + SPLIT_FILE_ENDING for stem in stems] or [path.stem]
     candidates = [
         path,

@@ -29,10 +29,11 @@ def count_parameters(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def parameter_table(system: SegmentationModel) -> str:
+def parameter_table(config: Config, system: SegmentationModel) -> str:
     """Parameters by part, and their trainable sum."""
+    titles = PART_TITLES if config.model == "wave-gms" else {"model": f"network {config.model}"}
     rows = [
-        (PART_TITLES.get(name, name), count_parameters(part), "trained")
+        (titles.get(name, name), count_parameters(part), "trained")
         for name, part in system.parts().items()
     ]
     trainable = sum(count for _, count, _ in rows)
@@ -57,7 +58,7 @@ def describe_run(
     effective = config.batch_size * config.accumulate * processes
     return "\n".join(
         [
-            parameter_table(system),
+            parameter_table(config, system),
             f"starts from: {config.init_weights or 'random weights'}",
             f"data set: {data_set.name} ({data_set.split_file}), {config.image_size} px",
             f"cases: {len(train)} train, {len(val)} {config.select_on} for choosing, "

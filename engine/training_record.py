@@ -77,9 +77,9 @@ def _cases_of_split(run: Config, data_set: DataSet) -> tuple[str, ...]:
     try:
         split_file = find_split_file(run.pickle_file_path)
     except UserError:
-        if same_name:
-            raise
-        return ()
+        if not same_name:
+            return ()
+        split_file = find_split_file(Path(run.pickle_file_path.name))  # the set of that name here
     if not same_name and split_file.parent.resolve() != data_set.folder.resolve():
         return ()
     return read_split(split_file).train

@@ -161,8 +161,9 @@ def compare_systems(study: Study, scores: Iterable[Score]) -> list[str]:
 
 
 def _signed(points: float) -> str:
-    """`+8.7`, and `+0.0` for what rounds to 0."""
-    return f"{round(points, 1) + 0.0:+.1f}"
+    """`+8.7`, and `0.0` for what rounds to 0."""
+    rounded = round(points, 1)
+    return f"{rounded:+.1f}" if rounded else "0.0"
 
 
 def _dice_without_leaked(score: Score) -> float | None:

@@ -91,4 +91,9 @@ def test_commands_are_found() -> None:
 
 @pytest.mark.parametrize("table", sorted((ROOT / "docs" / "results").glob("*/results.md")), ids=str)
 def test_results_are_those_of_the_studies(table: Path) -> None:
-    assert table.read_text().strip() in (ROOT / "docs" / "results.md").read_text()
+    page = (ROOT / "docs" / "results.md").read_text()
+    blocks = table.read_text().strip().split("\n\n")
+    shown = [block for block in blocks if block.startswith(("**", "|"))]
+    assert len(shown) > 1
+    for block in shown:  # the notes below the tables stand in the page once
+        assert f"\n\n{block}\n\n" in page

@@ -8,11 +8,13 @@ import torch
 
 import train
 import valid
+from datasets.cases import open_data_set
 from engine.training import Trainer
+from engine.training_record import cases_trained_on
 from tests.cases_on_disk import write_data_set
 from tests.small_run import arguments
 from utils.checkpoints import load_weights, save_weights
-from utils.config import dump_config, load_config
+from utils.config import dump_config, load_config, make_config
 from utils.errors import UserError
 
 Weights = dict[str, torch.Tensor]
@@ -128,6 +130,17 @@ def test_weights_that_saw_test_cases_are_refused(finished: Path, tmp_path: Path,
     start = f"init_weights={tmp_path / 'between' / 'epochs_1' / 'best_model.pth'}"
     with pytest.raises(UserError, match="trained on 2 of the 5 test cases"):
         train.main(arguments(tmp_path, vae, f"pickle_file_path={other}", start, out="next"))
+
+
+def test_weights_of_an_absent_set_of_the_same_name_start_a_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data_set = open_data_set(write_data_set(tmp_path / "datasets", train=2, test=1))
+    asked = "datasets/pretraining/blobs/blobs_train_test_names.json"
+    (tmp_path / "config.yaml").write_text(dump_config(make_config({"pickle_file_path": asked})))
+    monkeypatch.chdir(tmp_path)
+    seen = cases_trained_on(tmp_path / "best_model.pth", data_set)
+    assert seen == tuple(case.name for case in data_set.train)
 
 
 def test_the_same_split_may_be_trained_further(finished: Path, tmp_path: Path, vae: Path) -> None:

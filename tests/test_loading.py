@@ -218,6 +218,24 @@ def test_published_path_finds_the_prepared_set(
         find_split_file(Path("elsewhere/nothing/nothing_train_test_names.json"))
 
 
+def test_a_set_further_down_in_datasets_is_not_taken_for_the_one_of_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_data_set(tmp_path / "datasets")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("datasets.cases.REPOSITORY", tmp_path)
+    asked = Path("datasets/pretraining/blobs/blobs_train_test_names.json")
+    for path in (asked, tmp_path / asked):
+        with pytest.raises(
+            UserError, match=r"datasets\.prepare blobs .*--root \S*datasets/pretraining "
+        ):
+            open_data_set(path)
+    split = write_data_set(tmp_path / "datasets" / "pretraining")
+    (tmp_path / "another").mkdir()
+    monkeypatch.chdir(tmp_path / "another")
+    assert find_split_file(asked) == split
+
+
 def test_another_split_file_than_the_named_one_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -153,6 +153,7 @@ def test_a_dry_run_plans_it(tmp_path: Path, vae: Path, capsys: pytest.CaptureFix
     train.main([*arguments(tmp_path, vae, "model=tests.own_networks:build"), "--dry-run"])
     plan = capsys.readouterr().out
     assert "network: build of " in plan and "trainable parameters: 249" in plan
+    assert "network tests.own_networks:build" in plan and "latent mapping" not in plan
 
 
 def test_the_memory_of_a_network_that_looks_at_values(

@@ -408,7 +408,7 @@ def test_systems_are_compared_seed_by_seed(tmp_path: Path) -> None:
     start = lines.index("| Dice of ours minus that of | seed 1 | seed 2 | seed 3 | mean |")
     low, high = t_interval([10.0, 15.0, 2.0])
     assert lines[start + 2] == f"| a | +10.0 | +15.0 | +2.0 | +9.0 ({low:.1f} to {high:.1f}) |"
-    assert lines[start + 3] == "| b | - | +0.0 | +0.0 | +0.0 (-0.2 to 0.2) |"
+    assert lines[start + 3] == "| b | - | 0.0 | 0.0 | 0.0 (-0.2 to 0.2) |"
     assert lines[start + 4] == "", "c has only one seed that ours has"
 
 

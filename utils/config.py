@@ -62,7 +62,8 @@ class Config(BaseModel):
 
     # Data
     pickle_file_path: FilePath = Field(
-        description="Split file, `<name>_train_test_names.json` or `.pkl`, beside images/ and masks/"
+        description="Split file, `<name>_train_test_names.json` or `.pkl`, beside images/ and masks/. A path outside "
+        "`datasets/` where there is none means the prepared set of that name"
     )
     image_size: PositiveInt = Field(
         224, description="Side of the square input in pixels, a multiple of 8"
@@ -173,10 +174,13 @@ class Config(BaseModel):
 
     # Hardware
     GPUs: tuple[Count, ...] = Field(
-        (0,), description="GPUs to use, one process each; ignored on a machine without GPUs"
+        (0,),
+        description="GPUs to use, one process each (as many when resumed); ignored on a machine without GPUs",
     )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
-        "auto", description="auto: bf16 on GPUs that have it, fp16 on others, fp32 on the CPU"
+        "auto",
+        description="auto: bf16 on GPUs that have it, fp16 on others, fp32 on the CPU. When resumed it must mean "
+        "the same",
     )
     channels_last: bool = Field(
         True,
