@@ -27,7 +27,7 @@ def validated(
     seed: int = 0,
     **options,
 ) -> Path:
-    """A validation that missed some; its other predictions are off by `shift` to `shift` + 2 pixels."""
+    """A validation: its first `missed` predictions are empty, the others off by `shift` to `shift` + 2."""
     rng = np.random.default_rng(seed)
     cases = []
     for index in range(count):
