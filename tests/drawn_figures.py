@@ -11,10 +11,11 @@ from utils import figures
 def keep_figures(monkeypatch: pytest.MonkeyPatch, module: str) -> list[Figure]:
     """A list that every figure is added to which `module` turns into a PNG from here on."""
     drawn: list[Figure] = []
+    png = figures.png
 
     def keep(figure: Figure, dpi: int = 110) -> bytes:
         drawn.append(figure)
-        return figures.png(figure, dpi)
+        return png(figure, dpi)
 
     monkeypatch.setattr(f"{module}.png", keep)
     return drawn

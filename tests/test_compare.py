@@ -14,18 +14,27 @@ from utils import comparison, cross_domain
 from utils.case_scores import score_cases
 from utils.errors import UserError
 from utils.metrics import METRICS
-from utils.results import read_results, write_results
+from utils.results import mean_of, read_results, write_results
 from utils.statistics import paired_difference
 
 
-def validated(folder: Path, shift: int, count: int = 20, size: int = 40, **options) -> Path:
-    """A validation whose predictions are off by `shift` to `shift` + 2 pixels."""
-    rng = np.random.default_rng(0)
+def validated(
+    folder: Path,
+    shift: int,
+    count: int = 20,
+    size: int = 40,
+    missed: int = 0,
+    seed: int = 0,
+    **options,
+) -> Path:
+    """A validation: its first `missed` predictions are empty, the others off by `shift` to `shift` + 2."""
+    rng = np.random.default_rng(seed)
     cases = []
     for index in range(count):
         truth = np.zeros((size, size), bool)
         truth[10:30, 5 : 10 + rng.integers(5, 15)] = True
-        cases.append((f"case_{index:02}", np.roll(truth, shift + rng.integers(3), 1), truth))
+        prediction = np.roll(truth, shift + rng.integers(3), 1) & (index >= missed)
+        cases.append((f"case_{index:02}", prediction, truth))
     scores = score_cases(cases, progress=False)
     write_results(folder, scores, **({"provenance": {}} | options))
     return folder
@@ -39,7 +48,7 @@ def run_compare(*arguments) -> None:
 def two_runs(tmp_path):
     good, bad = tmp_path / "good/epochs_9", tmp_path / "bad|worse/epochs_9"
     validated(good / "valid_results_busi", shift=0)
-    validated(bad / "valid_results_busi", shift=3)
+    validated(bad / "valid_results_busi", shift=3, missed=1)
     return good, bad
 
 
@@ -50,6 +59,8 @@ def test_tables_and_plot(tmp_path, two_runs, capsys):
     markdown = (out / "comparison.md").read_text()
     assert markdown in printed
     assert "| good (reference) | bad\\|worse |" in markdown
+    assert "| misses | 0 | 1 |\n| false alarms | 0 | 0 |" in markdown
+    assert "| DSC ↑ |" in markdown and "| HD95 ↓ |" in markdown
     assert (out / "comparison.png").read_bytes().startswith(b"\x89PNG")
 
     with (out / "comparison.csv").open(newline="") as file:
@@ -100,6 +111,16 @@ def test_plot_gives_the_differences_in_numbers_and_room_to_long_names(two_runs, 
     dice = comparisons[0].differences[f"b{long}"]
     (number,) = (text.get_text() for text in figure.axes[0].texts)
     assert number == f"{100 * dice.mean:+.2f} [{100 * dice.low:+.2f}, {100 * dice.high:+.2f}]"
+    for axes, metric, better, scale in (
+        (figure.axes[0], "DSC", "higher", 100),
+        (figure.axes[2], "HD95", "lower", 1),
+    ):
+        (difference,) = (each.differences.values() for each in comparisons if each.metric == metric)
+        (mean, low, high) = (scale * of for d in difference for of in (d.mean, d.low, d.high))
+        (dots,), (_, bar, dot) = axes.collections, axes.lines
+        assert dots.get_offsets()[:, 0].mean() == pytest.approx(mean)
+        assert [*bar.get_xdata(), *dot.get_xdata()] == pytest.approx([low, high, mean])
+        assert axes.get_title() == f"{metric} ({better} is better)"
     (label,) = (tick.get_text() for tick in figure.axes[0].get_yticklabels())
     assert label.replace("\n", "") == f"b{long}"
     assert label.endswith("/\npublished/seed_1/epochs_1000")
@@ -118,10 +139,12 @@ def test_different_cases_sizes_masks_or_rules_are_refused(tmp_path):
     first = validated(tmp_path / "first", shift=0)
     more = validated(tmp_path / "more", shift=0, count=27)
     larger = validated(tmp_path / "larger", shift=0, size=48)
+    masks = validated(tmp_path / "masks", shift=0, seed=1)
     published = validated(tmp_path / "published", shift=0, hd95_empty="zero")
     for other, message in (
         (more, r"different cases: 7 only in more \(case_20, .*case_24 and 2 more\)"),
         (larger, "different sizes in 20 cases"),
+        (masks, r"different masks .* in \d+ cases"),
         (published, "rule 'diagonal' in first and 'zero' in published"),
     ):
         with pytest.raises(UserError, match=message):
@@ -268,6 +291,23 @@ def test_two_models_of_one_train_set_have_a_row_each(tmp_path, domains):
     ]
     page = cross_domain.to_markdown(cells, ["DSC"])
     assert "| phantom-a (a) | **" in page and "| phantom-a (unet) | - | " in page
+
+
+def test_brighter_is_better_in_the_heat_maps(tmp_path, domains, monkeypatch):
+    drawn = keep_figures(monkeypatch, "utils.figures")
+    of = {"trained_on": "phantom-a", "data_set": "phantom-b"}
+    unet = validated(tmp_path / "unet/valid_results_b", shift=1, provenance=of).parent
+    cells = cross_domain.collect([*domains, unet])
+    cross_domain.heat_maps(cells, ["DSC", "HD95"])
+    (figure,) = drawn
+    for axes, metric, scale in zip(figure.axes, ("DSC", "HD95"), (100, 1), strict=True):
+        at_home, elsewhere = (
+            scale * mean_of(cells["phantom-a (a)", test]["metrics"][metric])
+            for test in ("phantom-a", "phantom-b")
+        )
+        (image,) = axes.images
+        assert image.get_array()[0].tolist() == pytest.approx([at_home, elsewhere])
+        assert sum(image.to_rgba(at_home)[:3]) > sum(image.to_rgba(elsewhere)[:3])
 
 
 def test_matrix_says_how_each_model_was_scored(tmp_path, capsys):

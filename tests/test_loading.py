@@ -7,6 +7,8 @@ import logging
 import shutil
 import struct
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import cv2
 import numpy as np
@@ -25,7 +27,7 @@ from datasets.loading import (
 )
 from datasets.masks import decode_mask
 from datasets.prepared import read_metadata_groups
-from engine.build import training_cases
+from engine.build import training_cases, training_sets
 from tests.cases_on_disk import write_data_set
 from tests.dataset_archives import turned
 from utils.config import make_config
@@ -169,6 +171,27 @@ def test_folds_are_disjoint_and_cover_train(tmp_path: Path) -> None:
         assert {case.name for case in train} == names - set(held_parts[-1])
     assert sorted(name for part in held_parts for name in part) == sorted(names)
     assert sorted(map(len, held_parts)) == [2, 3, 3, 3]
+
+
+def test_held_out_cases_depend_on_the_seed(tmp_path: Path) -> None:
+    data_set = open_data_set(write_data_set(tmp_path, train=20, test=1, size=32))
+    values = {"pickle_file_path": data_set.split_file, "val_fraction": 0.5}
+    one, other = (training_cases(make_config(values | {"seed": s}), data_set)[1] for s in (3, 4))
+    assert len(one) == len(other) == 10 and one != other
+
+
+def test_training_cases_follow_the_config(tmp_path: Path) -> None:
+    data_set = open_data_set(write_data_set(tmp_path, train=9, test=1, size=32))
+    system: Any = SimpleNamespace(latent_shape=lambda size: (4, 4, 4), noise_probability=1.0)
+
+    def first(**changes: object) -> Sample:
+        values = {"pickle_file_path": data_set.split_file, "image_size": 32, "folds": 3}
+        config = make_config(values | changes)
+        return training_sets(config, data_set, system, progress=False)[0][0, 0]
+
+    plain, other = first(augment=False), first(augment=False, seed=6)
+    assert not torch.equal(first()["image"], plain["image"])
+    assert plain["noise"].any() and not torch.equal(plain["noise"], other["noise"])
 
 
 def test_a_split_may_name_the_cases_that_choose_the_checkpoint(tmp_path: Path) -> None:

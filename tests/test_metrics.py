@@ -110,6 +110,8 @@ def test_surface_metrics_by_hand():
     assert hd95(prediction, truth) == assd(prediction, truth) == 5
     assert normalised_surface_dice(prediction, truth, tolerance=4.999) == 0
     assert normalised_surface_dice(prediction, truth, tolerance=5) == 1
+    for distance, share in ((2, 1), (3, 0)):
+        assert score_case(prediction, np.roll(prediction, distance, 1))["NSD"] == share
 
 
 def test_hd95_and_assd_are_medpys_to_the_last_digit():

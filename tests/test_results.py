@@ -56,6 +56,7 @@ def test_summary_counts_misses_and_gives_hd95_by_each_rule(tmp_path, scores):
     assert hd95["zero"]["mean"] == pytest.approx(sum(detected) / 15)
     assert summary["metrics"]["HD95"] == hd95["diagonal"]
     dice = summary["metrics"]["DSC"]
+    assert dice["median"] == np.median(column(scores, "DSC")) != dice["mean"]
     low, high = dice["ci95"]
     assert low and dice["mean"] and high and low < dice["mean"] < high
     assert summary["provenance"] == PROVENANCE

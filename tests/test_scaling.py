@@ -1,4 +1,7 @@
-"""Two processes learn what one learns with batches twice as large; they stop and resume alike."""
+"""Two processes learn what one learns with batches twice as large; they stop and resume alike.
+
+Both score the statistics of batch normalisation that are kept.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +12,13 @@ from pathlib import Path
 import pytest
 
 import train
+import valid
 from engine.saved_state import load_state
 from tests.cases_on_disk import write_data_set
 from tests.small_run import ROOT, arguments
 from tests.test_training import history, poison
 from utils.errors import UserError
+from utils.results import read_results
 
 SETTINGS = (
     "val_fraction=0.23",  # 3 of 13: two processes do not share them evenly
@@ -42,7 +47,7 @@ def test_two_processes_learn_like_one(
     )
     told = launches.stdout + launches.stderr
     assert launches.returncode == 0, told
-    assert launches.stdout.splitlines()[-1] == "SIGTERM finished", told
+    assert launches.stdout.splitlines()[-1] == "SIGTERM finished finished", told
 
     ours, expected = history(two), history(one)
     assert len(ours) == len(expected) == 2
@@ -60,6 +65,13 @@ def test_two_processes_learn_like_one(
     assert log.count("resuming after epoch 1, batch 2") == 1
     assert [log.count(f"epoch {n}/2") for n in (1, 2)] == [1, 1]
     assert len(list(two.glob("logs/events*"))) == 2
+
+    normalised = two.parent / "epochs_1"
+    valid.main(["--run", str(normalised)])
+    scores = read_results(normalised / "valid_results_blobs").values("DSC")
+    assert [float(row["test_dice"]) for row in history(normalised)] == pytest.approx(
+        [scores.mean()]
+    )
 
     with pytest.raises(UserError, match="processes: 2 in the saved run, 1 now"):
         train.main(command)

@@ -61,10 +61,11 @@ def test_interval_covers_the_true_mean_about_95_times_in_100():
     assert 0.88 <= covered / 200 <= 0.98
 
 
-def test_same_seed_same_interval_other_seed_another():
+def test_same_seed_same_interval_and_p_value_other_seed_another_interval():
     values = sample(30)
     assert bootstrap_interval(values) == bootstrap_interval(values)
     assert bootstrap_interval(values, seed=1) != bootstrap_interval(values, seed=2)
+    assert sign_flip_test(values - 0.78) == sign_flip_test(values - 0.78)
 
 
 def test_a_large_sample_is_resampled_in_chunks(monkeypatch):
@@ -106,6 +107,7 @@ def test_paired_difference_has_the_sign_of_run_less_reference():
     assert (found.count, found.mean) == (50, pytest.approx(0.1))
     assert found.low == pytest.approx(0.1) and found.high == pytest.approx(0.1)
     assert found.p_value < 0.001
+    assert paired_difference([1, 2, 9], [0, 0, 0]).median == 2
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,8 @@ from models.sft import haar_details
 from models.wave_gms import WaveGMS
 from tests.autoencoders import save_sd_vae, save_tiny_vae
 from tests.run_on_disk import write_run
+from tests.small_run import arguments
+from utils.config import load_config
 from utils.errors import UserError
 
 SIZE = 32
@@ -113,6 +115,16 @@ def test_one_step_computes_the_losses_of_the_design(name: str, vae_folders) -> N
     scale = max(gradient.abs().max().item() for gradient in theirs.values())
     for key, expected in theirs.items():
         torch.testing.assert_close(ours[key], expected, rtol=1e-3, atol=1e-5 * scale, msg=key)
+
+
+def test_losses_follow_the_config(tmp_path: Path, vae: Path) -> None:
+    weights = ("w_rec=2", "w_dice=3", "align_loss=4", "w_tversky=5", "head_weights=[0.25, 0.5, 1]")
+    _, base, *changes = arguments(tmp_path, vae, *weights)
+    system: Any = system_from(
+        load_config(base, [*changes, "latent_loss=l1", "checkpoint_decoder=true"])
+    )
+    assert system.loss_weights == LossWeights(2, 3, 4, 5, heads=(0.25, 0.5, 1))
+    assert system.latent_loss == "l1" and system.checkpoint_decoder
 
 
 @EACH
@@ -338,11 +350,15 @@ def test_options_that_no_system_has_are_refused(change: dict, message: str, vae_
 
 def test_a_baseline_computes_dice_and_cross_entropy() -> None:
     torch.manual_seed(0)
-    system = Baseline(torch.nn.Conv2d(3, 1, 3, padding=1)).train()
+    network = torch.nn.Conv2d(3, 1, 3, padding=1)
+    system = Baseline(network, mean=(0.1, 0.2, 0.3), std=(0.5, 0.6, 0.7)).train()
     image, mask, noise = batch(system)
     assert noise.numel() == 0 and system.noise_probability == 0
     result = system(image, mask, noise)
+    channels = zip(image.unbind(1), (0.1, 0.2, 0.3), (0.5, 0.6, 0.7), strict=True)
+    standardised = torch.stack([(channel - mean) / std for channel, mean, std in channels], 1)
     probability = system(image)
+    torch.testing.assert_close(probability, network(standardised).sigmoid())
     overlap, total = (probability * mask).sum((1, 2, 3)), (probability + mask).sum((1, 2, 3))
     seg = (1 - (2 * overlap + 1e-5) / (total + 1e-5)).mean()
     bce = -(mask * probability.log() + (1 - mask) * (1 - probability).log()).mean()

@@ -14,7 +14,8 @@ import pytest
 import torch
 
 import train
-from engine.history import EpochRow, draw_curves
+from datasets.splits import hold_out
+from engine.history import EpochRow, draw_curves, sample_panel
 from engine.saved_state import load_state
 from engine.schedule import warmup_then_cosine
 from tests.cases_on_disk import write_data_set
@@ -60,14 +61,34 @@ def test_a_run_writes_what_it_promises(a_run: Path) -> None:
     assert not list(folder.glob("**/*.tmp"))
 
 
+def keep_cases(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """A list that the names of the cases of each training step from here on are added to."""
+    from engine.training import Trainer
+
+    step = Trainer._step
+    kept: list[list[str]] = []
+
+    def keeping_step(self, batch):
+        kept.append([self.train_set.cases[index].name for index in batch["index"].tolist()])
+        return step(self, batch)
+
+    monkeypatch.setattr(Trainer, "_step", keeping_step)
+    return kept
+
+
 def test_a_seed_fixes_the_run_and_workers_change_nothing(
-    finished: Path, tmp_path: Path, vae: Path
+    finished: Path, tmp_path: Path, vae: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(  # the same cases for both seeds
+        "engine.build.hold_out", lambda names, part, _, groups: hold_out(names, part, 2333, groups)
+    )
+    cases = keep_cases(monkeypatch)
     train.main(arguments(tmp_path, vae, "num_workers=2", out="b"))
     train.main(arguments(tmp_path, vae, "seed=7", out="c"))
     b, c = (tmp_path / name / "epochs_2" for name in "bc")
     assert_same_end(finished, b)
     assert (b / "history.csv").read_text() != (c / "history.csv").read_text()
+    assert len(cases) == 12 and cases[:6] != cases[6:]
 
 
 def stop_in_step(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
@@ -114,6 +135,37 @@ def test_averages_clipping_and_accumulation_resume_too(
     assert all(torch.equal(one[p][k], other[p][k]) for p in one for k in one[p])
 
 
+def test_the_optimiser_and_the_average_follow_the_config(
+    tmp_path: Path, vae: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    validated: list[dict[str, torch.Tensor]] = []
+
+    def better_each_time(predict, *_: object) -> tuple[float, float]:
+        validated.append(
+            {
+                f"{name}.{key}": value.clone()
+                for name, part in predict.system.parts().items()
+                for key, value in part.state_dict().items()
+            }
+        )
+        return float(len(validated)), 0.0
+
+    monkeypatch.setattr("engine.training.validate", better_each_time)
+    settings = ("batch_size=7", "ema_decay=0.9", "weight_decay=0.3", "clip_norm=0.001")
+    train.main(arguments(tmp_path, vae, *settings, "ch=16"))
+    folder = tmp_path / "run" / "epochs_2"
+    first, second = validated
+    last, best = weights(folder), torch.load(folder / "best_model.pth", weights_only=True)
+    for key in last:  # of two steps
+        torch.testing.assert_close(second[key], 0.9 * first[key] + 0.1 * last[key])
+        part, _, name = key.partition(".")
+        assert torch.equal(best[part][name], second[key])
+    optimizer = torch.load(folder / "last.pth", weights_only=True)["optimizer"]
+    assert optimizer["param_groups"][0]["weight_decay"] == 0.3
+    momenta = [state["exp_avg"].norm() for state in optimizer["state"].values()]
+    assert 0 < torch.stack(momenta).norm() <= 0.001
+
+
 def test_dropout_of_a_baseline_resumes_too(
     tmp_path: Path, vae: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -151,8 +203,11 @@ def test_a_network_does_not_draw_what_the_augmentation_drew(
 
     monkeypatch.setattr(Trainer, "_step", drawing_step)
     train.main(arguments(tmp_path, vae, "epochs=1"))
-    assert len(noise) > len(drawn) > 1
+    monkeypatch.setattr("accelerate.Accelerator.process_index", 1)
+    train.main(arguments(tmp_path, vae, "epochs=1", out="of_another_process"))
+    assert len(noise) > len(drawn) == 6
     assert not any(torch.equal(one, other) for one in drawn for other in noise)
+    assert not any(torch.equal(*two) for two in itertools.combinations(drawn, 2))
 
 
 def test_a_finished_run_is_left_as_it_is(finished: Path, tmp_path: Path, vae: Path) -> None:
@@ -304,7 +359,12 @@ def test_a_new_start_that_fails_spares_the_old_run(
 def test_a_new_start_leaves_no_results_of_the_old_run(
     finished: Path, tmp_path: Path, vae: Path
 ) -> None:
-    for name in ("valid_results_blobs", "predicted_masks_blobs", "epoch_1/valid_results_blobs"):
+    for name in (
+        "valid_results_blobs",
+        "predicted_masks_blobs",
+        "cross_domain",
+        "epoch_1/valid_results_blobs",
+    ):
         (finished / name).mkdir(parents=True)
         (finished / name / "results.csv").write_text("of the old weights")
     train.main(arguments(tmp_path, vae, "lr=0.1", "resume=never", "save_freq=5"))
@@ -373,13 +433,18 @@ def test_overrides_may_stand_on_both_sides_of_an_option(tmp_path: Path, vae: Pat
 def test_a_score_of_0_is_told(
     tmp_path: Path, vae: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("engine.training.validate", lambda *_: (0.0, 0.0))
-    train.main(arguments(tmp_path, vae, "epochs=1", "w_tversky=0"))
+    monkeypatch.setattr(
+        "engine.training.validate", lambda model, cases, threshold: (0.0, threshold)
+    )
+    train.main(
+        arguments(tmp_path, vae, "epochs=1", "w_tversky=0", "validate_every=2", "threshold=0.3")
+    )
     (line,) = [
         line for line in capsys.readouterr().out.splitlines() if line.startswith("epoch 1/1")
     ]
-    assert "val_dice 0  val_iou 0" in line
+    assert "val_dice 0  val_iou 0.3" in line
     assert "tversky" not in line
+    assert (tmp_path / "run" / "epochs_1" / "best_model.pth").exists()
 
 
 def test_no_case_to_choose_by(tmp_path: Path, vae: Path) -> None:
@@ -405,7 +470,7 @@ def test_too_few_cases_for_a_batch(tmp_path: Path, vae: Path) -> None:
 def test_accumulated_batches_make_the_steps_of_a_large_one(tmp_path: Path, vae: Path) -> None:
     """Also at the end of an epoch, where cases are left over: of 10 cases, 8 make the two steps."""
     write_data_set(tmp_path, train=12, test=3, size=32)
-    settings = ("lr=1e-4", "warmup_epochs=0")  # at a larger one AdamW lifts rounding errors
+    settings = ("lr=1e-4",)  # at a larger one AdamW lifts rounding errors
     train.main(arguments(tmp_path, vae, *settings, "batch_size=4", out="large"))
     train.main(arguments(tmp_path, vae, *settings, "accumulate=2", out="small"))
     large, small = (history(tmp_path / out / "epochs_2") for out in ("large", "small"))
@@ -436,13 +501,13 @@ def test_a_nan_loss_stops_after_the_last_good_state(
     tmp_path: Path, vae: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     poison(monkeypatch, {5})
+    cases = keep_cases(monkeypatch)
     with pytest.raises(UserError, match=r"nonfinite\.json"):
         train.main(arguments(tmp_path, vae))
     folder = tmp_path / "run" / "epochs_2"
     report = json.loads((folder / "nonfinite.json").read_text())
     assert report["epoch"] == 2
-    assert len(report["batches"][0]["cases"]) == 2
-    assert report["batches"][0]["cases"][0].startswith("case_")
+    assert [batch["cases"] for batch in report["batches"]] == [cases[4]]
     assert torch.load(folder / "last.pth", weights_only=True)["progress"]["epoch"] == 1
     assert all(value.isfinite().all() for value in weights(folder).values())
 
@@ -602,6 +667,14 @@ def test_pictures_are_drawn_now_and_then_and_at_the_end(
     monkeypatch.setattr("engine.history.PICTURE_SECONDS", 1e6)
     train.main(arguments(tmp_path, vae, "epochs=4"))
     assert drawn == shown == [1, 4]
+
+
+def test_samples_show_image_truth_and_probability() -> None:
+    black, white = torch.zeros(2, 3, 4, 4), torch.ones(2, 1, 4, 4)
+    panel = sample_panel(black, white, 0.5 * white)
+    assert panel.shape == (8, 12, 3)
+    thirds = (set(panel[:, left : left + 4].flatten().tolist()) for left in (0, 4, 8))
+    assert list(thirds) == [{0}, {255}, {128}]
 
 
 def test_curves_are_drawn_with_gaps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from pathlib import Path
 
 import cv2
@@ -12,8 +13,10 @@ import torch
 import export
 import train
 import valid
-from engine.case_predictions import mean_over_orientations
+from datasets.cases import Case
+from engine.case_predictions import Prediction, mean_over_orientations
 from engine.examples import TRUTH_COLOUR, names_by_quantile
+from engine.validation import dice_and_iou
 from tests.cases_on_disk import write_data_set
 from tests.small_run import arguments
 from utils.config import dump_config, load_config
@@ -118,11 +121,57 @@ def test_scores_at_native_size(finished: Path, tmp_path: Path, vae: Path) -> Non
     assert (row["Height"], row["Width"]) == ("40", "50")
 
 
-def test_the_threshold_is_inclusive_and_used(finished: Path, tmp_path: Path, vae: Path) -> None:
+def test_scores_at_a_chosen_size_and_by_the_published_rule(
+    finished: Path, tmp_path: Path, vae: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    valid.main(arguments(tmp_path, vae))
+    probability = finished / "predicted_masks_blobs" / "logits" / "case_9.png"
+    small = read(probability)
+    healthy = np.zeros((32, 32), np.uint8)
+    cv2.imwrite(str(tmp_path / "blobs" / "masks" / "case_10.png"), healthy)
+    valid.main(arguments(tmp_path, vae, "evaluation_size=64", "hd95_empty=zero"))
+    enlarged = cv2.resize(small.astype(np.float32), (64, 64), interpolation=cv2.INTER_LINEAR)
+    assert np.abs(read(probability) - enlarged).max() <= 1
+    assert [row["Height"] for row in scores(finished)[:3]] == ["64"] * 3
+
+    summary = json.loads((finished / "valid_results_blobs" / "summary.json").read_text())
+    assert summary["provenance"]["evaluation_size"] == 64
+    metrics, hd95 = summary["metrics"], summary["hd95"]
+    assert summary["false_alarms"] == 1 and hd95["rule"] == "zero"
+    assert metrics["HD95"] == hd95["zero"] != hd95["diagonal"]
+    told = capsys.readouterr().out
+    for name, mean in (
+        ("Dice", 100 * metrics["DSC"]["mean"]),
+        ("IoU", 100 * metrics["IoU"]["mean"]),
+        ("HD95, misses as 0", hd95["zero"]["mean"]),
+        ("HD95, misses as diagonal", hd95["diagonal"]["mean"]),
+    ):
+        assert re.search(rf"^  {name} +{mean:.2f} ", told, re.MULTILINE), name
+
+
+def test_the_threshold_is_inclusive_and_used(
+    finished: Path, tmp_path: Path, vae: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = Case("case", tmp_path / "image.png", tmp_path / "mask.png")
+    probability = np.array([[0.3, 0.9, 0.3, 0.0]], np.float32)
+    truth, threshold = np.array([[True, False, False, True]]), float(probability[0, 0])
+    mask = Prediction(case, probability, truth).mask(threshold)
+    assert mask.tolist() == [[True, True, True, False]]
+    batch = torch.from_numpy(probability)[None, None], torch.from_numpy(truth)[None, None]
+    dice, iou = dice_and_iou(*batch, threshold)
+    assert (dice.item(), iou.item()) == (2 / 5, 1 / 4)
+
     valid.main(arguments(tmp_path, vae, "threshold=0.0001"))
     low = sum(float(row["PredictedPixels"]) for row in scores(finished)[:3])
+    pictured = []
+    for name in ("write_report", "write_overlays", "draw_examples"):
+        monkeypatch.setattr(
+            f"engine.scoring.{name}",
+            lambda *given, threshold=None, **_: pictured.append(threshold or given[-1]),
+        )
     valid.main(arguments(tmp_path, vae, "threshold=0.9999"))
     assert sum(float(row["PredictedPixels"]) for row in scores(finished)[:3]) < low
+    assert pictured == [0.9999] * 3
 
 
 def test_scores_without_leaked_cases(
