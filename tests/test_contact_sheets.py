@@ -28,6 +28,21 @@ def test_a_landscape_image_stands_on_its_label(landscape):
     assert (sheet[CELL:] > 0).any(), "no label"
 
 
+def test_the_least_certain_pairs_across_train_and_test_come_first(tmp_path: Path) -> None:
+    files = {}
+    for grey, name in zip(range(40, 160, 20), "abcdef", strict=True):
+        cv2.imwrite(str(tmp_path / f"{name}.png"), np.full((50, 50), grey, np.uint8))
+        cv2.imwrite(str(tmp_path / f"{name}_mask.png"), np.zeros((50, 50), np.uint8))
+        files[name] = tmp_path / f"{name}.png", tmp_path / f"{name}_mask.png"
+    duplicates = [
+        NearDuplicate(first, second, correlation, overlap=1.0, inliers=50)
+        for first, second, correlation in (("a", "b", 0.91), ("c", "d", 0.99), ("e", "f", 0.95))
+    ]
+    sheet = near_duplicate_sheet(files, duplicates, test={"d", "e"})
+    greys = sheet[CELL // 2, CELL // 2 :: CELL + 4, 0]
+    assert greys[:6].tolist() == [120, 140, 80, 100, 40, 60]
+
+
 def test_long_names_keep_their_end_and_their_part(landscape):
     long = "WWWWWWWW_series_0003_with_a_long_name_slice_"
     first, second, other = f"{long}001", f"{long}002", f"{long}003"

@@ -293,6 +293,85 @@ def test_a_suspended_run_keeps_its_budget(tmp_path: Path, monkeypatch: pytest.Mo
     assert distiller.seconds == LONGEST_STEP + 2
 
 
+def test_the_average_follows_the_weights(tmp_path: Path) -> None:
+    distiller = encoder_in(tmp_path, ema=0.99)
+    batch = [array[:4] for array in distiller.window()]
+    for step, share in ((0, 9 / 11), (10_000, 0.01)):  # the first weights are soon forgotten
+        distiller.step = step
+        before = {name: value.clone() for name, value in distiller.average.items()}
+        distiller.update(batch, rate=1e-2)
+        for name, value in distiller.module.state_dict().items():
+            expected = before[name] + share * (value - before[name])
+            torch.testing.assert_close(distiller.average[name], expected)
+
+
+def test_a_decoder_is_fitted_to_its_teacher_and_to_the_image(tmp_path: Path) -> None:
+    pool = Pool(tmp_path, TEACHER, seed=1, size=32, chunk=48)
+    decoder = Distiller("decoder", pool, Budget(minutes=1), tmp_path / "decoder.pth")
+    crops, latents = (array[:2] for array in pool.latents(0))
+    outputs = np.zeros((2, 3, 32, 32), np.float16)
+    losses = {
+        decoder.loss([images, latents, of_teacher]).item()
+        for images in (crops, np.zeros_like(crops))
+        for of_teacher in (outputs, outputs + 0.5)
+    }
+    assert len(losses) == 4
+
+
+def test_masks_are_scored_apart_and_by_the_averaged_weights(tmp_path: Path) -> None:
+    distiller = encoder_in(tmp_path)
+    crops = noise_chunk(distiller.pool, 0)[0][:4]
+    crops[2:] = crops[2:] // 128 * 255
+    student = make_student()
+    student.encoder.load_state_dict(distiller.average)
+    latents = encode(student, crops)
+    latents[:2] = -latents[:2]
+    distiller.validation = crops, latents
+    with torch.no_grad():
+        for value in distiller.module.parameters():
+            value.zero_()
+    scores = distiller.validate()
+    assert scores["r2_masks"] == pytest.approx(1, abs=1e-4) and scores["r2_images"] < 0
+
+
+def test_each_epoch_has_an_order_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    crops, latents = noise_chunk(Pool(tmp_path, TEACHER, seed=1), 0)
+    crops[:, 0, 0, 0] = np.arange(48)
+    order: list[int] = []
+
+    def update(self: Distiller, batch: list[np.ndarray], rate: float) -> float:
+        order.extend(batch[0][:, 0, 0, 0].tolist())
+        self.step += 1
+        return 0.0
+
+    monkeypatch.setattr(Pool, "window", lambda *_: [crops, latents])
+    monkeypatch.setattr(Distiller, "update", update)
+    monkeypatch.setattr(Distiller, "validate", lambda _: {})
+    encoder_in(tmp_path, steps=6).run()
+    assert sorted(order[:48]) == sorted(order[48:]) == list(range(48))
+    assert order[:48] != order[48:]
+
+
+def test_a_window_is_of_the_newest_chunks(real_pool: Pool) -> None:
+    chunks = [real_pool.latents(index)[0] for index in range(3)]
+    assert (chunks[0] != chunks[1]).any()
+    for last, newest in ((0, chunks[:1]), (2, chunks[1:])):
+        columns = real_pool.window(last, 2, with_outputs=True)
+        np.testing.assert_array_equal(columns[0], np.concatenate(newest))
+        assert [len(column) for column in columns] == [4 * len(newest)] * 3
+
+
+def test_held_out_crops_are_not_trained_on(
+    tmp_path: Path, real_pool: Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("distillation.training.start_student", random_start)
+    distiller = Distiller("encoder", real_pool, Budget(minutes=1), tmp_path / "encoder.pth")
+    ((held,), _), trained = distiller.validation, real_pool.latents(0)[0]
+    assert not (trained == held).all(axis=(1, 2, 3)).any()
+
+
 @pytest.mark.parametrize(("part", "bound"), [("encoder", 0.75), ("decoder", 0.45)])
 def test_a_student_starts_close_to_its_teacher(
     part: str, bound: float, real_pool: Pool, monkeypatch: pytest.MonkeyPatch

@@ -16,6 +16,7 @@ from datasets.leaks import leaked_test_cases, write_group_split
 from datasets.near_duplicates import (
     MIN_THUMBNAIL_CORRELATION,
     PARTNERS,
+    ImageFeatures,
     NearDuplicate,
     aligned_correlation,
     candidates,
@@ -127,6 +128,39 @@ def test_images_of_one_field_of_view_are_not_all_compared() -> None:
     assert loaded == [7, 80]
 
 
+def made_up(index: int, thumbnail: np.ndarray, bits: np.ndarray) -> ImageFeatures:
+    points = np.zeros((len(bits), 2), np.float32)
+    unit = (thumbnail / np.linalg.norm(thumbnail)).astype(np.float32)
+    return ImageFeatures(digest=bytes([index]), thumbnail=unit, points=points, bits=bits)
+
+
+def test_the_partners_that_share_most_features_are_kept() -> None:
+    bits = np.random.default_rng(0).integers(0, 2**64, (156, 4), np.uint64)
+    images = [made_up(i, np.eye(32**2)[i], bits[4 * i : 4 * i + 60]) for i in range(24)]
+    found = candidates(images)
+    assert {(i, i + 1) for i in range(23)} <= found, "4 of 60 features are new in each"
+    assert max(second - first for first, second in found) <= PARTNERS
+
+
+def test_thumbnails_are_compared_by_what_sets_them_apart() -> None:
+    """Ten pairs with something of their own in common, among images of what is common to all."""
+    rng = np.random.default_rng(0)
+    common, *own = rng.normal(0, 1, (31, 32**2))
+    thumbnails = [0.01 * texture for texture in own[:10]]
+    for shared, one, other in zip(own[:10], own[10:20], own[20:], strict=True):
+        thumbnails += [0.1 * shared + 0.1 * one, 0.1 * shared + 0.1 * other]
+    none = np.empty((0, 4), np.uint64)
+    found = candidates([made_up(i, common + t, none) for i, t in enumerate(thumbnails)])
+    assert {(i, i + 1) for i in range(10, 30, 2)} <= found
+
+
+def test_a_small_overlap_makes_no_near_duplicate() -> None:
+    wide = phantom_case(3, size=400).image
+    for start, found in ((140, {("left", "right")}), (158, set())):  # 36 and 28 %
+        views = {"left": wide[:, :220], "right": wide[:, start : start + 220]}
+        assert pairs(duplicates_of(views)) == found
+
+
 def test_aligned_correlation_of_a_known_map() -> None:
     image = scan(3)
     shift = np.array([[1, 0, -30], [0, 1, -20]], float)
@@ -217,7 +251,8 @@ def test_group_split_crosses_no_group(data: Path, capsys: pytest.CaptureFixture[
     assert leaked_test_cases(data, split) == set()
     again = path.read_bytes()
     assert write_group_split(data).read_bytes() == again
-    assert write_group_split(data, seed=1).read_bytes() != again
+    assert prepare(["mine", "--group-split", "--seed", "1", "--root", str(data.parent)]) == 0
+    assert path.read_bytes() != again
 
 
 def test_groups_join_metadata_and_near_duplicates(data: Path) -> None:
@@ -241,7 +276,7 @@ def test_groups_join_metadata_and_near_duplicates(data: Path) -> None:
 
 
 def test_everything_that_is_wrong_is_reported(data: Path) -> None:
-    (data / "images" / "case_03.png").write_bytes(b"junk")
+    (data / "images" / "case_11.png").write_bytes(b"junk")
     (data / "masks" / "case_04.png").unlink()
     (data / "masks" / "case_05.png").write_bytes(png(square(3, 3, 6, 128, 128)))
     (data / "masks" / "case_09.png").write_bytes(png(square(3, 3, 6, 256, 100)))
@@ -250,8 +285,8 @@ def test_everything_that_is_wrong_is_reported(data: Path) -> None:
     (data / "images" / "stray.png").write_bytes(png(picture(1)))
     report = check_data_set(data)
     assert report["problems"] == {
-        "case_03": "case_03.png: not a PNG, JPEG, BMP or TIFF image",
         "case_04": "no mask",
+        "case_11": "case_11.png: not a PNG, JPEG, BMP or TIFF image",
     }
     assert report["size_differs"] == [
         "case_05: image 256 x 256, mask 128 x 128",
@@ -259,9 +294,11 @@ def test_everything_that_is_wrong_is_reported(data: Path) -> None:
     ]
     assert report["aspect_differs"] == ["case_09"]
     assert list(report["odd_mask_values"]) == ["case_02"]
+    counts = report["near_duplicates"]
+    assert (counts["within_train"], counts["within_test"], counts["across"]) == (0, 1, 2)
     assert "images/stray.png" in report["files_of_no_case"]
     text = format_report(report)
-    for expected in ("unusable cases: 2 (case_03", "training would stop: 1 (case_09)", "stray.png"):
+    for expected in ("unusable cases: 2 (case_04", "training would stop: 1 (case_09)", "stray.png"):
         assert expected in text
 
     assert report["files_of_no_case"] == ["images/stray.png"]

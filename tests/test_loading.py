@@ -6,6 +6,8 @@ import json
 import logging
 import shutil
 import struct
+from collections import Counter
+from colorsys import rgb_to_hsv
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,7 +19,14 @@ import torch
 from PIL import Image
 
 from datasets.augmentation import RandomQuarterTurn, training_augmentation
-from datasets.cases import find_split_file, open_data_set, read_image, read_mask
+from datasets.cases import (
+    find_split_file,
+    open_data_set,
+    read_image,
+    read_mask,
+    resize_image,
+    resize_mask,
+)
 from datasets.decoding import ImageError, decode
 from datasets.loading import (
     EpochSampler,
@@ -73,7 +82,10 @@ def test_workers_and_cache_change_nothing(tmp_path: Path) -> None:
     alone = collect(0, split=split)
     assert same(alone, collect(2, split=split))
     assert same(alone, collect(0, cache=0, split=split))
-    assert same(alone, collect(0, cache=3 * 4 * 32 * 32, split=split))
+    three = 3 * 4 * 32 * 32
+    assert same(alone, collect(0, cache=three, split=split))
+    dataset = SegmentationDataset(open_data_set(split).train, 32, cache_bytes=three + 100)
+    assert dataset.cached_bytes == three, "as many as fit"
 
 
 class CountsThreads(SegmentationDataset):
@@ -158,6 +170,71 @@ def test_quarter_turns_take_all_three_angles() -> None:
     seen = {tuple(turn(image).flatten().tolist()) for _ in range(40)}
     expected = {tuple(torch.rot90(image, k, (1, 2)).flatten().tolist()) for k in (1, 2, 3)}
     assert seen == expected
+
+
+def test_augmentation_draws_what_was_published() -> None:
+    """A mask that holds its own coordinates tells where they went; a plain image tells the colours."""
+    from torchvision import tv_tensors
+
+    count, side, centre = 300, 64, slice(24, 40)
+    grid = torch.stack(torch.meshgrid(*[torch.arange(side).float()] * 2, indexing="ij"))
+    plain = torch.tensor([100, 150, 50], dtype=torch.uint8)[:, None, None].expand(3, side, side)
+    transform = training_augmentation()
+    orientations: Counter[tuple[int, bool]] = Counter()
+    hues, lights, angles, scales, shifts = [], [], [], [], []
+    for seed in range(count):
+        torch.manual_seed(seed)
+        image, moved = transform(tv_tensors.Image(plain), tv_tensors.Mask(grid))
+        colour = image[:, 32, 32]
+        if not torch.allclose(colour, plain[:, 32, 32] / 255):
+            hues.append(rgb_to_hsv(*colour.tolist())[0] - 1 / 4)
+            lights.append(colour.max().item() / (150 / 255))
+        middle = moved[:, centre, centre]
+        down = (middle[:, -1] - middle[:, 0]).mean(-1) / 15
+        right = (middle[:, :, -1] - middle[:, :, 0]).mean(-1) / 15
+        turn = torch.stack([down, right], dim=1)  # d (place before) / d (place after)
+        angle = torch.atan2(down[1], down[0]).rad2deg().item()
+        quarters = round(angle / 90)
+        orientations[quarters % 4, bool(turn.det() < 0)] += 1
+        if not torch.equal(turn, turn.round()):
+            angles.append(angle - 90 * quarters)
+            scales.append(turn.det().abs().rsqrt().item())
+            shift = torch.linalg.solve(turn, middle.mean((1, 2)) - (side - 1) / 2)
+            shifts.append(shift.abs() / side)
+
+    for quarters, mirrored in itertools.product(range(4), (False, True)):
+        expected = count / (12 if quarters % 2 else 6)
+        assert orientations[quarters, mirrored] == pytest.approx(expected, abs=3.5 * expected**0.5)
+    assert len(hues) / count == pytest.approx(0.2, abs=0.08)
+    assert len(angles) / count == pytest.approx(0.4, abs=0.1)
+    ranges = ((hues, -0.1, 0.1), (lights, 0.9, 1.1), (angles, -20, 20), (scales, 0.9, 1.1))
+    for values, low, high in ranges:
+        assert min(values) == pytest.approx(low, abs=0.15 * (high - low))
+        assert max(values) == pytest.approx(high, abs=0.15 * (high - low))
+    assert torch.stack(shifts).amax(0).tolist() == pytest.approx([0.15, 0.15], abs=0.02)
+
+
+def test_images_are_interpolated_when_they_are_turned() -> None:
+    from torchvision import tv_tensors
+
+    stripes = (torch.arange(32) % 4 < 2).to(torch.uint8).mul(255).expand(3, 32, 32)
+    transform = training_augmentation()
+    greys = []
+    for seed in range(20):
+        torch.manual_seed(seed)
+        moved, _ = transform(tv_tensors.Image(stripes), tv_tensors.Mask(stripes[:1]))
+        greys.append(len(moved[0].unique()))  # jitter of the colours keeps two
+    assert min(greys) == 2 and max(greys) > 100
+
+
+def test_images_shrink_by_area_and_masks_by_their_middles() -> None:
+    stripes = np.zeros((64, 64, 3), np.uint8)
+    stripes[::4] = 255
+    assert (resize_image(stripes, 16, 16) == 64).all(), "the mean of each 4 x 4"
+    mask = np.zeros((60, 60), np.uint8)
+    mask[20:40, 20:40] = 1
+    small = resize_mask(mask, 20, 20)
+    assert small.sum() == 36 and (small == small[::-1, ::-1]).all()
 
 
 def test_folds_are_disjoint_and_cover_train(tmp_path: Path) -> None:

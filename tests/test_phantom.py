@@ -60,6 +60,25 @@ def test_lesions_are_darker_than_what_surrounds_them(cases: list[PhantomCase]) -
     assert np.mean(np.array(contrasts) > 5) > 0.9
 
 
+def test_deep_tissue_is_darker(cases: list[PhantomCase]) -> None:
+    shallow, deep = (
+        [case.image[rows].mean() for case in cases] for rows in (slice(20, 60), slice(120, 160))
+    )
+    assert np.mean(shallow) > np.mean(deep) + 10
+
+
+def test_speckle_grows_with_the_image() -> None:
+    def correlation_of_neighbours(size: int) -> float:
+        found = []
+        for index in range(3):
+            image = phantom_case(index, size=size).image.astype(float)
+            detail = image - cv2.GaussianBlur(image, (0, 0), size / 40)
+            found.append(np.mean(detail[:, 1:] * detail[:, :-1]) / np.mean(detail**2))
+        return float(np.mean(found))
+
+    assert correlation_of_neighbours(256) > correlation_of_neighbours(64) + 0.3
+
+
 def test_malignant_outlines_are_rougher_than_benign(cases: list[PhantomCase]) -> None:
     roundness: dict[str, list[float]] = {"benign": [], "malignant": [], "normal": []}
     for case in cases:

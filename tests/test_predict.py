@@ -5,6 +5,7 @@ import errno
 import io
 import itertools
 import json
+import math
 import os
 import re
 import shutil
@@ -30,6 +31,7 @@ from datasets.pictures import read_content, read_picture
 from datasets.windowing import parse_window
 from engine.prediction import (
     PredictionOptions,
+    Segmentation,
     blending_window,
     orientations,
     segment,
@@ -37,12 +39,13 @@ from engine.prediction import (
     upright,
 )
 from engine.prediction_files import predict_files, read_file
-from engine.prediction_inputs import find_jobs, unique_names
+from engine.prediction_inputs import Job, find_jobs, unique_names
 from engine.prediction_outputs import OutputFolder
 from tests.cases_on_disk import blob_case, write_data_set
 from tests.run_on_disk import ROOT, write_run, write_vae
 from utils.errors import UserError
 from utils.images import encode_png
+from utils.overlay import MASK_COLOUR
 from utils.streams import bounded_map
 
 RNG_SEED = 3
@@ -123,13 +126,30 @@ def test_tiles_put_every_pixel_back_in_its_place(shape: tuple[int, int], tta: bo
 
 
 def test_tiles_cover_and_overlap() -> None:
-    for length in (16, 17, 23, 24, 25, 100):
-        starts = tile_starts(length, 16, 0.5)
+    for length, (overlap, step) in itertools.product(
+        (16, 17, 23, 24, 25, 100), ((0.0, 16), (0.5, 8), (0.75, 4))
+    ):
+        starts = tile_starts(length, 16, overlap)
         assert starts[0] == 0 and starts[-1] == length - 16
-        assert all(0 < b - a <= 8 for a, b in itertools.pairwise(starts))
+        assert all(0 < b - a <= step for a, b in itertools.pairwise(starts))
+        assert len(starts) == 1 + math.ceil((length - 16) / step), "no more than needed"
     window = blending_window(16)
     assert 0 < window[0, 0] < window[8, 8] <= 1
     np.testing.assert_array_equal(window, window[::-1, ::-1])
+
+
+def test_a_small_image_is_mirrored_to_fill_a_tile() -> None:
+    seen = []
+
+    def answer(images: np.ndarray) -> np.ndarray:
+        seen.append(images)
+        return images.mean(1)
+
+    pixels = noise(9, 10)
+    method = PredictionOptions(tiles=True)
+    list(segment(GreyBackend(answer), [("a", pixels)], method, batch_size=1))
+    mirrored = np.pad(pixels[..., 0], ((0, 7), (0, 6)), "symmetric")
+    np.testing.assert_allclose(seen[0][0, 0] * 255, mirrored, atol=1e-3)
 
 
 def test_tiles_blend_smoothly() -> None:
@@ -152,6 +172,7 @@ def test_resizing_keeps_the_size_of_the_picture() -> None:
     assert result.probability.shape == (30, 80)
     mask = result.mask(0.5)
     assert not mask[:, :38].any() and mask[:, 42:].all()
+    assert result.mask(1.0)[:, 42:].all(), "the threshold itself is foreground"
 
 
 def test_orientations_are_eight_and_are_undone() -> None:
@@ -937,6 +958,34 @@ def test_options_reach_the_files(tmp_path: Path, run: Path) -> None:
     np.testing.assert_array_equal(probability[0], probability[1])
     assert np.abs(probability[0] - probability[2]).max() > 100
     assert json.loads((tiles / "settings.json").read_text())["overlap"] == 0.25
+
+
+def test_overlays_colour_the_mask_and_nothing_else(tmp_path: Path) -> None:
+    red = np.zeros((20, 20, 3), np.uint8)
+    red[..., 0] = 200
+    probability = np.zeros((20, 20), np.float32)
+    probability[5:15, 5:15] = 1
+    folder = OutputFolder(tmp_path, {}, "png", tta=False, threshold=0.5)
+    folder.write(Job("a", tmp_path / "a.png"), red, "", Segmentation(probability, None))
+    overlay = image(tmp_path / "overlays" / "a.png")[..., ::-1]
+    assert overlay[0, 0].tolist() == [200, 0, 0] and overlay[5, 5].tolist() == [*MASK_COLOUR]
+
+
+def test_window_and_limit_reach_the_reading(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("engine.backends.open_backend", lambda _: GreyBackend())
+    dark = np.full((40, 40), 1000, np.uint16)
+    dark[:, 20:] = 4000
+    cv2.imwrite(str(tmp_path / "a.png"), dark)
+    command = ["--run", "r", str(tmp_path / "a.png"), "--out", str(tmp_path / "out"), "--overwrite"]
+    brightest = []
+    for more in ([], ["--window", "1000,4000"]):
+        assert predict.main([*command, *more]) == 0
+        brightest.append(int(image(tmp_path / "out" / "probabilities" / "a.png").max()))
+    assert brightest[0] < 6000 and brightest[1] > 60000
+    assert predict.main([*command, "--max-megapixels", "0.001"]) == 1
+    assert "over the limit of 0.001 megapixels" in capsys.readouterr().out
 
 
 def test_resume_goes_on_where_it_stopped(

@@ -95,6 +95,8 @@ def test_without_splits_a_seeded_split_is_drawn(busi: list[str], tmp_path: Path)
     assert not any(name.startswith("normal") for name in drawn.train + drawn.test)
     assert prepare([*without[:-1], str(tmp_path / "again")]) == 0
     assert read_split(tmp_path / "again" / "busi" / "busi_train_test_names.json") == drawn
+    assert prepare([*without[:-1], str(tmp_path / "other"), "--seed", "1"]) == 0
+    assert read_split(tmp_path / "other" / "busi" / "busi_train_test_names.json") != drawn
 
 
 def test_normal_cases_only_when_asked_for(busi: list[str], tmp_path: Path) -> None:
@@ -104,6 +106,10 @@ def test_normal_cases_only_when_asked_for(busi: list[str], tmp_path: Path) -> No
     assert split.train[:5] == BUSI_SPLIT.train
     assert sorted(split.train[5:] + split.test[2:]) == ["normal_1", "normal_2"]
     assert not read_grey(folder / "masks" / "normal_1.png").any()
+    other = [*busi[:-1], str(tmp_path / "other"), "--include-normal", "--seed", "5"]
+    assert prepare(other) == 0
+    drawn = read_split(tmp_path / "other" / "busi" / "busi_train_test_names.json").test
+    assert drawn[:2] == split.test[:2] and drawn[2:] != split.test[2:]
 
 
 def test_again_says_complete_and_changes_nothing(

@@ -13,7 +13,7 @@ from datasets.cases import Case, CaseError, open_data_set, read_case
 from datasets.decoding import ImageError, decode, orientation, read_pixels
 from datasets.integrity import check_data_set
 from datasets.phantom import phantom_case
-from datasets.splits import Split, read_split, write_split
+from datasets.splits import Split, random_split, read_split, write_split
 from tests.dataset_archives import (
     bmp,
     jpg,
@@ -259,13 +259,18 @@ def test_own_data_with_patients_is_split_by_patient(tmp_path: Path) -> None:
     (tmp_path / "patients.csv").write_text(
         "case,patient\n" + "".join(f"{i},{i % 5}\n" for i in range(10))
     )
-    folder = run(
-        *("mine", tmp_path, "--images", tmp_path / "images", "--masks", tmp_path / "masks"),
-        *("--groups", tmp_path / "patients.csv"),
-    )
-    split = read_split(folder / "mine_train_test_names.json")
-    assert len(split.test) == 2
-    assert int(split.test[0]) % 5 == int(split.test[1]) % 5
+    splits = set()
+    for seed in (1, 3):
+        folder = run(
+            *("mine", tmp_path / str(seed), "--seed", seed),
+            *("--images", tmp_path / "images", "--masks", tmp_path / "masks"),
+            *("--groups", tmp_path / "patients.csv"),
+        )
+        split = read_split(folder / "mine_train_test_names.json")
+        assert len(split.test) == 2
+        assert int(split.test[0]) % 5 == int(split.test[1]) % 5
+        splits.add(split)
+    assert len(splits) == 2
 
 
 @pytest.fixture
@@ -275,6 +280,18 @@ def own(tmp_path: Path) -> list[str]:
     write_folder(tmp_path / "masks", {f"{i}.png": png(square(i, i)) for i in range(10)})
     places = f"--images {tmp_path}/images --masks {tmp_path}/masks --root {tmp_path}/data"
     return ["mine", *places.split()]
+
+
+def test_links_are_followed_only_where_asked_for(
+    own: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for part in ("images", "masks"):
+        (tmp_path / part / "10.png").symlink_to("0.png")
+    assert prepare(own) == 2
+    assert "is a symbolic link" in capsys.readouterr().err
+    assert prepare([*own, "--follow-links"]) == 0
+    split = read_split(tmp_path / "data" / "mine" / "mine_train_test_names.json")
+    assert "10" in split.train + split.test
 
 
 def test_names_of_groups_may_carry_spaces_and_extensions(
@@ -692,6 +709,9 @@ def test_phantom(
     assert np.array_equal(read(folder / "masks" / f"{case.name}.png"), case.mask)
     split = read_split(folder / f"{name}_train_test_names.json")
     assert (len(split.train), len(split.test)) == (4, 1)
+    assert (
+        split == random_split(split.train + split.test, 7) != random_split(split.train + split.test)
+    )
     assert prepare(command) == 0
     assert prepare([*arguments.split(), "--cases", "6", "--root", str(tmp_path)]) == 2
     assert "cases 5, asked for 6" in capsys.readouterr().err

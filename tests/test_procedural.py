@@ -56,6 +56,14 @@ def test_phantom_scenes_vary_as_scans_do() -> None:
     assert max(sharpness) > 2 * min(sharpness)
 
 
+def test_crops_are_mirrored_but_never_upside_down(monkeypatch: pytest.MonkeyPatch) -> None:
+    slope = np.add.outer(2 * np.arange(64), np.arange(64)).astype(np.uint8)
+    monkeypatch.setattr("distillation.procedural.scene", lambda *_: np.dstack([slope] * 3))
+    crops = procedural_crops(0, 24, 32)[..., 0].astype(int)
+    assert (np.diff(crops, axis=1) == 2).all()
+    assert {int(crop[0, 1] - crop[0, 0]) for crop in crops} == {-1, 1}
+
+
 def test_unknown_family_and_oversized_crop_are_refused() -> None:
     with pytest.raises(ValueError, match=r"'photograph'.*phantom"):
         scene(np.random.default_rng(0), "photograph")

@@ -103,9 +103,12 @@ def test_a_search_ends_with_its_best_config(tmp_path: Path, quick: None) -> None
 def test_the_drawing_shows_every_setting_and_what_matters(tmp_path: Path) -> None:
     search = RATES | {"w_dice": {"low": 1, "high": 3}}
     plan = plan_of(write_sweep(tmp_path, {"search": search, "trials": 12}))
+    rates = []
     for number, trial in enumerate(plan.trials()):
+        rates.append(trial.config.lr)
         write_curve(trial, 0.07 * (number * 5 % 12))
         end(plan, trial, "pruned" if number == 11 else "finished")
+    assert sum(rate < 0.01 for rate in rates) > 4, "two thirds of the decades"
     history, importance = plan.figure("title").axes
     points, best, pruned = (np.array(line.get_ydata()) for line in history.lines)
     assert len(points) == 11 and len(pruned) == 1

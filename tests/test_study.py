@@ -6,6 +6,7 @@ import csv
 import json
 import re
 import shutil
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from matplotlib.figure import Figure
 import study
 from experiments import study_scoring
 from experiments.records import Record, Status, write_record
-from experiments.runner import Outcome, Trial
+from experiments.runner import Outcome, Steps, Trial
 from experiments.study import (
     PAGE,
     Run,
@@ -35,11 +36,14 @@ from experiments.study_scores import (
     scores_in,
     scores_of,
     to_csv,
+    ways_of,
 )
 from experiments.study_scoring import training_and_scoring_steps
 from tests.drawn_figures import keep_figures
 from utils.errors import UserError
 from utils.files import sha256
+from utils.metrics import METRICS, SIZES
+from utils.results import write_results
 from utils.statistics import t_interval
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -81,6 +85,9 @@ def test_runs_are_systems_by_seeds_by_splits(tmp_path: Path) -> None:
     ]
     assert trials[1].config.vae_model == "tiny_vae" and trials[1].config.seed == 1
     assert trials[0].config.batch_size == 12, "the base config's"
+    systems = {"a": {}, "b": {"batch_size": 8}}
+    loaded = load_study(write(tmp_path / "s.yaml", settings={"batch_size": 4}, systems=systems))
+    assert [trial.config.batch_size for trial in trials_of(loaded).values()] == [4, 8, 4, 8]
 
 
 def test_runs_score_their_own_weights(tmp_path: Path) -> None:
@@ -137,7 +144,8 @@ def test_a_run_is_scored_in_every_way_and_reported(
         study.main(["--config", str(path), "--report"])
 
     settings = yaml.safe_load((finished / "config.yaml").read_text())
-    loaded = load_study(write(path, settings=settings | {"snapshot_path": None}))
+    settings |= {"snapshot_path": None, "threshold": 0.45}
+    loaded = load_study(write(path, settings=settings))
     trials, other = trials_of(loaded), Run("Wave-GMS", "published", 2)
     trial = trials[RUN]
     trial.folder.parent.mkdir(parents=True)
@@ -234,7 +242,7 @@ def test_a_run_is_scored_in_every_way_and_reported(
     with pytest.raises(UserError, match="trained on another split file"):
         study_scoring.main(["--config", str(trial.config_file)])
     split_file.write_text(split)
-    write(path, settings=settings | {"snapshot_path": None, "validate_every": 2})
+    write(path, settings=settings | {"validate_every": 2})
     with pytest.raises(UserError, match="seed 1: validate_every: 1 in the finished run, 2 now"):
         study.main(["--config", str(path)])
 
@@ -246,6 +254,24 @@ def test_a_run_is_scored_in_every_way_and_reported(
     environment["processes"] = 2
     (trial.folder / "environment.json").write_text(json.dumps(environment))
     assert scores_of(RUN, trial)[0].settings == digest(trial.config, 2) != digest(trial.config)
+
+
+def test_each_column_has_the_score_of_its_name(tmp_path: Path) -> None:
+    trial = trials_of(load_study(write(tmp_path / "s.yaml")))[RUN]
+    missed = dict.fromkeys((*METRICS, *SIZES), 0.0)
+    missed |= {"Height": 6.0, "Width": 8.0, "TruthPixels": 3.0, "HD95": 10.0}
+    found = missed | {"DSC": 0.75, "IoU": 0.5, "HD95": 2.0, "PredictedPixels": 3.0}
+    scores = {"found": found, "missed": missed}
+    made_with = {"sha256": {"split file": "1" * 64}}
+    write_results(trial.folder / "valid_results_blobs", scores, provenance=made_with)
+    (trial.folder / "parameters.json").write_text('{"trainable": 7}')
+    config = trial.config.model_dump(mode="json")
+    write_record(trial.folder, Record(trial.name, config, "finished", ["train", "score"]))
+    (score,) = scores_of(RUN, trial)
+    assert (score.dice, score.iou, score.hd95) == (0.375, 0.25, 6.0)
+    assert (score.hd95_misses_as_0, score.hd95_detected) == (1.0, 2.0)
+    assert (score.misses, score.cases, score.parameters) == (1, 2, 7)
+    assert score.split_sha256 == "1" * 64
 
 
 def test_a_run_that_is_not_trained_cannot_be_scored(tmp_path: Path) -> None:
@@ -510,6 +536,14 @@ def test_test_time_augmentation_can_be_added(tmp_path: Path) -> None:
     assert with_tta["tta"] == [*without["score"], "--tta"]
 
 
+@pytest.mark.parametrize(("save_freq", "chosen"), [(None, False), (2, True), (3, False)])
+def test_the_choice_on_test_is_among_kept_epochs(
+    tmp_path: Path, save_freq: int | None, chosen: bool
+) -> None:
+    loaded = load_study(write(tmp_path / "s.yaml", settings={"epochs": 2, "save_freq": save_freq}))
+    assert ("chosen_on_test" in ways_of(loaded, trials_of(loaded)[RUN].config)) == chosen
+
+
 def test_scores_here_and_in_the_table_are_not_mixed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -550,6 +584,35 @@ def test_workers_are_counted_from_one(
     with pytest.raises(SystemExit):
         study.main(["--config", str(write(tmp_path / "s.yaml")), "--workers", workers])
     assert "argument --workers" in capsys.readouterr().err
+
+
+def test_runs_are_made_as_the_command_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(tmp_path / "s.yaml")
+    (tmp_path / "results.csv").write_text(to_csv([row(path, "Wave-GMS", 1)]))
+    calls: list[list[Trial]] = []
+
+    def run_trials(
+        trials: list[Trial],
+        workers: int = 1,
+        *,
+        steps: Callable[[Trial], Steps],
+        retry_failed: bool = False,
+        outdated: Callable[[Trial], Collection[str]] = lambda _: (),
+        on_end: Callable[[Outcome], None] = lambda _: None,
+    ) -> list[Outcome]:
+        calls.append(trials)
+        assert (workers, retry_failed) == (3, True)
+        assert list(steps(trials[0])) == ["train", "score", "tta"]
+        assert outdated(trials[0]) == {"score"}
+        on_end(Outcome(trials[0], Record(trials[0].name, {}, "finished"), True))
+        assert (tmp_path / "results.md").is_file(), "the report is written after each run"
+        return []
+
+    monkeypatch.setattr("experiments.runner.run_trials", run_trials)
+    monkeypatch.setattr("experiments.study_scores.outdated_steps", lambda _: {"score"})
+    arguments = ["--workers", "3", "--retry-failed", "--out", str(tmp_path)]
+    assert study.main(["--config", str(path), *arguments]) == 0
+    assert [len(trials) for trials in calls] == [4]
 
 
 def ending(monkeypatch: pytest.MonkeyPatch, *statuses: Status) -> list[str]:

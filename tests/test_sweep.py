@@ -18,6 +18,8 @@ import yaml
 
 import sweep
 from experiments import runner
+from experiments.earlier_runs import fitting_results
+from experiments.records import Record
 from experiments.sweep_plan import describe_plan, make_plan, write_sweep_report
 from experiments.sweep_report import find_best, plot_settings, to_csv, to_markdown, write_best
 from experiments.sweep_scores import SettingScores, score_setting, scores_by_case
@@ -370,6 +372,21 @@ def test_a_failed_trial_is_told_and_stops_no_other(
     assert (starts(bad), starts(good)) == (2, 1)
 
 
+def test_stopped_trials_are_told_and_workers_are_those_of_the_sweep(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    asked = []
+
+    def run_trials(trials: Any, workers: int = 1, **_: object) -> list[runner.Outcome]:
+        asked.append(workers)
+        return [runner.Outcome(t, Record(t.name, {}, "interrupted"), ran=True) for t in trials]
+
+    monkeypatch.setattr(runner, "run_trials", run_trials)
+    assert run(write_sweep(tmp_path, {"seeds": [1, 2], "workers": 3})) == 1
+    assert asked == [3]
+    assert "2 trial(s) were stopped from outside" in capsys.readouterr().out
+
+
 def test_two_sweeps_in_one_folder_are_refused(tmp_path: Path, quick: None) -> None:
     path = write_sweep(tmp_path, {"seeds": [1]})
     with (
@@ -412,6 +429,8 @@ def test_a_setting_with_runs_left_is_not_yet_the_best() -> None:
     best = find_best(rows)
     assert best is not None and best.name == "b"
     assert find_best(rows[:1]) is None
+    table = to_markdown("t", rows, "val")
+    assert table.index("| **b** (best)") < table.index("| c |") < table.index("| a |")
 
 
 def test_intervals_across_runs_and_across_cases_are_kept_apart() -> None:
@@ -450,6 +469,9 @@ def test_missing_seconds_are_marked() -> None:
     row = scores("a", [0.7, 0.8], wall_seconds=12.0, cpu_seconds=7.0, untimed_attempts=1)
     table = to_markdown("t", [row], "val")
     assert "| 12+ | 7+ |" in table and "+: without the seconds" in table
+    (line,) = csv.DictReader(to_csv([row], "val").splitlines())
+    seconds = [line[key] for key in ("wall_seconds", "cpu_seconds", "untimed_attempts")]
+    assert seconds == ["12.0", "7.0", "1"]
 
 
 def test_the_drawing_shows_runs_means_and_intervals() -> None:
@@ -549,6 +571,27 @@ def test_scores_of_another_way_of_scoring_are_not_reported(
     assert scores_by_case(first) is None and scores_by_case(second) is not None
     assert run(path, "sweep.validate=false", "tta=true") == 0
     assert read_table(tmp_path)[0]["test_runs"] == "0", "those are without augmentation"
+
+
+@pytest.mark.parametrize(
+    ("config", "made_with", "fit"),
+    [
+        ({}, {}, True),
+        ({}, {"image_size": 99}, False),
+        ({}, {"vae_weights": "me/other"}, False),
+        ({"model": "smp/Unet?encoder=resnet18"}, {"vae_weights": None}, True),
+        ({}, {"evaluation_size": 224}, True),
+        ({"evaluation_size": "native"}, {"evaluation_size": "native"}, True),
+        ({"evaluation_size": "native"}, {"evaluation_size": 224}, False),
+        ({"hd95_empty": "zero"}, {}, False),
+    ],
+)
+def test_scores_fit_where_they_were_made_as_the_config_says(
+    tmp_path: Path, config: dict[str, Any], made_with: dict[str, Any], fit: bool
+) -> None:
+    asked = load_sweep(write_sweep(tmp_path, {"seeds": [1]}, **config)).base
+    write_scores(tmp_path, asked, **made_with)
+    assert (fitting_results(tmp_path, asked, tmp_path / "none.pth") is not None) == fit
 
 
 def test_a_trained_run_counts_though_its_validation_failed(

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 import os
 import re
 import signal
@@ -19,7 +20,7 @@ from datasets.phantom import phantom_case
 from distillation.crops import Pool
 from distillation.narrowing import shrink
 from distillation.procedural import procedural_crops
-from distillation.report import compare_vaes, table
+from distillation.report import compare_vaes, table, write_picture
 from distillation.scores import encode, mask_input, mask_round_trip, psnr, r_squared
 from distillation.student import make_student
 from distillation.training import Budget, Distiller
@@ -256,7 +257,8 @@ def test_export_writes_a_folder_that_loads_without_warnings(
 ) -> None:
     student = make_student()
     for part, name in (("encoder", "encoder_tuned"), ("decoder", "decoder")):
-        write_checkpoint(tmp_path / f"{name}.pth", getattr(student, part))
+        last, average = (getattr(vae, part) for vae in (make_student(), student))
+        write_checkpoint(tmp_path / f"{name}.pth", last, average=average.state_dict())
     distill.export(tmp_path, tmp_path / "out")
     loaded = load_tiny_vae(tmp_path / "out")
     assert "block_out_channels" not in caplog.text
@@ -364,6 +366,32 @@ def test_a_vae_compared_with_itself_agrees_fully(bundled: Any) -> None:
     assert len(set(scores.psnr.values())) == len(set(scores.dice.values())) == 1
     assert "| R² of latents with TAESD's: masks | 1 | 1.0000 |" in table(scores)
     assert f"| Tiny-VAE | TAESD | {scores.dice['student', 'teacher']:.4f} |" in table(scores)
+
+
+def test_each_encoder_is_compared_with_each_decoder(bundled: Any) -> None:
+    """The student is the teacher, but that its encoder sees nothing."""
+    student = load_tiny_vae(BUNDLED)
+    with torch.no_grad():
+        for value in student.encoder.layers[-1].parameters():
+            value.zero_()
+    case = phantom_case(1, size=64)
+    images = np.repeat(case.image[None, ..., None], 3, axis=3)
+    scores = compare_vaes(bundled, student, images, case.mask[None] // 255)
+    for of_pair in (scores.psnr, scores.dice):
+        assert of_pair["teacher", "student"] == of_pair["teacher", "teacher"]
+        assert of_pair["student", "teacher"] == of_pair["student", "student"]
+        assert of_pair["teacher", "teacher"] > of_pair["student", "teacher"]
+    assert scores.dice["teacher", "teacher"] > 0.9
+    for r2 in (scores.r2_images, scores.r2_masks):
+        assert math.isfinite(r2) and r2 <= 0, "of the teacher's latents nothing is explained"
+
+
+def test_a_picture_keeps_its_colours(tmp_path: Path) -> None:
+    image = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
+    write_picture(tmp_path / "drawn.png", [], image, np.ones((16, 16), np.uint8))
+    drawn = read_image(tmp_path / "drawn.png")
+    np.testing.assert_array_equal(drawn[:16], image)
+    assert (drawn[16:] == 255).all()
 
 
 def test_report_reads_prepared_test_cases(
