@@ -122,7 +122,7 @@ def test_a_disk_without_room_for_another_file_is_told(
             raise OSError(errno.ENOSPC, "No space left on device", str(file))
         return open_file(file, *args, **options)
 
-    monkeypatch.setattr("io.open", few_inodes)
+    monkeypatch.setattr(Path, "open", few_inodes)
     monkeypatch.setattr("builtins.open", few_inodes)
     with pytest.raises(UserError, match=rf"cannot write to .*{refused}: No space left"):
         train.main(arguments(tmp_path, vae, *SETTINGS))
