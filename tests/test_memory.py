@@ -138,6 +138,10 @@ def test_autocast_keeps_the_precision_that_it_keeps_on_cuda() -> None:
             torch.set_autocast_enabled("cuda", True)
             torch.set_autocast_dtype("cuda", torch.bfloat16)
             expected = kinds("cuda")
+        except RuntimeError as error:
+            if "CUDA driver" not in str(error):
+                raise
+            pytest.skip("this torch asks for a CUDA driver even where it computes nothing")
         finally:
             torch.set_autocast_enabled("cuda", False)
         with torch.autocast("cpu", torch.bfloat16), CudaAutocast():

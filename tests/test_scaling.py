@@ -69,9 +69,8 @@ def test_two_processes_learn_like_one(
     normalised = two.parent / "epochs_1"
     valid.main(["--run", str(normalised)])
     scores = read_results(normalised / "valid_results_blobs").values("DSC")
-    assert [float(row["test_dice"]) for row in history(normalised)] == pytest.approx(
-        [scores.mean()]
-    )
+    (row,) = history(normalised)
+    assert float(row["test_dice"]) == pytest.approx(scores.mean(), abs=2e-3), "but for rounding"
 
     with pytest.raises(UserError, match="processes: 2 in the saved run, 1 now"):
         train.main(command)

@@ -470,13 +470,14 @@ def test_too_few_cases_for_a_batch(tmp_path: Path, vae: Path) -> None:
 def test_accumulated_batches_make_the_steps_of_a_large_one(tmp_path: Path, vae: Path) -> None:
     """Also at the end of an epoch, where cases are left over: of 10 cases, 8 make the two steps."""
     write_data_set(tmp_path, train=12, test=3, size=32)
-    settings = ("lr=1e-4",)  # at a larger one AdamW lifts rounding errors
-    train.main(arguments(tmp_path, vae, *settings, "batch_size=4", out="large"))
-    train.main(arguments(tmp_path, vae, *settings, "accumulate=2", out="small"))
+    lr = "lr=1e-4"  # at a larger one AdamW lifts rounding errors
+    train.main(arguments(tmp_path, vae, lr, "batch_size=4", out="large"))
+    train.main(arguments(tmp_path, vae, lr, "accumulate=2", out="small"))
     large, small = (history(tmp_path / out / "epochs_2") for out in ("large", "small"))
     for row, other in zip(small, large, strict=True):
-        for name in ("lr", "loss", "lm", "align", "train_dice"):
-            assert float(row[name]) == pytest.approx(float(other[name]), rel=1e-4), name
+        assert row["lr"] == other["lr"]
+        for name in ("loss", "lm", "align", "train_dice"):
+            assert float(row[name]) == pytest.approx(float(other[name]), rel=2e-3), name
 
 
 def poison(monkeypatch: pytest.MonkeyPatch, bad_calls: set[int]) -> list[dict[str, float]]:
