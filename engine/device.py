@@ -58,8 +58,9 @@ def use_gpus(gpus: Sequence[int]) -> None:
 def pass_on_signals() -> None:
     """Let a torchrun that this process starts pass on the signals that stop a training, and wait.
 
-    By default, and with torch before 2.10, SIGUSR1 ends it alone, and leaves its processes behind. A SIGHUP that is ignored, as
-    under `nohup`, stays so. What the environment says already is left as it is.
+    By default, and with torch before 2.10, SIGUSR1 ends it alone, and leaves its processes behind. A
+    SIGHUP that is ignored, as under `nohup`, stays so. What the environment says already is left as it
+    is.
     """
     names = ["SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT", "SIGUSR1"]
     if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:

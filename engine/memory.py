@@ -173,14 +173,7 @@ def _peak_of_step(
             stack.enter_context(torch.autocast("cpu", dtype))
             stack.enter_context(CudaAutocast())
         batches = [  # the loader puts the next batch on the GPU while this one is at work
-            [
-                torch.empty(batch_size, *shape)
-                for shape in (
-                    (3, image_size, image_size),
-                    (1, image_size, image_size),
-                    system.latent_shape(image_size),
-                )
-            ]
+            [torch.empty(shape) for shape in system.batch_shapes(batch_size, image_size)]
             for _ in range(2)
         ]
         torch.func.functional_call(step, state, tuple(batches[0]))

@@ -221,12 +221,9 @@ class Trainer:
     def _capture_step(self) -> None:
         """Capture the training step, where it will be replayed, before the loader's threads are at work."""
         if self.training_pass.to_capture:
-            count, side = self.options.batch_size, self.train_set.image_size
-            shapes = ((3, side, side), (1, side, side), self.system.latent_shape(side))
+            shapes = self.system.batch_shapes(self.options.batch_size, self.train_set.image_size)
             device = self.accelerator.device
-            self.training_pass.capture(
-                *(torch.zeros(count, *shape, device=device) for shape in shapes)
-            )
+            self.training_pass.capture(*(torch.zeros(shape, device=device) for shape in shapes))
 
     def _step(self, batch: Sample) -> torch.Tensor:
         """One batch forward and backward, with an optimiser step where one is due.

@@ -31,6 +31,15 @@ class SegmentationModel(nn.Module):
         """Shape of one sample's noise; (0, 0, 0) for a model that takes none."""
         return (0, 0, 0)
 
+    def batch_shapes(self, count: int, image_size: int) -> tuple[tuple[int, ...], ...]:
+        """Shapes of image, mask and noise of a training batch of `count` cases."""
+        side = image_size
+        return (
+            (count, 3, side, side),
+            (count, 1, side, side),
+            (count, *self.latent_shape(side)),
+        )
+
     @abstractmethod
     def parts(self) -> dict[str, nn.Module]:
         """The trainable parts, in order, by their names in published checkpoints."""

@@ -107,9 +107,10 @@ def check_training(system: SegmentationModel, image_size: int) -> None:
     python_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002
     with torch.random.fork_rng(devices=[torch.cuda.current_device()] if device == "cuda" else []):
         torch.manual_seed(0)
-        image = torch.rand(2, 3, image_size, image_size).to(device)
-        mask = (torch.rand(2, 1, image_size, image_size) > 0.5).float().to(device)
-        noise = torch.zeros(2, *system.latent_shape(image_size), device=device)
+        of_image, of_mask, of_noise = system.batch_shapes(2, image_size)
+        image = torch.rand(of_image).to(device)
+        mask = (torch.rand(of_mask) > 0.5).float().to(device)
+        noise = torch.zeros(of_noise, device=device)
         losses = system.train()(image, mask, noise)
     random.setstate(python_state)
     np.random.set_state(numpy_state)  # noqa: NPY002

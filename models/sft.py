@@ -1,8 +1,8 @@
 """SFT_UNet_DS: the latent mapping model steered by the wavelet details of the image, and SKFF.
 
 Source: Wave-GMS (arXiv 2510.03216), wavelet guidance; spatial feature transform (SFT), Wang et al.
-(arXiv 1804.02815); selective kernel feature fusion (SKFF), MIRNet (arXiv 2003.06792). Module names are those of
-the published checkpoints.
+(arXiv 1804.02815); selective kernel feature fusion (SKFF), MIRNet (arXiv 2003.06792). Module names
+are those of the published checkpoints.
 
 Shapes: latent (B, 4, h, w); details (B, 9, h, w) -> fused (B, 3, h, w), with h = H/8, w = W/8.
 """
