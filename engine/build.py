@@ -34,7 +34,6 @@ def system_from(config: Config, pretrained: bool = True) -> SegmentationModel:
         vae_model=config.vae_model,
         guidance_method=config.guidance_method,
         vae_weights=config.vae_weights,
-        mapping=config.mapping,
         ch=config.ch,
         ch_mult=config.ch_mult,
         image_size=config.image_size,

@@ -26,7 +26,6 @@ NETWORK_KEYS = (
     "vae_model",
     "guidance_method",
     "vae_weights",
-    "mapping",
     "ch",
     "ch_mult",
     "image_size",

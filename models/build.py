@@ -7,21 +7,15 @@ from pathlib import Path
 
 from models.base import SegmentationModel, check_image_size
 from models.encoder import ENCODER_SIZES, HaarEncoder
-from models.latent_mapping import GROUPS, ResAttnUNet_DS
+from models.latent_mapping import GROUPS, LatentMapping, ResAttnUNet_DS
 from models.losses import LatentLoss, LossWeights
 from models.own_network import build_own_network, is_own_network
-from models.pyramid_mapping import PyramidMapping
 from models.sft import SKFF, SFT_UNet_DS
 from models.vae import LATENT_CHANNELS, FrozenVAE
 from models.wave_gms import WaveGMS
 from utils.errors import UserError
 
 VAE_MODELS = (*ENCODER_SIZES, "tiny_vae", "sd_vae")
-MAPPINGS: dict[str, type[ResAttnUNet_DS] | type[PyramidMapping]] = {
-    "res_attn_unet": ResAttnUNet_DS,
-    "pyramid": PyramidMapping,
-}
-"""By the name of each in a config; with a guidance there is `SFT_UNet_DS` alone."""
 
 
 def build_system(
@@ -29,7 +23,6 @@ def build_system(
     vae_model: str,
     guidance_method: str | None,
     vae_weights: str | Path,
-    mapping: str = "res_attn_unet",
     ch: int = 32,
     ch_mult: Sequence[int] = (1, 2, 4, 4),
     image_size: int = 224,
@@ -45,7 +38,6 @@ def build_system(
         vae_model: `litevae`, `-b`, `-m` or `-l` (Wave-GMS), `tiny_vae`, or `sd_vae` (GMS).
         guidance_method: `wavelet` (only with `tiny_vae`) or None.
         vae_weights: folder or hub id of the frozen VAE.
-        mapping: `res_attn_unet`, the published one, or `pyramid` (without guidance).
         ch, ch_mult: width of the mapping, a multiple of 16, and its four multipliers.
         image_size: side in pixels, a multiple of 8.
         loss_weights, latent_loss: see `models.losses`.
@@ -69,8 +61,8 @@ def build_system(
         return baseline
 
     check_image_size(image_size, image_size)
-    _check(vae_model, guidance_method, mapping, ch, ch_mult)
-    mapping_class = SFT_UNet_DS if guidance_method else MAPPINGS[mapping]
+    _check(vae_model, guidance_method, ch, ch_mult)
+    mapping_class: type[LatentMapping] = SFT_UNet_DS if guidance_method else ResAttnUNet_DS
     return WaveGMS(
         load_frozen_vae(vae_model, vae_weights),
         mapping_class(LATENT_CHANNELS, LATENT_CHANNELS, ch, ch_mult),
@@ -94,9 +86,7 @@ def load_frozen_vae(vae_model: str, weights: str | Path) -> FrozenVAE:
     return TinyVAE(load_tiny_vae(weights))
 
 
-def _check(
-    vae_model: str, guidance_method: str | None, mapping: str, ch: int, ch_mult: Sequence[int]
-) -> None:
+def _check(vae_model: str, guidance_method: str | None, ch: int, ch_mult: Sequence[int]) -> None:
     if vae_model not in VAE_MODELS:
         raise UserError(
             f"vae_model {vae_model!r} is unknown; choose one of {', '.join(VAE_MODELS)}"
@@ -106,12 +96,6 @@ def _check(
     if guidance_method and vae_model != "tiny_vae":
         raise UserError(
             f"guidance_method {guidance_method!r} goes with vae_model 'tiny_vae', not {vae_model!r}"
-        )
-    if mapping not in MAPPINGS:
-        raise UserError(f"mapping {mapping!r} is unknown; choose one of {', '.join(MAPPINGS)}")
-    if guidance_method and mapping != "res_attn_unet":
-        raise UserError(
-            f"guidance_method {guidance_method!r} goes with mapping 'res_attn_unet', not {mapping!r}"
         )
     if ch <= 0 or ch % GROUPS or len(ch_mult) != 4 or min(ch_mult) < 1:
         raise UserError(

@@ -27,7 +27,6 @@ from utils.errors import UserError
 SIZE = 32
 SYSTEMS: dict[str, dict[str, Any]] = {
     "wave-gms": {"vae_model": "litevae", "guidance_method": None},
-    "pyramid": {"vae_model": "litevae", "guidance_method": None, "mapping": "pyramid"},
     "tiny_vae": {"vae_model": "tiny_vae", "guidance_method": None},
     "wavelet": {"vae_model": "tiny_vae", "guidance_method": "wavelet"},
     "gms": {"vae_model": "sd_vae", "guidance_method": None},
@@ -225,12 +224,7 @@ def test_noise_is_used_where_the_design_samples(
 @EACH
 def test_parts_carry_the_published_names(name: str, vae_folders) -> None:
     system = build(name, vae_folders)
-    trained_encoder = ["model", "vae_model"]
-    expected = {
-        "wave-gms": trained_encoder,
-        "pyramid": trained_encoder,
-        "wavelet": ["model", "skff_model"],
-    }
+    expected = {"wave-gms": ["model", "vae_model"], "wavelet": ["model", "skff_model"]}
     assert list(system.parts()) == expected.get(name, ["model"])
     trainable = {id(p) for p in system.parameters() if p.requires_grad}
     assert {id(p) for part in system.parts().values() for p in part.parameters()} == trainable
@@ -344,11 +338,6 @@ def test_an_image_off_the_grid_is_refused(vae_folders) -> None:
         ({"vae_model": "litevae-x"}, "vae_model 'litevae-x' is unknown.*litevae-b.*sd_vae"),
         ({"guidance_method": "wavelets"}, "guidance_method 'wavelets' is unknown"),
         ({"guidance_method": "wavelet"}, "goes with vae_model 'tiny_vae', not 'litevae'"),
-        ({"mapping": "pyramids"}, "mapping 'pyramids' is unknown.*res_attn_unet, pyramid"),
-        (
-            {"vae_model": "tiny_vae", "guidance_method": "wavelet", "mapping": "pyramid"},
-            "goes with mapping 'res_attn_unet', not 'pyramid'",
-        ),
         ({"ch": 20}, "ch 20 .*multiple of 16"),
         ({"ch_mult": (1, 2, 4)}, r"ch_mult \[1, 2, 4\].* four"),
         ({"model": "unet"}, "model 'unet' is unknown.*smp/Unet"),

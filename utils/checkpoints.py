@@ -103,7 +103,7 @@ def load_weights(path: Path, system: SegmentationModel, key: str = "model_weight
     if problems:
         raise UserError(
             f"{path} does not fit this model: {'; '.join(problems)}. Check vae_model, "
-            "guidance_method, mapping, ch and ch_mult against the run that wrote it"
+            "guidance_method, ch and ch_mult against the run that wrote it"
         )
     with torch.no_grad():
         for name, part in parts.items():

@@ -111,11 +111,6 @@ class Config(BaseModel):
         "madebyollin/taesd",
         description="Frozen VAE whose decoder produces the mask: a diffusers folder or a hub id",
     )
-    mapping: Literal["res_attn_unet", "pyramid"] = Field(
-        "res_attn_unet",
-        description="Latent mapping model: the published one, or a `pyramid` of half its parameters (without "
-        "guidance_method), see docs/models.md",
-    )
     ch: PositiveInt = Field(
         32,
         multiple_of=16,
@@ -303,10 +298,6 @@ class Config(BaseModel):
         if self.guidance_method and self.vae_model != "tiny_vae":
             raise ValueError(
                 f"guidance_method: wavelet needs vae_model: tiny_vae, got vae_model: {self.vae_model}"
-            )
-        if self.guidance_method and self.mapping != "res_attn_unet":
-            raise ValueError(
-                f"guidance_method: wavelet needs mapping: res_attn_unet, got mapping: {self.mapping}"
             )
         if not self.head_weights[-1]:
             raise ValueError(
