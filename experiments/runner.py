@@ -262,7 +262,9 @@ class _Job:
         if self._stopped_as is None:
             self._stopped_as = status
             if self._process is not None:
-                self._process.terminate()  # SIGINT may be ignored, as it is by a shell's `&`
+                # `terminate` would reap a command that has just ended, which is for `wait4` to do;
+                # SIGINT may be ignored, as it is by a shell's `&`
+                os.kill(self._process.pid, signal.SIGTERM)
 
     def advance(self) -> bool:
         """Do what can be done without blocking; True when the trial has ended. Called every POLL_SECONDS.

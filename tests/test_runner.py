@@ -193,6 +193,22 @@ def test_a_signal_reaches_the_running_trials_and_nothing_is_lost(
     assert [runs(trial) for trial in trials] == [2, 2, 1]
 
 
+def test_a_trial_that_has_just_ended_can_be_stopped(tmp_path: Path) -> None:
+    """As where every process of a job gets the signal, and a trial is gone before its runner looks."""
+    trials = [make_trial(tmp_path, name) for name in "ab"]
+
+    def ended_meanwhile(asked: Trial) -> bool:
+        pid = asked.folder / "pid"
+        if asked is not trials[0] or not pid.exists():
+            return False
+        os.waitid(os.P_PID, int(pid.read_text()), os.WEXITED | os.WNOWAIT)
+        return True
+
+    steps = commands(COUNT + "(folder / 'pid').write_text(str(os.getpid()))")
+    outcomes = run_trials(trials, steps=steps, should_prune=ended_meanwhile)
+    assert statuses(outcomes) == {"a": "finished", "b": "finished"}
+
+
 def test_an_error_of_the_caller_stops_the_running_trials(tmp_path: Path) -> None:
     trial = make_trial(tmp_path, "a")
 
