@@ -118,10 +118,13 @@ def _make_trial(study: Study, base: dict[str, Any], run: Run) -> Trial:
         "snapshot_path": study.folder / folder_name(run.system) / run.split / f"seed_{run.seed}",
         "seed": run.seed,
     }
-    config = make_config(
-        base | study.settings | study.systems[run.system] | NOT_INHERITED | own,
-        f"{run.system} of the study",
-    )
+    given = study.settings | study.systems[run.system]
+    if taken := sorted(own.keys() & given.keys()):
+        raise UserError(
+            f"{run.name}: {', '.join(taken)} cannot be set, since each run of a study has its own: "
+            "name `seeds`, `splits` and `folder` of the study instead"
+        )
+    config = make_config(base | given | NOT_INHERITED | own, f"{run.system} of the study")
     if config.resume == "never":
         raise UserError(
             f"{run.name}: resume: never would lose runs that were stopped; leave it out"

@@ -64,9 +64,10 @@ def write_study(study: Study, out: Path) -> str:
     histories = {run: path for run, path in paths.items() if path.is_file()}
     if histories:  # otherwise the figure is left as it was made elsewhere
         draw_curves(out / "curves.png", study, histories, len(published))
-    trial = runs[scores[0].run]
+    first = scores[0].run
+    trial = runs[first]
     examples = trial.folder / f"valid_results_{trial.config.dataset}" / "examples.png"
-    if examples.is_file():
+    if by_run[first] is here[first] and examples.is_file():
         shutil.copyfile(examples, out / "examples.png")
     return table
 

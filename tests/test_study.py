@@ -109,6 +109,11 @@ def test_runs_score_their_own_weights(tmp_path: Path) -> None:
         ({"settings": {"epochs": 0}}, "epochs"),
         ({"settings": {"resume": "never"}}, "resume: never would lose"),
         ({"systems": {"a": {}, "b": {"resume": "never"}}}, "b, published.*resume: never"),
+        ({"settings": {"seed": 7}}, "Wave-GMS, published.*seed cannot be set.*`seeds`"),
+        (
+            {"systems": {"a": {}, "b": {"snapshot_path": "x", "pickle_file_path": "y"}}},
+            "b, published.*pickle_file_path, snapshot_path cannot be set",
+        ),
         ({"settings": {"select_on": "test"}}, "Wave-GMS, published.*expected val.*own column"),
         ({"systems": {"a": {}, "b": {"select_on": "test"}}}, "b, published.*select_on is test"),
         ({"systems": {"SFT": {}, "SFT +": {}}}, "'SFT' and 'SFT \\+' would share the folder sft"),
@@ -144,7 +149,9 @@ def test_a_run_is_scored_in_every_way_and_reported(
         study.main(["--config", str(path), "--report"])
 
     settings = yaml.safe_load((finished / "config.yaml").read_text())
-    settings |= {"snapshot_path": None, "threshold": 0.45}
+    for key in ("pickle_file_path", "seed", "snapshot_path"):  # each run of a study has its own
+        del settings[key]
+    settings |= {"threshold": 0.45}
     loaded = load_study(write(path, settings=settings))
     trials, other = trials_of(loaded), Run("Wave-GMS", "published", 2)
     trial = trials[RUN]
@@ -551,13 +558,19 @@ def test_scores_here_and_in_the_table_are_not_mixed(
     path = write(tmp_path / "s.yaml")
     whole = [row(path, "Wave-GMS", 1, way) for way in ("validation", "tta", "chosen_on_test")]
     part = [row(path, "Wave-GMS", 1, dice=0.75)]
-    for here, there in ((part, whole), (whole, part)):
+    trial = trials_of(load_study(path))[RUN]
+    shown = trial.folder / f"valid_results_{trial.config.dataset}" / "examples.png"
+    shown.parent.mkdir(parents=True)
+    shown.write_bytes(b"here")
+    for here, there, picture in ((part, whole, b"there"), (whole, part, b"here")):
         (tmp_path / "results.csv").write_text(to_csv(there))
+        (tmp_path / "examples.png").write_bytes(b"there")
         monkeypatch.setattr(
             "experiments.study_report.scores_of", lambda run, _, h=here: h if run == RUN else []
         )
         write_study(load_study(path), tmp_path)
         assert (tmp_path / "results.csv").read_text() == to_csv(whole)
+        assert (tmp_path / "examples.png").read_bytes() == picture
 
 
 def test_minutes_that_are_not_known_are_left_out_of_the_mean(tmp_path: Path) -> None:
