@@ -253,7 +253,8 @@ def _duplicate_counts(
         "within_test": where["within_test"],
         "across": where["across"],
         "against_metadata": sum(
-            of_metadata.get(duplicate.first) != of_metadata.get(duplicate.second)
+            {duplicate.first, duplicate.second} <= of_metadata.keys()
+            and of_metadata[duplicate.first] != of_metadata[duplicate.second]
             for duplicate in duplicates
         ),
     }

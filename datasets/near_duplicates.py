@@ -82,7 +82,8 @@ def working_size(grey: Grey) -> Grey:
     scale = WORKING_SIDE / max(grey.shape)
     if scale >= 1:
         return grey
-    return np.asarray(cv2.resize(grey, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA))
+    fy, fx = (max(scale, 1 / side) for side in grey.shape)  # one pixel at least
+    return np.asarray(cv2.resize(grey, None, fx=fx, fy=fy, interpolation=cv2.INTER_AREA))
 
 
 def image_features(grey: Grey) -> ImageFeatures:

@@ -305,7 +305,11 @@ def _write(
         if name not in files.cases
     }
     with staged(options.root, spec.name) as staging:
-        plan = [file.identity() for case in wanted for file in (case.image, *case.masks)]
+        plan = [
+            line
+            for case in wanted
+            for line in (case.name, *(file.identity() for file in (case.image, *case.masks)))
+        ]
         plan += ["any label"] if spec.any_label else []
         if staging.begin(plan):
             print(f"resuming in {staging.folder}", file=sys.stderr)

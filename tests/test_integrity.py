@@ -234,6 +234,11 @@ def test_check_of_a_data_set(data: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert leaked_test_cases(data) == {"case_00", "case_01"}
 
 
+def test_an_image_of_a_single_row_can_be_compared() -> None:
+    assert working_size(np.zeros((1, 1000), np.uint8)).shape == (1, 400)
+    assert working_size(np.zeros((1000, 1), np.uint8)).shape == (400, 1)
+
+
 def test_leaks_of_another_split(data: Path) -> None:
     check_data_set(data)
     split = Split(train=("case_02", "case_08"), test=("case_10", "case_00", "case_11"))
@@ -255,14 +260,19 @@ def test_group_split_crosses_no_group(data: Path, capsys: pytest.CaptureFixture[
     assert path.read_bytes() != again
 
 
+METADATA = {"case_00": "C", "case_03": "A", "case_04": "B", "case_08": "A", "case_09": "D"}
+
+
 def test_groups_join_metadata_and_near_duplicates(data: Path) -> None:
-    (data / "groups.json").write_text(json.dumps({"case_03": "A", "case_08": "A", "case_04": "B"}))
+    (data / "groups.json").write_text(json.dumps(METADATA))
     split = read_split(write_group_split(data))  # before a check: the metadata alone
     assert ("case_03" in split.train) == ("case_08" in split.train)
     report = check_data_set(data)
     assert report["leaks"]["by"] == "metadata and near-duplicates"
     assert "share a group with train, by metadata and near-duplicates" in format_report(report)
-    assert report["near_duplicates"]["against_metadata"] == 1  # case_00 is the source of case_08
+    assert (
+        report["near_duplicates"]["against_metadata"] == 1
+    )  # case_00 is the source of case_08, case_01 is not in it
     groups = json.loads((data / "check" / "same_source_groups.json").read_bytes())["groups"]
     assert groups == [
         ["case_00", "case_03", "case_08"],  # 00 and 08 are near-duplicates, 03 and 08 one patient's

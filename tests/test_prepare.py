@@ -172,6 +172,22 @@ def test_all_problems_are_one_error(
     assert prepare(busi) == 0
 
 
+def test_a_run_that_names_its_cases_otherwise_does_not_resume(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a", "b", "c", "d", "e", "f"):
+        write_folder(tmp_path / "images", {f"{name}_x.png": png(picture(1))})
+        write_folder(tmp_path / "masks", {f"{name}_x.png": png(square(3, 3, 6))})
+    arguments = ["mine", "--images", str(tmp_path / "images"), "--masks", str(tmp_path / "masks")]
+    arguments += ["--root", str(tmp_path / "data")]
+    with monkeypatch.context() as patch:
+        patch.setattr(Staging, "finish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        assert prepare(arguments) == 130
+    assert prepare([*arguments, "--image-suffix", "_x", "--mask-suffix", "_x"]) == 0
+    kept = {path.name for path in (tmp_path / "data" / "mine" / "images").iterdir()}
+    assert kept == {f"{name}.png" for name in "abcdef"}
+
+
 def test_an_interrupted_run_is_resumed_and_never_looks_complete(
     busi: list[str],
     tmp_path: Path,
