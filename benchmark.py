@@ -6,8 +6,8 @@
     python benchmark.py --single-changes --out docs/performance
 
 The reference takes the first `--vae`; ours is measured with each of them. Every candidate lives in
-a process of its own and they take turns in random order. `--dataset` adds an epoch of training, of
-validation and of prediction from the files of a prepared data set. See docs/performance.md.
+a process of its own and they take turns in random order. `--dataset` adds an epoch of training and of
+validation on the cases of a prepared data set, and prediction from its files. See docs/performance.md.
 """
 
 from __future__ import annotations

@@ -130,7 +130,7 @@ class Candidate(ABC):
 
     @abstractmethod
     def validate_cases(self) -> int:
-        """Score the test cases, from disk."""
+        """Score the test cases, from disk or from what is cached of them."""
 
     @abstractmethod
     def predict_files(self) -> int:

@@ -12,6 +12,7 @@ import textwrap
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, get_args
 
 from experiments.records import Status
@@ -35,7 +36,7 @@ NAME_WIDTH = 40  # characters of a setting's name in a line of the drawing
 def find_best(rows: Sequence[SettingScores]) -> SettingScores | None:
     """The setting whose runs are all trained and have the highest mean Dice on the choosing cases."""
     complete = [row for row in rows if row.complete]
-    return max(complete, key=lambda row: describe(row.val).mean, default=None)
+    return max(complete, key=lambda row: fmean(row.val), default=None)
 
 
 def write_report(
@@ -59,7 +60,7 @@ def write_report(
 
 def write_best(folder: Path, best: SettingScores, config: Config) -> None:
     """Write `config`, that of the best setting, as best.yaml."""
-    dice = f"{CHOOSING[config.select_on]} {describe(best.val).mean:.4f}"
+    dice = f"{CHOOSING[config.select_on]} {fmean(best.val):.4f}"
     header = f"# {best.name}: mean {dice} over {len(best.val)} run(s)"
     with writing_to(folder):
         atomic_write(folder / "best.yaml", f"{header}\n{dump_config(config)}")
@@ -161,7 +162,7 @@ def _draw_runs(axes: Axes, scores: Sequence[Sequence[float]]) -> None:
         dots = [100 * dice for dice in values]
         axes.plot(dots, [height] * len(dots), "o", color="0.6", ms=4, zorder=3)
         axes.plot([100 * low, 100 * high], [height] * 2, "|-", color="#d55e00")
-        axes.plot(100 * describe(values).mean, height, "D", color="#d55e00", ms=5, zorder=4)
+        axes.plot(100 * fmean(values), height, "D", color="#d55e00", ms=5, zorder=4)
     runs = [100 * dice for values in scores for dice in values]
     if runs:
         margin = max(1, 0.2 * (max(runs) - min(runs)))
@@ -172,7 +173,7 @@ def _draw_runs(axes: Axes, scores: Sequence[Sequence[float]]) -> None:
 
 def _rank(row: SettingScores) -> tuple[bool, float]:
     """Sort key: complete settings first, then by mean Dice, the highest first."""
-    return (not row.complete, -describe(row.val).mean if row.val else math.inf)
+    return (not row.complete, -fmean(row.val) if row.val else math.inf)
 
 
 def _across_runs(values: Sequence[float]) -> list[str]:
