@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 from datasets.cases import find_split_file
 from experiments.sweep_search_storage import open_patiently
 from experiments.sweep_settings import Range, Sweep
-from experiments.sweep_trials import text_of, weights_folder
+from experiments.sweep_trials import text_of
 from utils.config import CHANGEABLE_ON_RESUME, Config
 from utils.errors import UserError
 from utils.files import sha256
+from utils.vae_weights import weights_folder
 
 if TYPE_CHECKING:
     import optuna

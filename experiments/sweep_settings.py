@@ -153,6 +153,13 @@ class SweepSettings(BaseModel):
             raise ValueError(f"{', '.join(twice)} is set by grid and by a variant; leave one out")
         return self
 
+    def keys_of_every_trial(self) -> set[str]:
+        """Keys of the config that the sweep gives a value in each of its trials."""
+        variants = [set(keys) for keys in self.variants.values()]
+        in_all_variants = set.intersection(*variants) if variants else set()
+        seed = {"seed"} if self.seeds else set()
+        return {*self.grid, *self.search, *in_all_variants, *seed}
+
 
 @dataclass(frozen=True)
 class Sweep:
@@ -179,9 +186,8 @@ def load_sweep(path: Path, overrides: Sequence[str] = ()) -> Sweep:
 
     UserError for anything that is wrong in it, except values that only some trials have.
     """
-    values = read_mapping(path) | parse_overrides(
-        [override for override in overrides if not override.startswith("sweep.")]
-    )
+    shared = parse_overrides([text for text in overrides if not text.startswith("sweep.")])
+    values = read_mapping(path) | shared
     given = values.pop("sweep", None)
     if not isinstance(given, dict):
         raise UserError(
@@ -195,6 +201,11 @@ def load_sweep(path: Path, overrides: Sequence[str] = ()) -> Sweep:
         settings = SweepSettings(**given | parse_overrides(sweep_overrides))
     except (ValidationError, TypeError) as error:  # the latter for keys that are not text
         raise UserError(_explain(error, path)) from error
+    if idle := sorted(shared.keys() & settings.keys_of_every_trial()):
+        raise UserError(
+            f"{path}: {', '.join(idle)} would have no effect on the command line, since the sweep itself sets it "
+            "in every trial: change it under `sweep:`, or by sweep.KEY=..., or leave it out"
+        )
     base = make_config(values, str(path))
     if base.resume == "never":
         raise UserError(f"{path}: resume: never would lose trials that were stopped; leave it out")

@@ -21,11 +21,11 @@ from experiments.sweep_settings import BEST_NAME, Range, Sweep
 from utils.config import Config
 from utils.errors import UserError
 from utils.files import REPOSITORY
+from utils.vae_weights import may_be_hub_id, weights_folder
 
 BASE_NAME = "base"  # of the setting that changes nothing
 MAX_NAME = 120
 MAX_CORNERS = 1024
-HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
 
 @dataclass(frozen=True)
@@ -97,8 +97,7 @@ def check_inputs(sweep: Sweep, config: Config) -> None:
     folder of the repository, such as ckpt.
     """
     name = config.vae_weights
-    on_hub = HUB_ID.fullmatch(name) and not (REPOSITORY / name).parent.is_dir()
-    if config.model == "wave-gms" and not on_hub and weights_folder(name) is None:
+    if config.model == "wave-gms" and not may_be_hub_id(name) and weights_folder(name) is None:
         raise UserError(
             f"{sweep.path}: vae_weights: there is no folder {name} here or in {REPOSITORY}"
         )
@@ -113,12 +112,6 @@ def check_inputs(sweep: Sweep, config: Config) -> None:
             f"{sweep.path}: sweep.folds cut train, but {config.pickle_file_path} names {len(val)} cases to choose "
             "the checkpoint by (`val`): leave out folds, or move these cases into train"
         )
-
-
-def weights_folder(name: str) -> Path | None:
-    """Folder of the VAE's weights, here or in the repository; None where there is none."""
-    folders = (Path(name).expanduser(), REPOSITORY / name)
-    return next((folder for folder in folders if folder.is_dir()), None)
 
 
 def check_search(sweep: Sweep) -> None:

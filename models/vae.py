@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from abc import abstractmethod
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 
 from utils.errors import UserError, first_line
 from utils.files import REPOSITORY
+from utils.vae_weights import may_be_hub_id, weights_folder
 
 LATENT_CHANNELS = 4
 DOWNSAMPLING = 8
@@ -99,14 +99,13 @@ def load_autoencoder(class_name: str, weights: str | Path) -> Any:
 
 def _locate(weights: str) -> Path:
     """Folder of the weights, from the disk or through the hub's cache."""
-    for folder in (Path(weights).expanduser(), REPOSITORY / weights):
-        if folder.is_dir():
-            return folder
+    if (folder := weights_folder(weights)) is not None:
+        return folder
     name = weights.rstrip("/").rsplit("/", 1)[-1]
-    if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", weights):
+    if not may_be_hub_id(weights):
         raise UserError(
             f"cannot load the VAE {weights!r}: there is no such folder here or in {REPOSITORY}, and "
-            "it is not a Hugging Face id (owner/name); set `vae_weights:` to a folder that holds "
+            "it is not a Hugging Face id (owner/name, where no folder is called owner); set `vae_weights:` to a folder that holds "
             f"{FILES[0]} and {FILES[1]}, or to an id such as madebyollin/taesd"
         )
     # Files in the cache need no connection. For others one request goes ahead of the download: unlike

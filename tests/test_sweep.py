@@ -186,6 +186,30 @@ def test_values_that_no_sweep_can_have(tmp_path: Path, values: dict, message: st
         load_sweep(write_sweep(tmp_path, {"folds": 3}, **values))
 
 
+@pytest.mark.parametrize(
+    ("settings", "override"),
+    [
+        ({"grid": {"lr": [0.1, 0.2]}}, "lr=0.5"),
+        ({"search": {"lr": {"low": 0.1, "high": 0.2}}, "trials": 3}, "lr=0.5"),
+        ({"variants": {"a": {"lr": 0.1}, "b": {"lr": 0.2, "ch": 16}}}, "lr=0.5"),
+        ({"seeds": [1, 2]}, "seed=5"),
+    ],
+)
+def test_an_override_that_no_trial_would_have_is_refused(
+    tmp_path: Path, settings: dict, override: str
+) -> None:
+    path = write_sweep(tmp_path, settings)
+    with pytest.raises(UserError, match=f"{override.split('=')[0]} would have no effect"):
+        load_sweep(path, [override])
+    assert load_sweep(path, ["epochs=3"]).base.epochs == 3
+
+
+def test_an_override_counts_in_the_variants_that_leave_its_key_out(tmp_path: Path) -> None:
+    path = write_sweep(tmp_path, {"variants": {"a": {"lr": 0.1}, "b": {}}})
+    trials = list_settings(load_sweep(path, ["lr=0.5"]))
+    assert [setting.trials[0].config.lr for setting in trials] == [0.1, 0.5]
+
+
 def test_trials_combine_variants_grid_seeds_and_folds(tmp_path: Path) -> None:
     path = write_sweep(
         tmp_path,

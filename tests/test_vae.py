@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import models.vae
+import utils.vae_weights
 from models.sd_vae import SCALE_FACTOR, SDVAE, load_sd_vae
 from models.tiny_vae import TinyVAE, load_tiny_vae
 from tests.autoencoders import save_sd_vae, save_tiny_vae
@@ -100,15 +101,17 @@ def test_a_relative_folder_is_sought_here_and_in_the_repository(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save_tiny_vae(tmp_path / "repository" / "ckpt" / "tiny")
-    monkeypatch.setattr(models.vae, "REPOSITORY", tmp_path / "repository")
+    monkeypatch.setattr(utils.vae_weights, "REPOSITORY", tmp_path / "repository")
     monkeypatch.chdir(tmp_path)
     load_tiny_vae("ckpt/tiny")
     load_tiny_vae("repository/ckpt/tiny")
 
 
-@pytest.mark.parametrize("weights", ["./no/such/folder", "taesd", "/nowhere/at/all"])
+@pytest.mark.parametrize(
+    "weights", ["./no/such/folder", "taesd", "/nowhere/at/all", "ckpt/tiny-vae"]
+)
 def test_what_is_neither_folder_nor_id_is_refused(weights: str) -> None:
-    with pytest.raises(UserError, match="no such folder") as caught:
+    with pytest.raises(UserError, match="no such folder.*it is not a Hugging Face id") as caught:
         load_tiny_vae(weights)
     assert repr(weights) in str(caught.value) and "vae_weights:" in str(caught.value)
 
