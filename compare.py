@@ -38,9 +38,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parse_arguments(argv)
 
     from utils.comparison import read_runs, write_comparison
+    from utils.runs import writing_to
 
     runs = read_runs(arguments.runs, arguments.dataset)
-    print(write_comparison(arguments.out, runs))
+    with writing_to(arguments.out):
+        table = write_comparison(arguments.out, runs)
+    print(table)
     print(f"written to {arguments.out}")
 
 

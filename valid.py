@@ -87,7 +87,8 @@ def score_run(config: Config, checkpoint: Path, names: Sequence[str] = ()) -> No
 
         folder = results / "cross_domain"
         cells = {(s["provenance"]["trained_on"] or "?", name): s for name, s in summaries.items()}
-        write_matrix(folder, cells)
+        with writing_to(folder):
+            write_matrix(folder, cells)
         log.info("all data sets side by side: %s", folder)
 
 

@@ -152,6 +152,15 @@ def test_different_cases_sizes_masks_or_rules_are_refused(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_folder_that_cannot_be_written_is_one_line(tmp_path, two_runs, domains):
+    taken = tmp_path / "taken"
+    taken.write_text("a file")
+    with pytest.raises(UserError, match="taken"):
+        run_compare(*two_runs, "--out", taken)
+    with pytest.raises(UserError, match="taken"):
+        cross_domain.main([*map(str, domains), "--out", str(taken)])
+
+
 def test_runs_that_cannot_be_compared_are_refused(tmp_path, two_runs):
     (tmp_path / "new").mkdir()
     for runs, message in (

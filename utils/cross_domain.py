@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from utils.entry import described_parser, exit_from
 from utils.errors import UserError
+from utils.runs import writing_to
 from utils.tables import csv_text, markdown_table
 
 if TYPE_CHECKING:
@@ -248,7 +249,9 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> None:
     arguments = parse_arguments(argv)
-    write_matrix(arguments.out, collect(arguments.runs))
+    cells = collect(arguments.runs)
+    with writing_to(arguments.out):
+        write_matrix(arguments.out, cells)
     print((arguments.out / "cross_domain.md").read_text(encoding="utf-8"))
     print(f"written to {arguments.out}")
 
