@@ -280,14 +280,15 @@ class Bins:
 
     edges: np.ndarray  # (BINS + 1,)
     counts: np.ndarray  # (BINS,) int
-    last_is_empty: bool  # the last bin holds the cases of which one mask is empty, and no others
+    ends_in_misses: bool  # the last bin holds nothing but cases of which one mask is empty
 
 
 def score_bins(metric: str, scores: Mapping[str, CaseScores]) -> Bins:
     """Count the scores in BINS bins.
 
-    Distances that stand for an empty mask, the image diagonal, share the last bin, since on a
-    common scale they would squeeze all others into the first.
+    Image diagonals that stand for an empty mask share the last bin where they exceed every distance
+    between two masks, since on a common scale they would squeeze those into the first; the diagonals
+    of smaller images may not exceed them.
     """
     values = column(scores, metric)
     one_empty = (column(scores, "PredictedPixels") > 0) != (column(scores, "TruthPixels") > 0)
@@ -295,14 +296,14 @@ def score_bins(metric: str, scores: Mapping[str, CaseScores]) -> Bins:
     if metric in LOWER_IS_BETTER:
         # above the largest distance between two masks, which its bin would not include otherwise
         top = float(np.floor(values[~one_empty].max(initial=0))) + 1
-    last_is_empty = bool(values.max() > top)
-    ends = np.linspace(0, top, BINS + 1 - last_is_empty)
+    ends_in_misses = bool(values.max() > top)
+    ends = np.linspace(0, top, BINS + 1 - ends_in_misses)
     # Edges as they are written into the filter, so that bar and list count alike.
     edges = np.array([float(f"{end:g}") for end in ends])
-    if last_is_empty:
+    if ends_in_misses:
         edges = np.append(edges, np.ceil(values.max()))
     counts, _ = np.histogram(values, bins=edges)
-    return Bins(edges, counts, last_is_empty)
+    return Bins(edges, counts, ends_in_misses)
 
 
 def _bars(metric: str, bins: Bins) -> str:
@@ -339,7 +340,7 @@ def _histogram(metric: str, scores: Mapping[str, CaseScores], summary: Summary) 
     label += f"from {_number(metric, values.min())} to {_number(metric, values.max())}"
     unit = " (px)" if metric in LOWER_IS_BETTER else ""
     ticks = [(0, "start", "0"), (PLOT_WIDTH, "end", f"{bins.edges[-1]:g}")]
-    if bins.last_is_empty:
+    if bins.ends_in_misses:
         ticks[1:] = [
             (PLOT_WIDTH - 40, "end", f"{bins.edges[-2]:g}"),
             (PLOT_WIDTH, "end", "empty"),
