@@ -164,7 +164,6 @@ def provided_for(config: Config) -> Path | None:
 def load_system(config: Config, checkpoint: Path) -> SegmentationModel:
     """The trained system in eval mode; a warning where it was trained with another config.
 
-    The same where a file beside the checkpoint is called config.yaml and is no config of a run.
     UserError if the checkpoint is another architecture's.
     """
     from engine.build import system_from
@@ -173,12 +172,7 @@ def load_system(config: Config, checkpoint: Path) -> SegmentationModel:
 
     system = system_from(config, pretrained=False)
     load_weights(checkpoint, system)
-    try:
-        trained = training_config(checkpoint)
-    except UserError as error:
-        log.warning("it is not known how these weights were trained: %s", error)
-        trained = None
-    others = network_differences(config, trained)
+    others = network_differences(config, training_config(checkpoint))
     if others:
         keys = " ".join(
             f"{key}={'null' if value is None else value}" for key, value in others.items()

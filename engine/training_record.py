@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -20,6 +21,8 @@ from utils.checkpoints import read_metadata
 from utils.config import Config, load_config
 from utils.errors import UserError
 from utils.files import sha256
+
+log = logging.getLogger("wavegms")
 
 NETWORK_KEYS = (
     "model",
@@ -39,9 +42,16 @@ AVERAGED_RUNS, AVERAGED_FROM = "averaged_runs", "averaged_from"
 
 
 def training_config(checkpoint: Path) -> Config | None:
-    """The config of the run that wrote the checkpoint, None where it does not lie beside it."""
+    """The config of the run that wrote the checkpoint, None where it does not lie beside it.
+
+    The same, with a warning, where a file beside it is called config.yaml and is no config of a run.
+    """
     path = checkpoint.parent / "config.yaml"
-    return load_config(path) if path.is_file() else None
+    try:
+        return load_config(path) if path.is_file() else None
+    except UserError as error:
+        log.warning("it is not known how these weights were trained: %s", error)
+        return None
 
 
 def network_differences(config: Config, run: Config | None) -> dict[str, Any]:

@@ -110,7 +110,6 @@ def test_paths_may_begin_at_home(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"lr": -1}, "lr: .*greater than 0"),
         ({"vae_model": "taesd"}, "vae_model: .*litevae"),
         ({"guidance_method": "wavelet"}, "needs vae_model: tiny_vae"),
-        ({"val_fraction": 0}, "select_on"),
         ({"folds": 5, "fold": 5}, "fold is 5 of folds: 5"),
         ({"fold": 1}, "fold is 1 of folds: 0"),
         ({"folds": 1}, "at least 2 folds"),

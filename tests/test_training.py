@@ -452,7 +452,19 @@ def test_a_score_of_0_is_told(
 
 def test_no_case_to_choose_by(tmp_path: Path, vae: Path) -> None:
     with pytest.raises(UserError, match="held out to choose the checkpoint: raise val_fraction"):
-        train.main(arguments(tmp_path, vae, "phase=test", "val_fraction=0"))
+        train.main(arguments(tmp_path, vae, "val_fraction=0"))
+
+
+def test_a_split_that_names_its_cases_to_choose_by_needs_no_fraction(
+    tmp_path: Path, vae: Path
+) -> None:
+    command = arguments(tmp_path, vae, "val_fraction=0", "epochs=1")
+    split_file = tmp_path / "blobs" / "blobs_train_test_names.json"
+    split = json.loads(split_file.read_text())
+    split["val"] = {"name_list": [split["train"]["name_list"].pop()]}
+    split_file.write_text(json.dumps(split))
+    train.main(command)
+    assert (tmp_path / "run" / "epochs_1" / "best_model.pth").exists()
 
 
 def test_dry_run_checks_the_test_cases_too(tmp_path: Path, vae: Path) -> None:

@@ -111,7 +111,7 @@ def test_a_relative_folder_is_sought_here_and_in_the_repository(
     "weights", ["./no/such/folder", "taesd", "/nowhere/at/all", "ckpt/tiny-vae"]
 )
 def test_what_is_neither_folder_nor_id_is_refused(weights: str) -> None:
-    with pytest.raises(UserError, match="no such folder.*it is not a Hugging Face id") as caught:
+    with pytest.raises(UserError, match=r"no such folder.*it is not a Hugging Face id") as caught:
         load_tiny_vae(weights)
     assert repr(weights) in str(caught.value) and "vae_weights:" in str(caught.value)
 

@@ -300,6 +300,16 @@ def test_other_settings_than_in_training_are_told(
     assert f"were trained with vae_weights={vae} image_size=32:" in capsys.readouterr().out
 
 
+def test_a_config_of_another_program_beside_the_weights_is_no_obstacle(
+    finished: Path, tmp_path: Path, vae: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (finished / "config.yaml").write_text("title: a model card\n")
+    valid.main(arguments(tmp_path, vae))
+    printed = capsys.readouterr().out
+    assert "it is not known how these weights were trained" in printed
+    assert "no record beside the checkpoint of how it was chosen" in printed
+
+
 def test_a_run_is_validated_by_its_folder(finished: Path, tmp_path: Path) -> None:
     valid.main(["--run", str(finished), "evaluation_size=native"])
     rows = scores(finished)

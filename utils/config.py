@@ -316,11 +316,6 @@ class Config(BaseModel):
             )
         if self.folds and self.select_on == "test":
             raise ValueError("folds choose the checkpoint on the fold held out: set select_on: val")
-        held_out = self.val_fraction or self.folds
-        if self.select_on == "val" and not held_out and self.phase == "train":
-            raise ValueError(
-                "select_on: val needs val_fraction above 0; or choose the checkpoint on test with select_on: test"
-            )
         return self
 
     @property
