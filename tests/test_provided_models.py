@@ -42,8 +42,9 @@ def test_a_folder_is_small_and_has_a_card(folder: Path) -> None:
         assert not path.is_absolute(), path
 
 
-def test_the_weights_trained_on_phantoms_segment_others() -> None:
-    backend = TorchBackend(*find_run(ROOT / "ckpt" / "provided_models" / "phantom"))
+@pytest.mark.parametrize("name", ["phantom", "phantom_large"])
+def test_the_weights_trained_on_phantoms_segment_others(name: str) -> None:
+    backend = TorchBackend(*find_run(ROOT / "ckpt" / "provided_models" / name))
     size = backend.image_size
     cases = [phantom_case(index, seed=OTHER_SEED) for index in range(14)]
     cases = [case for case in cases if case.kind != "normal"][:12]
