@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from datasets.catalogue import IMAGE_EXTENSIONS
-from datasets.splits import Split, quoted
+from datasets.splits import Split, nfc, quoted
 from utils.errors import UserError, listed
 
 
@@ -16,8 +16,9 @@ def read_group_table(path: Path | None, columns: tuple[str, str] | None) -> dict
     """Group (patient, lesion, ...) of each case name from a CSV with a header line; {} for None.
 
     `columns` are the headers of name and group, by default the first two columns. Names may carry
-    an image extension; rows without a group are left out. Raises UserError where the file cannot be
-    read, has no such columns, or names one case in two groups.
+    an image extension; names and groups are returned in Unicode NFC; rows without a group are left
+    out. Raises UserError where the file cannot be read, has no such columns, or names one case in two
+    groups.
     """
     if path is None:
         return {}
@@ -25,7 +26,7 @@ def read_group_table(path: Path | None, columns: tuple[str, str] | None) -> dict
         with path.open(newline="", encoding="utf-8-sig") as file:
             header, *rows = csv.reader(file)
         name_at, group_at = (header.index(column) for column in columns) if columns else (0, 1)
-        pairs = [(row[name_at].strip(), row[group_at].strip()) for row in rows if row]
+        pairs = [(nfc(row[name_at].strip()), nfc(row[group_at].strip())) for row in rows if row]
     except (OSError, ValueError, IndexError, csv.Error) as error:
         expected = " and ".join(columns) if columns else "name and group first"
         raise UserError(f"{path}: expected a CSV with the columns {expected} ({error})") from None

@@ -21,7 +21,15 @@ from datasets.decoding import MAX_MEGAPIXELS
 from datasets.group_tables import check_groups, cut_groups_note, read_group_table
 from datasets.layouts import PairedFiles, common_suffix, own_cases, published_cases
 from datasets.prepared import NOTES
-from datasets.splits import SEED, Split, grouped_split, quoted, random_split, read_split
+from datasets.splits import (
+    SEED,
+    Split,
+    grouped_split,
+    quoted,
+    random_split,
+    read_split,
+    read_split_nfc,
+)
 from datasets.staging import Staging, staged
 from datasets.writing import listed_problems, write_cases
 from utils.errors import UserError, listed
@@ -233,7 +241,7 @@ def _choose_split(
         name for name in files.cases if spec.normal_prefix and name.startswith(spec.normal_prefix)
     }
     if options.splits is not None:
-        split = read_split(options.splits)
+        split = read_split_nfc(options.splits)
         more = normal - {*split.train, *split.test}
         if include_normal and len(more) > 1:
             drawn = random_split(sorted(more), options.seed)

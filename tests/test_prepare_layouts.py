@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import unicodedata
 from pathlib import Path
 
 import cv2
@@ -331,6 +332,69 @@ def test_a_case_in_two_groups_is_refused(
     )
     assert "Give each case one group" in error
     assert not (tmp_path / "data" / "mine").exists()
+
+
+def nfd(name: str) -> str:
+    return unicodedata.normalize("NFD", name)
+
+
+def test_names_of_a_mac_match_those_typed_elsewhere(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = [f"Größe_{i}" for i in range(10)]
+    pairs = list(zip(names[:5], names[5:], strict=True))
+    write_folder(tmp_path / "images", {nfd(f"{n}.png"): png(picture(1)) for n in names})
+    write_folder(tmp_path / "masks", {f"{n}_läsion.png": png(square(3, 3)) for n in names})
+    rows = "".join(f"{n},Ä{i}\n{nfd(f'{m},Ä{i}')}\n" for i, (n, m) in enumerate(pairs))
+    (tmp_path / "patients.csv").write_text(f"case,patient\n{rows}", encoding="utf-8")
+    places = ["--images", tmp_path / "images", "--masks", tmp_path / "masks"]
+    places += ["--mask-suffix", nfd("_läsion"), "--groups", tmp_path / "patients.csv"]
+    folder = run("mine", tmp_path, *places)
+    groups = json.loads((folder / "groups.json").read_bytes())
+    assert groups == {name: f"Ä{i % 5}" for i, name in enumerate(names)}
+    split = read_split(folder / "mine_train_test_names.json")
+    assert not {groups[n] for n in split.train} & {groups[n] for n in split.test}
+    for part in ("images", "masks"):
+        assert {path.name for path in (folder / part).iterdir()} == {f"{n}.png" for n in names}
+    write_split(
+        tmp_path / "split.json",
+        Split(tuple(map(nfd, names[:6])), tuple(names[6:]), tuple(map(nfd, names[4:6]))),
+    )
+    folder = run("other", tmp_path, *places, "--splits", tmp_path / "split.json")
+    taken = read_split(folder / "other_train_test_names.json")
+    assert taken == Split(tuple(names[:6]), tuple(names[6:]), tuple(names[4:6]))
+    opened = open_data_set(folder / "other_train_test_names.json")
+    assert len(opened.train) == 6 and len(opened.test) == 4
+    write_split(tmp_path / "split.json", Split((names[0], names[1]), (nfd(names[0]),)))
+    command = ["third", "--root", tmp_path / "data", *places, "--splits", tmp_path / "split.json"]
+    assert prepare(list(map(str, command))) == 2
+    error = capsys.readouterr().err
+    assert f"NFC, 1 names are in both train and test: '{names[0]}'" in error
+
+
+@pytest.mark.parametrize("part", ["images", "masks"])
+def test_two_files_that_differ_in_normalisation_alone_are_refused(
+    tmp_path: Path, part: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for kind, pixels in (("images", picture(1)), ("masks", square(3, 3))):
+        write_folder(tmp_path / kind, {f"{n}.png": png(pixels) for n in "äöü"})
+    write_folder(tmp_path / part, {nfd("ä.png"): png(square(9, 9))})
+    places = f"--images {tmp_path}/images --masks {tmp_path}/masks --root {tmp_path}/data"
+    assert prepare(["mine", *places.split()]) == 2
+    error = capsys.readouterr().err
+    assert f"1 problem(s):\n  ä: two {part}, " in error
+    assert "whose names differ in their Unicode form alone (NFC, NFD)" in error
+
+
+def test_a_set_that_was_prepared_with_decomposed_names_still_opens(tmp_path: Path) -> None:
+    files = {
+        f"{part}/{nfd(n)}.png": png(square(3, 3)) for part in ("images", "masks") for n in "äö"
+    }
+    folder = write_folder(tmp_path / "mine", files)
+    write_split(folder / "mine_train_test_names.json", Split((nfd("ä"),), (nfd("ö"),)))
+    opened = open_data_set(folder / "mine_train_test_names.json")
+    assert [case.name for case in opened.train + opened.test] == [nfd("ä"), nfd("ö")]
+    assert check_data_set(folder)["readable"] == 2
 
 
 def test_a_split_that_cuts_patients_apart_is_noted(
