@@ -242,6 +242,7 @@ def _choose_split(
     }
     if options.splits is not None:
         split = read_split_nfc(options.splits)
+        _refuse_other_split(options.splits, split, files)
         more = normal - {*split.train, *split.test}
         if include_normal and len(more) > 1:
             drawn = random_split(sorted(more), options.seed)
@@ -256,6 +257,17 @@ def _choose_split(
         groups = {name: group_of.get(name, f"case {name}") for name in names}
         return grouped_split(groups, options.seed)
     return random_split(names, options.seed)
+
+
+def _refuse_other_split(path: Path, split: Split, files: PairedFiles) -> None:
+    """UserError where the split file names no case of the source."""
+    names, found = {*split.train, *split.test}, {*files.cases, *files.problems}
+    if names.isdisjoint(found):
+        raise UserError(
+            f"none of the {len(names)} cases of {path} is in the source: it names "
+            f"{quoted(sorted(names), 3)}, the source has {quoted(sorted(found), 3)}; is it the split "
+            "of another data set?"
+        )
 
 
 def split_digest(split: Split) -> str:

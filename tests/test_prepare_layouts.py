@@ -104,6 +104,26 @@ def test_ham10000_with_an_archive_missing_lists_its_cases(
     assert "ISIC_0024315: not in the source" in error
 
 
+@pytest.mark.parametrize("with_metadata", [True, False])
+def test_the_split_of_another_data_set_is_named_as_such(
+    ham10000: Path, with_metadata: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if not with_metadata:
+        (ham10000 / "HAM10000_metadata.csv").unlink()
+    names = [f"testA_{i}" for i in range(1, 10)]
+    write_split(ham10000 / "glas.json", Split(tuple(names[3:]), tuple(names[:3]), tuple(names[5:])))
+    arguments = f"ham10000 --source {ham10000} --splits {ham10000}/glas.json --root {ham10000}/data"
+    assert prepare([*arguments.split(), "--skip-unusable"]) == 2
+    error = capsys.readouterr().err
+    assert (
+        f"none of the 9 cases of {ham10000}/glas.json is in the source: it names 'testA_1', 'testA_2', "
+        "'testA_3' and 6 more, the source has 'ISIC_0024306', 'ISIC_0024307', 'ISIC_0024308' and 7 more; "
+        "is it the split of another data set?"
+    ) in error
+    assert error.count("\n") == 1
+    assert not (ham10000 / "data" / "ham10000").exists()
+
+
 def test_metadata_without_the_columns_is_an_error(
     ham10000: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
