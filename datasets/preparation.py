@@ -120,6 +120,9 @@ def prepare_own(
             f"no images named *{image_suffix} in {images}; "
             f"expected files ending in {', '.join(IMAGE_EXTENSIONS)}"
         )
+    if not files.cases and mask_suffix:
+        without = own_cases(members([image_source]), members([mask_source]), image_suffix)
+        _refuse_needless_suffix(mask_suffix, files, without)
     if not files.cases and files.lone_masks:
         example = next(iter(files.problems))
         suffix = common_suffix(files)
@@ -140,6 +143,16 @@ def prepare_own(
         **_split_record(options, split),
     }
     return _write(spec, files, split, group_of, record, options)
+
+
+def _refuse_needless_suffix(mask_suffix: str, files: PairedFiles, without: PairedFiles) -> None:
+    """UserError where `without` the suffix more masks have an image than `files` has others."""
+    masks = [mask.path for case in without.cases.values() for mask in case.masks]
+    if len(masks) > len(set(files.lone_masks) - set(masks)):
+        raise UserError(
+            f"none of the {len(files.problems)} images has a mask whose name ends in {mask_suffix!r}, but "
+            f"{len(masks)} have a mask of their own name, like {masks[0]!r}. Leave out --mask-suffix"
+        )
 
 
 def prepare_phantom(root: Path, domain: str, cases: int, seed: int) -> Path:

@@ -609,6 +609,34 @@ def test_masks_of_another_name_are_told_by_their_suffix(
     assert error.count("\n") == 1
 
 
+@pytest.mark.parametrize("image_suffix", ["", "_scan"])
+def test_a_mask_suffix_that_no_mask_has_is_to_be_left_out(
+    own: list[str], tmp_path: Path, image_suffix: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "images" / "7.png").unlink()  # its mask has no image
+    for path in list((tmp_path / "images").iterdir()):
+        path.rename(path.with_name(f"{path.stem}{image_suffix}.png"))
+    suffixes = ["--image-suffix", image_suffix, "--mask-suffix"]
+    assert prepare([*own, *suffixes, "_mask"]) == 2
+    error = capsys.readouterr().err
+    assert "none of the 9 images has a mask whose name ends in '_mask'" in error
+    assert error.endswith(
+        "9 have a mask of their own name, like '0.png'. Leave out --mask-suffix\n"
+    )
+    assert error.count("\n") == 1
+    assert prepare([*own, *suffixes[:2]]) == 0
+
+
+def test_copies_of_the_images_beside_masks_of_another_suffix_are_no_masks(
+    own: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for path in list((tmp_path / "masks").iterdir()):
+        path.rename(path.with_name(f"{path.stem}_seg.png"))
+    write_folder(tmp_path / "masks", {f"{i}.png": png(picture(i)) for i in range(10)})
+    assert prepare([*own, "--mask-suffix", "_mask"]) == 2
+    assert capsys.readouterr().err.endswith("Give --mask-suffix _seg\n")
+
+
 def test_masks_without_the_suffix_are_counted_too(
     own: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
