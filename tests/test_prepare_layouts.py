@@ -338,6 +338,37 @@ def test_groups_of_other_cases_are_refused(
     assert not (tmp_path / "data" / "mine").exists()
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (
+            b"Fall;Patient\n0;A\n1;B\n",
+            "its lines have one column: separate them by commas (this one uses semicolons)",
+        ),
+        (
+            b"Fall\tPatient\n0\tA\n",
+            "its lines have one column: separate them by commas (this one uses tabs)",
+        ),
+        (b"Fall\n0\n1\n", "its lines have one column: separate them by commas\n"),
+        ("Fall,Patient\n0,Müller\n".encode("cp1252"), "not UTF-8: save it as 'CSV UTF-8'\n"),
+        ("Fall,Patient\n0,Müller\n".encode("utf-16"), "not UTF-8: save it as 'CSV UTF-8'\n"),
+    ],
+)
+def test_a_table_that_excel_saved_otherwise_is_told_how_to_save_it(
+    own: list[str],
+    tmp_path: Path,
+    content: bytes,
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    table = tmp_path / "patients.csv"
+    table.write_bytes(content)
+    assert prepare([*own, "--groups", str(table)]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.startswith(f"error: {table}: ") and error.count("\n") == 1
+
+
 def test_a_case_in_two_groups_is_refused(
     own: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
