@@ -18,6 +18,7 @@ from pathlib import Path, PurePosixPath
 from typing import Protocol
 
 from datasets.decoding import MAX_MEGAPIXELS
+from datasets.splits import nfc
 from utils.errors import UserError
 
 _IGNORED = {"__MACOSX", "Thumbs.db", "desktop.ini"}
@@ -95,7 +96,8 @@ class Member:
 
     @property
     def stem(self) -> str:
-        return PurePosixPath(self.path).stem
+        """Name without folder and extension, in Unicode NFC."""
+        return nfc(PurePosixPath(self.path).stem)
 
     @property
     def suffix(self) -> str:

@@ -8,26 +8,35 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from datasets.catalogue import IMAGE_EXTENSIONS
-from datasets.splits import Split, quoted
+from datasets.splits import Split, nfc, quoted
 from utils.errors import UserError, listed
+
+_OTHER_SEPARATORS = {";": "semicolons", "\t": "tabs"}
 
 
 def read_group_table(path: Path | None, columns: tuple[str, str] | None) -> dict[str, str]:
     """Group (patient, lesion, ...) of each case name from a CSV with a header line; {} for None.
 
     `columns` are the headers of name and group, by default the first two columns. Names may carry
-    an image extension; rows without a group are left out. Raises UserError where the file cannot be
-    read, has no such columns, or names one case in two groups.
+    an image extension; names and groups are returned in Unicode NFC; rows without a group are left
+    out. Raises UserError where the file cannot be read, has no such columns, or names one case in two
+    groups.
     """
     if path is None:
         return {}
+    expected = " and ".join(columns) if columns else "name and group first"
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             header, *rows = csv.reader(file)
+        if len(header) == 1:
+            raise UserError(
+                f"{path}: expected a CSV with the columns {expected}, but {_one_column(header[0])}"
+            )
         name_at, group_at = (header.index(column) for column in columns) if columns else (0, 1)
-        pairs = [(row[name_at].strip(), row[group_at].strip()) for row in rows if row]
+        pairs = [(nfc(row[name_at].strip()), nfc(row[group_at].strip())) for row in rows if row]
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: not UTF-8: save it as 'CSV UTF-8'") from None
     except (OSError, ValueError, IndexError, csv.Error) as error:
-        expected = " and ".join(columns) if columns else "name and group first"
         raise UserError(f"{path}: expected a CSV with the columns {expected} ({error})") from None
     group_of: dict[str, str] = {}
     conflicts: list[str] = []
@@ -40,6 +49,13 @@ def read_group_table(path: Path | None, columns: tuple[str, str] | None) -> dict
             f"{path} names a case in two groups: {listed(conflicts, 5)}. Give each case one group"
         )
     return group_of
+
+
+def _one_column(header: str) -> str:
+    """What is wrong with a table whose header line, by commas, is one column."""
+    used = next((name for mark, name in _OTHER_SEPARATORS.items() if mark in header), None)
+    this_one = f" (this one uses {used})" if used else ""
+    return f"its lines have one column: separate them by commas{this_one}"
 
 
 def _without_extension(name: str) -> str:

@@ -9,7 +9,7 @@ from pathlib import PurePosixPath
 
 from datasets.archives import Member
 from datasets.catalogue import IMAGE_EXTENSIONS, DatasetSpec
-from datasets.splits import name_problem
+from datasets.splits import name_problem, nfc
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ def published_cases(spec: DatasetSpec, files: Iterable[Member]) -> PairedFiles:
     masks: dict[str, list[Member]] = {}
     for file in files:
         for pattern, files_of in ((image_pattern, images), (mask_pattern, masks)):
-            if match := pattern.fullmatch(file.path):
+            if match := pattern.fullmatch(nfc(file.path)):
                 files_of.setdefault("_".join(match.groups()), []).append(file)
     return _paired(images, masks)
 
@@ -54,9 +54,9 @@ def own_cases(
     With a `mask_suffix`, `<name><mask_suffix>_<number>.*` are further masks of the image, and images
     and masks may lie in one folder.
     """
-    of_image = re.compile(f"(.*){re.escape(image_suffix)}", re.DOTALL)
+    of_image = re.compile(f"(.*){re.escape(nfc(image_suffix))}", re.DOTALL)
     number = r"(?:_\d+)?" if mask_suffix else ""
-    of_mask = re.compile(f"(.*){re.escape(mask_suffix)}{number}", re.DOTALL)
+    of_mask = re.compile(f"(.*){re.escape(nfc(mask_suffix))}{number}", re.DOTALL)
     images_of = _by_name(filter(_is_read, images), of_image)
     if mask_suffix:
         images_of = {
@@ -78,7 +78,7 @@ def common_suffix(files: PairedFiles) -> str | None:
     """
     rests = set()
     for path in files.lone_masks:
-        stem = PurePosixPath(path).stem
+        stem = nfc(PurePosixPath(path).stem)
         name = max(filter(stem.startswith, files.problems), key=len, default="")
         rests.add(re.sub(r"(?<=.)_\d+$", "", stem.removeprefix(name)) if name else None)
     return rests.pop() if len(rests) == 1 else None
@@ -113,7 +113,7 @@ def _paired(
         if problem:
             paired.problems[name] = f"the name {problem}"
         elif more_images:
-            paired.problems[name] = f"two images, {image} and {more_images[0]}"
+            paired.problems[name] = _two("images", image, more_images[0])
         elif not case_masks and name in in_any_format:
             paired.problems[name] = (
                 f"the mask {in_any_format[name][0]} is in a format that is not read; convert it to PNG"
@@ -125,10 +125,17 @@ def _paired(
                 f"image and mask of {image} are the same file; give --mask-suffix"
             )
         elif twice:
-            paired.problems[name] = f"two masks, {twice[0]} and {twice[1]}"
+            paired.problems[name] = _two("masks", *twice)
         else:
             paired.cases[name] = SourceCase(name, image, tuple(case_masks))
     return paired
+
+
+def _two(kind: str, one: Member, other: Member) -> str:
+    """The problem of two files for one; where their names look the same, with the reason."""
+    alike = one.path != other.path and nfc(one.path) == nfc(other.path)
+    reason = ", whose names differ in their Unicode form alone (NFC, NFD)" if alike else ""
+    return f"two {kind}, {one} and {other}{reason}"
 
 
 def _same_stem(files: Iterable[Member]) -> tuple[Member, Member] | None:

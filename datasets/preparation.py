@@ -21,7 +21,15 @@ from datasets.decoding import MAX_MEGAPIXELS
 from datasets.group_tables import check_groups, cut_groups_note, read_group_table
 from datasets.layouts import PairedFiles, common_suffix, own_cases, published_cases
 from datasets.prepared import NOTES
-from datasets.splits import SEED, Split, grouped_split, quoted, random_split, read_split
+from datasets.splits import (
+    SEED,
+    Split,
+    grouped_split,
+    quoted,
+    random_split,
+    read_split,
+    read_split_nfc,
+)
 from datasets.staging import Staging, staged
 from datasets.writing import listed_problems, write_cases
 from utils.errors import UserError, listed
@@ -112,6 +120,9 @@ def prepare_own(
             f"no images named *{image_suffix} in {images}; "
             f"expected files ending in {', '.join(IMAGE_EXTENSIONS)}"
         )
+    if not files.cases and mask_suffix:
+        without = own_cases(members([image_source]), members([mask_source]), image_suffix)
+        _refuse_needless_suffix(mask_suffix, files, without)
     if not files.cases and files.lone_masks:
         example = next(iter(files.problems))
         suffix = common_suffix(files)
@@ -132,6 +143,16 @@ def prepare_own(
         **_split_record(options, split),
     }
     return _write(spec, files, split, group_of, record, options)
+
+
+def _refuse_needless_suffix(mask_suffix: str, files: PairedFiles, without: PairedFiles) -> None:
+    """UserError where `without` the suffix more masks have an image than `files` has others."""
+    masks = [mask.path for case in without.cases.values() for mask in case.masks]
+    if len(masks) > len(set(files.lone_masks) - set(masks)):
+        raise UserError(
+            f"none of the {len(files.problems)} images has a mask whose name ends in {mask_suffix!r}, but "
+            f"{len(masks)} have a mask of their own name, like {masks[0]!r}. Leave out --mask-suffix"
+        )
 
 
 def prepare_phantom(root: Path, domain: str, cases: int, seed: int) -> Path:
@@ -233,7 +254,8 @@ def _choose_split(
         name for name in files.cases if spec.normal_prefix and name.startswith(spec.normal_prefix)
     }
     if options.splits is not None:
-        split = read_split(options.splits)
+        split = read_split_nfc(options.splits)
+        _refuse_other_split(options.splits, split, files)
         more = normal - {*split.train, *split.test}
         if include_normal and len(more) > 1:
             drawn = random_split(sorted(more), options.seed)
@@ -248,6 +270,17 @@ def _choose_split(
         groups = {name: group_of.get(name, f"case {name}") for name in names}
         return grouped_split(groups, options.seed)
     return random_split(names, options.seed)
+
+
+def _refuse_other_split(path: Path, split: Split, files: PairedFiles) -> None:
+    """UserError where the split file names no case of the source."""
+    names, found = {*split.train, *split.test}, {*files.cases, *files.problems}
+    if names.isdisjoint(found):
+        raise UserError(
+            f"none of the {len(names)} cases of {path} is in the source: it names "
+            f"{quoted(sorted(names), 3)}, the source has {quoted(sorted(found), 3)}; is it the split "
+            "of another data set?"
+        )
 
 
 def split_digest(split: Split) -> str:

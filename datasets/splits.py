@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import json
 import random
+import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -49,6 +50,11 @@ class Split:
 def quoted(names: Iterable[str], limit: int = 20) -> str:
     """Names for an error message, each in quotes: the first `limit`, then how many more."""
     return listed(map(repr, names), limit)
+
+
+def nfc(name: str) -> str:
+    """`name` in Unicode form NFC, whichever it has; macOS and its zips write `ä` as two characters."""
+    return unicodedata.normalize("NFC", name)
 
 
 def name_problem(name: object) -> str | None:
@@ -95,12 +101,28 @@ def read_split(path: Path) -> Split:
         raise SplitError(f"{path}: {error}") from None
 
 
+def read_split_nfc(path: Path) -> Split:
+    """`read_split` with the names in NFC; SplitError also where two of them are then one."""
+    split = read_split(path)
+    try:
+        return checked_split(_split_data(split, nfc))
+    except SplitError as error:
+        raise SplitError(f"{path}: with all names in Unicode NFC, {error}") from None
+
+
+def _split_data(
+    split: Split, rename: Callable[[str], str] = str
+) -> dict[str, dict[str, list[str]]]:
+    """The split in the form of its files."""
+    parts = {"train": split.beside_val, "test": split.test}
+    if split.val:
+        parts["val"] = split.val
+    return {part: {"name_list": list(map(rename, names))} for part, names in parts.items()}
+
+
 def write_split(path: Path, split: Split) -> None:
     """Write a split as JSON, whole or not at all. Raises SplitError as `read_split` does."""
-    parts = {"train": list(split.beside_val), "test": list(split.test)}
-    if split.val:
-        parts["val"] = list(split.val)
-    data = {part: {"name_list": names} for part, names in parts.items()}
+    data = _split_data(split)
     checked_split(data)
     atomic_write(path, json.dumps(data, indent=1, ensure_ascii=False) + "\n")
 

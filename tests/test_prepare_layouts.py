@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import unicodedata
 from pathlib import Path
 
 import cv2
@@ -101,6 +102,26 @@ def test_ham10000_with_an_archive_missing_lists_its_cases(
     assert "2 problem(s)" in error
     assert "ISIC_0024313: not in the source" in error
     assert "ISIC_0024315: not in the source" in error
+
+
+@pytest.mark.parametrize("with_metadata", [True, False])
+def test_the_split_of_another_data_set_is_named_as_such(
+    ham10000: Path, with_metadata: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if not with_metadata:
+        (ham10000 / "HAM10000_metadata.csv").unlink()
+    names = [f"testA_{i}" for i in range(1, 10)]
+    write_split(ham10000 / "glas.json", Split(tuple(names[3:]), tuple(names[:3]), tuple(names[5:])))
+    arguments = f"ham10000 --source {ham10000} --splits {ham10000}/glas.json --root {ham10000}/data"
+    assert prepare([*arguments.split(), "--skip-unusable"]) == 2
+    error = capsys.readouterr().err
+    assert (
+        f"none of the 9 cases of {ham10000}/glas.json is in the source: it names 'testA_1', 'testA_2', "
+        "'testA_3' and 6 more, the source has 'ISIC_0024306', 'ISIC_0024307', 'ISIC_0024308' and 7 more; "
+        "is it the split of another data set?"
+    ) in error
+    assert error.count("\n") == 1
+    assert not (ham10000 / "data" / "ham10000").exists()
 
 
 def test_metadata_without_the_columns_is_an_error(
@@ -317,6 +338,37 @@ def test_groups_of_other_cases_are_refused(
     assert not (tmp_path / "data" / "mine").exists()
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (
+            b"Fall;Patient\n0;A\n1;B\n",
+            "its lines have one column: separate them by commas (this one uses semicolons)",
+        ),
+        (
+            b"Fall\tPatient\n0\tA\n",
+            "its lines have one column: separate them by commas (this one uses tabs)",
+        ),
+        (b"Fall\n0\n1\n", "its lines have one column: separate them by commas\n"),
+        ("Fall,Patient\n0,Müller\n".encode("cp1252"), "not UTF-8: save it as 'CSV UTF-8'\n"),
+        ("Fall,Patient\n0,Müller\n".encode("utf-16"), "not UTF-8: save it as 'CSV UTF-8'\n"),
+    ],
+)
+def test_a_table_that_excel_saved_otherwise_is_told_how_to_save_it(
+    own: list[str],
+    tmp_path: Path,
+    content: bytes,
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    table = tmp_path / "patients.csv"
+    table.write_bytes(content)
+    assert prepare([*own, "--groups", str(table)]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.startswith(f"error: {table}: ") and error.count("\n") == 1
+
+
 def test_a_case_in_two_groups_is_refused(
     own: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -331,6 +383,69 @@ def test_a_case_in_two_groups_is_refused(
     )
     assert "Give each case one group" in error
     assert not (tmp_path / "data" / "mine").exists()
+
+
+def nfd(name: str) -> str:
+    return unicodedata.normalize("NFD", name)
+
+
+def test_names_of_a_mac_match_those_typed_elsewhere(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = [f"Größe_{i}" for i in range(10)]
+    pairs = list(zip(names[:5], names[5:], strict=True))
+    write_folder(tmp_path / "images", {nfd(f"{n}.png"): png(picture(1)) for n in names})
+    write_folder(tmp_path / "masks", {f"{n}_läsion.png": png(square(3, 3)) for n in names})
+    rows = "".join(f"{n},Ä{i}\n{nfd(f'{m},Ä{i}')}\n" for i, (n, m) in enumerate(pairs))
+    (tmp_path / "patients.csv").write_text(f"case,patient\n{rows}", encoding="utf-8")
+    places = ["--images", tmp_path / "images", "--masks", tmp_path / "masks"]
+    places += ["--mask-suffix", nfd("_läsion"), "--groups", tmp_path / "patients.csv"]
+    folder = run("mine", tmp_path, *places)
+    groups = json.loads((folder / "groups.json").read_bytes())
+    assert groups == {name: f"Ä{i % 5}" for i, name in enumerate(names)}
+    split = read_split(folder / "mine_train_test_names.json")
+    assert not {groups[n] for n in split.train} & {groups[n] for n in split.test}
+    for part in ("images", "masks"):
+        assert {path.name for path in (folder / part).iterdir()} == {f"{n}.png" for n in names}
+    write_split(
+        tmp_path / "split.json",
+        Split(tuple(map(nfd, names[:6])), tuple(names[6:]), tuple(map(nfd, names[4:6]))),
+    )
+    folder = run("other", tmp_path, *places, "--splits", tmp_path / "split.json")
+    taken = read_split(folder / "other_train_test_names.json")
+    assert taken == Split(tuple(names[:6]), tuple(names[6:]), tuple(names[4:6]))
+    opened = open_data_set(folder / "other_train_test_names.json")
+    assert len(opened.train) == 6 and len(opened.test) == 4
+    write_split(tmp_path / "split.json", Split((names[0], names[1]), (nfd(names[0]),)))
+    command = ["third", "--root", tmp_path / "data", *places, "--splits", tmp_path / "split.json"]
+    assert prepare(list(map(str, command))) == 2
+    error = capsys.readouterr().err
+    assert f"NFC, 1 names are in both train and test: '{names[0]}'" in error
+
+
+@pytest.mark.parametrize("part", ["images", "masks"])
+def test_two_files_that_differ_in_normalisation_alone_are_refused(
+    tmp_path: Path, part: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for kind, pixels in (("images", picture(1)), ("masks", square(3, 3))):
+        write_folder(tmp_path / kind, {f"{n}.png": png(pixels) for n in "äöü"})
+    write_folder(tmp_path / part, {nfd("ä.png"): png(square(9, 9))})
+    places = f"--images {tmp_path}/images --masks {tmp_path}/masks --root {tmp_path}/data"
+    assert prepare(["mine", *places.split()]) == 2
+    error = capsys.readouterr().err
+    assert f"1 problem(s):\n  ä: two {part}, " in error
+    assert "whose names differ in their Unicode form alone (NFC, NFD)" in error
+
+
+def test_a_set_that_was_prepared_with_decomposed_names_still_opens(tmp_path: Path) -> None:
+    files = {
+        f"{part}/{nfd(n)}.png": png(square(3, 3)) for part in ("images", "masks") for n in "äö"
+    }
+    folder = write_folder(tmp_path / "mine", files)
+    write_split(folder / "mine_train_test_names.json", Split((nfd("ä"),), (nfd("ö"),)))
+    opened = open_data_set(folder / "mine_train_test_names.json")
+    assert [case.name for case in opened.train + opened.test] == [nfd("ä"), nfd("ö")]
+    assert check_data_set(folder)["readable"] == 2
 
 
 def test_a_split_that_cuts_patients_apart_is_noted(
@@ -523,6 +638,34 @@ def test_masks_of_another_name_are_told_by_their_suffix(
     error = capsys.readouterr().err
     assert "has a mask of its name: expected one for '0'" in error and error.endswith(advice)
     assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("image_suffix", ["", "_scan"])
+def test_a_mask_suffix_that_no_mask_has_is_to_be_left_out(
+    own: list[str], tmp_path: Path, image_suffix: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "images" / "7.png").unlink()  # its mask has no image
+    for path in list((tmp_path / "images").iterdir()):
+        path.rename(path.with_name(f"{path.stem}{image_suffix}.png"))
+    suffixes = ["--image-suffix", image_suffix, "--mask-suffix"]
+    assert prepare([*own, *suffixes, "_mask"]) == 2
+    error = capsys.readouterr().err
+    assert "none of the 9 images has a mask whose name ends in '_mask'" in error
+    assert error.endswith(
+        "9 have a mask of their own name, like '0.png'. Leave out --mask-suffix\n"
+    )
+    assert error.count("\n") == 1
+    assert prepare([*own, *suffixes[:2]]) == 0
+
+
+def test_copies_of_the_images_beside_masks_of_another_suffix_are_no_masks(
+    own: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for path in list((tmp_path / "masks").iterdir()):
+        path.rename(path.with_name(f"{path.stem}_seg.png"))
+    write_folder(tmp_path / "masks", {f"{i}.png": png(picture(i)) for i in range(10)})
+    assert prepare([*own, "--mask-suffix", "_mask"]) == 2
+    assert capsys.readouterr().err.endswith("Give --mask-suffix _seg\n")
 
 
 def test_masks_without_the_suffix_are_counted_too(
