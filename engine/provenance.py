@@ -10,6 +10,7 @@ from datasets.prepared import METADATA_GROUPS
 from engine.training_record import (
     averaged_run_count,
     network_differences,
+    seen_test_cases,
     selection_of,
     trained_on_another_split,
     training_config,
@@ -42,6 +43,7 @@ def provenance(
     `precision` is the one that the predictions are computed in, see `resolved_precision`.
     """
     run = training_config(checkpoint)
+    seen = seen_test_cases(checkpoint, data_set)
     selection, runs = selection_of(checkpoint), averaged_run_count(checkpoint)
     if runs > 1:
         selection = f"mean of the weights of {runs} runs, each {selection}"
@@ -49,7 +51,8 @@ def provenance(
     return {
         "selection": selection,
         "trained_on": None if run is None else run.dataset,
-        "trained_on_another_split": trained_on_another_split(checkpoint, data_set),
+        "trained_on_another_split": bool(seen) or trained_on_another_split(checkpoint, data_set),
+        "test_cases_trained_on": seen,
         "trained_otherwise": network_differences(config, run),
         "data_set": data_set.name,
         "model": config.model,

@@ -16,9 +16,10 @@ from engine.examples import draw_examples, names_by_quantile, write_overlays
 from engine.provenance import network_name, provenance
 from engine.training_record import cases_trained_on
 from utils.case_scores import score_cases
+from utils.errors import listed
 from utils.metrics import EMPTY_RULES, CaseScores, EmptyRule
 from utils.report import write_report
-from utils.results import MetricStatistics, Summary, write_results
+from utils.results import MetricStatistics, ScoresWithoutLeaked, Summary, write_results
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from utils.config import Config
 
 log = logging.getLogger("wavegms")
+
+SHOWN = 4  # cases in a message
 
 
 def score_test_split(
@@ -43,17 +46,12 @@ def score_test_split(
     Returns the summary that is also written as summary.json.
     """
     made_with = provenance(config, data_set, checkpoint, resolved_precision(accelerator))
+    seen: list[str] = made_with["test_cases_trained_on"] or []
     if made_with["trained_on_another_split"]:
-        log.warning(
-            "%s was trained on another split of %s than that of %s: its test cases may have been trained on, "
-            "and the scores are then too high. Prepare the data set with the split that these weights name",
-            *(checkpoint, data_set.name, data_set.split_file),
-        )
-    leaked = (
-        cases_seen_in_training(data_set, checkpoint)
-        if should_check_leaks(config, data_set)
-        else set()
-    )
+        warn_of_another_split(data_set, checkpoint, seen)
+    leaked = set() if config.drop_leaked is False else set(seen)
+    if should_check_leaks(config, data_set):
+        leaked |= cases_seen_in_training(data_set, checkpoint)
     results = results_folder(checkpoint) / f"valid_results_{data_set.name}"
     predictions = predict_cases(
         system,
@@ -118,8 +116,23 @@ def results_folder(checkpoint: Path) -> Path:
     return checkpoint.parent if checkpoint.stem == "best_model" else checkpoint.with_suffix("")
 
 
+def warn_of_another_split(data_set: DataSet, checkpoint: Path, seen: Sequence[str]) -> None:
+    """Warn that the weights may have been trained on test cases, or that they were on those in `seen`."""
+    consequence = (
+        f"{len(seen)} of its {len(data_set.test)} test cases ({listed(seen, limit=SHOWN)}) were in the "
+        "training data, and the scores are too high. Validate on the split that these weights were trained with"
+        if seen
+        else "its test cases may have been trained on, and the scores are then too high. "
+        "Prepare the data set with the split that these weights name"
+    )
+    log.warning(
+        "%s was trained on another split of %s than that of %s: %s",
+        *(checkpoint, data_set.name, data_set.split_file, consequence),
+    )
+
+
 def should_check_leaks(config: Config, data_set: DataSet) -> bool:
-    """Whether `drop_leaked` says so, or where it says nothing, whether the data set was checked."""
+    """Whether to look for near-duplicates: `drop_leaked` says so, or where it says nothing, whether the data set was checked."""
     if config.drop_leaked is None:
         return same_source_file(data_set.folder).is_file()
     return config.drop_leaked
@@ -169,7 +182,7 @@ def format_summary(data_set: str, summary: Summary) -> str:
             *(
                 [
                     line("Dice, no leaked", kept["metrics"]["DSC"], 100, "%")
-                    + f", {kept['count']} cases without a near-duplicate in train"
+                    + f", {kept['count']} cases {_what_is_kept(summary, kept)}"
                 ]
                 if kept
                 else []
@@ -177,3 +190,13 @@ def format_summary(data_set: str, summary: Summary) -> str:
             f"  {summary['provenance']['selection']}",
         ]
     )
+
+
+def _what_is_kept(summary: Summary, kept: ScoresWithoutLeaked) -> str:
+    """In what the cases that did not leak differ from the others."""
+    seen = summary["provenance"]["test_cases_trained_on"]
+    if not seen:
+        return "without a near-duplicate in train"
+    if len(seen) == len(kept["dropped"]):
+        return "that were not in the training data"
+    return "neither in the training data nor with a near-duplicate there"

@@ -83,14 +83,14 @@ def cases_trained_on(checkpoint: Path, data_set: DataSet) -> tuple[str, ...]:
 
 def _cases_of_split(run: Config, data_set: DataSet) -> tuple[str, ...]:
     """Cases of `data_set` in the train part of the run's own split, empty where it is of other data."""
-    same_name = run.dataset == data_set.name
+    same_name, same_data = run.dataset == data_set.name, _names_data_set(run.dataset, data_set)
     try:
         split_file = find_split_file(run.pickle_file_path)
     except UserError:
         if not same_name:
             return ()
         split_file = find_split_file(Path(run.pickle_file_path.name))  # the set of that name here
-    if not same_name and split_file.parent.resolve() != data_set.folder.resolve():
+    if not same_data and split_file.parent.resolve() != data_set.folder.resolve():
         return ()
     return read_split(split_file).train
 
@@ -98,6 +98,25 @@ def _cases_of_split(run: Config, data_set: DataSet) -> tuple[str, ...]:
 def recorded_training_cases(checkpoint: Path, data_set: DataSet) -> tuple[str, ...]:
     """Like `cases_trained_on`, but none where nothing beside the checkpoint says what it was trained on."""
     return () if training_config(checkpoint) is None else cases_trained_on(checkpoint, data_set)
+
+
+def seen_test_cases(checkpoint: Path, data_set: DataSet) -> list[str] | None:
+    """Names of the test cases of `data_set` among `cases_trained_on`, sorted; None where that is not known.
+
+    That is so without a config beside the checkpoint, and where the run's split file is gone or has changed.
+    """
+    run = training_config(checkpoint)
+    if run is None or split_has_changed(checkpoint, run):
+        return None
+    try:
+        own, trained_on = _cases_of_split(run, data_set), cases_trained_on(checkpoint, data_set)
+    except UserError:
+        return None
+    recorded = read_metadata(checkpoint) or _environment(checkpoint)
+    is_own_split = recorded.get(TRAINING_CASES) in (None, names_sha256(own))
+    if _names_data_set(run.dataset, data_set) and not (own and is_own_split):
+        return None
+    return sorted({case.name for case in data_set.test}.intersection(trained_on))
 
 
 def export_metadata(checkpoint: Path) -> dict[str, str]:
@@ -195,8 +214,12 @@ def _cases_now(run: Config) -> str:
 
 
 def _names_data_set(name: str, data_set: DataSet) -> bool:
-    """Whether `name` is that of the data set, of its folder, or of another split file in it."""
-    if name in (data_set.name, canonical_name(data_set.folder.name)):
+    """Whether `name` is that of the data set, of its folder, or of another split file in it.
+
+    The split by groups, `<name>_grouped`, is of the same data as `<name>`.
+    """
+    ungrouped = name.removesuffix("_grouped")
+    if ungrouped in (data_set.name.removesuffix("_grouped"), canonical_name(data_set.folder.name)):
         return True
     others = data_set.folder.glob(f"*{SPLIT_FILE_ENDING}.*")
     return name in {path.stem.removesuffix(SPLIT_FILE_ENDING) for path in others}

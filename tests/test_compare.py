@@ -188,6 +188,20 @@ def test_the_page_says_how_each_run_was_scored(tmp_path, capsys):
     assert "HD95: misses as 0" in printed
 
 
+def test_the_page_says_what_was_otherwise_in_training(tmp_path, capsys):
+    same = {"selection": "chosen on val", "image_size": 32, "trained_otherwise": {}}
+    differs = {"image_size": 24, "trained_otherwise": {"image_size": 32, "ch": 16}}
+    a = validated(tmp_path / "a", shift=0, provenance=same)
+    b = validated(tmp_path / "b", shift=1, provenance=same | differs)
+    run_compare(a, b, "--out", tmp_path)
+    printed = capsys.readouterr().out
+    assert "- a: chosen on val\n" in printed
+    assert (
+        "- b: chosen on val; scored with image_size 24, trained with 32; "
+        "scored with another ch, trained with 16\n" in printed
+    )
+
+
 def test_dice_without_the_cases_that_leaked_into_any_run(tmp_path):
     a = validated(tmp_path / "a", shift=0, leaked=["case_00", "case_01"])
     b = validated(tmp_path / "b", shift=1, leaked=["case_01", "case_02"])

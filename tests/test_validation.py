@@ -4,6 +4,7 @@ import csv
 import json
 import re
 from pathlib import Path
+from typing import Any, cast
 
 import cv2
 import numpy as np
@@ -13,14 +14,17 @@ import torch
 import export
 import train
 import valid
-from datasets.cases import Case
+from datasets.cases import Case, open_data_set
 from engine.case_predictions import Prediction, mean_over_orientations
 from engine.examples import TRUTH_COLOUR, names_by_quantile
+from engine.training_record import seen_test_cases
 from engine.validation import dice_and_iou
 from tests.cases_on_disk import write_data_set
 from tests.small_run import arguments
+from utils.comparison import how_scored
 from utils.config import dump_config, load_config
 from utils.errors import UserError
+from utils.results import Summary
 
 
 def scores(folder: Path) -> list[dict[str, str]]:
@@ -107,6 +111,90 @@ def test_a_split_that_changed_since_the_training_is_told(
     export.main(["--run", str(run), "--out", str(passed_on)])
     valid.main(["--run", str(passed_on.parent)])
     assert "was trained on another split of blobs" in capsys.readouterr().out
+
+
+def redrawn(split_file: Path, *moved: str, name: str = "other") -> Path:
+    """Another split file of the same data, in which the cases `moved` change sides."""
+    split = json.loads(split_file.read_text())
+    every = [case for part in split.values() for case in part["name_list"]]
+    test = set(split["test"]["name_list"]) ^ set(moved)
+    parts = {
+        "train": [case for case in every if case not in test],
+        "test": [case for case in every if case in test],
+    }
+    path = split_file.with_name(f"{name}_train_test_names.json")
+    path.write_text(json.dumps({part: {"name_list": names} for part, names in parts.items()}))
+    return path
+
+
+def test_test_cases_that_a_run_was_trained_on_are_told_and_left_out(
+    tmp_path: Path, vae: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train.main(arguments(tmp_path, vae, "epochs=1"))
+    run, data = tmp_path / "run" / "epochs_1", tmp_path / "blobs"
+
+    def summary_on(split: Path, *overrides: str) -> tuple[dict[str, Any], str]:
+        capsys.readouterr()
+        valid.main(["--run", str(run), f"pickle_file_path={split}", *overrides])
+        name = split.stem.removesuffix("_train_test_names")
+        summary = json.loads((run / f"valid_results_{name}" / "summary.json").read_text())
+        return summary, capsys.readouterr().out
+
+    own = data / "blobs_train_test_names.json"
+    summary, told = summary_on(own)
+    assert summary["provenance"]["test_cases_trained_on"] == []
+    assert summary["without_leaked"] is None and "training data" not in told
+
+    other = redrawn(own, "case_0", "case_1", "case_9")
+    summary, told = summary_on(other)
+    said = summary["provenance"]
+    assert said["test_cases_trained_on"] == ["case_0", "case_1"]
+    assert said["trained_on_another_split"] is True
+    assert summary["without_leaked"]["dropped"] == ["case_0", "case_1"]
+    assert "2 of its 4 test cases (case_0, case_1) were in the training data" in told
+    assert "the scores are too high" in told
+    assert "2 cases that were not in the training data" in told and "duplicate" not in told
+    assert "trained on 2 of 4 test cases" in how_scored(cast(Summary, summary))
+    report = (run / "valid_results_other" / "report.html").read_text()
+    assert "The weights were trained on 2 of these cases" in report
+
+    summary, told = summary_on(other, "drop_leaked=false")
+    assert summary["without_leaked"] is None and "2 of its 4 test cases" in told
+    assert summary["provenance"]["test_cases_trained_on"] == ["case_0", "case_1"]
+
+    groups = {"by": "near-duplicates", "groups": [["case_2", "case_10"]]}
+    (data / "check").mkdir()
+    (data / "check" / "same_source_groups.json").write_text(json.dumps(groups))
+    summary, told = summary_on(other)
+    assert summary["without_leaked"]["dropped"] == ["case_0", "case_1", "case_10"]
+    assert "1 cases neither in the training data nor with a near-duplicate there" in told
+
+    smaller = redrawn(own, "case_9", name="smaller")
+    summary, told = summary_on(smaller, "drop_leaked=false")
+    assert summary["provenance"]["test_cases_trained_on"] == [], "none of these was trained on"
+    assert "too high" not in told
+
+
+def test_seen_test_cases_need_the_split_of_the_same_data(
+    finished: Path, tmp_path: Path, vae: Path
+) -> None:
+    """The run in `finished` names the split in the folder of `a_run`."""
+    checkpoint = finished / "best_model.pth"
+
+    def seen(folder: Path, name: str) -> list[str] | None:
+        split = write_data_set(folder, train=9, test=3, size=32, name=name)
+        return seen_test_cases(checkpoint, open_data_set(redrawn(split, "case_3", name=name)))
+
+    assert seen(tmp_path / "prepared_again", "blobs") == ["case_3"]
+    assert seen(tmp_path / "grouped", "blobs_grouped") == ["case_3"]
+    assert seen(tmp_path, "spots") == [], "other data, whose cases share the names"
+
+    record = finished / "environment.json"
+    trained_on = json.loads(record.read_text())
+    record.write_text(json.dumps(trained_on | {"training_cases": "those of another split"}))
+    assert seen(tmp_path / "changed", "blobs") is None, "the split has changed since"
+    (finished / "config.yaml").unlink()
+    assert seen(tmp_path / "unknown", "blobs") is None
 
 
 def test_scores_at_native_size(finished: Path, tmp_path: Path, vae: Path) -> None:

@@ -118,10 +118,16 @@ def how_scored(summary: Summary) -> str:
     """What a reader of the scores has to know: how the checkpoint was chosen and scored, and leaks."""
     made_with, without_leaked = summary["provenance"], summary["without_leaked"]
     said = [made_with.get("selection", "no record of how the checkpoint was chosen")]
-    if made_with.get("trained_on_another_split"):
+    seen = made_with.get("test_cases_trained_on")
+    if seen:
+        said.append(f"trained on {len(seen)} of {summary['count']} test cases, scores are too high")
+    elif made_with.get("trained_on_another_split"):
         said.append("trained on another split, test cases may have been in training")
     if without_leaked:
         said.append(f"{len(without_leaked['dropped'])} of {summary['count']} test cases leaked")
+    for key, trained in made_with.get("trained_otherwise", {}).items():
+        now = f"{key} {made_with[key]}" if key in made_with else f"another {key}"
+        said.append(f"scored with {now}, trained with {trained}")
     if made_with.get("tta"):
         said.append("test-time augmentation")
     if "threshold" in made_with:

@@ -86,8 +86,9 @@ class Config(BaseModel):
     )
     drop_leaked: bool | None = Field(
         None,
-        description="Also score without the test cases that have a near-duplicate in train; `true` needs the "
-        "data set to have been checked (`--check`), `null` does so where it was",
+        description="Also score without the test cases that were in the training data or have a near-duplicate "
+        "there; `true` needs the data set to have been checked (`--check`), `null` looks for near-duplicates where "
+        "it was, `false` leaves none out",
     )
 
     # Model

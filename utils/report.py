@@ -247,13 +247,18 @@ def _summary_table(summary: Summary) -> str:
 
 
 def _notes(summary: Summary) -> str:
-    without = summary["without_leaked"]
-    if not without:
-        return ""
-    return (
-        f'<p class="soft">{len(without["dropped"])} of these cases leaked from the training set; '
-        "compare the columns without them.</p>"
-    )
+    without, seen = summary["without_leaked"], summary["provenance"].get("test_cases_trained_on")
+    notes = []
+    if seen:
+        notes.append(
+            f"The weights were trained on {len(seen)} of these cases: scores are too high."
+        )
+    if without:
+        notes.append(
+            f"{len(without['dropped'])} of these cases leaked from the training set; "
+            "compare the columns without them."
+        )
+    return "".join(f'<p class="soft">{note}</p>' for note in notes)
 
 
 def _provenance(provenance: Mapping[str, Any]) -> str:
