@@ -7,6 +7,10 @@ nothing.
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+import signal
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypedDict
@@ -21,6 +25,7 @@ from tqdm import tqdm
 from datasets.augmentation import to_unit_range, training_augmentation
 from datasets.cases import Case, CaseError, raise_problems, read_resized
 from utils.errors import UserError
+from utils.interruption import STOP_SIGNALS
 
 CHANNELS_KEPT = 4  # RGB and the mask
 
@@ -189,7 +194,19 @@ def batches_of(loader: Iterable[Sample]) -> Iterator[Sample]:
         yield batch
 
 
+def _end_when_told(main: int) -> None:
+    """Exit on a signal of the process `main`; one that batch systems send to all processes is for it alone."""
+    while signal.sigwaitinfo(STOP_SIGNALS).si_pid != main:
+        pass
+    os._exit(0)
+
+
 def _start_worker(_: int) -> None:
+    main = multiprocessing.parent_process()
+    if main is not None and hasattr(signal, "sigwaitinfo"):  # macOS lacks it
+        # before the threads of this process start: they inherit that
+        signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+        threading.Thread(target=_end_when_told, args=(main.pid,), daemon=True).start()
     torch.set_num_threads(1)
     cv2.setNumThreads(0)  # the workers are the parallelism
 

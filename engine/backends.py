@@ -54,7 +54,7 @@ class TorchBackend:
 
     def __init__(self, config: Config, checkpoint: Path) -> None:
         from engine.cuda_graphs import Predictor
-        from engine.device import describe_device, make_accelerator, use_gpus
+        from engine.device import describe_device, make_accelerator, resolved_precision, use_gpus
         from utils.checkpoints import weights_sha256
 
         use_gpus(config.GPUs[:1])
@@ -66,7 +66,7 @@ class TorchBackend:
         self.origin = {
             "weights_sha256": sha256(checkpoint),
             **{f"{name} sha256": weights_sha256(part) for name, part in system.frozen().items()},
-            "precision": config.precision,
+            "precision": resolved_precision(accelerator),
         }
         log.info("model: %s, %s", checkpoint, describe_device(accelerator))
 

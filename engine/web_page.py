@@ -86,6 +86,8 @@ def build_page(backend: Backend, max_megapixels: float, window: Window = None) -
                 file = gradio.File(
                     label="Image", file_types=list(SUFFIXES), height=160, elem_id="picture"
                 )
+                # else Gradio makes an empty file for each upload, and leaves it behind
+                file.preprocess = lambda payload: payload and payload.path  # type: ignore[method-assign]
                 tta = gradio.Checkbox(
                     label="Uncertainty",
                     info="From flips and quarter turns; takes eight times as long",
@@ -129,9 +131,6 @@ def take(path: Path) -> bytes:
     path.unlink(missing_ok=True)
     with contextlib.suppress(OSError):  # holds another upload
         path.parent.rmdir()
-    for stray in path.parents[1].glob("tmp*"):  # Gradio makes an empty file for each upload
-        if stray.is_file() and stray.stat().st_size == 0:
-            stray.unlink(missing_ok=True)
     return content
 
 

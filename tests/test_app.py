@@ -154,6 +154,39 @@ def get(page: Page, path: str, **options: Any) -> tuple[int, bytes]:
         return error.code, error.read()
 
 
+def send(page: Page, name: str, content: bytes) -> tuple[int, bytes]:
+    """Upload a file, as the page does before it asks for the result."""
+    boundary = "b"
+    body = (
+        f"--{boundary}\r\nContent-Disposition: form-data; "
+        f'name="files"; filename="{name}"\r\nContent-Type: image/png\r\n\r\n'
+    ).encode() + content + f"\r\n--{boundary}--\r\n".encode()  # fmt: skip
+    return get(
+        page,
+        "gradio_api/upload",
+        data=body,
+        headers={"Content-Type": f"multipart/form-data; boundary={boundary}"},
+    )
+
+
+def segment(page: Page, upload: Path) -> bytes:
+    """The events by which the page answers a request for the result of `upload`."""
+    config = json.loads(get(page, "config")[1])
+    (function,) = (entry["id"] for entry in config["dependencies"] if len(entry["outputs"]) == 3)
+    call = {
+        "data": [{"path": str(upload), "meta": {"_type": "gradio.FileData"}}, False, 0.5],
+        "fn_index": function,
+        "session_hash": "made-up",
+    }
+    get(
+        page,
+        "gradio_api/queue/join",
+        data=json.dumps(call).encode(),
+        headers={"Content-Type": "application/json"},
+    )
+    return get(page, "gradio_api/queue/data?session_hash=made-up")[1]
+
+
 def test_the_server_is_closed(page: Page) -> None:
     """Reachable on this machine alone, without telemetry, API or files of the machine."""
     others = [
@@ -173,34 +206,27 @@ def test_the_server_is_closed(page: Page) -> None:
 
     # a made-up upload that names a file of the machine is neither read nor deleted
     secret = page.run / "config.yaml"
-    (function,) = (entry["id"] for entry in config["dependencies"] if len(entry["outputs"]) == 3)
-    call = {
-        "data": [{"path": str(secret), "meta": {"_type": "gradio.FileData"}}, False, 0.5],
-        "fn_index": function,
-        "session_hash": "made-up",
-    }
-    get(
-        page,
-        "gradio_api/queue/join",
-        data=json.dumps(call).encode(),
-        headers={"Content-Type": "application/json"},
-    )
-    _, events = get(page, "gradio_api/queue/data?session_hash=made-up")
+    events = segment(page, secret)
     assert b'"success":false' in events and b"vae_model" not in events
     assert secret.is_file()
 
-    boundary = "b"
-    body = (
-        f"--{boundary}\r\nContent-Disposition: form-data; "
-        'name="files"; filename="large.png"\r\nContent-Type: image/png\r\n\r\n'
-    ).encode() + bytes(3 << 20) + f"\r\n--{boundary}--\r\n".encode()  # fmt: skip
-    status, answer = get(
-        page,
-        "gradio_api/upload",
-        data=body,
-        headers={"Content-Type": f"multipart/form-data; boundary={boundary}"},
-    )
+    status, answer = send(page, "large.png", bytes(3 << 20))
     assert status == 413 and str(page.temporary).encode() not in answer
+
+
+def test_an_upload_leaves_nothing_and_others_alone(page: Page) -> None:
+    status, answer = send(page, "scan.png", cv2.imencode(".png", blob_case(1)[0])[1].tobytes())
+    assert status == 200
+    (upload,) = map(Path, json.loads(answer))
+    arriving = (
+        upload.parents[1] / "tmpanother"
+    )  # as Gradio names an upload of which nothing came yet
+    arriving.touch()
+    try:
+        assert b'"success":true' in segment(page, upload)
+        assert page.files() == [str(arriving)]
+    finally:
+        arriving.unlink(missing_ok=True)
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from engine.saved_state import load_state
 from tests.cases_on_disk import write_data_set
 from tests.small_run import ROOT, arguments
 from utils.entry import exit_from
-from utils.interruption import STOP_SIGNALS, Interrupted, StopRequest
+from utils.interruption import NOTICE, STOP_SIGNALS, Interrupted, StopRequest
 
 
 def exit_code_of(work: Callable[[], object]) -> int:
@@ -104,6 +104,31 @@ def test_a_closed_terminal_saves(tmp_path: Path, vae: Path) -> None:
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 128 + signal.SIGHUP
     state = load_state(tmp_path / "run" / "epochs_1")
     assert state is not None and state["progress"]["batch"] > 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_loader_processes_too_saves(
+    tmp_path: Path, vae: Path, number: signal.Signals
+) -> None:
+    command = arguments(tmp_path, vae, "ch=16", "epochs=500", "num_workers=2")
+    run = subprocess.Popen(
+        [sys.executable, "train.py", *command],
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    folder = tmp_path / "run" / "epochs_500"
+    while run.poll() is None and not (folder / "last.pth").exists():  # after the first validation
+        time.sleep(0.1)
+    os.killpg(run.pid, number)
+    _, told = run.communicate()  # until no loader process holds the pipe either
+    assert run.returncode == 128 + number, told
+    assert told.count(NOTICE) == 1
+    assert f"stopped by {number.name}; the same command resumes from here" in told
+    assert "Traceback" not in told
+    assert load_state(folder) is not None
 
 
 def test_ctrl_c_saves_and_exits_with_130(tmp_path: Path, vae: Path) -> None:

@@ -1044,6 +1044,20 @@ def test_resume_goes_on_where_it_stopped(
     assert predict.main([*command, str(parts), "--overwrite"]) == 0
 
 
+def test_resume_mixes_no_precisions(
+    tmp_path: Path, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pictures, out = picture_folder(tmp_path / "in", 1), tmp_path / "out"
+    command = ["--run", str(run), str(pictures), "--out", str(out)]
+    assert predict.main(command) == 0
+    assert json.loads((out / "settings.json").read_text())["precision"] == "fp32"
+    before = everything_under(out)
+    monkeypatch.setattr("engine.device.resolved_precision", lambda _: "bf16")  # as on a GPU
+    with pytest.raises(UserError, match="precision: fp32 in the folder, bf16 now"):
+        predict.main([*command, "--resume"])
+    assert everything_under(out) == before
+
+
 @pytest.mark.parametrize("options", [[], ["--overwrite"], ["--resume"]])
 def test_masks_of_a_data_set_are_spared(tmp_path: Path, run: Path, options: list[str]) -> None:
     """A folder with images/ and masks/ may be taken for a place to write to."""
