@@ -87,7 +87,7 @@ def build_page(backend: Backend, max_megapixels: float, window: Window = None) -
                     label="Image", file_types=list(SUFFIXES), height=160, elem_id="picture"
                 )
                 # else Gradio makes an empty file for each upload, and leaves it behind
-                file.preprocess = lambda payload: payload and payload.path  # type: ignore[method-assign]
+                file.preprocess = lambda payload: payload and payload.path
                 tta = gradio.Checkbox(
                     label="Uncertainty",
                     info="From flips and quarter turns; takes eight times as long",
