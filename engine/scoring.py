@@ -132,7 +132,7 @@ def warn_of_another_split(data_set: DataSet, checkpoint: Path, seen: Sequence[st
 
 
 def should_check_leaks(config: Config, data_set: DataSet) -> bool:
-    """Whether to look for near-duplicates: `drop_leaked` says so, or where it says nothing, whether the data set was checked."""
+    """Whether to look for near-duplicates: as `drop_leaked` says, or else where the data set was checked."""
     if config.drop_leaked is None:
         return same_source_file(data_set.folder).is_file()
     return config.drop_leaked

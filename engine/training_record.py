@@ -6,6 +6,7 @@ weights that were passed on.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import logging
@@ -47,8 +48,14 @@ def training_config(checkpoint: Path) -> Config | None:
     The same, with a warning, where a file beside it is called config.yaml and is no config of a run.
     """
     path = checkpoint.parent / "config.yaml"
+    return _read_config(path, path.stat().st_mtime_ns) if path.is_file() else None
+
+
+@functools.lru_cache
+def _read_config(path: Path, written: int) -> Config | None:
+    """The config of a run in a file that was `written` then; read, and warned of, once."""
     try:
-        return load_config(path) if path.is_file() else None
+        return load_config(path)
     except UserError as error:
         log.warning("it is not known how these weights were trained: %s", error)
         return None

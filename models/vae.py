@@ -105,8 +105,9 @@ def _locate(weights: str) -> Path:
     if not may_be_hub_id(weights):
         raise UserError(
             f"cannot load the VAE {weights!r}: there is no such folder here or in {REPOSITORY}, and "
-            "it is not a Hugging Face id (owner/name, where no folder is called owner); set `vae_weights:` to a folder that holds "
-            f"{FILES[0]} and {FILES[1]}, or to an id such as madebyollin/taesd"
+            "it is not a Hugging Face id (owner/name, where no folder is called owner); set "
+            f"`vae_weights:` to a folder that holds {FILES[0]} and {FILES[1]}, or to an id such as "
+            "madebyollin/taesd"
         )
     # Files in the cache need no connection. For others one request goes ahead of the download: unlike
     # this one it is not tried again, so that a hub that hangs costs seconds. Both keep to

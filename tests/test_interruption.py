@@ -106,11 +106,9 @@ def test_a_closed_terminal_saves(tmp_path: Path, vae: Path) -> None:
     assert state is not None and state["progress"]["batch"] > 0
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_to_loader_processes_too_saves(
-    tmp_path: Path, vae: Path, number: signal.Signals
-) -> None:
-    command = arguments(tmp_path, vae, "ch=16", "epochs=500", "num_workers=2")
+def saving_run(tmp_path: Path, vae: Path, setting: str) -> tuple[subprocess.Popen[str], Path]:
+    """train.py in a process group of its own, once it has saved or ended, and its run folder."""
+    command = arguments(tmp_path, vae, "ch=16", "epochs=500", setting)
     run = subprocess.Popen(
         [sys.executable, "train.py", *command],
         cwd=ROOT,
@@ -120,8 +118,16 @@ def test_a_signal_to_loader_processes_too_saves(
         start_new_session=True,
     )
     folder = tmp_path / "run" / "epochs_500"
-    while run.poll() is None and not (folder / "last.pth").exists():  # after the first validation
+    while run.poll() is None and not (folder / "last.pth").exists():
         time.sleep(0.1)
+    return run, folder
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_loader_processes_too_saves(
+    tmp_path: Path, vae: Path, number: signal.Signals
+) -> None:
+    run, folder = saving_run(tmp_path, vae, "num_workers=2")
     os.killpg(run.pid, number)
     _, told = run.communicate()  # until no loader process holds the pipe either
     assert run.returncode == 128 + number, told
@@ -132,17 +138,7 @@ def test_a_signal_to_loader_processes_too_saves(
 
 
 def test_ctrl_c_saves_and_exits_with_130(tmp_path: Path, vae: Path) -> None:
-    command = arguments(tmp_path, vae, "ch=16", "epochs=500", "save_minutes=1e-6")
-    run = subprocess.Popen(
-        [sys.executable, "train.py", *command],
-        cwd=ROOT,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    folder = tmp_path / "run" / "epochs_500"
-    while run.poll() is None and not (folder / "last.pth").exists():
-        time.sleep(0.1)
+    run, folder = saving_run(tmp_path, vae, "save_minutes=1e-6")
     run.send_signal(signal.SIGINT)
     _, told = run.communicate()
     assert run.returncode == 130, told
