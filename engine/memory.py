@@ -36,7 +36,7 @@ class MemoryEstimate:
     batch_size: int
     weights: int  # frozen ones and the averaged copy included
     gradients: int
-    optimizer: int  # AdamW's two moments
+    optimizer: int  # AdamW's two moments; Muon keeps less
     step: int  # images, activations and what the backward pass needs for a moment, at their peak
 
     @property
@@ -192,7 +192,7 @@ def describe_memory(estimate: MemoryEstimate, precision: str, gpu_memory: int | 
     weights, gradients, optimizer, step = (f"{part / GB:.2f}" for part in parts)
     line = (
         f"GPU memory: about {estimate.total / GB:.1f} GB per GPU at batch {estimate.batch_size}, "
-        f"{precision} (weights {weights}, gradients {gradients}, AdamW {optimizer}, images and "
+        f"{precision} (weights {weights}, gradients {gradients}, optimiser {optimizer}, images and "
         f"activations {step}; CUDA itself and convolution workspace come on top)"
     )
     if gpu_memory is not None:

@@ -38,6 +38,7 @@ from engine.cuda_graphs import Predictor, TrainingPass, can_capture
 from engine.device import is_out_of_memory
 from engine.epoch_losses import EpochLosses, NonFiniteLoss, check_finite, write_nonfinite
 from engine.history import EpochRow, HistoryWriter, epoch_line, sample_panel
+from engine.optimizers import OptimizerName, make_optimizer
 from engine.saved_state import LAST_STATE, load_state, save_state
 from engine.schedule import batches_per_epoch, warmup_then_cosine
 from engine.validation import validate
@@ -62,6 +63,7 @@ class TrainingOptions:
     epochs: int
     batch_size: int
     accumulate: int
+    optimizer: OptimizerName
     lr: float
     weight_decay: float
     warmup_epochs: float
@@ -122,11 +124,8 @@ class Trainer:
         self.batches = batches_per_epoch(
             len(train_set), options.batch_size, options.accumulate, processes
         )
-        optimizer = torch.optim.AdamW(
-            [p for p in system.parameters() if p.requires_grad],
-            lr=options.lr,
-            weight_decay=options.weight_decay,
-            fused=True,
+        optimizer = make_optimizer(
+            options.optimizer, system.parameters(), options.lr, options.weight_decay
         )
         steps = self.batches // options.accumulate
         self.rate_factor = warmup_then_cosine(options.warmup_epochs * steps, options.epochs * steps)

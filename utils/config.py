@@ -153,10 +153,15 @@ class Config(BaseModel):
     accumulate: PositiveInt = Field(
         1, description="Batches whose gradients make one optimiser step"
     )
-    lr: Annotated[float, Field(gt=0, allow_inf_nan=False)] = Field(
-        2e-3, description="Peak learning rate of AdamW"
+    optimizer: Literal["adamw", "muon"] = Field(
+        "adamw",
+        description="`adamw`, or `muon`: momentum that is orthogonalised, for convolutions and linear layers, and AdamW "
+        "for the rest, with the same `lr` and `weight_decay`",
     )
-    weight_decay: Weight = Field(0.01, description="Weight decay of AdamW")
+    lr: Annotated[float, Field(gt=0, allow_inf_nan=False)] = Field(
+        2e-3, description="Peak learning rate"
+    )
+    weight_decay: Weight = Field(0.01, description="Decoupled weight decay, as AdamW's")
     warmup_epochs: Weight = Field(5, description="Epochs of linear warm-up before the cosine to 0")
     clip_norm: Weight = Field(0.0, description="Largest gradient norm; 0 does not clip")
     ema_decay: Fraction = Field(
