@@ -42,6 +42,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--workers", type=int, default=2, help="loader workers of ours (2)")
     add("--precision", default="auto", choices=["auto", "fp32", "bf16", "fp16"])
     add("--compile", action="store_true", help="ours with torch.compile, as `compile: true`")
+    add("--optimizer", default="adamw", choices=["adamw", "muon"], help="of ours (adamw)")
     add("--out", type=Path, help="folder for tables, CSV files and plots")
     other = parser.add_mutually_exclusive_group()
     other.add_argument(
@@ -111,6 +112,7 @@ def workload_from(arguments: argparse.Namespace) -> Workload:
         train,
         test,
         arguments.compile,
+        arguments.optimizer,
     )
 
 

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from benchmarks.step_parts import Part, count_parts, synchronise, time_parts
 from datasets.cases import Case
+from engine.optimizers import OptimizerName
 from engine.validation import dice_and_iou
 from models.base import SegmentationModel
 from models.build import build_system
@@ -41,6 +42,7 @@ class Workload:
     train: tuple[Case, ...] = ()
     test: tuple[Case, ...] = ()
     compile: bool = False  # the training step of ours
+    optimizer: OptimizerName = "adamw"  # of ours
 
 
 @dataclass(frozen=True)

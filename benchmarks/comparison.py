@@ -46,6 +46,8 @@ def compare(
         )
         if workload.compile:
             head += "; ours compiled"
+        if workload.optimizer != "adamw":
+            head += f"; ours with {workload.optimizer.capitalize()}"
         if data:
             head += f"; {len(workload.train)} + {len(workload.test)} cases of {data}"
         trained = {name: c for name, c in candidates.items() if not name.startswith("U-Net")}

@@ -18,6 +18,7 @@ from engine.case_predictions import predict_cases
 from engine.compiling import compile_losses
 from engine.cuda_graphs import Predictor, TrainingPass, can_capture
 from engine.device import choose_layout, describe_device, make_accelerator
+from engine.optimizers import make_optimizer
 from engine.prediction import PredictionOptions, segment
 from engine.validation import validate
 from models.wave_gms import WaveGMS
@@ -47,11 +48,8 @@ class Ours(Candidate):
         to_capture = can_capture(self.system, self.accelerator)
         self.training_pass = TrainingPass(self.system, self.accelerator, to_capture)
         self.probability = Predictor(self.system, self.accelerator)
-        self.optimizer = torch.optim.AdamW(
-            [p for p in self.system.parameters() if p.requires_grad],
-            lr=2e-3,
-            weight_decay=0.01,
-            fused=True,
+        self.optimizer = make_optimizer(
+            workload.optimizer, self.system.parameters(), lr=2e-3, weight_decay=0.01
         )
         if workload.train:
             self.train_loader, self.test_loader = self._loaders(on_gpu)

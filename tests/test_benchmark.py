@@ -33,6 +33,7 @@ from benchmarks.separate_process import SeparateProcess
 from benchmarks.single_changes import CONTIGUOUS, KEPT, MERGED, Measured, decoder_pass
 from benchmarks.step_parts import REST
 from datasets.cases import open_data_set
+from engine.optimizers import Muon
 from tests.cases_on_disk import write_data_set
 from tests.drawn_figures import keep_figures
 from utils.errors import UserError
@@ -316,6 +317,19 @@ def test_what_was_measured_is_kept_when_a_task_fails(
     with (tmp_path / "benchmark.csv").open() as file:
         assert len(list(csv.DictReader(file))) == 4
     assert (tmp_path / "benchmark.png").stat().st_size > 0
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"), [([], torch.optim.AdamW), (["--optimizer", "muon"], Muon)]
+)
+def test_the_optimiser_is_the_one_asked_for(vae: Path, options: list[str], expected: type) -> None:
+    arguments = benchmark.parse_arguments(["--image-size", "32", "--batch-size", "2", *options])
+    ours = Ours(benchmark.workload_from(arguments), str(vae))
+    assert type(ours.optimizer) is expected
+    before = [p.clone() for p in ours.system.parameters() if p.requires_grad]
+    ours.train_steps(1)
+    trained = [p for p in ours.system.parameters() if p.requires_grad]
+    assert any(not torch.equal(a, b) for a, b in zip(before, trained, strict=True))
 
 
 @pytest.mark.parametrize("options", [[], ["--compile"]])
