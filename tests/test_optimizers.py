@@ -61,6 +61,19 @@ def test_a_first_step_is_orthogonal_and_of_the_size_of_adamws() -> None:
         assert 0.6 * ADAMW_SIZE < rms < 1.1 * ADAMW_SIZE
 
 
+@pytest.mark.parametrize(
+    "layer", [nn.Linear(16, 40), nn.ConvTranspose2d(24, 16, 2), nn.Conv3d(8, 16, 3)]
+)
+def test_weights_of_other_layers_are_matrices_too(layer: nn.Module) -> None:
+    weight = copy.deepcopy(layer).get_parameter("weight")
+    before = weight.detach().clone()
+    weight.grad = torch.randn(weight.shape, generator=torch.manual_seed(0))
+    make_optimizer("muon", [weight], LR, 0.0).step()
+    values = torch.linalg.svdvals((before - weight.detach()).flatten(1) / LR)
+    size = ADAMW_SIZE * max(weight.flatten(1).shape) ** 0.5
+    assert values.min() > 0.3 * size and values.max() < 1.25 * size
+
+
 def test_momentum_is_nesterovs() -> None:
     model = network()
     optimizer = Muon(model.parameters(), LR, 0.0, momentum=0.5)
