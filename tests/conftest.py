@@ -4,7 +4,7 @@ import os
 import shutil
 import sys
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PosixPath
 
 import pytest
 
@@ -16,12 +16,22 @@ os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("WAVEGMS_TEST_GPU", "")
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 
+class ReferenceData(PosixPath):
+    """A folder of reference data; a test that asks it (by `/`) for a part that it lacks is skipped."""
+
+    def __truediv__(self, part: str) -> Path:  # type: ignore[override]
+        folder = Path(self) / part
+        if not folder.is_dir():
+            pytest.skip(
+                f"needs the reference data in {self.name}/{part} beside the checkout, absent here"
+            )
+        return folder
+
+
 @pytest.fixture
 def shared() -> Path:
     """Folder of reference data beside the checkout; tests that use it are skipped without it."""
-    if not SHARED.is_dir():
-        pytest.skip(f"needs the reference data in {SHARED.name}/ beside the checkout, absent here")
-    return SHARED
+    return ReferenceData(SHARED)
 
 
 @pytest.fixture(scope="session")
