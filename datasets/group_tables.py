@@ -28,7 +28,7 @@ def read_group_table(path: Path | None, columns: tuple[str, str] | None) -> dict
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             header, *rows = csv.reader(file)
-        if len(header) == 1:
+        if len(header) == 1 or (rows and max(map(len, rows)) == 1):
             raise UserError(
                 f"{path}: expected a CSV with the columns {expected}, but {_one_column(header[0])}"
             )
@@ -52,7 +52,7 @@ def read_group_table(path: Path | None, columns: tuple[str, str] | None) -> dict
 
 
 def _one_column(header: str) -> str:
-    """What is wrong with a table whose header line, by commas, is one column."""
+    """What is wrong with a table whose lines, by commas, have one column; `header`: the first one's."""
     used = next((name for mark, name in _OTHER_SEPARATORS.items() if mark in header), None)
     this_one = f" (this one uses {used})" if used else ""
     return f"its lines have one column: separate them by commas{this_one}"

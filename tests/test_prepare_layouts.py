@@ -346,6 +346,10 @@ def test_groups_of_other_cases_are_refused(
             "its lines have one column: separate them by commas (this one uses semicolons)",
         ),
         (
+            b"Fall;Patient, pseudonym\n0;A\n1;B\n",
+            "its lines have one column: separate them by commas (this one uses semicolons)",
+        ),
+        (
             b"Fall\tPatient\n0\tA\n",
             "its lines have one column: separate them by commas (this one uses tabs)",
         ),
