@@ -29,6 +29,15 @@ _JPEG_END, _JPEG_SCAN = 0xD9, 0xDA
 _JPEG_WITHOUT_LENGTH = {0x00, 0x01, *range(0xD0, 0xD9)}
 _TIFF_KIND, _TIFF_WIDTH, _TIFF_HEIGHT, _TIFF_ORIENTATION = 254, 256, 257, 274
 _TIFF_COLOURS, _TIFF_ZERO_IS_WHITE, _TIFF_YCBCR = 262, 0, 6
+_TIFF_NUMBERS, _TIFF_UNSIGNED = 339, 1
+_TIFF_TAGS = (
+    _TIFF_KIND,
+    _TIFF_WIDTH,
+    _TIFF_HEIGHT,
+    _TIFF_COLOURS,
+    _TIFF_ORIENTATION,
+    _TIFF_NUMBERS,
+)
 _TIFF_DIRECTORIES = 16  # that are looked at, as a hostile file can chain any number
 _TIFF_NO_PAGE = 0b101  # bits of the kind: a smaller copy, a transparency mask
 
@@ -99,12 +108,8 @@ def decode(content: bytes, flags: int, max_megapixels: float = MAX_MEGAPIXELS) -
         raise ImageError("the JPEG is cut short")
     try:
         pixels = cv2.imdecode(np.frombuffer(content, np.uint8), flags)
-        if pixels is None and flags != AS_STORED and content[:2] in (b"II", b"MM"):
-            stored = cv2.imdecode(np.frombuffer(content, np.uint8), AS_STORED)
-            if stored is not None:
-                raise ImageError(
-                    f"holds {stored.dtype} pixels; save it with whole numbers of 8 or 16 bits"
-                )
+        if content[:2] in (b"II", b"MM"):
+            _check_tiff_numbers(content, flags, pixels is not None)
     except (cv2.error, MemoryError) as error:
         reason = getattr(error, "err", "out of memory")
         raise ImageError(f"cannot be decoded ({reason})") from None
@@ -113,6 +118,23 @@ def decode(content: bytes, flags: int, max_megapixels: float = MAX_MEGAPIXELS) -
     if content[:2] in (b"II", b"MM"):
         _check_tiff(content)
     return pixels
+
+
+def _check_tiff_numbers(content: bytes, flags: int, decoded: bool) -> None:
+    """ImageError for a TIFF of which OpenCV gives no pixels by these flags, or such without their sign."""
+    import cv2
+
+    in_8_bits = not flags & cv2.IMREAD_ANYDEPTH
+    perhaps_signed = (
+        in_8_bits and _tags(content).get(_TIFF_NUMBERS, _TIFF_UNSIGNED) != _TIFF_UNSIGNED
+    )
+    if flags == AS_STORED or (decoded and not perhaps_signed):
+        return
+    stored = cv2.imdecode(np.frombuffer(content, np.uint8), AS_STORED)
+    if stored is not None and not (decoded and stored.dtype.kind == "u"):
+        raise ImageError(
+            f"holds {stored.dtype} pixels; save it with whole numbers of 8 or 16 bits, without a sign"
+        )
 
 
 def _check_tiff(content: bytes) -> None:
@@ -302,6 +324,6 @@ def _tiff_directory(content: bytes, order: str, directory: int) -> tuple[dict[in
     for entry in range(entries):
         at = directory + 2 + 12 * entry
         tag, kind = struct.unpack_from(order + "HH", content, at)
-        if tag in (_TIFF_KIND, _TIFF_WIDTH, _TIFF_HEIGHT, _TIFF_COLOURS, _TIFF_ORIENTATION):
+        if tag in _TIFF_TAGS:
             (tags[tag],) = struct.unpack_from(order + ("H" if kind == 3 else "I"), content, at + 8)
     return tags, directory + 2 + 12 * entries

@@ -454,6 +454,15 @@ def test_whole_tiffs_of_every_kind_are_read(kind: str, channels: int) -> None:
     assert (decode(content, cv2.IMREAD_UNCHANGED).ravel() == pixels.ravel()).all()
 
 
+@pytest.mark.parametrize("kind", ["int8", "int16"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_images_with_a_sign_are_refused(kind: str, channels: int) -> None:
+    pixels = np.arange(-100, 110).astype(kind).reshape(10, -1, channels)
+    content = cv2.imencode(".tiff", pixels)[1].tobytes()
+    with pytest.raises(ImageError, match=f"holds {kind} pixels; .* without a sign"):
+        decode(content, cv2.IMREAD_COLOR)
+
+
 def test_floating_point_files_are_refused_by_kind(tmp_path: Path) -> None:
     split = write_data_set(tmp_path)
     _, content = cv2.imencode(".tiff", np.zeros((64, 64), np.float32))
