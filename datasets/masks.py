@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import cv2
 import numpy as np
+from PIL import Image  # comes with torchvision
 
 from datasets.decoding import ImageError, decode, orientation, read_stored
 
@@ -29,7 +31,7 @@ def decode_mask(
     alpha = _alpha(content, max_megapixels)
     if alpha is None:
         return mask, note
-    opaque = alpha > (0 if any_label else np.iinfo(alpha.dtype).max // 2)
+    opaque = alpha > (0 if any_label else int(alpha.max()) // 2)
     if opaque.any() and not opaque.all():
         # the tag of orientation does not turn the alpha channel
         drawn, _ = _foreground(content, max_megapixels, any_label, cv2.IMREAD_IGNORE_ORIENTATION)
@@ -45,10 +47,26 @@ def _foreground(
     content: bytes, max_megapixels: float, any_label: bool, flags: int = 0
 ) -> tuple[np.ndarray, str | None]:
     """`binary_mask` of a file's colours, decoded with these further flags."""
-    # labels in colour, as grey rounds the darkest palette entries to 0
-    channels = cv2.IMREAD_COLOR if any_label else cv2.IMREAD_GRAYSCALE
-    pixels = decode(content, channels | cv2.IMREAD_ANYDEPTH | flags, max_megapixels)
-    return binary_mask(pixels.max(axis=2) if any_label else pixels, any_label)
+    flags |= cv2.IMREAD_ANYDEPTH
+    pixels = None if any_label else decode(content, cv2.IMREAD_GRAYSCALE | flags, max_megapixels)
+    if pixels is None or (pixels.dtype.kind != "f" and not pixels.any()):
+        # grey rounds the darkest colours to 0: labels of 1 in one channel, or of a dark palette
+        pixels = decode(content, cv2.IMREAD_COLOR | flags, max_megapixels).max(axis=2)
+    if not pixels.any() and _draws_in_one_colour(content):
+        raise ImageError(
+            "the mask's palette gives all of its labels one colour, so nothing can be seen of them; save the "
+            "labels as grey values"
+        )
+    return binary_mask(pixels, any_label)
+
+
+def _draws_in_one_colour(content: bytes) -> bool:
+    """Whether several entries of a PNG's palette are used in a picture that shows only one colour."""
+    if not content.startswith(b"\x89PNG") or content[25] != 3:
+        return False
+    with Image.open(io.BytesIO(content), formats=["PNG"]) as picture:
+        low, high = picture.getextrema()
+    return low != high
 
 
 def _alpha(content: bytes, max_megapixels: float) -> np.ndarray | None:

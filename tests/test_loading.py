@@ -505,7 +505,13 @@ FULL, NONE = np.full_like(SHAPE, 255), np.zeros_like(SHAPE)
 
 @pytest.mark.parametrize(
     ("red", "green_and_blue", "alpha"),
-    [(FULL, FULL, SHAPE), (NONE, NONE, SHAPE), (FULL, 255 - SHAPE, SHAPE)],
+    [
+        (FULL, FULL, SHAPE),
+        (NONE, NONE, SHAPE),
+        (FULL, 255 - SHAPE, SHAPE),
+        (FULL, FULL, SHAPE // 255 * 100),
+        (NONE, NONE, SHAPE // 255 * 100),
+    ],
 )
 @pytest.mark.parametrize("suffix", [".png", ".bmp"])
 def test_a_mask_drawn_by_its_transparency_is_refused(
@@ -561,6 +567,31 @@ def test_labels_and_their_transparency(any_label: bool) -> None:
     content = cv2.imencode(".png", np.dstack([FULL, FULL, FULL, alpha]))[1].tobytes()
     with pytest.raises(ImageError, match="flatten it to grey"):
         decode_mask(content, 1, any_label)
+
+
+@pytest.mark.parametrize("any_label", [False, True])
+@pytest.mark.parametrize("channel", [0, 1, 2])
+@pytest.mark.parametrize("label", [1, 2])
+def test_labels_in_one_colour_channel_are_read(label: int, channel: int, any_label: bool) -> None:
+    pixels = np.zeros((8, 8, 3), np.uint8)
+    pixels[..., channel] = SHAPE // 255 * label
+    mask, _ = decode_mask(cv2.imencode(".png", pixels)[1].tobytes(), 1, any_label)
+    assert np.array_equal(mask, SHAPE > 0)
+
+
+@pytest.mark.parametrize("any_label", [False, True])
+def test_a_palette_mask_without_colours_is_refused(any_label: bool) -> None:
+    def png(labels: np.ndarray) -> bytes:
+        file = io.BytesIO()
+        palette = Image.frombytes("P", labels.shape[::-1], labels.tobytes())
+        palette.putpalette([0, 0, 0])
+        palette.save(file, "PNG")
+        return file.getvalue()
+
+    with pytest.raises(ImageError, match="palette gives all of its labels one colour"):
+        decode_mask(png(SHAPE // 255), 1, any_label)
+    empty, _ = decode_mask(png(NONE), 1, any_label)
+    assert not empty.any()
 
 
 def test_grey_and_palette_masks_with_transparency(tmp_path: Path) -> None:
