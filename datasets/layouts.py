@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
@@ -57,12 +57,18 @@ def own_cases(
     of_image = re.compile(f"(.*){re.escape(nfc(image_suffix))}", re.DOTALL)
     number = r"(?:_\d+)?" if mask_suffix else ""
     of_mask = re.compile(f"(.*){re.escape(nfc(mask_suffix))}{number}", re.DOTALL)
-    images_of = _by_name(filter(_is_read, images), of_image)
-    if mask_suffix:
-        images_of = {
-            name: files for name, files in images_of.items() if not of_mask.fullmatch(name)
+    images_of, masks = _by_name(filter(_is_read, images), of_image), list(masks)
+    if mask_suffix:  # both may lie in one folder
+        mask_places = {
+            file.place()
+            for name, files in _by_name(masks, of_mask).items()
+            for file in files
+            # `a_0` may be an image by its suffix, or the further mask of another one
+            if not image_suffix or file.stem.endswith(nfc(mask_suffix)) or name in images_of
         }
-    masks = list(masks)
+        images_of = _without(images_of, mask_places)
+        image_places = {file.place() for files in images_of.values() for file in files}
+        masks = [file for file in masks if file.place() not in image_places]
     read = list(filter(_is_read, masks))
     paired = _paired(images_of, _by_name(read, of_mask), _by_name(masks, of_mask))
     image_stems = {file.stem for files in images_of.values() for file in files}
@@ -95,6 +101,12 @@ def _by_name(files: Iterable[Member], stem: re.Pattern[str]) -> dict[str, list[M
         if match := stem.fullmatch(file.stem):
             files_of.setdefault(match[1], []).append(file)
     return files_of
+
+
+def _without(files_of: Mapping[str, Sequence[Member]], places: Set[str]) -> dict[str, list[Member]]:
+    """The files that lie elsewhere, by name."""
+    kept = {n: [f for f in files if f.place() not in places] for n, files in files_of.items()}
+    return {name: files for name, files in kept.items() if files}
 
 
 def _paired(

@@ -228,6 +228,23 @@ def test_own_data_with_several_masks_of_an_image(
     assert "1 masks have no image and were left out: 'c9_mask_1.png'" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("one_folder", "image_suffix"), [(True, "_0"), (False, "_0"), (False, "")])
+def test_images_whose_names_look_like_those_of_masks(
+    tmp_path: Path, one_folder: bool, image_suffix: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    where = tmp_path / ("images" if one_folder else "masks")
+    names = [f"p_{i}" for i in range(1, 13)]
+    write_folder(tmp_path / "images", {f"{n}{image_suffix}.png": png(picture(1)) for n in names})
+    write_folder(where, {f"{n}_1.png": png(square(i, 2)) for i, n in enumerate(names)})
+    folder = run(
+        *("mine", tmp_path, "--images", tmp_path / "images", "--masks", where),
+        *("--image-suffix", image_suffix, "--mask-suffix", "_1"),
+    )
+    assert {path.stem for path in (folder / "masks").iterdir()} == set(names)
+    assert np.array_equal(read(folder / "masks" / "p_11.png"), square(10, 2))
+    assert "no image" not in capsys.readouterr().err
+
+
 def test_own_data_problems_are_listed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     images = {f"{i}.png": png(picture(i)) for i in range(4)} | {"sub/1.png": png(picture(9))}
     masks = {f"{i}.png": png(square(i, i)) for i in range(3)} | {"2.bmp": bmp(square(1, 1))}
