@@ -13,6 +13,7 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from pathlib import Path, PurePosixPath
 from typing import Protocol
@@ -23,6 +24,7 @@ from utils.errors import UserError
 
 _IGNORED = {"__MACOSX", "Thumbs.db", "desktop.ini"}
 _MIB = 1 << 20
+_UTF8_FLAG = 0x800
 RATIO_FREE_BYTES = 16 * _MIB
 """Up to this size the compression ratio is not checked: empty masks compress very well."""
 
@@ -155,8 +157,7 @@ class ZipSource:
             raise self._refused(f"{len(infos):,} members", "members")
         files: dict[str, zipfile.ZipInfo] = {}
         for info in infos:
-            # `filename` ends at the first NUL and may hold Windows separators
-            name = info.orig_filename.replace("\\", "/")
+            name = _member_name(info)
             parts = PurePosixPath(name).parts
             if name.startswith("/") or ".." in parts or ":" in name[:2] or "\0" in name:
                 raise ArchiveError(f"{self.title}: refused, the path {name!r} leads outside it")
@@ -221,6 +222,18 @@ class ZipSource:
 
     def place(self, path: str) -> str:
         return f"{self._path}: {path}"
+
+
+def _member_name(info: zipfile.ZipInfo) -> str:
+    """The whole path of a member, by `/`; `filename` ends at the first NUL.
+
+    macOS and Info-ZIP write UTF-8 without the flag that says so, which `zipfile` reads as code page 437.
+    """
+    name = info.orig_filename
+    if not info.flag_bits & _UTF8_FLAG:
+        with suppress(UnicodeError):
+            name = name.encode("cp437").decode("utf-8")
+    return name.replace("\\", "/")
 
 
 _DAMAGE = (

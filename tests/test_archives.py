@@ -69,6 +69,16 @@ def test_what_systems_leave_behind_is_not_seen(tmp_path: Path) -> None:
     assert open_source(write_folder(tmp_path / "x", FILES | junk)).paths() == sorted(FILES)
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "cp437"])
+def test_names_in_zips_without_the_flag_of_their_encoding(tmp_path: Path, encoding: str) -> None:
+    name = "Müller_1.png".encode(encoding)
+    placeholder = b"x" * len(name)
+    path = write_zip(tmp_path / "mac.zip", {placeholder.decode(): b"pixels"})
+    path.write_bytes(path.read_bytes().replace(placeholder, name))
+    source = open_source(path)
+    assert source.paths() == ["Müller_1.png"] and source.read("Müller_1.png") == b"pixels"
+
+
 def test_identity_changes_with_the_content(tmp_path: Path) -> None:
     before = open_source(write_zip(tmp_path / "x.zip", {"a": b"1"})).identity("a")
     assert open_source(write_zip(tmp_path / "x.zip", {"a": b"1"})).identity("a") == before
