@@ -139,12 +139,24 @@ def run(arguments: argparse.Namespace) -> None:
         given = arguments.root / arguments.name  # may be another name of the data set
         _check(given if given.is_dir() and not folder.is_dir() else folder, arguments)
         return
+    _refuse_name(name)
     kind = "generated" if domain else "published" if spec.archives else "your own"
     _refuse_options_of_others(name, kind, arguments)
     if not is_prepared(folder, _asked_for(spec, arguments)):
         _prepare(name, spec, domain, arguments)
     if manifest := read_manifest(folder):
         print(f"{folder} is complete: {manifest['train']} train and {manifest['test']} test cases")
+
+
+def _refuse_name(name: str) -> None:
+    """UserError for a name that means something else."""
+    if name.lower() == "own":
+        reason = "sh train.sh own would take configs/own_train.yaml, which stands for all data of one's own"
+    elif name.endswith("_grouped"):
+        reason = "so are called the splits that --group-split writes"
+    else:
+        return
+    raise UserError(f"{name!r} is no name for a data set: {reason}; choose another name")
 
 
 def _phantom_domain(arguments: argparse.Namespace) -> str | None:
@@ -192,11 +204,6 @@ def _prepare(
         prepare_phantom(options.root, domain, cases, options.seed)
     elif name in CATALOGUE:
         prepare_published(spec, arguments.source, options, arguments.include_normal)
-    elif name.lower() == "own":
-        raise UserError(
-            f"{name!r} is no name for a data set: sh train.sh own would take configs/own_train.yaml, "
-            "which stands for all data of one's own; choose another name"
-        )
     elif arguments.images and arguments.masks:
         suffixes = (arguments.image_suffix, arguments.mask_suffix)
         spec = replace(spec, any_label=arguments.any_label)

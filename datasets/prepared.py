@@ -45,7 +45,10 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
         manifest = json.loads((folder / MANIFEST).read_bytes())
     except (OSError, ValueError):
         manifest = None
-    if not isinstance(manifest, dict):
+    counts = (
+        [manifest.get(key) for key in ("train", "test")] if isinstance(manifest, dict) else [None]
+    )
+    if not all(isinstance(count, int) for count in counts):  # other tools have a dataset.json, too
         raise UserError(
             f"{folder} exists, but is not a data set prepared here (no readable {MANIFEST}); "
             "move it away, or prepare into another place with --root DIR"

@@ -316,6 +316,10 @@ def test_two_runs_do_not_work_on_one_data_set(
         ),
         ("phantom-b --source x --splits y.json", "it has no use for --source, --splits;"),
         ("own --images a --masks b", "'own' is no name for a data set: sh train.sh own"),
+        (
+            "my_grouped --images a --masks b",
+            "'my_grouped' is no name for a data set: so are called",
+        ),
     ],
 )
 def test_wrong_arguments_are_one_line_and_exit_code_2(
@@ -365,13 +369,16 @@ def test_a_full_disk_is_one_line_and_the_run_is_resumed(
     assert "resuming in" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("name", ["mine.txt", "dataset.json"])
 def test_a_folder_that_is_no_prepared_set_is_left_alone(
-    busi: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    name: str, busi: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    write_folder(tmp_path / "data" / "busi", {"mine.txt": b"mine"})
-    assert prepare(busi) == 2
-    assert "is not a data set prepared here" in capsys.readouterr().err
-    assert contents(tmp_path / "data" / "busi") == {"mine.txt": b"mine"}
+    content = b'{"name": "liver", "numTraining": 1, "training": [], "test": []}'  # as nnU-Net's
+    write_folder(tmp_path / "data" / "busi", {name: content})
+    for arguments in (busi, ["busi", "--root", str(tmp_path / "data")]):
+        assert prepare(arguments) == 2
+        assert "is not a data set prepared here" in capsys.readouterr().err
+    assert contents(tmp_path / "data" / "busi") == {name: content}
 
 
 @pytest.mark.parametrize(
