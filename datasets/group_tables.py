@@ -12,12 +12,17 @@ from datasets.splits import Split, nfc, quoted
 from utils.errors import UserError, listed
 
 _OTHER_SEPARATORS = {";": "semicolons", "\t": "tabs"}
+TAB_SUFFIXES = (".tab", ".tsv")
+"""Of tables that may be separated by tabs in place of commas."""
 
 
-def read_group_table(path: Path | None, columns: tuple[str, str] | None) -> dict[str, str]:
+def read_group_table(
+    path: Path | None, columns: tuple[str, str] | None, or_first_two: bool = False
+) -> dict[str, str]:
     """Group (patient, lesion, ...) of each case name from a CSV with a header line; {} for None.
 
-    `columns` are the headers of name and group, by default the first two columns. Names may carry
+    `columns` are the headers of name and group. Without them, and `or_first_two` where the table has
+    others, the first two columns are meant. A `.tab` or `.tsv` may be separated by tabs. Names may carry
     an image extension; names and groups are returned in Unicode NFC; rows without a group are left
     out. Raises UserError where the file cannot be read, has no such columns, or names one case in two
     groups.
@@ -27,12 +32,17 @@ def read_group_table(path: Path | None, columns: tuple[str, str] | None) -> dict
     expected = " and ".join(columns) if columns else "name and group first"
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
-            header, *rows = csv.reader(file)
+            lines = file.readlines()
+        by_tabs = path.suffix.lower() in TAB_SUFFIXES and "\t" in lines[0]
+        header, *rows = csv.reader(lines, delimiter="\t" if by_tabs else ",")
         if len(header) == 1 or (rows and max(map(len, rows)) == 1):
             raise UserError(
                 f"{path}: expected a CSV with the columns {expected}, but {_one_column(header[0])}"
             )
-        name_at, group_at = (header.index(column) for column in columns) if columns else (0, 1)
+        if columns and not (or_first_two and set(columns) - set(header)):
+            name_at, group_at = (header.index(column) for column in columns)
+        else:
+            name_at, group_at = 0, 1
         pairs = [(nfc(row[name_at].strip()), nfc(row[group_at].strip())) for row in rows if row]
     except UnicodeDecodeError:
         raise UserError(f"{path}: not UTF-8: save it as 'CSV UTF-8'") from None

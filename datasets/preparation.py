@@ -18,7 +18,7 @@ from tqdm import tqdm
 from datasets.archives import DEFAULT_LIMITS, Limits, Source, members, open_source
 from datasets.catalogue import IMAGE_EXTENSIONS, DatasetSpec, spec_for
 from datasets.decoding import MAX_MEGAPIXELS
-from datasets.group_tables import check_groups, cut_groups_note, read_group_table
+from datasets.group_tables import TAB_SUFFIXES, check_groups, cut_groups_note, read_group_table
 from datasets.layouts import PairedFiles, common_suffix, own_cases, published_cases
 from datasets.prepared import NOTES
 from datasets.splits import (
@@ -83,14 +83,14 @@ def prepare_published(
     if not files.cases:
         raise UserError(_nothing_found(spec, sources))
     table = options.groups or metadata
-    group_of = read_group_table(table, spec.group_columns if options.groups is None else None)
-    if spec.group_columns and table is None and not (options.splits or options.test_only):
-        _warn(
-            f"no metadata CSV among the sources, so images of one {spec.group_columns[1]} may lie "
-            f"in both train and test; give {spec.archives[-1]} to --source as well"
-        )
+    group_of = read_group_table(table, spec.group_columns, or_first_two=options.groups is not None)
     split = _choose_split(spec, files, group_of, include_normal, options)
     check_groups(table, group_of, split)
+    if spec.group_columns and table is None and not options.test_only:
+        _warn(
+            f"no metadata CSV among the sources, so images of one {spec.group_columns[1]} may lie "
+            f"in both train and test, and --check cannot tell; give {spec.archives[-1]} to --source as well"
+        )
     record = {
         "sources": [path.name for path in paths],
         "include_normal": include_normal,
@@ -201,9 +201,18 @@ def archives_and_metadata(
     """
     archives: list[Path] = []
     metadata = None
+    # a server of research data may give its table of tabs for the CSV that it was given
+    table_stems = {Path(name).stem for name in spec.archives if name.endswith(".csv")}
+    table_names = [stem + suffix for stem in table_stems for suffix in (*TAB_SUFFIXES, "")]
     for path in paths:
-        inside = [path / name for name in spec.archives if (path / name).is_file()]
-        tables = [file for file in [path, *inside] if file.suffix == ".csv"]
+        names = [*spec.archives, *table_names]
+        inside = [path / name for name in names if (path / name).is_file()]
+        tables = [
+            file
+            for file in [path, *inside]
+            if file.suffix.lower() in (".csv", *TAB_SUFFIXES)
+            or (file.name in table_stems and file.is_file())
+        ]
         metadata = tables[0] if tables else metadata
         zips = [file for file in inside if file.suffix == ".zip"]
         archives += zips or ([] if path in tables else [path])

@@ -124,6 +124,25 @@ def test_the_split_of_another_data_set_is_named_as_such(
     assert not (ham10000 / "data" / "ham10000").exists()
 
 
+@pytest.mark.parametrize("name", ["HAM10000_metadata.tab", "HAM10000_metadata"])
+@pytest.mark.parametrize("given", ["folder", "file", "--groups"])
+def test_metadata_as_other_servers_give_it(ham10000: Path, name: str, given: str) -> None:
+    source = ham10000 / "HAM10000_metadata.csv"
+    table = source.read_text()
+    source.unlink()
+    (ham10000 / name).write_text(table.replace(",", "\t") if name.endswith(".tab") else table)
+    arguments: list[object] = ["--source", ham10000]
+    if given == "file":
+        arguments = ["--source", *ham10000.glob("*.zip"), ham10000 / name]
+    elif given == "--groups":
+        arguments += ["--groups", ham10000 / name]
+    folder = run("ham10000", ham10000, *arguments)
+    groups = json.loads((folder / "groups.json").read_bytes())
+    assert groups["ISIC_0024306"] == groups["ISIC_0024308"] == "HAM_0"
+    split = read_split(folder / "ham10000_train_test_names.json")
+    assert not {groups[n] for n in split.train} & {groups[n] for n in split.test}
+
+
 def test_metadata_without_the_columns_is_an_error(
     ham10000: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -556,11 +575,14 @@ def test_a_cohort_for_testing_only(
     assert "not allowed with argument" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("given", [False, True])
 def test_ham10000_without_metadata_warns_that_lesions_may_leak(
-    ham10000: Path, capsys: pytest.CaptureFixture[str]
+    ham10000: Path, given: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (ham10000 / "HAM10000_metadata.csv").unlink()
-    run("ham10000", ham10000, "--source", ham10000)
+    write_split(ham10000 / "split.json", Split(("ISIC_0024306",), ("ISIC_0024307",)))
+    split = ["--splits", ham10000 / "split.json"] if given else []
+    run("ham10000", ham10000, "--source", ham10000, *split)
     error = capsys.readouterr().err
     assert "images of one lesion_id may lie in both train and test" in error
     assert "HAM10000_metadata.csv" in error
