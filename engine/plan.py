@@ -8,6 +8,7 @@ from datasets.cases import DataSet
 from engine.averaging import has_batch_norm
 from engine.build import training_cases
 from engine.device import describe_device
+from engine.initial_weights import held_out_note
 from engine.schedule import batches_per_epoch
 from engine.training_record import selection_note
 from models.base import SegmentationModel
@@ -63,6 +64,7 @@ def describe_run(
             f"data set: {data_set.name} ({data_set.split_file}), {config.image_size} px",
             f"cases: {len(train)} train, {len(val)} {config.select_on} for choosing, "
             f"{len(data_set.test)} test",
+            *held_out_note(config, data_set),
             f"effective batch: {effective} = {config.batch_size} x {config.accumulate} accumulated "
             f"x {processes} process(es); peak learning rate {config.lr:g}",
             f"steps per epoch: {steps}; epochs: {config.epochs}; steps in all: {steps * config.epochs}",
@@ -72,7 +74,7 @@ def describe_run(
                 else []
             ),
             f"device: {describe_device(accelerator)}",
-            selection_note(config.select_on),
+            selection_note(config),
             f"writes to: {config.run_folder}",
         ]
     )

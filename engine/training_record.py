@@ -10,7 +10,7 @@ import functools
 import hashlib
 import json
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,7 @@ NETWORK_KEYS = (
 
 DATA_SET, TRAINING_CASES = "data_set", "training_cases"
 SELECTION = "selection"
+_TEST_SPLIT = "the TEST split"
 AVERAGED_RUNS, AVERAGED_FROM = "averaged_runs", "averaged_from"
 """With those above, keys of the metadata of weights that are passed on, see `export_metadata`."""
 
@@ -69,6 +70,20 @@ def network_differences(config: Config, run: Config | None) -> dict[str, Any]:
     return {key: trained[key] for key in NETWORK_KEYS if trained[key] != now[key]}
 
 
+def training_history(checkpoint: Path) -> Iterator[tuple[Path, Config | None]]:
+    """The checkpoint, the one that its run started from, and so on, each with the config of its run.
+
+    The last one has None where no config lies beside it.
+    """
+    followed: set[Path] = set()
+    start: Path | None = checkpoint
+    while start is not None and (folder := start.resolve().parent) not in followed:
+        followed.add(folder)
+        run = training_config(start)
+        yield start, run
+        start = None if run is None else run.init_weights
+
+
 def cases_trained_on(checkpoint: Path, data_set: DataSet) -> tuple[str, ...]:
     """Cases of `data_set` that the checkpoint's run had for training, those held out included.
 
@@ -76,19 +91,16 @@ def cases_trained_on(checkpoint: Path, data_set: DataSet) -> tuple[str, ...]:
     where the run was trained on other data. Those of the weights that the run started from are
     included as far as they are recorded. UserError where the run's split file is gone.
     """
-    run = training_config(checkpoint)
-    if run is None:
+    if training_config(checkpoint) is None:
         return tuple(case.name for case in data_set.train)
     cases: dict[str, None] = {}
-    followed: set[Path] = set()
-    while run is not None and run.run_folder not in followed:
-        cases |= dict.fromkeys(_cases_of_split(run, data_set))
-        followed.add(run.run_folder)
-        run = None if run.init_weights is None else training_config(run.init_weights)
+    for _, run in training_history(checkpoint):
+        if run is not None:
+            cases |= dict.fromkeys(cases_of_split(run, data_set))
     return tuple(cases)
 
 
-def _cases_of_split(run: Config, data_set: DataSet) -> tuple[str, ...]:
+def cases_of_split(run: Config, data_set: DataSet) -> tuple[str, ...]:
     """Cases of `data_set` in the train part of the run's own split, empty where it is of other data."""
     same_name, same_data = run.dataset == data_set.name, _names_data_set(run.dataset, data_set)
     try:
@@ -116,7 +128,7 @@ def seen_test_cases(checkpoint: Path, data_set: DataSet) -> list[str] | None:
     if run is None or split_has_changed(checkpoint, run):
         return None
     try:
-        own, trained_on = _cases_of_split(run, data_set), cases_trained_on(checkpoint, data_set)
+        own, trained_on = cases_of_split(run, data_set), cases_trained_on(checkpoint, data_set)
     except UserError:
         return None
     recorded = read_metadata(checkpoint) or _environment(checkpoint)
@@ -148,6 +160,18 @@ def export_metadata(checkpoint: Path) -> dict[str, str]:
 
 def selection_of(checkpoint: Path) -> str:
     """How the checkpoint was chosen, or each of those whose mean it is, as far as that is recorded."""
+    own, run = _own_selection(checkpoint), training_config(checkpoint)
+    is_recorded = SELECTION in read_metadata(checkpoint)
+    return own if is_recorded or run is None else own + _note_on_start(run)
+
+
+def selection_note(run: Config) -> str:
+    """How the run chooses its checkpoint, in the words that every output uses."""
+    return _choice_of(run) + _note_on_start(run)
+
+
+def _own_selection(checkpoint: Path) -> str:
+    """How the checkpoint itself was chosen, whatever it started from."""
     said, run = read_metadata(checkpoint), training_config(checkpoint)
     if SELECTION in said:
         return said[SELECTION]
@@ -155,7 +179,27 @@ def selection_of(checkpoint: Path) -> str:
         return "no record beside the checkpoint of how it was chosen"
     if checkpoint.stem != "best_model":
         return f"{checkpoint.name} of the run, which no score chose"
-    return selection_note(run.select_on)
+    return _choice_of(run)
+
+
+def _choice_of(run: Config) -> str:
+    if run.select_on == "test":
+        return (
+            f"checkpoint chosen on {_TEST_SPLIT} (as in the published code; scores are optimistic)"
+        )
+    return "checkpoint chosen on a held-out part of train"
+
+
+def _note_on_start(run: Config) -> str:
+    """What to add where the run started from weights that were chosen on the test split of its data set."""
+    if run.init_weights is None:
+        return ""
+    own_data = run.dataset.removesuffix("_grouped")
+    for checkpoint, earlier in training_history(run.init_weights):
+        data = read_metadata(checkpoint).get(DATA_SET) or (earlier.dataset if earlier else "")
+        if data.removesuffix("_grouped") == own_data and _TEST_SPLIT in _own_selection(checkpoint):
+            return f"; it started from weights that were chosen on {_TEST_SPLIT}"
+    return ""
 
 
 def names_sha256(names: Iterable[str]) -> str:
@@ -236,12 +280,3 @@ def averaged_run_count(checkpoint: Path) -> int:
     """Of how many runs the weights are the mean; 1 for those of a run."""
     number = read_metadata(checkpoint).get(AVERAGED_RUNS, "1")
     return int(number) if number.isdecimal() else 1
-
-
-def selection_note(select_on: str) -> str:
-    """How the checkpoint was chosen, in the words that every output uses."""
-    if select_on == "test":
-        return (
-            "checkpoint chosen on the TEST split (as in the published code; scores are optimistic)"
-        )
-    return "checkpoint chosen on a held-out part of train"

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from contextlib import suppress
 from typing import TYPE_CHECKING, Protocol
 
+from datasets.cases import open_data_set
 from experiments.earlier_runs import check_earlier_runs
 from experiments.runner import Outcome, Trial
 from experiments.sweep_report import find_best, write_best, write_report
@@ -17,7 +19,9 @@ from experiments.sweep_trials import (
     check_inputs,
     check_search,
     list_settings,
+    make_setting,
 )
+from utils.errors import UserError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -60,6 +64,7 @@ def describe_plan(sweep: Sweep) -> str:
         from experiments.sweep_search_study import distribution
 
         check_search(sweep)
+        trials = list(make_setting(sweep, {}, named=[]).trials)
         with suppress(ImportError):  # a search can be described without Optuna
             for key in settings.search:
                 distribution(sweep, key)
@@ -77,7 +82,27 @@ def describe_plan(sweep: Sweep) -> str:
         lines = [f"{len(listed)} setting(s), {len(trials)} trial(s):"]
         lines += [f"  {trial.name}" for trial in trials]
     lines += [f"trials at a time: {settings.workers}", f"writes to: {sweep.folder}"]
-    return "\n".join(lines)
+    return "\n".join([*lines, *_held_out_warning(trials)])
+
+
+def _held_out_warning(trials: list[Trial]) -> list[str]:
+    """A line where initial weights know cases that a trial holds out, as far as the data is prepared."""
+    started = [trial for trial in trials if trial.config.init_weights is not None]
+    if started:
+        from engine.initial_weights import known_held_out_cases
+    open_once = functools.cache(open_data_set)
+    concerned = []
+    for trial in started:
+        with suppress(UserError):
+            data_set = open_once(trial.config.pickle_file_path)
+            concerned += [trial] if known_held_out_cases(trial.config, data_set) else []
+    if not concerned:
+        return []
+    return [
+        f"warning: in {len(concerned)} of {len(trials)} trial(s), as {concerned[0].name}, the initial weights were trained "
+        "on cases that the trial holds out to choose by, so that its val_dice is too high: start from weights "
+        "of other data, or keep the seed, val_fraction and folds of their run"
+    ]
 
 
 class ListedPlan:

@@ -5,12 +5,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save
 
+import export
 import train
 import valid
 from datasets.cases import open_data_set
+from engine.build import training_cases
+from engine.initial_weights import known_held_out_cases
 from engine.training import Trainer
-from engine.training_record import cases_trained_on
+from engine.training_record import cases_trained_on, selection_of
 from tests.cases_on_disk import write_data_set
 from tests.small_run import arguments
 from utils.checkpoints import load_weights, save_weights
@@ -141,6 +145,103 @@ def test_weights_of_an_absent_set_of_the_same_name_start_a_training(
     monkeypatch.chdir(tmp_path)
     seen = cases_trained_on(tmp_path / "best_model.pth", data_set)
     assert seen == tuple(case.name for case in data_set.train)
+
+
+def write_config(folder: Path, **keys: object) -> Path:
+    """The config of a run in `folder`; returns where its checkpoint would lie."""
+    folder.mkdir()
+    settings = {"pickle_file_path": "blobs_train_test_names.json", "snapshot_path": "ckpt/mine"}
+    (folder / "config.yaml").write_text(dump_config(make_config(settings | keys)))
+    return folder / "best_model.pth"
+
+
+def test_cases_are_remembered_through_runs_of_one_place(tmp_path: Path) -> None:
+    data_set = open_data_set(write_data_set(tmp_path, train=2, test=1))
+    first = write_config(tmp_path / "first", pickle_file_path=data_set.split_file)
+    other = write_config(
+        tmp_path / "other", pickle_file_path="spots_train_test_names.json", init_weights=first
+    )
+    assert cases_trained_on(other, data_set) == tuple(case.name for case in data_set.train)
+
+
+def test_a_start_that_was_chosen_on_test_is_remembered(tmp_path: Path) -> None:
+    first = write_config(tmp_path / "first", select_on="test")
+    second = write_config(tmp_path / "second", init_weights=first)
+    third = write_config(tmp_path / "third", init_weights=second)
+    held_out = "checkpoint chosen on a held-out part of train"
+    said = f"{held_out}; it started from weights that were chosen on the TEST split"
+    assert selection_of(second) == selection_of(third) == said
+    assert selection_of(third.with_name("epoch_3.pth")).endswith("chosen on the TEST split")
+    spots = "spots_train_test_names.json"
+    other = write_config(tmp_path / "other", pickle_file_path=spots, init_weights=first)
+    assert selection_of(other) == held_out, "it says nothing about the test split of other data"
+    back = write_config(tmp_path / "back", init_weights=other)
+    assert selection_of(back) == said
+
+    # the files of two runs that each name the other one as their start
+    first.with_name("config.yaml").write_text(
+        dump_config(make_config({"pickle_file_path": spots, "init_weights": str(back)}))
+    )
+    assert selection_of(back) == held_out
+
+
+def test_a_passed_on_start_that_was_chosen_on_test_is_remembered(
+    finished: Path, tmp_path: Path, vae: Path
+) -> None:
+    config = load_config(finished / "config.yaml").model_copy(update={"select_on": "test"})
+    (finished / "config.yaml").write_text(dump_config(config))
+    passed_on = tmp_path / "shared" / "best_model.safetensors"
+    export.main(["--run", str(finished), "--out", str(passed_on)])
+    passed_on.with_name("config.yaml").unlink()
+    train.main(arguments(tmp_path, vae, f"init_weights={passed_on}", "epochs=1", out="next"))
+    again = tmp_path / "again" / "best_model.safetensors"
+    export.main(["--run", str(tmp_path / "next" / "epochs_1"), "--out", str(again)])
+    for weights in (tmp_path / "next" / "epochs_1" / "best_model.pth", again):
+        assert selection_of(weights).endswith(
+            "started from weights that were chosen on the TEST split"
+        )
+    plan = (tmp_path / "next" / "epochs_1" / "logs" / "train.log").read_text()
+    assert "started from weights that were chosen on the TEST split" in plan
+
+
+def test_the_plan_warns_of_held_out_cases_that_the_start_knows(
+    finished: Path, tmp_path: Path, vae: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def plan(*overrides: str) -> str:
+        train.main([*arguments(tmp_path, vae, *overrides, out="next"), "--dry-run"])
+        return capsys.readouterr().out
+
+    start = f"init_weights={finished / 'best_model.pth'}"
+    config = load_config(finished / "config.yaml")
+    data_set = open_data_set(config.pickle_file_path)
+    other_seed = config.model_copy(update={"seed": 5})
+    trained, held_out = training_cases(config, data_set)[0], training_cases(other_seed, data_set)[1]
+    known = len(set(trained) & set(held_out))
+    assert known > 0
+    assert "warning" not in plan(start)
+    assert "warning" not in plan("seed=5")
+    said = f"was trained on {known} of the cases for choosing, so that val_dice is too high"
+    assert said in plan(start, "seed=5")
+    assert "best_model.pth was trained on 2 of the cases for choosing" in plan(start, "folds=4")
+
+    # also where a run on other data lies between
+    between = arguments(tmp_path, vae, other_data_set(tmp_path), start, "epochs=1", out="between")
+    train.main(between)
+    start = f"init_weights={tmp_path / 'between' / 'epochs_1' / 'best_model.pth'}"
+    assert "warning" not in plan(start)
+    assert said in plan(start, "seed=5")
+
+
+def test_a_mean_of_runs_knows_all_cases_of_their_split(tmp_path: Path) -> None:
+    data_set = open_data_set(write_data_set(tmp_path, train=9, test=3))
+    start = write_config(tmp_path / "start", pickle_file_path=data_set.split_file)
+    for runs, known in (("1", 0), ("2", 1)):
+        weights = start.with_suffix(".safetensors")
+        weights.write_bytes(save({}, {"averaged_runs": runs}))
+        config = make_config({"pickle_file_path": data_set.split_file, "init_weights": weights})
+        held_out = training_cases(config, data_set)[1]
+        assert len(held_out) == 1
+        assert len(known_held_out_cases(config, data_set)) == known
 
 
 def test_the_same_split_may_be_trained_further(finished: Path, tmp_path: Path, vae: Path) -> None:

@@ -26,9 +26,10 @@ from experiments.sweep_scores import SettingScores, score_setting, scores_by_cas
 from experiments.sweep_settings import SweepSettings, describe_settings, load_sweep
 from experiments.sweep_slots import held_slot
 from experiments.sweep_trials import list_settings
+from tests.cases_on_disk import write_data_set
 from tests.quick_training import make_sweeps_quick, quick_steps, starts
 from tests.small_run import arguments
-from utils.config import Config, load_config
+from utils.config import Config, dump_config, load_config, make_config
 from utils.errors import UserError
 from utils.files import sha256
 from utils.interruption import Interrupted
@@ -244,6 +245,25 @@ def test_folds_do_not_cut_a_split_that_names_its_validation_cases(tmp_path: Path
     with pytest.raises(UserError, match=r"names 1 cases to choose the checkpoint by .*folds"):
         run(path, "--dry-run")
     run(write_sweep(tmp_path, {"seeds": [1]}, pickle_file_path=str(split_file), **vae), "--dry-run")
+
+
+@pytest.mark.parametrize("kind", [{}, {"search": {"lr": [1.0e-3, 2.0e-3]}, "trials": 2}])
+def test_a_start_that_knows_held_out_cases_is_told(
+    tmp_path: Path, kind: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    values: dict[str, object] = {
+        "pickle_file_path": str(write_data_set(tmp_path, train=20, test=3)),
+        "vae_weights": "ckpt/tiny_vae",
+    }
+    (tmp_path / "start").mkdir()
+    start = make_config(values | {"seed": 1})
+    (tmp_path / "start" / "config.yaml").write_text(dump_config(start))
+    (tmp_path / "start" / "best_model.pth").touch()
+    values |= {"init_weights": str(tmp_path / "start" / "best_model.pth")}
+    run(write_sweep(tmp_path, kind | {"seeds": [1]}, **values), "--dry-run")
+    assert "warning" not in capsys.readouterr().out
+    run(write_sweep(tmp_path, kind | {"seeds": [1, 2]}, **values), "--dry-run")
+    assert "warning: in 1 of 2 trial(s), as seed=2, the initial weights" in capsys.readouterr().out
 
 
 def test_names_of_paths_stay_in_the_folder(tmp_path: Path) -> None:

@@ -67,10 +67,10 @@ def save_weights(
 
 
 def read_metadata(path: Path) -> dict[str, str]:
-    """What was written into a `.safetensors` beside its weights; empty for a `.pth`."""
+    """What was written into a `.safetensors` beside its weights; empty for a `.pth`, or where no file is."""
     from safetensors import safe_open
 
-    if not _is_safetensors(path):
+    if not (_is_safetensors(path) and path.is_file()):
         return {}
     with safe_open(path, "pt") as file:
         return file.metadata() or {}
