@@ -306,6 +306,7 @@ class Trainer:
                 "scheduler": self.scheduler.state_dict(),
                 "scaler": None if scaler is None else scaler.state_dict(),
                 "progress": asdict(self.progress),
+                "loss_names": list(self.loss_names),
             },
         )
 
@@ -315,6 +316,13 @@ class Trainer:
         state = broadcast_object_list(states)[0]
         if state is None:
             return
+        saved_losses = tuple(state.get("loss_names", self.loss_names))  # older states lack them
+        if saved_losses != self.loss_names:
+            raise UserError(
+                f"the saved state in {self.folder} counts the losses {', '.join(saved_losses)}, but the network now "
+                f"has {', '.join(self.loss_names)}. Restore these, set another snapshot_path, or start again with "
+                "resume=never"
+            )
         try:
             for name, part in self.system.parts().items():
                 part.load_state_dict(state["weights"][name])

@@ -15,6 +15,7 @@ from models.baseline import Baseline
 from models.build import build_system
 from models.losses import LossWeights
 from models.own_network import check_training
+from tests.own_networks import SquaredError
 from tests.small_run import arguments
 from utils.config import load_config, make_config
 from utils.errors import UserError
@@ -116,6 +117,21 @@ def test_the_check_of_training_changes_nothing(caplog: pytest.LogCaptureFixture)
     assert "sigmoid" not in caplog.text
     check_training(build("tests.own_networks:with_sigmoid"), 32)
     assert "the network ends in a sigmoid: leave it out" in caplog.text
+
+
+def test_a_run_is_not_resumed_with_other_losses(
+    tmp_path: Path, vae: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = arguments(tmp_path, vae, "model=tests.own_networks:with_own_loss", "epochs=1")
+    train.main(run)
+    monkeypatch.setattr(SquaredError, "loss_names", ("loss", "errors"))
+    monkeypatch.setattr(
+        SquaredError,
+        "losses",
+        lambda self, logits, _: dict.fromkeys(self.loss_names, logits.mean()),
+    )
+    with pytest.raises(UserError, match=r"counts the losses loss, squares, dice, .* loss, errors"):
+        train.main(run)
 
 
 def test_weights_of_losses_are_resumed(tmp_path: Path, vae: Path) -> None:
