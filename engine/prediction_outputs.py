@@ -116,10 +116,18 @@ class OutputFolder:
             for what, ending in endings.items()
         }
 
+    def _other_paths(self, name: str) -> list[Path]:
+        """The files of an image that this run does not write, but one with other settings may have."""
+        files = [(what, "png") for what in OUTPUT_FOLDERS] + [("overlay", "jpg")]
+        possible = [self.folder / OUTPUT_FOLDERS[w] / f"{name}.{ending}" for w, ending in files]
+        return [path for path in possible if path not in self.paths(name).values()]
+
     def write(
         self, job: Job, pixels: np.ndarray, note: str, segmentation: Segmentation
     ) -> PredictionRow:
-        """Write the files of an image; returns its row. May run in several threads.
+        """Write the files of an image in place of all that an earlier run wrote; returns its row.
+
+        May run in several threads.
 
         UserError where the model's output is not a number, or a side is too long for JPEG or PNG;
         OSError where a file cannot be written.
@@ -142,6 +150,8 @@ class OutputFolder:
             else:
                 image = to_16_bit(maps[what])
             atomic_write(path, encode_image(path.suffix, image))
+        for path in self._other_paths(job.name):
+            path.unlink(missing_ok=True)
         area = int(mask.sum())
         return {
             "name": job.name,
@@ -157,7 +167,7 @@ class OutputFolder:
 
     def fail(self, job: Job, reason: str) -> PredictionRow:
         """The row of an image that could not be predicted; its files of an earlier run are deleted."""
-        for path in self.paths(job.name).values():
+        for path in (*self.paths(job.name).values(), *self._other_paths(job.name)):
             path.unlink(missing_ok=True)
         empty = dict.fromkeys(COLUMNS, "")
         return empty | {

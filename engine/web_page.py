@@ -94,8 +94,8 @@ def build_page(backend: Backend, max_megapixels: float, window: Window = None) -
                     elem_id="uncertainty",
                 )
                 threshold = gradio.Slider(
-                    0.01,
-                    0.99,
+                    min(0.01, backend.threshold),
+                    max(0.99, backend.threshold),
                     value=backend.threshold,
                     step=0.01,
                     label="Threshold",

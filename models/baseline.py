@@ -116,6 +116,18 @@ def build_baseline(spec: str, pretrained: bool = True) -> Baseline:
     return Baseline(network, multiple, **standard)
 
 
+def check_forward(baseline: Baseline, spec: str, image_size: int) -> None:
+    """UserError where the network that `spec` names cannot segment an image of this size."""
+    try:
+        with torch.no_grad():
+            baseline.eval()(torch.zeros(1, 3, image_size, image_size))
+    except RuntimeError as error:
+        raise UserError(
+            f"model {spec!r} cannot take images of {image_size} px ({error}): raise image_size"
+        ) from error
+    baseline.train()
+
+
 def _parse(spec: str) -> tuple[str, str, str | None]:
     """Architecture, encoder and weights of `smp/Architecture?encoder=name[&weights=name]`."""
     path, _, query = spec.partition("?")

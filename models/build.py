@@ -54,10 +54,11 @@ def build_system(
         return build_own_network(model, image_size)
 
     if model != "wave-gms":
-        from models.baseline import build_baseline
+        from models.baseline import build_baseline, check_forward
 
         baseline = build_baseline(model, pretrained)
         check_image_size(image_size, image_size, baseline.size_multiple)
+        check_forward(baseline, model, image_size)
         return baseline
 
     check_image_size(image_size, image_size)

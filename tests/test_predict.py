@@ -971,6 +971,28 @@ def test_overlays_colour_the_mask_and_nothing_else(tmp_path: Path) -> None:
     assert overlay[0, 0].tolist() == [200, 0, 0] and overlay[5, 5].tolist() == [*MASK_COLOUR]
 
 
+@pytest.mark.parametrize("fails", [False, True])
+def test_no_file_of_an_earlier_prediction_stays_beside_a_new_one(
+    tmp_path: Path, fails: bool
+) -> None:
+    grey, flat = np.zeros((8, 8, 3), np.uint8), np.zeros((8, 8), np.float32)
+    jobs = [Job(name, tmp_path / f"{name}.png") for name in "ab"]
+    before = OutputFolder(tmp_path, {}, "jpg", tta=True, threshold=0.5)
+    for job in jobs:
+        before.write(job, grey, "", Segmentation(flat, flat))
+    kept = set(tmp_path.glob("*/b.*"))
+    assert len(kept) == 4
+    now = OutputFolder(tmp_path, {}, "png", tta=False, threshold=0.5)
+    if fails:
+        now.fail(jobs[0], "damaged")
+    else:
+        now.write(jobs[0], grey, "", Segmentation(flat, None))
+    found = {path.relative_to(tmp_path).as_posix() for path in tmp_path.glob("*/a.*")}
+    written = {"masks/a.png", "probabilities/a.png", "overlays/a.png"}
+    assert found == (set() if fails else written)
+    assert set(tmp_path.glob("*/b.*")) == kept
+
+
 def test_window_and_limit_reach_the_reading(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

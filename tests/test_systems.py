@@ -384,6 +384,20 @@ def test_a_baseline_from_the_package() -> None:
     assert system.eval()(image).shape == (2, 1, 64, 64)
 
 
+def test_a_baseline_that_needs_larger_images_is_refused() -> None:
+    pytest.importorskip("segmentation_models_pytorch")
+    settings: dict[str, Any] = {
+        "model": "smp/PAN?encoder=resnet18",
+        "vae_model": "litevae",
+        "guidance_method": None,
+        "vae_weights": "not/read",
+        "loss_weights": LossWeights(),
+    }
+    assert build_system(**settings, image_size=160).training
+    with pytest.raises(UserError, match=r"PAN.* cannot take images of 96 px .*raise image_size"):
+        build_system(**settings, image_size=96)
+
+
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
