@@ -15,6 +15,7 @@ import torch
 
 from engine.device import make_accelerator, out_of_memory_told, use_gpus
 from tests.run_on_disk import ROOT
+from utils.config import load_config
 from utils.errors import UserError
 
 PASSES_ON = pytest.mark.skipif(
@@ -78,6 +79,12 @@ print([batch.item() for shard in shards for batch in shard])
 def test_one_gpu_is_made_the_only_one(two_gpus: pytest.MonkeyPatch) -> None:
     use_gpus([1])
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "1"
+
+
+def test_an_empty_list_hides_all_gpus(two_gpus: pytest.MonkeyPatch) -> None:
+    config = load_config(ROOT / "configs" / "base.yaml", ["GPUs=[]", "pickle_file_path=x.json"])
+    use_gpus(config.GPUs)
+    assert torch.cuda.device_count() == 0
 
 
 def test_several_start_a_process_each(two_gpus: pytest.MonkeyPatch) -> None:
