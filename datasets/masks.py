@@ -7,7 +7,6 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from PIL import Image  # comes with torchvision
 
 from datasets.decoding import ImageError, decode, orientation, read_stored
 
@@ -64,6 +63,8 @@ def _draws_in_one_colour(content: bytes) -> bool:
     """Whether several entries of a PNG's palette are used in a picture that shows only one colour."""
     if not content.startswith(b"\x89PNG") or content[25] != 3:
         return False
+    from PIL import Image  # here, since predicting without PyTorch may lack it
+
     with Image.open(io.BytesIO(content), formats=["PNG"]) as picture:
         low, high = picture.getextrema()
     return low != high

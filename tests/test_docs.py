@@ -23,13 +23,24 @@ CODE = (
     "tests",
     "utils",
 )
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+CARDS = sorted((ROOT / "ckpt" / "provided_models").glob("*/README.md"))
+PAGES = [
+    ROOT / "README.md",
+    *sorted((ROOT / "docs").rglob("*.md")),
+    ROOT / "ckpt" / "tiny_vae" / "README.md",
+    *CARDS,
+]
+
+
+def name_of(page: Path) -> str:
+    return page.relative_to(ROOT).as_posix()
 
 
 def commands(page: Path) -> list[list[str]]:
     """Every `python ...` line of the page's blocks, as words."""
     fenced = re.findall(r"^```(\w*)\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)
-    blocks = [content for language, content in fenced if language != "python"]
+    spans = re.findall(r"`(python [^`\n]+)`", page.read_text()) if page in CARDS else []
+    blocks = spans + [content for language, content in fenced if language != "python"]
     lines = re.sub(r"\\\n\s*", " ", "\n".join(blocks)).splitlines()
     found = [line.removeprefix("$ ").strip() for line in lines]
     return [shlex.split(line, comments=True) for line in found if line.startswith("python ")]
@@ -49,14 +60,14 @@ def help_of(*command: str) -> str:
     return subprocess.run(run, cwd=ROOT, capture_output=True, text=True, check=True).stdout
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_links_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#\s]+)", page.read_text()):
         if not target.startswith(("http://", "https://", "mailto:")):
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_commands_exist(page: Path) -> None:
     for words in commands(page):
         file = source(words)
@@ -64,6 +75,8 @@ def test_commands_exist(page: Path) -> None:
             continue
         assert file.is_file(), f"{page.name}: {' '.join(words)}"
         command = words[1:3] if words[1] == "-m" else words[1:2]
+        if file.name == "predict.py":
+            assert "--out" in words, f"{page.name}: {' '.join(words)} does not say where to"
         for word in words[len(command) + 1 :]:
             flag = word.partition("=")[0]
             if flag.startswith("--"):
@@ -73,7 +86,7 @@ def test_commands_exist(page: Path) -> None:
                 assert (ROOT / word).is_file(), f"{page.name}: there is no {word}"
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_tests_and_files_that_are_named_exist(page: Path) -> None:
     text = page.read_text()
     for file, name in re.findall(r"(test_\w+\.py)(?:::(\w+))?", text):

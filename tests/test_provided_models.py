@@ -16,7 +16,7 @@ import export
 import train
 import valid
 from datasets.phantom import phantom_case
-from datasets.splits import read_split
+from datasets.splits import random_split, read_split
 from engine.backends import TorchBackend
 from engine.trained_run import find_run
 from engine.training_record import names_sha256
@@ -40,6 +40,15 @@ def test_a_folder_is_small_and_has_a_card(folder: Path) -> None:
     config = load_config(folder / "config.yaml")
     for path in (config.pickle_file_path, config.snapshot_path, Path(config.vae_weights)):
         assert not path.is_absolute(), path
+
+
+def test_the_weights_trained_on_phantoms_know_their_cases() -> None:
+    folder = ROOT / "ckpt" / "provided_models"
+    small = json.loads((folder / "phantom" / "environment.json").read_text())
+    large = read_metadata(folder / "phantom_large" / "best_model.safetensors")
+    for record, count in ((small, 5600), (large, 16000)):
+        names = [f"phantom_{index:04}" for index in range(count)]
+        assert record["training_cases"] == names_sha256(random_split(names, seed=7).train)
 
 
 @pytest.mark.parametrize("name", ["phantom", "phantom_large"])
