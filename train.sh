@@ -10,7 +10,7 @@ cd "$(dirname "$0")"
 
 refuse_options "$@"
 environment requirements.txt
-named=$(for argument; do case $argument in *=*) ;; *) echo "$argument" ;; esac; done)
+named=$(for argument; do case $argument in (*=*) ;; (*) echo "$argument" ;; esac; done)
 if [ -z "$named$(prepared)" ] || echo "$named" | grep -qx phantom; then
     run "$PYTHON" -m datasets.prepare phantom
 fi

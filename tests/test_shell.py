@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -152,3 +153,77 @@ def test_requirements_are_compared_with_what_is_installed(tmp_path: Path) -> Non
 
     assert check("more.txt")[0] == 0
     assert check("unmet.txt") == (1, ["numpy>=999", "no-such-package-here"])
+
+
+SYSTEM_PYTHON = """#!/bin/sh
+case "$*" in
+    *venv*) echo "$@" >> calls; rm -rf .venv; mkdir -p .venv/bin; cp bin/in_venv .venv/bin/python ;;
+esac
+"""
+PYTHON_IN_VENV = """#!/bin/sh
+case "$*" in
+    "-m pip --version") [ -e .venv/pip ] || exit 1 ;;
+    "-m ensurepip") echo "$@" >> calls; touch .venv/pip ;;
+    "-m pip install"*) echo pip install >> calls ;;
+    *valid.py*) echo valid.py >> calls ;;
+esac
+"""
+
+
+@pytest.fixture
+def without_environment(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A checkout on a machine with a Python, in no environment."""
+    for name, program in (("python3", SYSTEM_PYTHON), ("in_venv", PYTHON_IN_VENV)):
+        (checkout / "bin" / name).write_text(program)
+        (checkout / "bin" / name).chmod(0o755)
+    monkeypatch.setenv("VIRTUAL_ENV", "")
+    monkeypatch.setenv("CONDA_PREFIX", "")
+    return checkout
+
+
+def calls_anew(checkout: Path) -> list[str]:
+    (checkout / "calls").unlink(missing_ok=True)
+    environment = os.environ | {"PATH": f"{checkout / 'bin'}:{os.environ['PATH']}"}
+    done = subprocess.run(
+        ["sh", str(checkout / "valid.sh"), "busi"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return (checkout / "calls").read_text().splitlines()
+
+
+def test_an_environment_is_made_once_and_again_where_its_python_is_gone(
+    without_environment: Path,
+) -> None:
+    made = ["-m venv --clear .venv", "-m ensurepip", "pip install", "valid.py"]
+    assert calls_anew(without_environment) == made
+    assert calls_anew(without_environment) == ["valid.py"]
+    python = without_environment / ".venv" / "bin" / "python"
+    python.unlink()
+    python.symlink_to(without_environment / "python3.9_of_the_system")
+    (without_environment / ".venv" / "pip").unlink()
+    assert calls_anew(without_environment) == made
+
+
+def test_the_environment_of_the_user_is_not_erased_where_it_lacks_pip(
+    without_environment: Path,
+) -> None:
+    environment = without_environment / ".venv"
+    (environment / "bin").mkdir(parents=True)
+    shutil.copy(without_environment / "bin" / "in_venv", environment / "bin" / "python")
+    assert calls_anew(without_environment) == ["-m ensurepip", "pip install", "valid.py"]
+
+
+@pytest.mark.parametrize(
+    "script", [*ROOT.glob("*.sh"), ROOT / "utils" / "shell.sh"], ids=lambda path: path.name
+)
+def test_substitutions_hold_no_bare_pattern(script: Path) -> None:
+    """The shell of macOS, bash 3.2, ends `$(` at the `)` of a pattern that no `(` precedes."""
+    text = script.read_text()
+    substitutions = re.findall(r"\$\((.*\bcase\b.*)\)", text)
+    for patterns in (re.findall(r"(?:\bin|;;) (?!esac)(\S+)", each) for each in substitutions):
+        assert all(pattern.startswith("(") for pattern in patterns), patterns
+    assert script.name != "train.sh" or substitutions

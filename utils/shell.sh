@@ -2,7 +2,8 @@
 
 # environment FILE...: set PYTHON to an interpreter that satisfies these requirements files.
 # An active virtual or conda environment is used if it does; else .venv is made here. A stamp is
-# written after a complete installation only, so that an interrupted one is resumed.
+# written after a complete installation only, so that an interrupted one is resumed. What a user has
+# installed in .venv stays there.
 environment() {
     if [ -n "${VIRTUAL_ENV:-}${CONDA_PREFIX:-}" ] && python utils/requirements.py "$@" 2>/dev/null
     then
@@ -11,9 +12,10 @@ environment() {
     fi
     PYTHON=.venv/bin/python
     stamp=.venv/complete_$(cat "$@" | cksum | tr ' ' '_')
-    [ -f "$stamp" ] && return
+    # checked again, as an upgrade of the system may have taken its Python away
+    [ -f "$stamp" ] && "$PYTHON" utils/requirements.py "$@" 2>/dev/null && return
 
-    if ! "$PYTHON" -m pip --version >/dev/null 2>&1; then
+    if ! "$PYTHON" -c '' 2>/dev/null; then
         base=
         for candidate in python3 python3.13 python3.12 python3.11 python3.10 python; do
             if "$candidate" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 14))' 2>/dev/null
@@ -29,6 +31,11 @@ environment() {
             exit 2
         }
     fi
+    "$PYTHON" -m pip --version >/dev/null 2>&1 || "$PYTHON" -m ensurepip >/dev/null 2>&1 || {
+        echo "error: .venv has no pip, and none can be installed there (Debian, Ubuntu: apt install" \
+            "python3-venv); or move .venv away and start again" >&2
+        exit 2
+    }
     echo "installing $* into .venv (PyTorch is several GB; once only)"
     for file in "$@"; do
         "$PYTHON" -m pip install --disable-pip-version-check --progress-bar on --quiet -r "$file" || {
