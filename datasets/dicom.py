@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -29,8 +30,8 @@ def read_dicom(content: bytes, max_megapixels: float, window: Window = None) -> 
     """(H, W, 3) uint8 of the one frame.
 
     Grey values are rescaled, then windowed: by `window`, in rescaled units; else by the first window
-    or table in the file; else from the least value to the greatest, except that 8-bit values which
-    rescaling leaves unchanged are taken as they are. MONOCHROME1 is inverted. Colour (RGB, YBR,
+    or table in the file; else from the least value to the greatest without padding, except that 8-bit
+    values which rescaling leaves unchanged are taken as they are. MONOCHROME1 is inverted. Colour (RGB, YBR,
     palette) keeps its upper 8 bits. In enhanced objects, the functional groups are read too.
 
     Raises ImageError where pydicom or a decoder is not installed, where there are several frames, no
@@ -140,18 +141,31 @@ def _rescaled(stored: np.ndarray, data: Dataset) -> np.ndarray:
 
 def _windowed(stored: np.ndarray, data: Dataset, window: Window) -> np.ndarray:
     """(H, W) uint8, 0 at the low end of the window."""
-    values = _rescaled(stored, data)
+    values, padding = _rescaled(stored, data), _padding(stored, data)
     if window is not None:
-        return scale_to_8_bit(values.astype(np.float32), window)
+        return scale_to_8_bit(values.astype(np.float32), window, padding)
     for place in _places(data, "FrameVOILUTSequence"):
         if place.get("VOILUTSequence"):
             table = grey_table(place.VOILUTSequence[0], _is_little_endian(data))
+            if table.first >= 1 << 15 and values.min() < 0:  # read without its sign
+                table = replace(table, first=table.first - (1 << 16))
             return scale_to_8_bit(table(values).astype(np.float32), (0, 2**table.bits - 1))
         if _has(place, "WindowCenter", "WindowWidth"):
             return _apply_window(values.astype(np.float64), place)
     if stored.dtype == np.uint8 and data.BitsStored == 8 and np.array_equal(values, stored):
         return stored
-    return scale_to_8_bit(values.astype(np.float32), "auto")
+    return scale_to_8_bit(values.astype(np.float32), "auto", padding)
+
+
+def _padding(stored: np.ndarray, data: Dataset) -> np.ndarray | None:
+    """Where stored values only fill up the frame (PS3.3, C.7.5.1.1.2); None where the file names none."""
+    if not _has(data, "PixelPaddingValue"):
+        return None
+    names = ["PixelPaddingValue"]
+    names += ["PixelPaddingRangeLimit"] if _has(data, "PixelPaddingRangeLimit") else []
+    # some files write a value below 0 as one without a sign
+    ends = np.array([int(data[name].value) for name in names]).astype(stored.dtype)
+    return (stored >= ends.min()) & (stored <= ends.max())
 
 
 def _places(data: Dataset, macro: str) -> Iterator[Dataset]:

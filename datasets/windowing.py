@@ -40,9 +40,12 @@ def parse_window(text: str) -> Window:
     return low, high
 
 
-def scale_to_8_bit(pixels: np.ndarray, window: Window) -> np.ndarray:
+def scale_to_8_bit(
+    pixels: np.ndarray, window: Window, ignored: np.ndarray | None = None
+) -> np.ndarray:
     """Map `window` to 0..255 and clip; 8-bit pixels are returned as they are.
 
+    An image's own range leaves out its `ignored` pixels, bool of the same shape, unless these are all.
     Raises ImageError for other pixels without a window, and for values that are not finite.
     """
     if pixels.dtype == np.uint8:
@@ -54,6 +57,10 @@ def scale_to_8_bit(pixels: np.ndarray, window: Window) -> np.ndarray:
         )
     if not np.isfinite(pixels).all():
         raise ImageError("has pixels that are not a number")
-    low, high = (float(pixels.min()), float(pixels.max())) if isinstance(window, str) else window
+    if isinstance(window, str):
+        counted = pixels if ignored is None or ignored.all() else pixels[~ignored]
+        low, high = float(counted.min()), float(counted.max())
+    else:
+        low, high = window
     scaled = (pixels.astype(np.float32) - low) * (255 / (high - low)) if high > low else pixels * 0
     return np.clip(np.round(scaled), 0, 255).astype(np.uint8)

@@ -426,7 +426,10 @@ def dicom(
     data.PixelRepresentation = int(pixels.dtype.kind == "i")
     data.PixelData = pixels.tobytes()
     for key, value in elements.items():
-        setattr(data, key, value)
+        if isinstance(value, pydicom.DataElement):  # with a VR of its own
+            data.add(value)
+        else:
+            setattr(data, key, value)
     file = io.BytesIO()
     pydicom.dcmwrite(file, data, enforce_file_format=True)
     return file.getvalue()
@@ -465,6 +468,38 @@ RANGE = [0, 85, 170, 255]
 def test_dicom_grey_values(elements: dict[str, object], expected: list[int]) -> None:
     content = dicom(RAMP, **elements)  # type: ignore[arg-type]
     np.testing.assert_allclose(read_picture(content).pixels[0, :, 0], expected, atol=1)
+
+
+@pytest.mark.parametrize("window", [None, "auto"])
+@pytest.mark.parametrize(
+    "elements",
+    [
+        {"PixelPaddingValue": -2000},
+        {"PixelPaddingValue": 63536},  # the same without its sign, as some files have it
+        {"PixelPaddingValue": -2000, "PixelPaddingRangeLimit": -1900},
+        {"PixelPaddingValue": -1900, "PixelPaddingRangeLimit": -2000},
+    ],
+    ids=repr,
+)
+def test_padding_is_not_in_the_own_range_of_a_dicom_file(
+    elements: dict[str, int], window: str | None
+) -> None:
+    pydicom = pytest.importorskip("pydicom")
+    given: dict[str, Any] = dict(elements)
+    if given["PixelPaddingValue"] > 0:
+        given = {"PixelPaddingValue": pydicom.DataElement(0x00280120, "US", 63536)}
+    pixels = np.array([[-2000, 0, 100, 300]], np.int16)
+    content = dicom(pixels, RescaleSlope=2, RescaleIntercept=7, **given)
+    assert read_picture(content, window=window).pixels[0, :, 0].tolist() == [0, 0, 85, 255]
+    content = dicom(np.full_like(pixels, -2000), **given)
+    assert not read_picture(content, window=window).pixels.any()
+
+
+def test_a_dicom_table_that_begins_below_zero_may_have_lost_its_sign() -> None:
+    """In a file with implicit VR, whose pixels have no sign, nothing says that the descriptor has one."""
+    table = table_item(2048, 65536 - 1024, 8, [value >> 3 for value in range(2048)])
+    content = dicom(WIDE // 2, RescaleSlope=1, RescaleIntercept=-1024, VOILUTSequence=table)
+    assert read_picture(content).pixels[0, :, 0].tolist() == [0, 62, 125, 255]
 
 
 @pytest.mark.parametrize(("width", "function"), [(0, ""), (-100, ""), (0, "SIGMOID")])
