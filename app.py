@@ -65,6 +65,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     with tempfile.TemporaryDirectory(prefix="upload-") as uploads:
         os.environ["GRADIO_TEMP_DIR"] = uploads
         os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+        ask_directly(arguments.host)
         try:
             import gradio
         except ImportError as error:
@@ -93,6 +94,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         log.info("open %s in a browser; Ctrl-C stops it", address)
         wait_for_stop()
         page.close(verbose=False)
+
+
+def ask_directly(host: str) -> None:
+    """Let no proxy of the environment stand before this machine: Gradio asks its own page as it starts."""
+    for name in ("NO_PROXY", "no_proxy"):
+        known = os.environ.get(name, "").split(",")
+        os.environ[name] = ",".join([*filter(None, known), "localhost", "127.0.0.1", host])
 
 
 def wait_for_stop() -> None:

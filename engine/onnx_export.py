@@ -32,12 +32,15 @@ BATCH_SIZES = (1, 2, 5)
 
 def graph_metadata(config: Config, checkpoint: Path, system: SegmentationModel) -> dict[str, str]:
     """The metadata of the exported graph: how to use it, and what it was made of."""
+    size = f"{config.image_size} x {config.image_size}"
     frozen = {
         f"sha256 {name}": weights_sha256(part) for name, part in sorted(system.frozen().items())
     }
     return {
         "format": ONNX_FORMAT,
         "image_size": str(config.image_size),
+        "input": f"RGB in [0, 1], resized to {size}: by area where it shrinks, else bilinear",
+        "output": "probability of the foreground; a pixel is in the mask from `threshold` on",
         "threshold": str(config.threshold),
         "model": config.model,
         **(

@@ -124,12 +124,15 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
+    # as behind the proxy of a hospital, through which this machine cannot be reached
+    proxy = dict.fromkeys(("HTTP_PROXY", "http_proxy"), "http://127.0.0.1:9")
+    proxy |= dict.fromkeys(("NO_PROXY", "no_proxy"), "")
     log = temporary.parent / "app.log"
     with log.open("w") as output:
         process = subprocess.Popen(
             [sys.executable, "app.py", "--run", str(run), "--port", str(port), "--max-mb", "1"],
             cwd=ROOT,
-            env=os.environ | {"TMPDIR": str(temporary), "OMP_NUM_THREADS": "1"},
+            env=os.environ | proxy | {"TMPDIR": str(temporary), "OMP_NUM_THREADS": "1"},
             stdout=output,
             stderr=subprocess.STDOUT,
             text=True,

@@ -54,6 +54,7 @@ def test_the_file_says_what_it_is(model: Path, run: Path) -> None:
     assert (probability.name, probability.shape[1:]) == ("probability", [1, 32, 32])
     metadata = session.get_modelmeta().custom_metadata_map
     assert metadata["image_size"] == "32" and metadata["threshold"] == "0.45"
+    assert metadata["input"].startswith("RGB in [0, 1], resized to 32 x 32")
     assert metadata["sha256 checkpoint"] == sha256(run / "best_model.pth")
     assert len(metadata["sha256 Tiny-VAE decoder"]) == 64
     assert str(run) not in model.read_bytes().decode("latin-1")
