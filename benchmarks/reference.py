@@ -41,11 +41,7 @@ class Reference(Candidate):
         self.system, self.encoder, self.weights = system, system.encoder, LossWeights()
         self.vae = load_tiny_vae(vae).to(device)
         self.optimizer = torch.optim.AdamW(
-            [p for p in system.parameters() if p.requires_grad],
-            lr=2e-3,
-            weight_decay=0.01,
-            foreach=False,
-            fused=False,
+            [p for p in system.parameters() if p.requires_grad], lr=2e-3, weight_decay=0.01
         )
 
     def losses(self, image: Tensor, mask: Tensor, noise: Tensor) -> dict[str, Tensor]:
