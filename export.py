@@ -3,13 +3,14 @@
     python export.py --run ckpt/wave_gms_busi/epochs_1000
     python export.py --config configs/busi_valid.yaml --weights best_model.pth --out busi.onnx
     python export.py --run ckpt/wave_gms_busi/epochs_1000 --out ckpt/shared_model/best_model.safetensors
+    python export.py --run SEED_1 --ensemble SEED_2 SEED_3 --out ckpt/ensemble/best_model.safetensors
     python export.py --run SEED_1 --average SEED_2 SEED_3 --out ckpt/averaged/best_model.safetensors
 
 The input `image` is (B, 3, S, S) float32 RGB in [0, 1], the output `probability` (B, 1, S, S); any B,
 S as trained. The file is compared with PyTorch and kept only if they agree. `predict.py --onnx FILE`
 and `app.py --onnx FILE` run it without PyTorch. With a name in .safetensors, the trained weights are
-written in 16 bits and config.yaml beside them. `--average` names other runs, whose weights are averaged
-with those of the first. See docs/predict.md and docs/pretraining.md.
+written in 16 bits and config.yaml beside them. `--ensemble` and `--average` name other runs, of which the
+predictions, or the weights, are averaged with those of the first. See docs/predict.md and docs/pretraining.md.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import argparse
 import logging
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from utils.entry import check_values, described_parser, exit_from
 
@@ -36,13 +38,17 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         metavar="FILE",
         help="file to write, .onnx or .safetensors; default: model.onnx by the weights",
     )
-    add(
+    several = parser.add_mutually_exclusive_group().add_argument
+    runs: dict[str, Any] = {"type": Path, "nargs": "+", "default": [], "metavar": "DIR"}
+    several(
         "--average",
-        type=Path,
-        nargs="+",
-        default=[],
-        metavar="DIR",
+        **runs,
         help="folders of runs whose weights are averaged with it, for a .safetensors",
+    )
+    several(
+        "--ensemble",
+        **runs,
+        help="folders of runs whose predictions are averaged with its own, for a .safetensors",
     )
     add(
         "--tolerance",
@@ -72,12 +78,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError(f"--out {arguments.out} is the checkpoint itself: name another file")
     system = load_system(config, checkpoint)
     if arguments.out is not None and arguments.out.suffix == ".safetensors":
-        others = [find_run(folder, overrides=arguments.set) for folder in arguments.average]
-        write_weights(arguments.out, [(config, checkpoint), *others], system)
+        folders = arguments.average or arguments.ensemble
+        others = [find_run(folder, overrides=arguments.set) for folder in folders]
+        runs = [(config, checkpoint), *others]
+        write_weights(arguments.out, runs, system, ensemble=bool(arguments.ensemble))
         return
-    if arguments.average:
+    if arguments.average or arguments.ensemble:
         raise UserError(
-            "--average writes weights: name them by --out, ending in .safetensors. Their folder is one "
+            "--average and --ensemble write weights: name them by --out, ending in .safetensors. Their folder is one "
             "that --run takes, to write an ONNX file say"
         )
 

@@ -13,6 +13,7 @@ from engine.training_record import (
     AVERAGED_FROM,
     AVERAGED_RUNS,
     averaged_run_count,
+    ensemble_run_count,
     export_metadata,
     network_differences,
 )
@@ -87,8 +88,14 @@ def fingerprint(system: SegmentationModel) -> str:
 
 
 def check_common(first: tuple[Config, Path], other: tuple[Config, Path]) -> None:
-    """UserError if the runs differ in initial weights, network, split or how the checkpoint was chosen."""
+    """UserError if the runs differ in initial weights, network, split or how the checkpoint was chosen, or if
+    one is an ensemble.
+    """
     (config, checkpoint), (other_config, other_checkpoint) = first, other
+    if ensemble_run_count(checkpoint) > 1 or ensemble_run_count(other_checkpoint) > 1:
+        raise UserError(
+            f"{checkpoint} or {other_checkpoint} is an ensemble: name the runs that it was made of"
+        )
     ignored = {AVERAGED_RUNS: "", AVERAGED_FROM: ""}
     origins = [export_metadata(path) | ignored for path in (checkpoint, other_checkpoint)]
     differ = [
@@ -102,5 +109,5 @@ def check_common(first: tuple[Config, Path], other: tuple[Config, Path]) -> None
     ]
     if differ:
         raise UserError(
-            f"{other_checkpoint} cannot be averaged with the first run, which has another {', '.join(sorted(differ))}"
+            f"{other_checkpoint} does not go with the first run, which has another {', '.join(sorted(differ))}"
         )

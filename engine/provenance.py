@@ -9,6 +9,7 @@ from datasets.cases import DataSet
 from datasets.prepared import METADATA_GROUPS
 from engine.training_record import (
     averaged_run_count,
+    ensemble_run_count,
     network_differences,
     seen_test_cases,
     selection_of,
@@ -44,9 +45,13 @@ def provenance(
     """
     run = training_config(checkpoint)
     seen = seen_test_cases(checkpoint, data_set)
-    selection, runs = selection_of(checkpoint), averaged_run_count(checkpoint)
-    if runs > 1:
-        selection = f"mean of the weights of {runs} runs, each {selection}"
+    selection = selection_of(checkpoint)
+    for runs, of in (
+        (averaged_run_count(checkpoint), "weights"),
+        (ensemble_run_count(checkpoint), "probabilities"),
+    ):
+        if runs > 1:
+            selection = f"mean of the {of} of {runs} runs, each {selection}"
     is_wave_gms = config.model == "wave-gms"  # for others the keys on VAE and guidance mean nothing
     return {
         "selection": selection,

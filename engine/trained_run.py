@@ -162,15 +162,21 @@ def provided_for(config: Config) -> Path | None:
 
 
 def load_system(config: Config, checkpoint: Path) -> SegmentationModel:
-    """The trained system in eval mode; a warning where it was trained with another config.
+    """The trained system in eval mode, or an ensemble; a warning where it was trained with another config.
 
     UserError if the checkpoint is another architecture's.
     """
     from engine.build import system_from
-    from engine.training_record import network_differences, training_config
+    from engine.training_record import ensemble_run_count, network_differences, training_config
     from utils.checkpoints import load_weights
 
     system = system_from(config, pretrained=False)
+    if (runs := ensemble_run_count(checkpoint)) > 1:
+        from engine.ensemble import Ensemble
+
+        system = Ensemble(
+            [system, *(system_from(config, pretrained=False) for _ in range(runs - 1))]
+        )
     load_weights(checkpoint, system)
     others = network_differences(config, training_config(checkpoint))
     if others:

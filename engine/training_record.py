@@ -40,6 +40,7 @@ DATA_SET, TRAINING_CASES = "data_set", "training_cases"
 SELECTION = "selection"
 _TEST_SPLIT = "the TEST split"
 AVERAGED_RUNS, AVERAGED_FROM = "averaged_runs", "averaged_from"
+ENSEMBLE_RUNS = "ensemble_runs"
 """With those above, keys of the metadata of weights that are passed on, see `export_metadata`."""
 
 
@@ -142,12 +143,12 @@ def export_metadata(checkpoint: Path) -> dict[str, str]:
     """Metadata to store with exported weights.
 
     How the checkpoint was chosen, its data set, a SHA-256 of the names of its training cases, and the number of
-    runs if it is a mean. Copied from a `.safetensors` that has it, otherwise derived from the config beside
+    runs if it is a mean or an ensemble. Copied from a `.safetensors` that has it, otherwise derived from the config beside
     the checkpoint, as far as that is there.
     """
     said = read_metadata(checkpoint)
     if checkpoint.suffix == ".safetensors":
-        keys = (DATA_SET, TRAINING_CASES, AVERAGED_RUNS, AVERAGED_FROM)
+        keys = (DATA_SET, TRAINING_CASES, AVERAGED_RUNS, AVERAGED_FROM, ENSEMBLE_RUNS)
         kept = {key: said[key] for key in keys if key in said}
         return {SELECTION: selection_of(checkpoint)} | kept
     origin = {SELECTION: selection_of(checkpoint)}
@@ -278,5 +279,14 @@ def _names_data_set(name: str, data_set: DataSet) -> bool:
 
 def averaged_run_count(checkpoint: Path) -> int:
     """Of how many runs the weights are the mean; 1 for those of a run."""
-    number = read_metadata(checkpoint).get(AVERAGED_RUNS, "1")
+    return _run_count(checkpoint, AVERAGED_RUNS)
+
+
+def ensemble_run_count(checkpoint: Path) -> int:
+    """Of how many runs the file holds the weights, whose predictions are averaged; 1 for those of a run."""
+    return _run_count(checkpoint, ENSEMBLE_RUNS)
+
+
+def _run_count(checkpoint: Path, key: str) -> int:
+    number = read_metadata(checkpoint).get(key, "1")
     return int(number) if number.isdecimal() else 1

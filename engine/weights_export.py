@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engine.averaging import load_average
+from engine.ensemble import gather_ensemble
 from engine.training_record import AVERAGED_RUNS, export_metadata, training_config
 from utils.checkpoints import save_weights
 from utils.config import Config, dump_config, load_config
@@ -22,9 +23,9 @@ log = logging.getLogger("wavegms")
 
 
 def write_weights(
-    path: Path, runs: Sequence[tuple[Config, Path]], system: SegmentationModel
+    path: Path, runs: Sequence[tuple[Config, Path]], system: SegmentationModel, ensemble: bool
 ) -> None:
-    """Write the weights (16 bits) and their config.yaml; those of several runs are averaged.
+    """Write the weights (16 bits) and their config.yaml; several runs become an `ensemble` or are averaged.
 
     The config is the one that the first run was trained with, without `model_weight`; where none lies
     beside its checkpoint, the one in `runs`. The file's metadata say how the checkpoint was chosen and
@@ -39,9 +40,13 @@ def write_weights(
             f"{beside} is the config of another run, and would be replaced: write the weights into "
             "another folder"
         )
-    origin = export_metadata(checkpoint)
-    if len(runs) > 1:
+    origin, what = export_metadata(checkpoint), ""
+    if len(runs) > 1 and ensemble:
+        system, members = gather_ensemble(runs)
+        origin, what = origin | members, f"ensemble of {len(runs)} runs, "
+    elif len(runs) > 1:
         origin |= load_average(system, runs)
+        what = f"mean of {origin[AVERAGED_RUNS]} runs, "
     with writing_file(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         save_weights(path, system, half=True, metadata=origin)
@@ -49,7 +54,7 @@ def write_weights(
     log.info(
         "%s: %s%.1f MB, 16 bits, with its config.yaml",
         path,
-        f"mean of {origin[AVERAGED_RUNS]} runs, " if AVERAGED_RUNS in origin else "",
+        what,
         path.stat().st_size / 1e6,
     )
 
