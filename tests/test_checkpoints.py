@@ -123,7 +123,9 @@ def test_weights_of_another_width_are_told_in_short(build: Build, tmp_path: Path
 
 def test_a_missing_part_is_named(build: Build, tmp_path: Path) -> None:
     save_weights(tmp_path / "tiny.pth", build("tiny_vae"))
-    with pytest.raises(UserError, match="part 'vae_model' is missing"):
+    with pytest.raises(
+        UserError, match=r"part 'vae_model' is missing.*of GMS\? Then set vae_model=sd_vae"
+    ):
         load_weights(tmp_path / "tiny.pth", build())
 
 

@@ -13,7 +13,7 @@ SHIPPED = sorted((ROOT / "configs").glob("*.yaml"))
 # the key names of the published GMS and Wave-GMS files, with values as they have them
 PUBLISHED = """\
 phase: {phase}
-guidance_method:
+guidance_method: False
 vae_model: litevae
 pickle_file_path: ./Dataset/busi/busi_train_test_names.pkl
 snapshot_path: ./ckpt/busi
@@ -57,7 +57,7 @@ def test_shipped_config_is_valid(path: Path) -> None:
         assert config.phase != "train"
 
 
-@pytest.mark.parametrize("phase", ["train", "test"])
+@pytest.mark.parametrize("phase", ["train", "valid", "test"])
 def test_published_file_is_accepted_unchanged(tmp_path: Path, phase: str) -> None:
     text = PUBLISHED.format(phase=phase, weight="./ckpt/busi/best_model.pth")
     config = load_config(write(tmp_path / "busi.yaml", text))
@@ -66,6 +66,52 @@ def test_published_file_is_accepted_unchanged(tmp_path: Path, phase: str) -> Non
     assert config.lr == 2e-3
     assert config.guidance_method is None
     assert config.GPUs == (0,)
+
+
+def test_an_older_published_file_is_accepted(tmp_path: Path) -> None:
+    text = PUBLISHED.format(phase="train", weight="").replace("litevae", "litevae-s")
+    older = load_config(write(tmp_path / "older.yaml", text + "tiny_mode: 'tiny'\n"))
+    assert older == load_config(write(tmp_path / "a.yaml", text.replace("litevae-s", "litevae")))
+    with pytest.raises(UserError, match="tiny_mode"):
+        load_config(write(tmp_path / "other.yaml", text + "tiny_mode: sd\n"))
+
+
+def test_a_file_of_gms_names_no_network(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    others = ("guidance_method", "vae_model", "w_kl", "align_loss")
+    lines = PUBLISHED.format(phase="train", weight="").splitlines()
+    text = "\n".join(line for line in lines if not line.startswith(others))
+    path = write(tmp_path / "gms.yaml", text)
+    assert load_config(path).vae_model == "litevae"
+    assert "names no network" in caplog.text and "vae_model=sd_vae" in caplog.text
+    caplog.clear()
+    assert load_config(path, ["vae_model=sd_vae"]).vae_model == "sd_vae"
+    for shipped in SHIPPED:
+        load_config(shipped, ["pickle_file_path=x_train_test_names.json"])
+    assert not caplog.text
+
+
+RECIPE = {
+    "image_size": 224,
+    "batch_size": 12,
+    "lr": 2e-3,
+    "weight_decay": 0.01,
+    "warmup_epochs": 5,
+    "seed": 2333,
+    "w_rec": 1,
+    "w_dice": 1,
+    "align_loss": 1,
+    "threshold": 0.5,
+    "select_on": "val",
+    "vae_model": "litevae",
+    "vae_weights": "madebyollin/taesd",
+}
+
+
+@pytest.mark.parametrize("name", ["bus", "busi", "glas", "ham10000", "kvasir-instrument", "own"])
+def test_the_configs_of_the_data_sets_hold_the_published_recipe(name: str) -> None:
+    config = load_config(ROOT / "configs" / f"{name}_train.yaml").model_dump()
+    assert {key: config[key] for key in RECIPE} == RECIPE
+    assert config["epochs"] == (300 if name == "ham10000" else 1000)
 
 
 def test_inherits_and_overrides(tmp_path: Path) -> None:

@@ -62,6 +62,19 @@ def collect(workers: int, cache: int = 1 << 20, start: int = 0, *, split: Path) 
     return batches
 
 
+@pytest.mark.parametrize("probability", [0.0, 0.5, 1.0])
+def test_noise_is_drawn_for_each_sample(tmp_path: Path, probability: float) -> None:
+    cases = open_data_set(write_data_set(tmp_path, train=20)).train
+    dataset = SegmentationDataset(cases, 8, noise_shape=(4, 1, 1), noise_probability=probability)
+    sampler, noise = EpochSampler(len(dataset), 0), []
+    for epoch in range(15):
+        sampler.start_at(epoch, 0)
+        noise += [sample["noise"] for sample in make_loader(dataset, 1, sampler=sampler)]
+    drawn = torch.stack([each for each in noise if each.any()]) if probability else torch.zeros(0)
+    assert len(drawn) / 300 == pytest.approx(probability, abs=0.1)
+    assert not probability or drawn.std().item() == pytest.approx(1, abs=0.15)
+
+
 def same(a: list[dict], b: list[dict]) -> bool:
     return len(a) == len(b) and all(
         torch.equal(x[key], y[key]) for x, y in zip(a, b, strict=True) for key in x
@@ -182,6 +195,7 @@ def test_augmentation_draws_what_was_published() -> None:
     transform = training_augmentation()
     orientations: Counter[tuple[int, bool]] = Counter()
     hues, lights, angles, scales, shifts = [], [], [], [], []
+    between = 0.0
     for seed in range(count):
         torch.manual_seed(seed)
         image, moved = transform(tv_tensors.Image(plain), tv_tensors.Mask(grid))
@@ -189,6 +203,7 @@ def test_augmentation_draws_what_was_published() -> None:
         if not torch.allclose(colour, plain[:, 32, 32] / 255):
             hues.append(rgb_to_hsv(*colour.tolist())[0] - 1 / 4)
             lights.append(colour.max().item() / (150 / 255))
+            between = max(between, (255 * colour - (255 * colour).round()).abs().max().item())
         middle = moved[:, centre, centre]
         down = (middle[:, -1] - middle[:, 0]).mean(-1) / 15
         right = (middle[:, :, -1] - middle[:, :, 0]).mean(-1) / 15
@@ -206,6 +221,7 @@ def test_augmentation_draws_what_was_published() -> None:
         expected = count / (12 if quarters % 2 else 6)
         assert orientations[quarters, mirrored] == pytest.approx(expected, abs=3.5 * expected**0.5)
     assert len(hues) / count == pytest.approx(0.2, abs=0.08)
+    assert between > 0.4, "colours are changed as numbers from 0 to 1, not as one of 256"
     assert len(angles) / count == pytest.approx(0.4, abs=0.1)
     ranges = ((hues, -0.1, 0.1), (lights, 0.9, 1.1), (angles, -20, 20), (scales, 0.9, 1.1))
     for values, low, high in ranges:

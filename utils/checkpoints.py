@@ -101,9 +101,11 @@ def load_weights(path: Path, system: SegmentationModel, key: str = "model_weight
         )
     ]
     if problems:
+        gms = ", of GMS? Then set vae_model=sd_vae and vae_weights"
         raise UserError(
             f"{path} does not fit this model: {'; '.join(problems)}. Check vae_model, "
             "guidance_method, ch and ch_mult against the run that wrote it"
+            + (gms if set(found) == {"model"} and "vae_model" in parts else "")
         )
     with torch.no_grad():
         for name, part in parts.items():

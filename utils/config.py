@@ -7,6 +7,7 @@ Wave-GMS file runs unchanged. `utils.yaml_files` reads them.
 from __future__ import annotations
 
 import json
+import logging
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,6 +29,8 @@ from pydantic_core import PydanticCustomError
 from datasets.catalogue import data_set_name
 from utils.errors import UserError
 from utils.yaml_files import parse_overrides, read_mapping, shown, unknown_key
+
+log = logging.getLogger("wavegms")
 
 MODEL_FORM = re.compile(r"wave-gms|smp/.*|[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
 
@@ -262,6 +265,17 @@ class Config(BaseModel):
     num_res_blocks: PositiveInt = Field(2, description="Ignored, as in the published code")
     w_kl: Weight = Field(0.0, description="Ignored")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _from_older_files(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """Older Wave-GMS files call the encoder by its size, S, and name a Tiny-VAE that is always taken."""
+        kept = {
+            key: value for key, value in values.items() if (key, value) != ("tiny_mode", "tiny")
+        }
+        if kept.get("vae_model") == "litevae-s":
+            kept["vae_model"] = "litevae"
+        return kept
+
     @field_validator("model")
     @classmethod
     def _model_form(cls, value: str) -> str:
@@ -394,7 +408,14 @@ def load_config(path: Path | str, overrides: Sequence[str] = ()) -> Config:
     out of range and settings that contradict each other.
     """
     path = Path(path)
-    return make_config(read_mapping(path) | parse_overrides(overrides), str(path))
+    values = read_mapping(path) | parse_overrides(overrides)
+    if "num_res_blocks" in values and not {"model", "vae_model"} & values.keys():
+        log.warning(
+            "%s names no network, as the files of GMS do, and is taken for one of Wave-GMS; for GMS set "
+            "vae_model=sd_vae and, as vae_weights, the VAE of Stable Diffusion",
+            path,
+        )
+    return make_config(values, str(path))
 
 
 def dump_config(config: Config) -> str:
@@ -413,8 +434,9 @@ def describe_fields() -> str:
         "saved with the run.",
         "",
         "The keys of the published GMS and Wave-GMS files are accepted, and a published Wave-GMS file runs",
-        "as it is. GMS files do not name a network: unless you add `vae_model: sd_vae` and the `vae_weights`",
-        "of a Stable Diffusion VAE, they mean Wave-GMS here.",
+        "as it is, an older one with `vae_model: litevae-s` too. GMS files do not name a network: unless you add",
+        "`vae_model: sd_vae` and the `vae_weights` of a Stable Diffusion VAE, they mean Wave-GMS here, with a",
+        "warning.",
         "",
         "```yaml",
         "base: base.yaml                 # all other keys come from there",
