@@ -6,11 +6,12 @@
     python export.py --run SEED_1 --ensemble SEED_2 SEED_3 --out ckpt/ensemble/best_model.safetensors
     python export.py --run SEED_1 --average SEED_2 SEED_3 --out ckpt/averaged/best_model.safetensors
 
-The input `image` is (B, 3, S, S) float32 RGB in [0, 1], the output `probability` (B, 1, S, S); any B,
-S as trained. The file is compared with PyTorch and kept only if they agree. `predict.py --onnx FILE`
-and `app.py --onnx FILE` run it without PyTorch. With a name in .safetensors, the trained weights are
-written in 16 bits and config.yaml beside them. `--ensemble` and `--average` name other runs, of which the
-predictions, or the weights, are averaged with those of the first. See docs/predict.md and docs/pretraining.md.
+The input `image` is (B, 3, S, S) float32 RGB in [0, 1], the output `probability` (B, 1, S, S); any
+B, S as trained. The file is compared with PyTorch and kept only if they agree. `predict.py --onnx
+FILE` and `app.py --onnx FILE` run it without PyTorch. With a name in .safetensors, the trained
+weights are written in 16 bits and config.yaml beside them. `--ensemble` and `--average` name other
+runs, of which the predictions, or the weights, are averaged with those of the first. See
+docs/predict.md and docs/pretraining.md.
 """
 
 from __future__ import annotations

@@ -156,7 +156,9 @@ class Ours(Candidate):
         return self.predict(torch.from_numpy(images).to(self.device))[:, 0].numpy()
 
     def convolution_peak(self) -> float:
-        """Multiply-adds per second of the best convolution, at the precision and in the layouts of the step."""
+        """Multiply-adds per second of the best convolution, at the precision and in the layouts of
+        the step.
+        """
         dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(
             self.accelerator.mixed_precision, torch.float32
         )

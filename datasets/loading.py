@@ -195,7 +195,9 @@ def batches_of(loader: Iterable[Sample]) -> Iterator[Sample]:
 
 
 def _end_when_told(main: int) -> None:
-    """Exit on a signal of the process `main`; one that batch systems send to all processes is for it alone."""
+    """Exit on a signal of the process `main`; one that batch systems send to all processes is for
+    it alone.
+    """
     while signal.sigwaitinfo(STOP_SIGNALS).si_pid != main:
         pass
     os._exit(0)

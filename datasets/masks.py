@@ -119,7 +119,8 @@ AS_STORED_HINT = (
 def may_fit_as_stored(
     image_tag: int, image: tuple[int, int], mask_tag: int, mask: tuple[int, int]
 ) -> bool:
-    """Whether a mask may have been drawn on its image as stored, before the tag of the image turns it upright.
+    """Whether a mask may have been drawn on its image as stored, before the tag of the image turns
+    it upright.
 
     Tags are those of `datasets.decoding.orientation`, sizes (H, W) as decoded.
     """

@@ -1,8 +1,9 @@
 """Which cases are for training and which for testing: split files, and drawing a split.
 
 A split file holds `{"train": {"name_list": [...]}, "test": {"name_list": [...]}}`, as a pickle (the
-form of the published splits) or as JSON; beside them may stand `"val": {"name_list": [...]}`. What is drawn here, a split or cases to hold out of train,
-depends only on the set of names, their groups and a seed.
+form of the published splits) or as JSON; beside them may stand `"val": {"name_list": [...]}`. What
+is drawn here, a split or cases to hold out of train, depends only on the set of names, their groups
+and a seed.
 """
 
 from __future__ import annotations

@@ -55,10 +55,10 @@ def write_cases(
 def write_case(spec: DatasetSpec, case: SourceCase, staging: Staging, limits: Limits) -> list[str]:
     """Copy the image as it is and write the union of the masks as PNG of 0 and 255.
 
-    Returns notes on a 16-bit image that is nearly black, on one that a tag turns upright, perhaps without
-    its mask, and on masks with odd values (see `binary_mask`), the same ones where an earlier run has written the case. Raises UserError where a
-    file cannot be decoded, the aspect ratios of image and mask differ by over 1 %, or the masks
-    differ in size.
+    Returns notes on a 16-bit image that is nearly black, on one that a tag turns upright, perhaps
+    without its mask, and on masks with odd values (see `binary_mask`), the same ones where an
+    earlier run has written the case. Raises UserError where a file cannot be decoded, the aspect
+    ratios of image and mask differ by over 1 %, or the masks differ in size.
     """
     image = case.image.read()
     image_name = case.name + case.image.suffix

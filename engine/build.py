@@ -57,9 +57,10 @@ def system_from(config: Config, pretrained: bool = True) -> SegmentationModel:
 def training_cases(config: Config, data_set: DataSet) -> tuple[list[Case], list[Case]]:
     """Cases to train on, and cases that choose the checkpoint.
 
-    The latter are those that the split names. Where it names none, they are a part of train, fixed by name and
-    seed: `val_fraction` of it, or one of `folds`; cases of one group that the data set was prepared
-    with stay together. With `select_on: test` they are the test split. UserError where there is no case to train on or to choose by.
+    The latter are those that the split names. Where it names none, they are a part of train, fixed
+    by name and seed: `val_fraction` of it, or one of `folds`; cases of one group that the data set
+    was prepared with stay together. With `select_on: test` they are the test split. UserError where
+    there is no case to train on or to choose by.
     """
     if not data_set.train:
         raise UserError(

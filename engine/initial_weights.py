@@ -77,7 +77,9 @@ def _fitted_cases(checkpoint: Path, run: Config, data_set: DataSet) -> set[str]:
 
 
 def held_out_note(config: Config, data_set: DataSet) -> list[str]:
-    """A line of the plan where the initial weights were trained on cases that are held out; none otherwise."""
+    """A line of the plan where the initial weights were trained on cases that are held out; none
+    otherwise.
+    """
     known = known_held_out_cases(config, data_set)
     if not known:
         return []

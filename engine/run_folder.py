@@ -51,9 +51,10 @@ class RunFolder:
     def begin(self) -> None:
         """Write config.yaml and environment.json; call it once the run can start.
 
-        With `resume: never` the weights and results of the run that is there are deleted first, though not its
-        log; the config that is written says `auto`, so that it cannot delete this run. environment.json keeps
-        what the run was started with, and lists below `resumed` what it went on with where that differs.
+        With `resume: never` the weights and results of the run that is there are deleted first,
+        though not its log; the config that is written says `auto`, so that it cannot delete this
+        run. environment.json keeps what the run was started with, and lists below `resumed` what it
+        went on with where that differs.
         """
         if self._inputs is None:
             return

@@ -142,9 +142,9 @@ def seen_test_cases(checkpoint: Path, data_set: DataSet) -> list[str] | None:
 def export_metadata(checkpoint: Path) -> dict[str, str]:
     """Metadata to store with exported weights.
 
-    How the checkpoint was chosen, its data set, a SHA-256 of the names of its training cases, and the number of
-    runs if it is a mean or an ensemble. Copied from a `.safetensors` that has it, otherwise derived from the config beside
-    the checkpoint, as far as that is there.
+    How the checkpoint was chosen, its data set, a SHA-256 of the names of its training cases, and
+    the number of runs if it is a mean or an ensemble. Copied from a `.safetensors` that has it,
+    otherwise derived from the config beside the checkpoint, as far as that is there.
     """
     said = read_metadata(checkpoint)
     if checkpoint.suffix == ".safetensors":
@@ -228,7 +228,8 @@ def trained_on_another_split(checkpoint: Path, data_set: DataSet) -> bool:
 
 
 def split_has_changed(checkpoint: Path, run: Config) -> bool:
-    """Whether the run's split file has other training cases than when the run was started, as far as that is known.
+    """Whether the run's split file has other training cases than when the run was started, as far
+    as that is known.
 
     Runs of earlier versions have recorded the hash of the file only.
     """

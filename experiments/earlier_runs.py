@@ -17,15 +17,16 @@ from utils.files import sha256
 from utils.results import Results, read_results
 
 CHANGED_IN_VAIN = ("validate_every", "save_freq")
-"""Keys that train.py accepts for a finished run, which it leaves as it is: they would then be recorded of a run
-that was made with other values."""
+"""Keys that train.py accepts for a finished run, which it leaves as it is: they would then be
+recorded of a run that was made with other values.
+"""
 
 NAMED = 5  # problems in the message
 
 
 def check_earlier_runs(trials: Iterable[Trial]) -> None:
-    """UserError where runs in the trials' folders were trained on another split file than there is now, or have
-    finished with other values of CHANGED_IN_VAIN.
+    """UserError where runs in the trials' folders were trained on another split file than there is
+    now, or have finished with other values of CHANGED_IN_VAIN.
     """
     problems = []
     for trial in trials:
@@ -49,7 +50,9 @@ def check_earlier_runs(trials: Iterable[Trial]) -> None:
 
 
 def own_record(trial: Trial) -> Record | None:
-    """The trial's record; None where there is none, or one of a run with other settings or on another split."""
+    """The trial's record; None where there is none, or one of a run with other settings or on
+    another split.
+    """
     record = read_record(trial.folder)
     if record is None or not is_record_of(record, trial.config) or trained_on_old_split(trial):
         return None
@@ -63,7 +66,8 @@ def trained_on_old_split(trial: Trial) -> bool:
 
 
 def fitting_results(folder: Path, config: Config, checkpoint: Path) -> Results | None:
-    """The scores in `folder`, if they are those of this checkpoint, scored as `config` says on its test split.
+    """The scores in `folder`, if they are those of this checkpoint, scored as `config` says on its
+    test split.
 
     Otherwise None: nothing readable is there, or a user has scored the run in another way since. What the
     summary does not record, and files that are not here, are taken to fit.

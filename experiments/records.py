@@ -20,9 +20,10 @@ Status = Literal["finished", "running", "interrupted", "failed", "pruned", "wait
 class Record:
     """How far a trial has come and what it has cost.
 
-    `wall_seconds` and `cpu_seconds` (user and system, with child processes) are sums over all attempts, by
-    step: {"train": 812.4, "valid": 9.1}. A training that found the run complete adds nothing. An attempt whose
-    runner was killed leaves no times; it is counted in `untimed_attempts`, and the sums are then too low.
+    `wall_seconds` and `cpu_seconds` (user and system, with child processes) are sums over all
+    attempts, by step: {"train": 812.4, "valid": 9.1}. A training that found the run complete adds
+    nothing. An attempt whose runner was killed leaves no times; it is counted in
+    `untimed_attempts`, and the sums are then too low.
     """
 
     name: str

@@ -43,7 +43,9 @@ STOPPED_CODES = {code for number in STOP_SIGNALS for code in (-number, 128 + num
 Steps = Mapping[str, Sequence[str]]  # name of a step -> its command
 
 NOT_INHERITED = {"model_weight": None, "save_seg_img_path": None}
-"""Keys of the shared config that no trial gets: it scores its own weights, and its masks go into its folder."""
+"""Keys of the shared config that no trial gets: it scores its own weights, and its masks go into
+its folder.
+"""
 
 
 @dataclass(frozen=True)
@@ -292,7 +294,9 @@ class _Job:
         return True
 
     def _take_lock(self) -> bool:
-        """Take the trial's lock; False while another process runs it, such as the command of a killed runner."""
+        """Take the trial's lock; False while another process runs it, such as the command of a
+        killed runner.
+        """
         create_run_folder(self.trial.folder)
         file = (self.trial.folder / "trial.lock").open("a")
         try:

@@ -120,7 +120,9 @@ def results_of(trial: Trial, way: str) -> Results | None:
 
 
 def outdated_steps(trial: Trial) -> set[str]:
-    """The steps of scoring that are done, but whose results are missing or no longer what the trial asks for."""
+    """The steps of scoring that are done, but whose results are missing or no longer what the trial
+    asks for.
+    """
     record = own_record(trial)
     if record is None:
         return set()
@@ -251,7 +253,8 @@ def _processes(folder: Path) -> int:
 
 
 def _mean_dice_without_leaked(trial: Trial, results: Results) -> float | None:
-    """Mean Dice of the cases that did not leak into training; None where none leaked or where it is not known.
+    """Mean Dice of the cases that did not leak into training; None where none leaked or where it is
+    not known.
 
     By the last check of the data set, which may have come after the scoring; where the checked data is not
     here, as the summary says.

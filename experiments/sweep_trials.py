@@ -90,8 +90,8 @@ def best_config(sweep: Sweep, setting: Setting) -> Config:
 
 
 def check_inputs(sweep: Sweep, config: Config) -> None:
-    """UserError where the folder of the VAE's weights or the file of initial weights is missing, or where folds
-    would cut a split that names its own cases to choose by.
+    """UserError where the folder of the VAE's weights or the file of initial weights is missing, or
+    where folds would cut a split that names its own cases to choose by.
 
     What may be an id on the Hugging Face hub (`owner/name`) is left to the trials, unless `owner` is a
     folder of the repository, such as ckpt.

@@ -162,7 +162,7 @@ def test_a_report_of_nothing_is_refused(tmp_path):
         write_report(path, [], scores={}, summary=summary, title="")
 
 
-# ---- in the browser
+# in the browser
 
 
 @pytest.fixture(scope="module")

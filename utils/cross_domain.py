@@ -1,6 +1,6 @@
 """How models trained on one data set perform on others: a matrix of models by test sets.
 
-    python -m utils.cross_domain ckpt/wave_gms_bus/epochs_1000 ckpt/wave_gms_busi/epochs_1000 --out ckpt/cross_domain
+    python -m utils.cross_domain ckpt/bus/epochs_1000 ckpt/busi/epochs_1000 --out ckpt/cross_domain
 
 collects every valid_results_<dataset> of the run folders. A model goes by its train set, and by its run
 as well where several were trained on one set. Written: cross_domain_<metric>.csv, the means with one row
