@@ -19,7 +19,8 @@ from datasets.catalogue import (
     names_of,
     spec_for,
 )
-from datasets.decoding import ImageError, read_pixels
+from datasets.decoding import read_pixels
+from datasets.image_headers import ImageError
 from datasets.masks import (
     AS_STORED_HINT,
     aspect_ratio_differs,

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from datasets.decoding import ImageError, check_megapixels, jpeg_family_size
+from datasets.decoding import check_megapixels
 from datasets.dicom_tables import grey_table, look_up_palette
+from datasets.image_headers import ImageError, jpeg_family_size
 from datasets.windowing import Window, scale_to_8_bit
 
 if TYPE_CHECKING:

@@ -29,7 +29,8 @@ from datasets.cases import own_split_file
 from datasets.catalogue import DatasetSpec, data_set_name, find_case, spec_for
 from datasets.check_report import CheckReport, Counts, DuplicateCounts, Leaks, Masks, Sizes, Spread
 from datasets.contact_sheets import contact_sheet, near_duplicate_sheet, write_sheet
-from datasets.decoding import AS_STORED, ImageError, read_pixels
+from datasets.decoding import AS_STORED, read_pixels
+from datasets.image_headers import ImageError
 from datasets.leaks import SameSourceGroups, grouped_with_train, same_source_file
 from datasets.masks import aspect_ratio_differs, files_may_fit_as_stored, read_binary_mask
 from datasets.near_duplicates import (

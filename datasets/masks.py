@@ -8,7 +8,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from datasets.decoding import ImageError, decode, orientation, read_stored
+from datasets.decoding import decode, read_stored
+from datasets.image_headers import ImageError, is_jpeg, orientation
 
 MAX_ASPECT_DIFFERENCE = 0.01
 
@@ -72,7 +73,7 @@ def _draws_in_one_colour(content: bytes) -> bool:
 
 def _alpha(content: bytes, max_megapixels: float) -> np.ndarray | None:
     """The alpha channel (H, W) of a file that `decode` reads, None where it has none."""
-    if content.startswith(b"\xff\xd8"):
+    if is_jpeg(content):
         return None
     # the masks that preparation writes, PNG without transparency, are decoded once only
     if content.startswith(b"\x89PNG"):

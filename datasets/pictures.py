@@ -17,14 +17,12 @@ from datasets.catalogue import IMAGE_EXTENSIONS
 from datasets.decoding import (
     AS_STORED,
     MAX_MEGAPIXELS,
-    ImageError,
-    UnknownFormatError,
     check_declared_size,
     check_megapixels,
     decode,
-    zero_is_white,
 )
 from datasets.dicom import read_dicom
+from datasets.image_headers import ImageError, UnknownFormatError, zero_is_white
 from datasets.windowing import Window, dark_note, may_be_dark, scale_to_8_bit
 
 DICOM_SUFFIXES = (".dcm", ".dicom")

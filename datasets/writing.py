@@ -12,7 +12,8 @@ from tqdm import tqdm
 from datasets.archives import Limits, Member
 from datasets.cases import MAX_LISTED_PROBLEMS
 from datasets.catalogue import DatasetSpec
-from datasets.decoding import AS_STORED, decode, orientation
+from datasets.decoding import AS_STORED, decode
+from datasets.image_headers import orientation
 from datasets.layouts import SourceCase
 from datasets.masks import AS_STORED_HINT, aspect_ratio_differs, decode_mask, may_fit_as_stored
 from datasets.staging import Staging

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from datasets.decoding import ImageError
+from datasets.image_headers import ImageError
 from datasets.pictures import Picture, read_content, read_picture
 from datasets.windowing import Window
 from engine.backends import Backend

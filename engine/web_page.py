@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 
 from datasets.cases import resize_image
-from datasets.decoding import ImageError
+from datasets.image_headers import ImageError
 from datasets.pictures import SUFFIXES, Picture, read_picture
 from datasets.windowing import Window
 from engine.backends import Backend

@@ -21,7 +21,7 @@ import pytest
 
 import app
 import predict
-from datasets.decoding import ImageError
+from datasets.image_headers import ImageError
 from engine import web_page
 from engine.backends import TorchBackend
 from engine.prediction import Segmentation

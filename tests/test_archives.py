@@ -19,7 +19,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from datasets.archives import DEFAULT_LIMITS, ArchiveError, Limits, Member, members, open_source
-from datasets.decoding import ImageError, check_declared_size, decode
+from datasets.decoding import check_declared_size, decode
+from datasets.image_headers import ImageError
 from tests.dataset_archives import (
     bmp,
     busi_files,

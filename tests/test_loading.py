@@ -27,7 +27,8 @@ from datasets.cases import (
     resize_image,
     resize_mask,
 )
-from datasets.decoding import ImageError, decode
+from datasets.decoding import decode
+from datasets.image_headers import ImageError
 from datasets.loading import (
     EpochSampler,
     Sample,

@@ -26,7 +26,7 @@ import pytest
 import app
 import predict
 from datasets.cases import read_image
-from datasets.decoding import ImageError
+from datasets.image_headers import ImageError
 from datasets.pictures import read_content, read_picture
 from datasets.windowing import parse_window
 from engine.prediction import (

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from datasets.cases import Case, CaseError, open_data_set, read_case
-from datasets.decoding import ImageError, decode, orientation, read_pixels
+from datasets.decoding import decode, read_pixels
+from datasets.image_headers import ImageError, orientation
 from datasets.integrity import check_data_set
 from datasets.phantom import phantom_case
 from datasets.splits import Split, random_split, read_split, write_split
