@@ -133,3 +133,9 @@ def test_batch_normalisation_is_refused(runs: list[Path], tmp_path: Path) -> Non
 def test_a_graph_is_not_averaged(runs: list[Path], tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"ending in \.safetensors"):
         export.main(["--run", str(runs[0]), "--average", str(runs[1])])
+
+
+def test_every_run_is_compared_with_the_first(runs: list[Path], tmp_path: Path, vae: Path) -> None:
+    write_run(runs[2], vae, "init_weights=other.pth", "seed=3")
+    with pytest.raises(UserError, match="another init_weights"):
+        average(runs, tmp_path / "mean")

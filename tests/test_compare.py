@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import csv
+import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 import compare
+from engine.scoring import format_summary
 from tests.drawn_figures import keep_figures
 from utils import comparison, cross_domain
 from utils.case_scores import score_cases
 from utils.errors import UserError
 from utils.metrics import METRICS
 from utils.results import mean_of, read_results, write_results
-from utils.statistics import paired_difference
+from utils.statistics import holm, paired_difference
 
 
 def validated(
@@ -369,3 +372,42 @@ def test_matrix_refuses_what_it_cannot_place(tmp_path, domains):
         cross_domain.collect([unplaced])
     with pytest.raises(UserError, match="no validation"):
         cross_domain.write_matrix(tmp_path, {})
+
+
+def test_the_terminal_says_each_number(tmp_path: Path) -> None:
+    made_with = {"selection": "chosen", "test_cases_trained_on": []}
+    run = validated(tmp_path / "a", shift=2, missed=3, provenance=made_with)
+    summary = read_results(run).summary
+    told = format_summary("blobs", summary)
+    metrics: Any = summary["metrics"]
+    hd95: Any = summary["hd95"]
+    for name, numbers, factor in (
+        ("Dice", metrics["DSC"], 100),
+        ("IoU", metrics["IoU"], 100),
+        ("HD95, misses as diagonal", hd95["diagonal"], 1),
+        ("HD95, misses as 0", hd95["zero"], 1),
+        ("HD95, detected", hd95["detected"], 1),
+    ):
+        mean, low, high = (factor * n for n in (numbers["mean"], *numbers["ci95"]))
+        said = rf"  {name} +{mean:.2f} .*\(95 % interval {low:.2f} to {high:.2f}\)"
+        assert re.search(said, told), name
+
+
+def test_the_matrix_gives_overlaps_in_per_cent_and_distances_in_pixels(tmp_path: Path) -> None:
+    trained = {"trained_on": "a", "data_set": "b"}
+    validated(tmp_path / "a" / "valid_results_b", shift=2, provenance=trained)
+    cells = cross_domain.collect([tmp_path / "a"])
+    page = cross_domain.to_markdown(cells, ["DSC", "HD95"])
+    metrics = cells["a", "b"]["metrics"]
+    assert f"| a | {mean_of(metrics['HD95']):.2f} [" in page
+    assert f"| a | {100 * mean_of(metrics['DSC']):.2f} [" in page
+
+
+def test_adjusted_p_values_belong_to_their_runs(tmp_path: Path) -> None:
+    shifts = (("a", 0), ("same", 0), ("worse", 3))
+    runs = [validated(tmp_path / name, shift=shift) for name, shift in shifts]
+    compare.main([*map(str, runs), "--out", str(tmp_path / "out")])
+    with (tmp_path / "out" / "comparison.csv").open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["metric"] == "DSC"][1:]
+    p, adjusted = ([float(row[f"difference_p_{k}"]) for row in rows] for k in ("value", "holm"))
+    assert p[0] > p[1] and adjusted == pytest.approx(holm(p))

@@ -177,6 +177,12 @@ def test_a_start_that_was_chosen_on_test_is_remembered(tmp_path: Path) -> None:
     assert selection_of(other) == held_out, "it says nothing about the test split of other data"
     back = write_config(tmp_path / "back", init_weights=other)
     assert selection_of(back) == said
+    grouped = write_config(
+        tmp_path / "grouped",
+        pickle_file_path="blobs_grouped_train_test_names.json",
+        init_weights=first,
+    )
+    assert selection_of(grouped) == said
 
     # the files of two runs that each name the other one as their start
     first.with_name("config.yaml").write_text(

@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 import pytest
 
+from datasets import near_duplicates
 from datasets.check_report import format_report
 from datasets.integrity import check_data_set
 from datasets.leaks import leaked_test_cases, write_group_split
@@ -365,3 +366,13 @@ def test_near_duplicates_of_real_busi(shared: Path, tmp_path: Path) -> None:
     assert prepare(arguments.split()) == 0
     check_data_set(tmp_path / "data" / "busi")
     assert leaked_test_cases(tmp_path / "data" / "busi") == set(known)
+
+
+@pytest.mark.parametrize(("correlation", "found"), [(0.89, False), (0.91, True)])
+def test_near_duplicates_need_a_high_correlation(
+    correlation: float, found: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    near = near_duplicates.image_features(scan(0)), near_duplicates.image_features(scan(0)[2:])
+    monkeypatch.setattr(near_duplicates, "aligned_correlation", lambda *_: (correlation, 1.0))
+    result = near_duplicates.confirm("a", "b", near, lambda: (scan(0), scan(0)))
+    assert (result is not None) == found

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision.transforms import v2
 
 from datasets.augmentation import RandomQuarterTurn, training_augmentation
 from datasets.cases import (
@@ -35,7 +36,7 @@ from datasets.loading import (
     SegmentationDataset,
     make_loader,
 )
-from datasets.masks import decode_mask
+from datasets.masks import binary_mask, decode_mask
 from datasets.prepared import read_metadata_groups
 from engine.build import training_cases, training_sets
 from tests.cases_on_disk import write_data_set
@@ -675,3 +676,29 @@ def test_held_out_cases_of_a_group_are_those_of_the_data_set(tmp_path: Path) -> 
     groups.write_text("[]")
     with pytest.raises(UserError, match=r"groups\.json: expected case names.*prepare"):
         training_cases(config, data_set)
+
+
+def test_colours_are_jittered_by_a_tenth() -> None:
+    (jitter,) = (
+        step
+        for each in training_augmentation().transforms
+        for step in getattr(each, "transforms", ())
+        if isinstance(step, v2.ColorJitter)
+    )
+    assert {jitter.brightness, jitter.contrast, jitter.saturation} == {(0.9, 1.1)}
+    assert jitter.hue == (-0.1, 0.1)
+
+
+def test_cases_that_choose_the_checkpoint_are_not_augmented(tmp_path: Path) -> None:
+    data_set = open_data_set(write_data_set(tmp_path, train=9, test=1, size=32))
+    system: Any = SimpleNamespace(latent_shape=lambda size: (4, 4, 4), noise_probability=1.0)
+    config = make_config({"pickle_file_path": data_set.split_file, "image_size": 32, "folds": 3})
+    _, val = training_sets(config, data_set, system, progress=False)
+    plain = torch.from_numpy(val.pixels(0)[0]).permute(2, 0, 1) / 255
+    for epoch in range(8):
+        torch.testing.assert_close(val[epoch, 0]["image"], plain)
+
+
+def test_the_middle_of_the_range_is_foreground() -> None:
+    grey = np.array([[0, 99, 100, 200]], np.uint8)
+    assert binary_mask(grey)[0].tolist() == [[False, False, True, True]]

@@ -1431,3 +1431,21 @@ def test_help_and_errors_need_no_torch() -> None:
     )
     assert result.returncode == 0, result.stderr
     assert "not for clinical use" in result.stdout
+
+
+def test_the_network_gets_red_first() -> None:
+    red = np.zeros((16, 16, 3), np.uint8)
+    red[..., 0] = 255
+    backend = GreyBackend(lambda images: images[:, 0])
+    ((_, result),) = segment(backend, [("a", red)], PredictionOptions(), batch_size=1)
+    assert (result.probability == 1).all()
+
+
+def test_uncertainty_is_blended_over_tiles() -> None:
+    left = np.zeros((16, 16), np.float32)
+    left[:, :8] = 1  # half of the orientations see a pixel as foreground
+    backend = GreyBackend(lambda images: np.repeat(left[None], len(images), axis=0))
+    method = PredictionOptions(tiles=True, tta=True)
+    ((_, result),) = segment(backend, [("a", noise(30, 50))], method, batch_size=3)
+    assert result.uncertainty is not None
+    np.testing.assert_allclose(result.uncertainty, 0.5, atol=1e-5)

@@ -348,3 +348,9 @@ def test_fuzz_split_structure(data: object) -> None:
         checked_split(data)
     except SplitError:
         return
+
+
+def test_what_is_held_out_stays_the_same_between_versions() -> None:
+    names = [f"n{number:02}" for number in range(20)]
+    assert hold_out(names, 0.2, 3)[1] == ["n03", "n04", "n05", "n10"]
+    assert hold_out_fold(names, 5, 2, 3)[1] == ["n01", "n08", "n09", "n17"]

@@ -9,6 +9,8 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -18,6 +20,7 @@ from datasets.splits import hold_out
 from engine.history import EpochRow, draw_curves, sample_panel
 from engine.saved_state import load_state
 from engine.schedule import warmup_then_cosine
+from engine.validation import dice_and_iou, validate
 from tests.cases_on_disk import write_data_set
 from tests.drawn_figures import keep_figures
 from tests.small_run import arguments
@@ -122,20 +125,69 @@ def test_a_stopped_run_ends_like_one_that_was_not(
 def test_averages_clipping_and_accumulation_resume_too(
     tmp_path: Path, vae: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = ("ema_decay=0.9", "clip_norm=1", "accumulate=2")
+    # six batches an epoch, which make three steps
+    settings = ("batch_size=1", "accumulate=2", "ema_decay=0.9", "clip_norm=1")
     train.main(arguments(tmp_path, vae, *settings, out="whole"))
     with monkeypatch.context() as patch:
-        stop_in_step(patch, 4)
+        stop_in_step(patch, 9)  # the third batch of the second epoch, the first one of its step
         with pytest.raises(Interrupted):
             train.main(arguments(tmp_path, vae, *settings, out="parts"))
+    whole, parts = (tmp_path / out / "epochs_2" for out in ("whole", "parts"))
+    stopped = load_state(parts)
+    assert stopped is not None and stopped["progress"]["batch"] == 4
     train.main(arguments(tmp_path, vae, *settings, out="parts"))
-    assert_same_end(tmp_path / "whole" / "epochs_2", tmp_path / "parts" / "epochs_2")
-    rates = [float(row["lr"]) for row in history(tmp_path / "whole" / "epochs_2")]
-    rate_factor = warmup_then_cosine(1, 2)  # a step per epoch, the first one of warm-up
-    assert rates == pytest.approx([2e-3 * rate_factor(step) for step in (0, 1)])
-    best = [tmp_path / out / "epochs_2" / "best_model.pth" for out in ("whole", "parts")]
-    one, other = (torch.load(path, weights_only=True) for path in best)
-    assert all(torch.equal(one[p][k], other[p][k]) for p in one for k in one[p])
+    assert_same_end(whole, parts)
+    rates = [float(row["lr"]) for row in history(whole)]
+    rate_factor = warmup_then_cosine(3, 6)
+    assert rates == pytest.approx([2e-3 * rate_factor(step) for step in (2, 5)])
+    best, last = (
+        [torch.load(folder / name, weights_only=True) for folder in (whole, parts)]
+        for name in ("best_model.pth", "last.pth")
+    )
+    for one, other in (best, [state["average"] for state in last]):
+        parts_of = [p for p in one if p != "n_averaged"]
+        assert all(torch.equal(one[p][k], other[p][k]) for p in parts_of for k in one[p])
+
+
+def test_the_best_is_kept_through_equal_and_worse_epochs(
+    tmp_path: Path, vae: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scores = iter([0.5, 0.5, 0.4])
+    monkeypatch.setattr("engine.training.validate", lambda *_: (next(scores), 0.0))
+    command = arguments(tmp_path, vae, "epochs=3", "save_freq=1", "ema_decay=0.9", "ch=16")
+    with monkeypatch.context() as patch:
+        stop_in_step(patch, 4)  # the best before the stop counts after it
+        with pytest.raises(Interrupted):
+            train.main(command)
+    train.main(command)
+    folder = tmp_path / "run" / "epochs_3"
+    best, first = (
+        torch.load(folder / name, weights_only=True) for name in ("best_model.pth", "epoch_1.pth")
+    )
+    assert all(torch.equal(best[p][k], first[p][k]) for p in best for k in best[p])
+
+
+def test_the_warm_up_rises_evenly_and_does_not_begin_at_zero() -> None:
+    factor = warmup_then_cosine(10, 100)
+    assert [factor(step) for step in range(10)] == pytest.approx([n / 11 for n in range(1, 11)])
+
+
+def test_validation_counts_each_case_alike() -> None:
+    empty, full = torch.zeros(1, 1, 4, 4), torch.ones(1, 1, 4, 4)
+    dice, iou = dice_and_iou(torch.cat([empty, full, empty]), torch.cat([empty, empty, full]), 0.5)
+    assert dice.tolist() == iou.tolist() == [1, 0, 0]
+
+    class Echo:
+        system = torch.nn.Identity()
+        accelerator = SimpleNamespace(gather_for_metrics=lambda scores: scores)
+
+        def __call__(self, image: torch.Tensor) -> torch.Tensor:
+            return image
+
+    predict: Any = Echo()
+    both = torch.cat([full, full])
+    loader: Any = [{"image": both, "mask": both}, {"image": full, "mask": empty}]
+    assert validate(predict, loader, 0.5) == pytest.approx((2 / 3, 2 / 3))
 
 
 def test_the_optimiser_and_the_average_follow_the_config(

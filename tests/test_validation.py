@@ -16,7 +16,7 @@ import train
 import valid
 from datasets.cases import Case, open_data_set
 from engine.case_predictions import Prediction, mean_over_orientations
-from engine.examples import TRUTH_COLOUR, names_by_quantile
+from engine.examples import PREDICTION_COLOUR, TRUTH_COLOUR, names_by_quantile, outline_both
 from engine.training_record import seen_test_cases
 from engine.validation import dice_and_iou
 from tests.cases_on_disk import write_data_set
@@ -67,6 +67,11 @@ def test_validation_writes_what_it_promises(finished: Path, tmp_path: Path, vae:
     assert f"FN = {colour}" in report, "the report and the overlays agree in what is blue"
     summary = json.loads((finished / "valid_results_blobs" / "summary.json").read_text())
     assert summary["count"] == 3
+    for rule, label in (
+        ("diagonal", "HD95, one mask empty counts the diagonal (px)"),
+        ("zero", "HD95, one mask empty counts 0 (published rule) (px)"),
+    ):
+        assert f"{label}</th><td>{summary['hd95'][rule]['mean']:.2f}</td>" in report
     assert summary["provenance"]["trained_on_another_split"] is False
     assert summary["provenance"]["selection"] == "checkpoint chosen on a held-out part of train"
     assert len(summary["provenance"]["sha256"]["checkpoint"]) == 64
@@ -476,3 +481,12 @@ def test_examples_span_best_to_worst() -> None:
     two = {name: scores[name] for name in ("c0", "c1")}
     assert names_by_quantile(two) == {"best": "c1", "worst": "c0"}
     assert names_by_quantile({"c0": scores["c0"]}) == {"best": "c0"}
+
+
+def test_truth_and_prediction_are_outlined_in_their_colours() -> None:
+    truth, prediction = np.zeros((2, 64, 64), bool)
+    truth[20:40, 5:25], prediction[20:40, 40:60] = True, True
+    picture = outline_both(np.zeros((64, 64, 3), np.uint8), truth, prediction)
+    half = picture.shape[1] // 2
+    assert (picture[:, :half] == TRUTH_COLOUR).all(-1).any()
+    assert (picture[:, half:] == PREDICTION_COLOUR).all(-1).any()
