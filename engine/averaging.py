@@ -87,9 +87,11 @@ def fingerprint(system: SegmentationModel) -> str:
     return digest.hexdigest()[:16]
 
 
-def check_common(first: tuple[Config, Path], other: tuple[Config, Path]) -> None:
-    """UserError if the runs differ in initial weights, network, split or how the checkpoint was chosen, or if
-    one is an ensemble.
+def check_common(
+    first: tuple[Config, Path], other: tuple[Config, Path], same_start: bool = True
+) -> None:
+    """UserError if the runs differ in network, split or how the checkpoint was chosen, or if one is an
+    ensemble; with `same_start` also if they differ in initial weights.
     """
     (config, checkpoint), (other_config, other_checkpoint) = first, other
     if ensemble_run_count(checkpoint) > 1 or ensemble_run_count(other_checkpoint) > 1:
@@ -99,7 +101,11 @@ def check_common(first: tuple[Config, Path], other: tuple[Config, Path]) -> None
     ignored = {AVERAGED_RUNS: "", AVERAGED_FROM: ""}
     origins = [export_metadata(path) | ignored for path in (checkpoint, other_checkpoint)]
     differ = [
-        *(["init_weights"] if config.init_weights != other_config.init_weights else []),
+        *(
+            ["init_weights"]
+            if same_start and config.init_weights != other_config.init_weights
+            else []
+        ),
         *(
             key
             for key in origins[0].keys() | origins[1]

@@ -16,6 +16,7 @@ from engine.averaging import check_common, fingerprint
 from engine.training_record import (
     ENSEMBLE_RUNS,
     averaged_run_count,
+    data_trained_on,
     ensemble_run_count,
 )
 from models.base import SegmentationModel
@@ -62,7 +63,8 @@ def gather_ensemble(runs: Sequence[tuple[Config, Path]]) -> tuple[Ensemble, dict
     """The ensemble of trained runs, and metadata for its file: the number of runs.
 
     UserError
-    - if the runs differ in initial weights, network, split, or how the checkpoint was chosen;
+    - if the runs differ in network, split, how the checkpoint was chosen, or the data that their initial
+      weights were trained on;
     - if a run is named twice, or is itself a mean of runs or an ensemble.
     """
     from engine.trained_run import load_system
@@ -72,7 +74,12 @@ def gather_ensemble(runs: Sequence[tuple[Config, Path]]) -> tuple[Ensemble, dict
     for config, checkpoint in runs:
         if averaged_run_count(checkpoint) > 1 or ensemble_run_count(checkpoint) > 1:
             raise UserError(f"{checkpoint} is itself made of several runs; name runs of train.py")
-        check_common(runs[0], (config, checkpoint))
+        check_common(runs[0], (config, checkpoint), same_start=False)
+        if data_trained_on(checkpoint) != data_trained_on(runs[0][1]):
+            raise UserError(
+                f"{checkpoint} and the first run started from weights that were trained on different data, and the "
+                "ensemble could not tell which cases it has seen: name runs of one kind of start"
+            )
         member = load_system(config, checkpoint)
         other = seen.setdefault(fingerprint(member), checkpoint)
         if other is not checkpoint:

@@ -101,6 +101,15 @@ def cases_trained_on(checkpoint: Path, data_set: DataSet) -> tuple[str, ...]:
     return tuple(cases)
 
 
+def data_trained_on(checkpoint: Path) -> set[tuple[str, str]]:
+    """Data sets, and hashes of their training cases, of the checkpoint and of all that it started from.
+
+    As far as they are recorded; each that is not counts as ("", "").
+    """
+    records = [export_metadata(start) for start, _ in training_history(checkpoint)]
+    return {(said.get(DATA_SET, ""), said.get(TRAINING_CASES, "")) for said in records}
+
+
 def cases_of_split(run: Config, data_set: DataSet) -> tuple[str, ...]:
     """Cases of `data_set` in the train part of the run's own split, empty where it is of other data."""
     same_name, same_data = run.dataset == data_set.name, _names_data_set(run.dataset, data_set)

@@ -103,7 +103,7 @@ def test_it_is_used_and_exported_like_a_run(runs: list[Path], tmp_path: Path) ->
         ("image_size=40", "another image_size"),
         ("vae_model=tiny_vae", "another vae_model"),
         ("select_on=test", "another selection"),
-        ("init_weights=start.pth", "another init_weights"),
+        ("init_weights=start.pth", "started from weights that were trained on different data"),
     ],
 )
 def test_runs_that_do_not_go_together_are_refused(
@@ -114,6 +114,18 @@ def test_runs_that_do_not_go_together_are_refused(
     with pytest.raises(UserError, match=named):
         gather(runs, tmp_path / "all")
     assert not (tmp_path / "all").exists()
+
+
+def test_each_member_may_have_its_own_start_on_the_same_data(
+    runs: list[Path], tmp_path: Path, vae: Path
+) -> None:
+    split = find_run(runs[0])[0].pickle_file_path
+    later = [tmp_path / f"later_{number}" for number in (1, 2)]
+    for folder, start in zip(later, runs, strict=False):
+        start_of = f"init_weights={start / 'best_model.pth'}"
+        write_run(folder, vae, f"pickle_file_path={split}", start_of)
+        (folder / "best_model.pth").write_bytes((start / "best_model.pth").read_bytes())
+    assert (gather(later, tmp_path / "all") / FILE).is_file()
 
 
 def test_members_are_single_runs_each_named_once(runs: list[Path], tmp_path: Path) -> None:
