@@ -68,6 +68,7 @@ def test_the_weights_trained_on_busi_segment_its_published_test_cases(shared: Pa
     folder = ROOT / "ckpt" / "provided_models" / "busi"
     split = read_split(shared / "splits" / "busi_train_test_names.pkl")
     assert read_metadata(folder / "best_model.safetensors") == {
+        "selection": "checkpoint chosen on a held-out part of train",
         "data_set": "busi",
         "training_cases": names_sha256(split.train),
     }
