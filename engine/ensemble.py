@@ -69,13 +69,15 @@ def gather_ensemble(runs: Sequence[tuple[Config, Path]]) -> tuple[Ensemble, dict
     """
     from engine.trained_run import load_system
 
+    first = runs[0]
+    data = data_trained_on(first[1])
     members: list[SegmentationModel] = []
     seen: dict[str, Path] = {}
     for config, checkpoint in runs:
         if averaged_run_count(checkpoint) > 1 or ensemble_run_count(checkpoint) > 1:
             raise UserError(f"{checkpoint} is itself made of several runs; name runs of train.py")
-        check_common(runs[0], (config, checkpoint), same_start=False)
-        if data_trained_on(checkpoint) != data_trained_on(runs[0][1]):
+        check_common(first, (config, checkpoint), same_start=False)
+        if data_trained_on(checkpoint) != data:
             raise UserError(
                 f"{checkpoint} and the first run started from weights that were trained on different data, and the "
                 "ensemble could not tell which cases it has seen: name runs of one kind of start"

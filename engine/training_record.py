@@ -38,10 +38,11 @@ NETWORK_KEYS = (
 
 DATA_SET, TRAINING_CASES = "data_set", "training_cases"
 SELECTION = "selection"
-_TEST_SPLIT = "the TEST split"
 AVERAGED_RUNS, AVERAGED_FROM = "averaged_runs", "averaged_from"
 ENSEMBLE_RUNS = "ensemble_runs"
 """With those above, keys of the metadata of weights that are passed on, see `export_metadata`."""
+
+_TEST_SPLIT = "the TEST split"
 
 
 def training_config(checkpoint: Path) -> Config | None:
