@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -48,6 +49,36 @@ def test_skff_agrees_with_the_published_one(shared) -> None:
     network.load_state_dict(weights)
     with torch.no_grad():
         assert relative_error(network(tensors["guidance"]), tensors["fused"]) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("decoder", "skip", "below"),
+    [
+        ("conv3_1", "conv3_0", "conv4_0"),
+        ("conv2_2", "conv2_0", "conv3_1"),
+        ("conv1_3", "conv1_0", "conv2_2"),
+        ("conv0_4", "input_blocks", "conv1_3"),
+    ],
+)
+def test_a_decoder_stage_takes_the_skip_connection_then_the_stage_below(
+    decoder: str, skip: str, below: str
+) -> None:
+    network = ResAttnUNet_DS()
+    outputs: dict[str, torch.Tensor] = {}
+    inputs: dict[str, torch.Tensor] = {}
+
+    def record(name: str) -> Callable[..., None]:
+        def hook(_: torch.nn.Module, args: tuple[torch.Tensor], output: torch.Tensor) -> None:
+            inputs[name], outputs[name] = args[0], output
+
+        return hook
+
+    for name in (decoder, skip, below):
+        network.get_submodule(name).register_forward_hook(record(name))
+    network(torch.randn(1, 4, 2, 3))
+    torch.testing.assert_close(
+        inputs[decoder], torch.cat([outputs[skip], outputs[below]], dim=1), rtol=0, atol=0
+    )
 
 
 def test_guidance_is_the_details_of_the_image_in_minus_one_to_one() -> None:
