@@ -64,7 +64,7 @@ class Reference(Candidate):
         align = 0.9 * cosine.mean() + 0.1 * F.smooth_l1_loss(sample, image_latent)
         w = self.weights
         return {
-            "loss": w.rec * lm + w.dice * seg + w.align * align,
+            "loss": w.lm * lm + w.seg * seg + w.align * align,
             "lm": lm,
             "seg": seg,
             "align": align,

@@ -26,20 +26,20 @@ LatentLoss = Literal["mse", "l1"]
 
 @dataclass(frozen=True)
 class LossWeights:
-    """Factors of the losses; the config's keys are `w_rec`, `w_dice`, `w_tversky`, `align_loss` and
-    `head_weights`.
+    """Factors of the losses, by the names that they have in a run's history; the config's keys are
+    `w_rec`, `w_dice`, `w_tversky`, `align_loss` and `head_weights`.
 
     Attributes:
-        rec: of latent matching.
-        dice: of the Dice loss.
+        lm: of latent matching.
+        seg: of the Dice loss.
         align: of the alignment of encoder and frozen VAE; 0 leaves it out.
         tversky: of the focal Tversky loss, which the published recipe does not have; 0 leaves it out.
         heads: of the heads `level2`, `level1` and `out` within each of the losses above, except the
             alignment; a head of weight 0 is not decoded in training. That of `out` is above 0.
     """
 
-    rec: float = 1.0
-    dice: float = 1.0
+    lm: float = 1.0
+    seg: float = 1.0
     align: float = 1.0
     tversky: float = 0.0
     heads: tuple[float, float, float] = (1.0, 1.0, 1.0)
@@ -73,6 +73,10 @@ def focal_tversky_loss(probability: Tensor, mask: Tensor) -> Tensor:
     wrong = TVERSKY_MISSED * missed + (1 - TVERSKY_MISSED) * false
     share = (wrong / (overlap + wrong + SMOOTH)).clamp(min=SMOOTH)
     return share.pow(TVERSKY_POWER).mean()
+
+
+MASK_LOSSES = {"seg": dice_loss, "tversky": focal_tversky_loss}
+"""Losses of a decoded head, by the names of their weights: (probability, mask) -> scalar."""
 
 
 def weighted_sum(values: Sequence[Tensor], weights: Sequence[float]) -> Tensor:

@@ -17,14 +17,12 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from models.base import SegmentationModel, check_image_size
-from models.encoder import HaarEncoder
 from models.latent_mapping import LatentMapping
 from models.losses import (
+    MASK_LOSSES,
     LatentLoss,
     LossWeights,
     alignment_loss,
-    dice_loss,
-    focal_tversky_loss,
     hard_dice,
     latent_matching_loss,
     weighted_sum,
@@ -44,7 +42,8 @@ class WaveGMS(SegmentationModel):
     Args:
         vae: the frozen autoencoder.
         mapping: from image latent to mask latents; takes the fused guidance too if there is one.
-        encoder: gives the image latent in the frozen VAE's place, and is aligned with it.
+        encoder: gives the image latent in the frozen VAE's place, and is aligned with it:
+            (B, 3, H, W) in [0, 1] -> mean and standard deviation (B, 4, H/8, W/8), as a HaarEncoder.
         guidance: fuses the Haar details of the image for the mapping.
         latent_loss: distance between the latents of heads and mask.
         checkpoint_decoder: decode twice in training rather than keep the activations.
@@ -58,7 +57,7 @@ class WaveGMS(SegmentationModel):
         mapping: LatentMapping,
         loss_weights: LossWeights,
         *,
-        encoder: HaarEncoder | None = None,
+        encoder: nn.Module | None = None,
         guidance: SKFF | None = None,
         latent_loss: LatentLoss = "mse",
         checkpoint_decoder: bool = False,
@@ -73,15 +72,15 @@ class WaveGMS(SegmentationModel):
         weighted = zip(SUPERVISED_HEADS, loss_weights.heads, strict=True)
         self.head_weights = {name: weight for name, weight in weighted if weight}
         self.checkpoint_decoder = checkpoint_decoder
-        self.aligned = encoder is not None and loss_weights.align != 0
-        optional = {"tversky": loss_weights.tversky != 0, "align": self.aligned}
-        self.loss_names = ("loss", "lm", "seg", *(name for name, on in optional.items() if on))
-        self.factors = {
-            "lm": loss_weights.rec,
-            "seg": loss_weights.dice,
-            "tversky": loss_weights.tversky,
-            "align": loss_weights.align,
+        weights = {
+            "lm": loss_weights.lm,
+            **{name: getattr(loss_weights, name) for name in MASK_LOSSES},
+            "align": loss_weights.align if encoder is not None else 0,
         }
+        published = ("lm", "seg")  # computed and logged also without a weight
+        self.weight_of = {name: w for name, w in weights.items() if w or name in published}
+        self.aligned = "align" in self.weight_of
+        self.loss_names = ("loss", *self.weight_of)
         self.noise_probability = vae.noise_probability if encoder is None else 1.0
 
     def latent_shape(self, image_size: int) -> tuple[int, int, int]:
@@ -142,20 +141,21 @@ class WaveGMS(SegmentationModel):
 
         with torch.autocast(image.device.type, enabled=False):
             mask = mask.float()
-            probabilities = tuple(grey.float().clamp(0, 1) for grey in probabilities)
+            probabilities = tuple(p.float().clamp(0, 1) for p in probabilities)
             target = mask_latent.float()
             result = {
                 "lm": latent_matching_loss(
                     [h.float() for h in heads], target, by_head, self.latent_loss
                 ),
-                "seg": weighted_sum([dice_loss(grey, mask) for grey in probabilities], by_head),
             }
-            if self.loss_weights.tversky:
-                tversky = [focal_tversky_loss(grey, mask) for grey in probabilities]
-                result["tversky"] = weighted_sum(tversky, by_head)
+            for name, mask_loss in MASK_LOSSES.items():
+                if name in self.weight_of:
+                    of_heads = [mask_loss(p, mask) for p in probabilities]
+                    result[name] = weighted_sum(of_heads, by_head)
             if self.aligned:
                 result["align"] = alignment_loss(sample.float(), vae_mean.float())
-            loss = weighted_sum([*result.values()], [self.factors[name] for name in result])
+            weights = self.weight_of
+            loss = weighted_sum([result[name] for name in weights], [*weights.values()])
             return result | {"loss": loss, "dice": hard_dice(probabilities[-1], mask)}
 
     def mask_latents(self, image: Tensor, latent: Tensor) -> dict[str, Tensor]:

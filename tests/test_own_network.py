@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import random
+import re
 import sys
 from pathlib import Path
 
@@ -11,6 +13,7 @@ import pytest
 import torch
 
 import train
+import valid
 from models.baseline import Baseline
 from models.build import build_system
 from models.losses import LossWeights
@@ -201,3 +204,18 @@ def test_a_network_in_three_dimensions(tmp_path: Path, vae: Path) -> None:
     model = "model=tests.own_networks:in_three_dimensions"
     train.main(arguments(tmp_path, vae, model, "epochs=1"))
     assert (tmp_path / "run" / "epochs_1" / "best_model.pth").is_file()
+
+
+def test_the_encoder_of_the_docs_trains_and_is_scored(
+    tmp_path: Path, vae: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = Path(__file__).parents[1] / "docs" / "models.md"
+    (example,) = re.findall(r"```python\n([^`]*class MyEncoder[^`]*)```", page.read_text())
+    (tmp_path / "my_wave_gms.py").write_text(example.replace("ckpt/tiny_vae", str(vae)))
+    monkeypatch.syspath_prepend(tmp_path)
+    train.main(arguments(tmp_path, vae, "model=my_wave_gms:build", "epochs=1"))
+    run = tmp_path / "run" / "epochs_1"
+    assert {"lm", "seg", "align"} < set((run / "history.csv").read_text().split("\n")[0].split(","))
+    valid.main(["--run", str(run)])
+    summary = json.loads((run / "valid_results_blobs" / "summary.json").read_text())
+    assert summary["count"] == 3

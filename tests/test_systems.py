@@ -85,7 +85,7 @@ def plain_losses(system: WaveGMS, image: Tensor, mask: Tensor, noise: Tensor) ->
         seg = seg + (1 - (2 * overlap + 1e-5) / (total + 1e-5)).mean()
     losses = {"lm": lm, "seg": seg}
     weights = system.loss_weights
-    loss = weights.rec * lm + weights.dice * seg
+    loss = weights.lm * lm + weights.seg * seg
     if system.encoder is not None:
         cosine = F.cosine_similarity(sample, image_latent, dim=1)
         losses["align"] = 0.9 * (1 - cosine.mean()) + 0.1 * F.smooth_l1_loss(sample, image_latent)
@@ -101,9 +101,7 @@ def gradients(system: SegmentationModel, loss: Tensor) -> dict[str, Tensor]:
 
 @EACH
 def test_one_step_computes_the_losses_of_the_design(name: str, vae_folders) -> None:
-    system = build(
-        name, vae_folders, loss_weights=LossWeights(rec=0.5, dice=2.0, align=3.0)
-    ).train()
+    system = build(name, vae_folders, loss_weights=LossWeights(lm=0.5, seg=2.0, align=3.0)).train()
     image, mask, noise = batch(system)
     fast, plain = system(image, mask, noise), plain_losses(system, image, mask, noise)
     assert set(fast) == set(plain) | {"dice"} == {*system.loss_names, "dice"}
@@ -274,7 +272,7 @@ def test_without_weight_the_alignment_is_left_out(vae_folders) -> None:
 
 @EACH
 def test_optional_losses_are_added_and_heads_weighted(name: str, vae_folders) -> None:
-    weights = LossWeights(rec=0.5, dice=2, align=3, tversky=4, heads=(0.25, 0.5, 1))
+    weights = LossWeights(lm=0.5, seg=2, align=3, tversky=4, heads=(0.25, 0.5, 1))
     system = build(name, vae_folders, loss_weights=weights, latent_loss="l1").train()
     image, mask, noise = batch(system)
     result = system(image, mask, noise)
