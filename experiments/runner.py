@@ -210,8 +210,13 @@ class _Hardware:
 
 
 def _hardware(config: Config, worker: int, workers: int) -> _Hardware:
-    """A single worker has all of the config's GPUs; of several, each has one GPU and a share of the cores."""
-    environment = os.environ | {"TQDM_DISABLE": "1"}  # bars would fill the log
+    """A single worker has all of the config's GPUs; of several, each has one GPU and a share of the cores.
+
+    Commands find the modules of the repository from any folder.
+    """
+    python_path = os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")]))
+    # bars would fill the log
+    environment = os.environ | {"TQDM_DISABLE": "1", "PYTHONPATH": python_path}
     if workers == 1:
         return _Hardware(config.GPUs, environment)
     environment.setdefault("OMP_NUM_THREADS", str(max(1, available_cores() // workers)))

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 import study
 from experiments import study_scoring
 from experiments.records import Record, Status, write_record
-from experiments.runner import Outcome, Steps, Trial
+from experiments.runner import Outcome, Steps, Trial, run_trials
 from experiments.study import (
     PAGE,
     Run,
@@ -680,3 +680,19 @@ def test_a_stopped_run_leaves_the_report_of_the_others(
     ending(monkeypatch, "interrupted")
     assert study.main(["--config", str(path), "--out", str(tmp_path)]) == 1
     assert "| Wave-GMS | 7 | 50.0 (1) |" in (tmp_path / "results.md").read_text()
+
+
+def test_a_study_can_be_run_from_any_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    trial = trials_of(load_study(write(tmp_path / "s.yaml")))[RUN]
+
+    def only_score(trial: Trial) -> Steps:
+        return {"score": training_and_scoring_steps(trial, tta=False)["score"]}
+
+    (outcome,) = run_trials([trial], steps=only_score)
+    assert "holds no best_model.pth: train the run first" in (outcome.record.error or "")
