@@ -78,11 +78,13 @@ def open_study(sweep: Sweep) -> optuna.Study:
             "a search needs Optuna, which is not installed: pip install 'optuna>=4.0' "
             "(or list the values in a `grid:`)"
         ) from error
+    from sqlalchemy import URL
     from sqlalchemy.exc import SQLAlchemyError
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     settings = sweep.settings
-    storage = settings.storage or f"sqlite:///{sweep.folder / 'study.db'}"
+    in_folder = URL.create("sqlite", database=str(sweep.folder / "study.db"))
+    storage = settings.storage or in_folder.render_as_string()
     opening = partial(
         optuna.create_study,
         storage=storage,

@@ -489,3 +489,11 @@ def test_without_optuna_a_search_says_what_to_install(
         monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(UserError, match="pip install 'optuna"):
         plan_of(write_sweep(tmp_path, {"search": RATES, "trials": 2}))
+
+
+@pytest.mark.parametrize("name", ["what?", "a%20b"])
+def test_the_study_lies_in_a_folder_of_any_name(tmp_path: Path, name: str) -> None:
+    plan_of(
+        write_sweep(tmp_path, {"search": RATES, "trials": 1}, snapshot_path=str(tmp_path / name))
+    )
+    assert (tmp_path / name / "study.db").is_file()
