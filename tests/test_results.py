@@ -11,6 +11,7 @@ import pytest
 
 from utils.case_scores import score_cases
 from utils.errors import UserError
+from utils.files import atomic_write
 from utils.metrics import METRICS
 from utils.results import COLUMNS, column, read_results, summarise, write_results
 
@@ -170,6 +171,37 @@ def test_missing_or_foreign_files_are_refused_with_the_reason(tmp_path, scores):
     (tmp_path / "summary.json").unlink()
     with pytest.raises(UserError, match=r"holds no summary\.json"):
         read_results(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("provenance", None, r"summary\.json has no mapping provenance.*run valid\.py again"),
+        ("hd95", None, "no mapping hd95"),
+        ("metrics", [], "no mapping metrics"),
+        ("hd95", {"rule": "none"}, r"hd95\.rule is 'none', expected diagonal or zero"),
+        ("hd95", {}, r"hd95\.rule is None"),
+    ],
+)
+def test_a_summary_without_its_parts_is_refused(tmp_path, scores, key, value, message):
+    summary = write_results(tmp_path, scores, provenance=PROVENANCE) | {key: value}
+    (tmp_path / "summary.json").write_text(json.dumps(summary))
+    with pytest.raises(UserError, match=message):
+        read_results(tmp_path)
+
+
+def test_two_writers_never_share_a_temporary_file(tmp_path):
+    """Also where they have the same process number, on two hosts with a common disk."""
+    seen = []
+
+    def write(temporary):
+        seen.append(temporary.name)
+        temporary.write_text("whole")
+
+    for _ in range(2):
+        atomic_write(tmp_path / "file", write)
+    assert seen[0] != seen[1] and all(name.startswith(".file.") for name in seen)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_every_metric_is_summarised(scores):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import secrets
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,7 +18,8 @@ def atomic_write(path: Path, content: bytes | memoryview | str | Callable[[Path]
     stays whole until the new one is; on an error the temporary file is removed.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # random, as processes of two hosts that share the disk may have the same number
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         if callable(content):
             content(temporary)

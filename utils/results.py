@@ -13,7 +13,7 @@ import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypedDict, cast
+from typing import Any, TypedDict, cast, get_args
 
 import numpy as np
 
@@ -179,6 +179,18 @@ def read_results(folder: Path) -> Results:
     if not isinstance(summary, dict) or summary.get("count") != len(scores):
         raise UserError(
             f"{path} does not belong to {CSV_NAME} beside it, which has {len(scores)} cases; "
+            "run valid.py again"
+        )
+    sections: tuple[str, ...] = ("metrics", "hd95", "provenance")
+    missing = [key for key in sections if not isinstance(summary.get(key), dict)]
+    if missing:
+        raise UserError(
+            f"{path} has no mapping {', '.join(missing)}, which valid.py writes; it is of another version or "
+            "edited: run valid.py again"
+        )
+    if summary["hd95"].get("rule") not in get_args(EmptyRule):
+        raise UserError(
+            f"{path}: hd95.rule is {summary['hd95'].get('rule')!r}, expected {' or '.join(get_args(EmptyRule))}; "
             "run valid.py again"
         )
     return Results(folder, scores, cast(Summary, summary))
