@@ -26,6 +26,7 @@ from pydantic import (
     model_validator,
 )
 
+from experiments.runner import NOT_INHERITED
 from utils.config import (
     Config,
     Count,
@@ -51,6 +52,8 @@ NOT_SWEPT = {
     "select_on": OTHER_CASES,
     "val_fraction": OTHER_CASES,
     "pickle_file_path": OTHER_CASES,
+    "model_weight": "each trial scores its own weights",
+    "save_seg_img_path": "the masks of each trial go into its folder",
 }
 
 Number = int | float
@@ -158,7 +161,8 @@ class SweepSettings(BaseModel):
         variants = [set(keys) for keys in self.variants.values()]
         in_all_variants = set.intersection(*variants) if variants else set()
         seed = {"seed"} if self.seeds else set()
-        return {*self.grid, *self.search, *in_all_variants, *seed}
+        folds = {"fold", "folds"} if self.folds else set()
+        return {*self.grid, *self.search, *in_all_variants, *seed, *folds}
 
 
 @dataclass(frozen=True)
@@ -205,6 +209,11 @@ def load_sweep(path: Path, overrides: Sequence[str] = ()) -> Sweep:
         raise UserError(
             f"{path}: {', '.join(idle)} would have no effect on the command line, since the sweep itself sets it "
             "in every trial: change it under `sweep:`, or by sweep.KEY=..., or leave it out"
+        )
+    if idle := sorted(shared.keys() & NOT_INHERITED.keys()):
+        raise UserError(
+            f"{path}: {', '.join(idle)} would have no effect, since each trial scores its own weights and writes its "
+            "masks into its own folder: leave it out, and give it to valid.py for a trial"
         )
     base = make_config(values, str(path))
     if base.resume == "never":

@@ -101,6 +101,10 @@ def test_there_are_shipped_sweeps() -> None:
             {"variants": {"a": {}, "b": {"pickle_file_path": "y.json"}}},
             "pickle_file_path cannot be swept",
         ),
+        (
+            {"variants": {"a": {"model_weight": "w.pth"}}},
+            "model_weight cannot be swept: each trial",
+        ),
         ({"grid": {"lr": [1]}, "variants": {"a": {"lr": 2}}}, "lr is set by grid and by a variant"),
         ({"variants": {"a/b": {}}}, "sweep.variants.*pattern"),
         ({"variants": {"best": {}}}, "cannot be called best"),
@@ -194,6 +198,10 @@ def test_values_that_no_sweep_can_have(tmp_path: Path, values: dict, message: st
         ({"search": {"lr": {"low": 0.1, "high": 0.2}}, "trials": 3}, "lr=0.5"),
         ({"variants": {"a": {"lr": 0.1}, "b": {"lr": 0.2, "ch": 16}}}, "lr=0.5"),
         ({"seeds": [1, 2]}, "seed=5"),
+        ({"folds": 5}, "fold=2"),
+        ({"folds": 5}, "folds=3"),
+        ({"seeds": [1]}, "model_weight=w.pth"),
+        ({"seeds": [1]}, "save_seg_img_path=masks"),
     ],
 )
 def test_an_override_that_no_trial_would_have_is_refused(
