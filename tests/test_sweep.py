@@ -129,6 +129,14 @@ def test_there_are_shipped_sweeps() -> None:
             {"search": {"GPUs": {"low": 0, "high": 3}}, "trials": 3},
             "GPUs: a range is one of numbers",
         ),
+        (
+            {"search": {"epochs": [1, 2], "lr": [1]}, "trials": 3},
+            "where epochs is searched: set prune: false",
+        ),
+        (
+            {"search": {"validate_every": {"low": 1, "high": 2}}, "trials": 3, "prune": True},
+            "where validate_every is searched",
+        ),
         ({"seeds": [1], "storage": "sqlite:///x"}, "storage is only for search"),
         ({"seeds": [1], "workers": 0}, "sweep.workers: .*greater than or equal to 1, got 0"),
     ],
@@ -211,6 +219,12 @@ def test_an_override_that_no_trial_would_have_is_refused(
     with pytest.raises(UserError, match=f"{override.split('=')[0]} would have no effect"):
         load_sweep(path, [override])
     assert load_sweep(path, ["epochs=3"]).base.epochs == 3
+
+
+def test_lengths_of_training_are_searched_without_pruning(tmp_path: Path) -> None:
+    search = {"epochs": [1, 2], "warmup_epochs": [0, 1]}
+    settings = {"search": search, "trials": 3, "prune": False}
+    assert not load_sweep(write_sweep(tmp_path, settings)).settings.prune
 
 
 def test_an_override_counts_in_the_variants_that_leave_its_key_out(tmp_path: Path) -> None:
