@@ -82,7 +82,23 @@ def describe_plan(sweep: Sweep) -> str:
         lines = [f"{len(listed)} setting(s), {len(trials)} trial(s):"]
         lines += [f"  {trial.name}" for trial in trials]
     lines += [f"trials at a time: {settings.workers}", f"writes to: {sweep.folder}"]
-    return "\n".join([*lines, *_held_out_warning(trials)])
+    return "\n".join([*lines, *_size_warning(sweep), *_held_out_warning(trials)])
+
+
+def _size_warning(sweep: Sweep) -> list[str]:
+    """A line where settings of different image sizes are ranked."""
+    settings = sweep.settings
+    sizes = {
+        *settings.grid,
+        *settings.search,
+        *(key for v in settings.variants.values() for key in v),
+    }
+    if "image_size" not in sizes:
+        return []
+    return [
+        "warning: the settings are ranked by Dice at their own image_size, and masks of another size are other "
+        "masks: Dice differs for that alone. evaluation_size, with validate: true, makes the test scores comparable"
+    ]
 
 
 def _held_out_warning(trials: list[Trial]) -> list[str]:

@@ -288,6 +288,21 @@ def test_a_start_that_knows_held_out_cases_is_told(
     assert "warning: in 1 of 2 trial(s), as seed=2, the initial weights" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"grid": {"image_size": [64, 128]}},
+        {"variants": {"small": {"image_size": 64}, "large": {}}},
+        {"search": {"image_size": {"low": 64, "high": 128, "step": 64}}, "trials": 2},
+    ],
+)
+def test_a_ranking_across_image_sizes_is_told(tmp_path: Path, settings: dict[str, Any]) -> None:
+    told = describe_plan(load_sweep(write_sweep(tmp_path, settings, vae_weights="me/vae")))
+    assert "warning: the settings are ranked by Dice at their own image_size" in told
+    same = write_sweep(tmp_path, {"seeds": [1]}, image_size=64, vae_weights="me/vae")
+    assert "warning" not in describe_plan(load_sweep(same))
+
+
 def test_names_of_paths_stay_in_the_folder(tmp_path: Path) -> None:
     path = write_sweep(tmp_path, {"grid": {"vae_weights": ["../a b", "hub/taesd"]}})
     names = [setting.name for setting in list_settings(load_sweep(path))]
