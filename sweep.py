@@ -6,7 +6,7 @@
 
 Every trial is an ordinary run in `<snapshot_path>/<trial>/epochs_<N>`. The same command again resumes
 the sweep where it was stopped. Beside the trials: sweep.md, sweep.csv, sweep.png and best.yaml.
-Exit code 1: a trial failed, or was stopped from outside. docs/sweeps.md says more.
+Exit code 1: a trial failed, or was stopped and not resumed. docs/sweeps.md says more.
 """
 
 from __future__ import annotations
@@ -18,11 +18,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from utils.entry import described_parser, exit_from
+from utils.errors import listed
 
 if TYPE_CHECKING:
     from experiments.runner import Outcome
+    from experiments.sweep_plan import Plan
+    from experiments.sweep_scores import SettingScores
+    from experiments.sweep_settings import Sweep
 
 log = logging.getLogger("wavegms")
+
+NAMED = 4  # settings in each of the last messages
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -43,53 +49,77 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse_arguments(argv)
 
-    from experiments.runner import run_trials, training_and_validation_steps, training_steps
     from experiments.sweep_plan import describe_plan, make_plan, write_sweep_report
-    from experiments.sweep_report import find_best
-    from experiments.sweep_scores import outdated_steps
     from experiments.sweep_settings import load_sweep
     from experiments.sweep_slots import held_slot
     from utils.logs import log_to
 
     log_to()
     sweep = load_sweep(arguments.config, arguments.overrides)
-    settings = sweep.settings
     log.info(describe_plan(sweep))
     if arguments.dry_run:
         log.info("every config is valid; nothing was written")
         return 0
 
-    with held_slot(sweep.folder, shared=settings.storage is not None) as owner:
+    with held_slot(sweep.folder, shared=sweep.settings.storage is not None) as owner:
         plan = make_plan(sweep, owner, arguments.retry_failed)
-
-        def on_end(outcome: Outcome) -> None:
-            plan.ended(outcome)
-            log.info(describe_outcome(outcome))
-            if outcome.ran:
-                write_sweep_report(sweep, plan)
-
         try:
-            outcomes = run_trials(
-                plan.trials(),
-                settings.workers,
-                steps=training_and_validation_steps if settings.validate_runs else training_steps,
-                outdated=outdated_steps,
-                retry_failed=arguments.retry_failed,
-                should_prune=plan.should_prune,
-                on_end=on_end,
-            )
+            outcomes = run_plan(sweep, plan, arguments.retry_failed)
         finally:
             rows = write_sweep_report(sweep, plan)
-    log.info((sweep.folder / "sweep.md").read_text())
-    best = ", best.yaml" if find_best(rows) else "; best.yaml follows the first complete setting"
-    log.info("written to %s: sweep.md, sweep.csv, sweep.png%s", sweep.folder, best)
+        open_elsewhere = plan.open_elsewhere()
+    tell_report(sweep.folder, rows)
     failed = sum(row.statuses["failed"] for row in rows)
     stopped = sum(outcome.record.status == "interrupted" for outcome in outcomes)
     if failed:
         log.info("%d trial(s) failed; --retry-failed tries them again", failed)
     if stopped:
         log.info("%d trial(s) were stopped from outside; the same command resumes them", stopped)
-    return 1 if failed or stopped else 0
+    if tried := open_elsewhere.tried:
+        log.info(
+            "%d setting(s) are open in the study under other sweeps: %s. Where such a sweep has ended, the same "
+            "command in its folder resumes them",
+            *(len(tried), listed(tried, NAMED)),
+        )
+    if abandoned := open_elsewhere.abandoned:
+        log.warning(
+            "%d setting(s) were left by another sweep in this folder that has ended: %s. The same command resumes them",
+            *(len(abandoned), listed(abandoned, NAMED)),
+        )
+    return 1 if failed or stopped or abandoned else 0
+
+
+def run_plan(sweep: Sweep, plan: Plan, retry_failed: bool) -> list[Outcome]:
+    """Run all trials of the plan; the report is written anew after each of them."""
+    from experiments.runner import run_trials, training_and_validation_steps, training_steps
+    from experiments.sweep_plan import write_sweep_report
+    from experiments.sweep_scores import outdated_steps
+
+    def on_end(outcome: Outcome) -> None:
+        plan.ended(outcome)
+        log.info(describe_outcome(outcome))
+        if outcome.ran:
+            write_sweep_report(sweep, plan)
+
+    settings = sweep.settings
+    return run_trials(
+        plan.trials(),
+        settings.workers,
+        steps=training_and_validation_steps if settings.validate_runs else training_steps,
+        outdated=outdated_steps,
+        retry_failed=retry_failed,
+        should_prune=plan.should_prune,
+        on_end=on_end,
+    )
+
+
+def tell_report(folder: Path, rows: Sequence[SettingScores]) -> None:
+    """Print the table, and what was written."""
+    from experiments.sweep_report import find_best
+
+    log.info((folder / "sweep.md").read_text())
+    best = ", best.yaml" if find_best(rows) else "; best.yaml follows the first complete setting"
+    log.info("written to %s: sweep.md, sweep.csv, sweep.png%s", folder, best)
 
 
 def describe_outcome(outcome: Outcome) -> str:

@@ -11,7 +11,7 @@ from datasets.cases import open_data_set
 from experiments.earlier_runs import check_earlier_runs
 from experiments.runner import Outcome, Trial
 from experiments.sweep_report import find_best, write_best, write_report
-from experiments.sweep_scores import SettingScores, score_setting
+from experiments.sweep_scores import OpenElsewhere, SettingScores, score_setting
 from experiments.sweep_settings import Range, Sweep
 from experiments.sweep_trials import (
     Setting,
@@ -41,6 +41,9 @@ class Plan(Protocol):
 
     def scores(self) -> list[tuple[Setting, SettingScores]]:
         """All settings so far, with what they have scored."""
+
+    def open_elsewhere(self) -> OpenElsewhere:
+        """The settings that other sweeps have begun and not ended."""
 
     def figure(self, title: str) -> Figure | None:
         """A plan-specific figure for sweep.png, or None."""
@@ -142,6 +145,9 @@ class ListedPlan:
 
     def scores(self) -> list[tuple[Setting, SettingScores]]:
         return [(setting, score_setting(setting, self.keys)) for setting in self.settings]
+
+    def open_elsewhere(self) -> OpenElsewhere:
+        return OpenElsewhere([], [])
 
     def figure(self, title: str) -> None:
         return None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from engine.history import read_scores
 from experiments.earlier_runs import fitting_results, own_record
@@ -45,6 +45,15 @@ class SettingScores:
     def complete(self) -> bool:
         """Whether every run of it is trained."""
         return len(self.val) == self.planned
+
+
+class OpenElsewhere(NamedTuple):
+    """Names of the settings that other sweeps of a shared search have begun and not ended."""
+
+    abandoned: list[str]  # by a sweep in this folder that has ended
+    tried: list[
+        str
+    ]  # by all others, with their hosts and folders; whether they still run is not known here
 
 
 def validation_curve(trial: Trial) -> dict[int, float]:

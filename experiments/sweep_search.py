@@ -4,11 +4,12 @@ A trial of Optuna (`optuna_trial`, or `frozen_trial` as it is read from the stud
 value is the mean over the setting's runs of their best Dice on the cases that choose the checkpoint.
 
 A setting that was running when its sweep was stopped or killed stays so in the study, under the name
-of its sweep's slot; the next sweep that holds the slot resumes it.
+of its sweep's slot, until a sweep in the same folder resumes it.
 """
 
 from __future__ import annotations
 
+import socket
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -19,6 +20,7 @@ from experiments.earlier_runs import own_record
 from experiments.records import Status
 from experiments.runner import Outcome, Trial
 from experiments.sweep_scores import (
+    OpenElsewhere,
     SettingScores,
     best_validation,
     outdated_steps,
@@ -32,9 +34,11 @@ from experiments.sweep_search_study import (
     make_sampler,
     open_study,
     other_search_error,
+    set_at_creation,
     value_of,
 )
 from experiments.sweep_settings import Sweep
+from experiments.sweep_slots import free_slots
 from experiments.sweep_trials import Setting, make_setting
 
 if TYPE_CHECKING:
@@ -45,7 +49,8 @@ if TYPE_CHECKING:
 MAX_NAMED_KEYS = 4  # more would make the folders' names too long
 
 # attributes of a setting in the study
-OWNER = "owner"  # slot of the sweep that asked for it
+OWNER = "owner"  # slot of the sweep that tries it
+PLACE = "place"  # host and folder of that sweep
 NUMBER = "number"  # in the name of its folder, where that is not its own
 RETRY_OF = "retry_of"  # number of the failed setting that it tries again
 SURPLUS = "surplus"  # whether other sweeps have asked for enough settings before it
@@ -92,25 +97,27 @@ class SearchPlan:
         self.study = open_study(sweep)
         self.distributions = {key: distribution(sweep, key) for key in self.keys}
         self.running_settings: dict[str, RunningSetting] = {}  # by the name of a run
-        if retry_failed:
-            self._enqueue_failed()
+        place = f"{socket.gethostname()}:{sweep.folder.absolute()}"
+        self._mine = {OWNER: owner, PLACE: place}
+        set_at_creation(self.study, self._mine)
+        self._failed_before = self._failed() if retry_failed else []
 
     def trials(self) -> Iterator[Trial]:
-        """First what an earlier sweep left running or unscored, then new settings until there are enough."""
-        import optuna
+        """First what earlier sweeps left running or unscored, then new settings until there are enough.
 
-        left_running = self.study.get_trials(states=[optuna.trial.TrialState.RUNNING])
-        for frozen_trial in left_running:
-            if self.sweep.settings.storage and frozen_trial.user_attrs.get(OWNER) != self.owner:
-                continue
-            if self._is_drawn(frozen_trial):
-                optuna_trial = optuna.trial.Trial(self.study, frozen_trial._trial_id)
-                yield from self._runs(optuna_trial, set(frozen_trial.intermediate_values))
-            else:  # killed while it was being asked for
-                self.study.tell(frozen_trial.number, state=optuna.trial.TrialState.FAIL)
+        At the end also what other sweeps in this folder have left running meanwhile.
+        """
+        for frozen_trial in self._left_by_earlier():
+            yield from self._resume(frozen_trial)
         yield from self._unscored()
+        for frozen_trial in self._failed_before:
+            if (optuna_trial := self._retry(frozen_trial)) is not None:
+                yield from self._runs(optuna_trial, set())
         while (optuna_trial := self._ask()) is not None:
             yield from self._runs(optuna_trial, set())
+        while left := self._left_by_ended():
+            for frozen_trial in left:
+                yield from self._resume(frozen_trial)
 
     def should_prune(self, trial: Trial) -> bool:
         """Whether the setting's first run falls behind the median of the other settings' first runs.
@@ -163,8 +170,65 @@ class SearchPlan:
             scores.append((setting, row))
         return scores
 
+    def open_elsewhere(self) -> OpenElsewhere:
+        abandoned, tried = [], []
+        if self._is_shared:
+            with free_slots(self.sweep.folder) as ended:
+                for each in filter(self._is_drawn, self._running()):
+                    name, owner = self._setting(each).name, each.user_attrs.get(OWNER)
+                    if owner in ended:
+                        abandoned.append(name)
+                    elif owner != self.owner:
+                        tried.append(f"{name} in {each.user_attrs.get(PLACE, 'an unknown folder')}")
+        return OpenElsewhere(abandoned, tried)
+
     def figure(self, title: str) -> Figure:
         return draw_search(self.study, self.sweep.base.select_on, title)
+
+    @property
+    def _is_shared(self) -> bool:
+        return self.sweep.settings.storage is not None
+
+    def _running(self) -> list[FrozenTrial]:
+        from optuna.trial import TrialState
+
+        return self.study.get_trials(states=[TrialState.RUNNING])
+
+    def _left_by_earlier(self) -> list[FrozenTrial]:
+        """Settings that were running before this process began and that no other one is working on.
+
+        Those without an owner were queued by hand and are nobody's.
+        """
+        left = [
+            each
+            for each in self._running()
+            if not self._is_shared or each.user_attrs.get(OWNER) in (self.owner, None)
+        ]
+        return left + self._left_by_ended()
+
+    def _left_by_ended(self) -> list[FrozenTrial]:
+        """Settings that sweeps in this folder were trying when they ended; they become this one's."""
+        if not self._is_shared:
+            return []
+        with free_slots(self.sweep.folder) as ended:
+            left = [each for each in self._running() if each.user_attrs.get(OWNER) in ended]
+            for each in left:
+                self._make_mine(each)
+        return left
+
+    def _make_mine(self, frozen_trial: FrozenTrial) -> None:
+        for key, value in self._mine.items():
+            self.study._storage.set_trial_user_attr(frozen_trial._trial_id, key, value)
+
+    def _resume(self, frozen_trial: FrozenTrial) -> Iterator[Trial]:
+        import optuna
+
+        if self._is_drawn(frozen_trial):
+            self._make_mine(frozen_trial)
+            optuna_trial = optuna.trial.Trial(self.study, frozen_trial._trial_id)
+            yield from self._runs(optuna_trial, set(frozen_trial.intermediate_values))
+        else:  # killed while it was being asked for
+            self.study.tell(frozen_trial.number, state=optuna.trial.TrialState.FAIL)
 
     def _unscored(self) -> Iterator[Trial]:
         """Runs of finished settings that lie here and are not validated as the sweep asks."""
@@ -193,26 +257,59 @@ class SearchPlan:
         count = sum(map(self._is_drawn, latest_tries(frozen_trials)))
         if not queued and count >= (self.sweep.settings.trials or 0):
             return None
-        shared = self.sweep.settings.storage is not None
-        self.study.sampler = make_sampler(
-            self.sweep, None if shared else (self.sweep.base.seed + len(frozen_trials)) % 2**32
-        )
+        seed = (self.sweep.base.seed + len(frozen_trials)) % 2**32
+        self.study.sampler = make_sampler(self.sweep, None if self._is_shared else seed)
         try:
             optuna_trial = self.study.ask(self.distributions)
         except ValueError as error:
             raise other_search_error(self.sweep, [str(error)]) from error
-        optuna_trial.set_user_attr(OWNER, self.owner)
-        if shared and RETRY_OF not in optuna_trial.user_attrs and self._is_surplus(optuna_trial):
-            optuna_trial.set_user_attr(SURPLUS, True)
-            self.study.tell(optuna_trial.number, state=TrialState.FAIL)
+        if OWNER not in optuna_trial.user_attrs:  # it was queued by hand
+            for key, value in self._mine.items():
+                optuna_trial.set_user_attr(key, value)
+        if self._is_surplus(optuna_trial):
+            self._give_back(optuna_trial)
+            return None
+        return optuna_trial
+
+    def _retry(self, failed: FrozenTrial) -> optuna.Trial | None:
+        """A new try of a failed setting, in its folder, where the runs resume; None where there is one."""
+        import optuna
+
+        def other_tries() -> list[int]:
+            tried = self.study.get_trials(deepcopy=False)
+            return [each.number for each in tried if each.user_attrs.get(RETRY_OF) == failed.number]
+
+        if other_tries():
+            return None
+        number = failed.user_attrs.get(NUMBER, failed.number)
+        template = optuna.trial.create_trial(
+            state=optuna.trial.TrialState.RUNNING,
+            params=failed.params,
+            distributions=failed.distributions,
+            user_attrs=self._mine | {RETRY_OF: failed.number, NUMBER: number},
+        )
+        storage = self.study._storage
+        trial_id = storage.create_new_trial(self.study._study_id, template_trial=template)
+        optuna_trial = optuna.trial.Trial(self.study, trial_id)
+        if min(other_tries()) < optuna_trial.number:  # another sweep has begun one at the same time
+            self._give_back(optuna_trial)
             return None
         return optuna_trial
 
     def _is_surplus(self, optuna_trial: optuna.Trial) -> bool:
         """Whether there are enough settings before this one: other sweeps may have asked at the same time."""
+        if not self._is_shared or RETRY_OF in optuna_trial.user_attrs:
+            return False
         settings = filter(self._is_drawn, latest_tries(self.study.get_trials(deepcopy=False)))
         before = sum(setting.number < optuna_trial.number for setting in settings)
         return before >= (self.sweep.settings.trials or 0)
+
+    def _give_back(self, optuna_trial: optuna.Trial) -> None:
+        """End a setting that other sweeps have made superfluous; it counts for nothing."""
+        from optuna.trial import TrialState
+
+        optuna_trial.set_user_attr(SURPLUS, True)
+        self.study.tell(optuna_trial.number, state=TrialState.FAIL)
 
     def _is_drawn(self, frozen_trial: FrozenTrial) -> bool:
         """Whether it has a value for every key."""
@@ -264,15 +361,12 @@ class SearchPlan:
             state = TrialState.PRUNED if running.pruned else TrialState.FAIL
             self.study.tell(optuna_trial.number, state=state)
 
-    def _enqueue_failed(self) -> None:
-        """Try the failed settings again, in their folders, where the runs resume."""
+    def _failed(self) -> list[FrozenTrial]:
+        """The failed settings, without those that are tried again."""
         from optuna.trial import TrialState
 
-        for failed in latest_tries(self.study.get_trials()):
-            if failed.state == TrialState.FAIL:
-                number = failed.user_attrs.get(NUMBER, failed.number)
-                attributes = {RETRY_OF: failed.number, NUMBER: number}
-                self.study.enqueue_trial(failed.params, user_attrs=attributes)
+        tried = filter(self._is_drawn, latest_tries(self.study.get_trials()))
+        return [each for each in tried if each.state == TrialState.FAIL]
 
     def _scores_elsewhere(self, setting: Setting, frozen_trial: FrozenTrial) -> SettingScores:
         dice = frozen_trial.user_attrs.get(SCORES, [])

@@ -22,6 +22,7 @@ from utils.vae_weights import weights_folder
 if TYPE_CHECKING:
     import optuna
     from optuna.distributions import BaseDistribution
+    from optuna.trial import FrozenTrial
 
 COMPARED = {"validate_every", "vae_weights"}
 """Keys that a run may change when it is resumed, but a search may not."""
@@ -67,6 +68,23 @@ def make_sampler(sweep: Sweep, seed: int | None) -> optuna.samplers.BaseSampler:
         return optuna.samplers.TPESampler(
             n_startup_trials=sweep.settings.startup_trials, constant_liar=True, seed=seed
         )
+
+
+def set_at_creation(study: optuna.Study, attributes: dict[str, Any]) -> None:
+    """Let the trials that `study.ask` makes have these user attributes from the start.
+
+    Set afterwards, they would be missing where the process is killed in between.
+    """
+    from optuna.trial import TrialState, create_trial
+
+    storage: Any = study._storage
+    create = storage.create_new_trial
+
+    def create_with_attributes(study_id: int, template_trial: FrozenTrial | None = None) -> int:
+        template = template_trial or create_trial(state=TrialState.RUNNING, user_attrs=attributes)
+        return create(study_id, template_trial=template)
+
+    storage.create_new_trial = create_with_attributes
 
 
 def open_study(sweep: Sweep) -> optuna.Study:

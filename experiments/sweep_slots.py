@@ -1,7 +1,8 @@
 """Slots: which processes may run a sweep. One per folder, or several where they share an Optuna study.
 
 A slot is a folder whose lock the process holds while it lives; `owner.id` in it has the slot's identity.
-The next process that holds the slot resumes what was running under it when the last one died.
+What was running under it when the process died is resumed by the next one that holds the slot, or by another
+sweep in the folder, which finds the slot free.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import itertools
 import uuid
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from utils.files import atomic_write
@@ -40,6 +41,18 @@ def held_slot(folder: Path, shared: bool) -> Iterator[str]:
                 continue
             yield _identity(own)
             return
+
+
+@contextmanager
+def free_slots(folder: Path) -> Iterator[set[str]]:
+    """Identities of the slots whose sweeps have ended; no other process can take these meanwhile."""
+    with ExitStack() as stack:
+        identities = set()
+        for slot in sorted((folder / SLOTS).glob("*")):
+            with suppress(FolderInUse):
+                stack.enter_context(locked(slot))
+                identities.add(_identity(slot))
+        yield identities
 
 
 def _identity(folder: Path) -> str:

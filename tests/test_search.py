@@ -497,3 +497,106 @@ def test_the_study_lies_in_a_folder_of_any_name(tmp_path: Path, name: str) -> No
         write_sweep(tmp_path, {"search": RATES, "trials": 1}, snapshot_path=str(tmp_path / name))
     )
     assert (tmp_path / name / "study.db").is_file()
+
+
+def test_one_restart_resumes_what_all_sweeps_of_the_folder_left(
+    tmp_path: Path, quick: None
+) -> None:
+    """Two sweeps die at once; one of them is started again."""
+    storage = f"sqlite:///{tmp_path / 'shared.db'}"
+    path = write_sweep(tmp_path, {"search": RATES, "trials": 3, "storage": storage})
+    folder = tmp_path / "out"
+    with held_slot(folder, shared=True) as first, held_slot(folder, shared=True) as second:
+        left = [next(plan_of(path, owner).trials()) for owner in (first, second)]
+    assert run(path) == 0
+    assert states(plan_of(path)) == ["COMPLETE"] * 3
+    assert [starts(trial) for trial in left] == [1, 1]
+
+
+def test_what_a_sweep_leaves_meanwhile_is_resumed_by_the_other(tmp_path: Path) -> None:
+    storage = f"sqlite:///{tmp_path / 'shared.db'}"
+    path = write_sweep(tmp_path, {"search": RATES, "trials": 2, "storage": storage})
+    names = []
+    with held_slot(tmp_path / "out", shared=True) as owner:
+        with held_slot(tmp_path / "out", shared=True) as other:
+            trials = plan_of(path, owner).trials()
+            next(trials)
+            left = next(plan_of(path, other).trials())
+        names += [trial.name for trial in trials]
+    assert names == [left.name]
+
+
+def test_settings_that_nobody_works_on_are_told(
+    tmp_path: Path, quick: None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage = f"sqlite:///{tmp_path / 'shared.db'}"
+    settings = {"search": RATES, "trials": 2, "storage": storage, "study": "s"}
+    path = write_sweep(tmp_path, settings)
+    with held_slot(tmp_path / "out", shared=True), held_slot(tmp_path / "out", True) as other:
+        left = next(plan_of(path, other).trials())
+    with monkeypatch.context() as patch:  # it ends when this sweep has looked for the last time
+        patch.setattr(SearchPlan, "_left_by_ended", lambda _: [])
+        assert run(path) == 1
+    printed = capsys.readouterr().out
+    assert (
+        f"1 setting(s) were left by another sweep in this folder that has ended: {left.name}. The"
+        in printed
+    )
+    assert run(path) == 0 and starts(left) == 1
+
+    elsewhere = [f"snapshot_path={tmp_path / 'elsewhere'}"]
+    with held_slot(tmp_path / "elsewhere", shared=True) as there:
+        more = [*elsewhere, "sweep.trials=3"]
+        next(plan_of(path, there, overrides=more).trials())
+    assert run(path, "sweep.trials=3") == 0, "whether that one still runs is not known here"
+    printed = capsys.readouterr().out
+    assert "1 setting(s) are open in the study under other sweeps: 002_lr=" in printed
+    assert f":{tmp_path / 'elsewhere'}. Where such a sweep has ended" in printed
+
+
+def test_a_setting_has_its_owner_before_anything_is_drawn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage = f"sqlite:///{tmp_path / 'shared.db'}"
+    path = write_sweep(tmp_path, {"search": RATES, "trials": 1, "storage": storage})
+    plan = plan_of(path)
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(optuna.Trial, "_suggest", killed)
+        next(plan.trials())
+    assert [trial.user_attrs["owner"] for trial in plan.study.trials] == ["me"]
+    restarted = plan_of(path)
+    for trial in restarted.trials():
+        write_curve(trial, 0.5)
+        end(restarted, trial, "finished")
+    assert states(restarted) == ["FAIL", "COMPLETE"]
+
+
+def test_a_failed_setting_is_tried_again_by_one_machine_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage = f"sqlite:///{tmp_path / 'shared.db'}"
+    path = write_sweep(tmp_path, {"search": RATES, "trials": 1, "storage": storage, "study": "s"})
+    first = plan_of(path)
+    (trial,) = first.trials()
+    end(first, trial, "failed")
+    plans = [plan_of(path, owner, retry_failed=True) for owner in ("one", "other", "third")]
+    assert [row.name for _, row in first.scores()] == [trial.name], "shown until it is tried again"
+
+    started, create = [], plans[1].study._storage.create_new_trial
+
+    def create_after_one(*arguments: Any, **named: Any) -> int:
+        started.append(next(plans[0].trials()))
+        return create(*arguments, **named)
+
+    monkeypatch.setattr(plans[1].study._storage, "create_new_trial", create_after_one)
+    assert list(plans[1].trials()) == [] and list(plans[2].trials()) == []
+    assert started == [trial]
+    write_curve(trial, 0.5)
+    end(plans[0], trial, "finished")
+    assert states(first) == ["FAIL", "COMPLETE", "FAIL"]
+    ((_, row),) = plan_of(path, retry_failed=True).scores()
+    assert row.complete and not plan_of(path, retry_failed=True)._failed_before
