@@ -43,11 +43,11 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse_arguments(argv)
 
-    from experiments.earlier_runs import check_earlier_runs
+    from experiments.earlier_runs import check_earlier_runs, check_processes, processes_of
     from experiments.runner import run_trials
     from experiments.study import load_study, trials_of
     from experiments.study_report import NothingScored, write_study
-    from experiments.study_scores import TABLE, outdated_steps, scored_in
+    from experiments.study_scores import TABLE, outdated_steps, scored_in, scores_in, trained_in
     from experiments.study_scoring import training_and_scoring_steps
     from utils.logs import log_to
 
@@ -76,6 +76,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     outcomes: list[Outcome] = []
     if not arguments.report:
+        in_table = [score for scores in scores_in(out, runs).values() for score in scores]
+        check_processes([*trained_in(in_table, runs), *processes_of(trials, arguments.workers)])
         log.info(
             "%s: %d runs in %s; %d more have their scores in %s",
             *(study.title, len(trials), study.folder, len(runs) - len(trials), out / TABLE),

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import json
+from collections.abc import Collection, Iterable
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 from datasets.cases import find_split_file
 from engine.training_record import split_has_changed
 from experiments.records import Record, is_record_of, read_record, recorded_config
-from experiments.runner import Trial
+from experiments.runner import Trial, process_count
 from utils.config import Config
 from utils.errors import UserError, listed
 from utils.files import sha256
@@ -24,10 +26,14 @@ recorded of a run that was made with other values.
 NAMED = 5  # problems in the message
 
 
-def check_earlier_runs(trials: Iterable[Trial]) -> None:
+def check_earlier_runs(trials: Collection[Trial], workers: int | None = None) -> None:
     """UserError where runs in the trials' folders were trained on another split file than there is
-    now, or have finished with other values of CHANGED_IN_VAIN.
+    now, or have finished with other values of CHANGED_IN_VAIN, or by other numbers of processes than the
+    others.
+
+    With so many `workers` those that are missing will be trained; with None no run will.
     """
+    check_processes(processes_of(trials, workers))
     problems = []
     for trial in trials:
         if trained_on_old_split(trial):
@@ -47,6 +53,51 @@ def check_earlier_runs(trials: Iterable[Trial]) -> None:
             + "\nRestore the split file or the settings, or set another folder (snapshot_path of a sweep, "
             "folder of a study)"
         )
+
+
+class Trained(NamedTuple):
+    """A run, and how many processes have trained it, or will."""
+
+    name: str
+    config: Config
+    processes: int
+
+
+def check_processes(runs: Iterable[Trained]) -> None:
+    """UserError where runs whose configs name as many GPUs are trained by different numbers of processes.
+
+    Each process has batches of its own, so that the effective batch is another one.
+    """
+    known: dict[int, Trained] = {}
+    for run in runs:
+        other = known.setdefault(len(run.config.GPUs), run)
+        if run.processes != other.processes:
+            raise UserError(
+                f"{other.name} is trained by {other.processes} process(es) and {run.name} by {run.processes}, each "
+                "with batches of batch_size, so that their scores do not compare. A single worker trains a run on "
+                "all GPUs of the config, one process each, several workers on one GPU: keep the number of workers "
+                "and of GPUs, or set another folder (snapshot_path of a sweep, folder and --out of a study)"
+            )
+
+
+def trained_processes(folder: Path) -> int:
+    """How many processes have trained the run in the folder; 1 where that is not recorded."""
+    path = folder / "environment.json"
+    environment = json.loads(path.read_text()) if path.is_file() else {}
+    return int(environment.get("processes", 1))
+
+
+def processes_of(trials: Iterable[Trial], workers: int | None) -> list[Trained]:
+    """The trained runs first, then those to be trained."""
+    trained, missing = [], []
+    for trial in trials:
+        record = read_record(trial.folder)
+        if record is not None and record.trained:
+            processes = trained_processes(trial.folder)
+            trained.append(Trained(trial.name, trial.config, processes))
+        elif workers is not None:
+            missing.append(Trained(trial.name, trial.config, process_count(trial.config, workers)))
+    return trained + missing
 
 
 def own_record(trial: Trial) -> Record | None:

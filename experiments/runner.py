@@ -235,6 +235,15 @@ def _hardware(config: Config, worker: int, workers: int) -> _Hardware:
     return _Hardware((gpu,), environment)
 
 
+def process_count(config: Config, workers: int) -> int:
+    """How many processes train a run of the config: one per GPU, if there are any and one worker has all."""
+    if workers > 1 or len(config.GPUs) < 2:
+        return 1
+    import torch
+
+    return len(config.GPUs) if torch.cuda.device_count() else 1
+
+
 class _Job:
     """A trial on a worker, from taking its lock to the end of its last step."""
 

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from engine.history import read_scores
+from experiments.earlier_runs import check_processes
 from experiments.study import GROUPED, PUBLISHED, Run, Study, trials_of
 from experiments.study_scores import (
     ON_VAL,
@@ -23,6 +24,7 @@ from experiments.study_scores import (
     scores_in,
     scores_of,
     to_csv,
+    trained_in,
 )
 from experiments.study_scoring import ON_TEST, TTA
 from utils.errors import UserError
@@ -53,6 +55,7 @@ def write_study(study: Study, out: Path) -> str:
     by_run = {run: max(here[run], elsewhere.get(run, []), key=len) for run in runs}
     scores = [score for run in runs for score in by_run[run]]
     check_splits(scores)
+    check_processes(trained_in(scores, runs))
     if not scores:
         raise NothingScored(f"no run of this study is scored yet: {study.folder}")
     table = to_markdown(study, scores)

@@ -17,7 +17,13 @@ from pathlib import Path
 from pydantic import TypeAdapter, ValidationError
 
 from datasets.cases import find_split_file, open_data_set
-from experiments.earlier_runs import fitting_results, own_record
+from experiments.earlier_runs import (
+    Trained,
+    check_processes,
+    fitting_results,
+    own_record,
+    trained_processes,
+)
 from experiments.records import Record, scored_settings
 from experiments.runner import Trial
 from experiments.study import Run, Study
@@ -77,7 +83,7 @@ def scores_of(run: Run, trial: Trial) -> list[Score]:
     record = own_record(trial)
     if record is None or "score" not in record.done:
         return []
-    processes = _processes(trial.folder)
+    processes = trained_processes(trial.folder)
     parameters = json.loads((trial.folder / "parameters.json").read_text())["trainable"]
     scores = []
     for way in WAYS:
@@ -139,8 +145,8 @@ def outdated_steps(trial: Trial) -> set[str]:
 def scores_in(out: Path, runs: Mapping[Run, Trial]) -> dict[Run, list[Score]]:
     """Scores that `out`/results.csv already holds, by run.
 
-    UserError if it is not a study's table, or has runs that are not in this study, had other settings, or
-    another split.
+    UserError if it is not a study's table, or has runs that are not in this study, had other settings,
+    another split, or different numbers of processes.
     """
     path = out / TABLE
     if not path.exists():
@@ -156,6 +162,7 @@ def scores_in(out: Path, runs: Mapping[Run, Trial]) -> dict[Run, list[Score]]:
             )
         by_run.setdefault(run, []).append(score)
     check_splits(scores, _splits_here(runs))
+    check_processes(trained_in(scores, runs))
     return by_run
 
 
@@ -233,9 +240,19 @@ def digest(config: Config, processes: int = 1) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def _digests(config: Config) -> set[str]:
-    """The digests that a run of `config` may have: trained on all its GPUs, or by one process."""
-    return {digest(config), digest(config, len(config.GPUs))}
+def _digests(config: Config) -> dict[str, int]:
+    """Digest -> number of processes of a run of `config`, trained on all its GPUs or by one process."""
+    return {digest(config, processes): processes for processes in (len(config.GPUs) or 1, 1)}
+
+
+def trained_in(scores: Iterable[Score], runs: Mapping[Run, Trial]) -> list[Trained]:
+    """The runs of these scores, with the numbers of processes by their digests, else by their folders."""
+    trained = []
+    for score in scores:
+        trial = runs[score.run]
+        processes = _digests(trial.config).get(score.settings) or trained_processes(trial.folder)
+        trained.append(Trained(score.run.name, trial.config, processes))
+    return trained
 
 
 def _minutes(record: Record, seconds: Mapping[str, float]) -> float | None:
@@ -243,13 +260,6 @@ def _minutes(record: Record, seconds: Mapping[str, float]) -> float | None:
     if record.untimed_attempts or "train" not in seconds:
         return None
     return round(seconds["train"] / 60, 2)
-
-
-def _processes(folder: Path) -> int:
-    """How many processes trained the run."""
-    path = folder / "environment.json"
-    environment = json.loads(path.read_text()) if path.is_file() else {}
-    return int(environment.get("processes", 1))
 
 
 def _mean_dice_without_leaked(trial: Trial, results: Results) -> float | None:

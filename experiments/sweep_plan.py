@@ -81,7 +81,7 @@ def describe_plan(sweep: Sweep) -> str:
         for setting in listed:
             check_inputs(sweep, setting.trials[0].config)
         trials = [trial for setting in listed for trial in setting.trials]
-        check_earlier_runs(trials)
+        check_earlier_runs(trials, settings.workers)
         lines = [f"{len(listed)} setting(s), {len(trials)} trial(s):"]
         lines += [f"  {trial.name}" for trial in trials]
     lines += [f"trials at a time: {settings.workers}", f"writes to: {sweep.folder}"]

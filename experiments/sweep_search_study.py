@@ -11,6 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from datasets.cases import find_split_file
+from experiments.runner import process_count
 from experiments.sweep_search_storage import open_patiently
 from experiments.sweep_settings import Range, Sweep
 from experiments.sweep_trials import text_of
@@ -135,6 +136,9 @@ def _check_same_search(sweep: Sweep, study: optuna.Study) -> None:
         "seeds": list(sweep.settings.seeds),
         "number of folds": sweep.settings.folds,
     }
+    if "GPUs" not in sweep.settings.search:
+        processes = process_count(sweep.base, sweep.settings.workers)
+        current["processes that train a run"] = processes
     current["search"] = {
         key: values.model_dump()
         if isinstance(values, Range)

@@ -434,6 +434,17 @@ def test_scores_that_do_not_compare_are_not_mixed(
         plan_of(write_sweep(tmp_path, {"trials": 2} | settings, **values))
 
 
+def test_a_search_keeps_its_number_of_processes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    path = write_sweep(tmp_path, {"search": RATES, "trials": 2}, GPUs=[0, 1])
+    plan_of(path)
+    with pytest.raises(UserError, match="processes that train a run: 2 in the study, 1 now"):
+        plan_of(path, overrides=["sweep.workers=2"])
+    plan_of(path, overrides=["GPUs=[2, 3]"])
+
+
 def test_data_and_weights_are_compared_by_what_they_hold(tmp_path: Path) -> None:
     """Machines have them in different folders; the same folder may hold others."""
     storage = f"sqlite:///{tmp_path / 'shared.db'}"

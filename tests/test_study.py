@@ -696,3 +696,39 @@ def test_a_study_can_be_run_from_any_folder(
 
     (outcome,) = run_trials([trial], steps=only_score)
     assert "holds no best_model.pth: train the run first" in (outcome.record.error or "")
+
+
+def test_runs_of_different_numbers_of_processes_are_not_averaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(tmp_path / "s.yaml", settings={"GPUs": [0, 1], "epochs": 2})
+    runs = trials_of(load_study(path))
+    one = row(path, "Wave-GMS", 1)
+    second = row(path, "Wave-GMS", 2)
+    two = replace(second, settings=digest(runs[second.run].config, 2))
+    (tmp_path / "results.csv").write_text(to_csv([one, two]))
+    expected = r"seed 1 is trained by 1 process\(es\) and .* seed 2 by 2, each with batches"
+    with pytest.raises(UserError, match=expected):
+        write_study(load_study(path), tmp_path)
+    (tmp_path / "results.csv").write_text(to_csv([one]))
+    monkeypatch.setattr(
+        "experiments.study_report.scores_of", lambda run, _: [two] if run == two.run else []
+    )
+    with pytest.raises(UserError, match=expected):
+        write_study(load_study(path), tmp_path)
+
+
+def test_a_study_goes_on_with_as_many_processes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(tmp_path / "s.yaml", settings={"GPUs": [0, 1], "epochs": 2}, tta=False)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    config = trials_of(load_study(path))[RUN].config
+    two = replace(row(path, "Wave-GMS", 1), settings=digest(config, 2))
+    (tmp_path / "results.csv").write_text(to_csv([two]))
+    command = ["--config", str(path), "--out", str(tmp_path)]
+    started = ending(monkeypatch, "finished")
+    assert study.main(command) == 0 and len(started) == 3
+    with pytest.raises(UserError, match=r"seed 1 is trained by 2 .* by 1, each.*workers"):
+        study.main([*command, "--workers", "2"])
+    assert study.main([*command, "--workers", "2", "--report"]) == 0, "it trains nothing"

@@ -428,6 +428,26 @@ def test_runs_that_were_trained_otherwise_are_refused(tmp_path: Path, quick: Non
     assert run(path, "tta=true") == 0, "that does not affect the training"
 
 
+def test_runs_of_different_numbers_of_processes_are_refused(
+    tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    path = write_sweep(tmp_path, {"grid": {"lr": [0.03, 0.003]}}, GPUs=[0, 1])
+    assert run(path) == 0
+    for trial in (tmp_path / "out").glob("*/epochs_2"):
+        (trial / "environment.json").write_text('{"processes": 2}')
+    assert run(path, "sweep.workers=2") == 0, "nothing is left to train"
+    more = "sweep.grid={lr: [0.03, 0.003, 0.001]}"
+    expected = (
+        r"lr=0\.03 is trained by 2 process\(es\) and lr=0\.001 by 1, each with batches.*workers"
+    )
+    with pytest.raises(UserError, match=expected):
+        run(path, more, "sweep.workers=2")
+    assert run(path, more) == 0
+    with pytest.raises(UserError, match=r"lr=0\.03 is trained by 2 .* lr=0\.001 by 1"):
+        run(path, more)  # as quick runs leave no record of theirs
+
+
 def record_splits(folder: Path, split: Path) -> None:
     """Add to the trials of a quick sweep in `folder` what tells on which split they were trained."""
     for trial in folder.glob("*/epochs_2"):
