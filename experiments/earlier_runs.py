@@ -7,9 +7,10 @@ from collections.abc import Collection, Iterable
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from datasets.cases import find_split_file
+from datasets.prepared import METADATA_GROUPS
 from engine.training_record import split_has_changed
 from experiments.records import Record, is_record_of, read_record, recorded_config
 from experiments.runner import Trial, process_count
@@ -27,9 +28,9 @@ NAMED = 5  # problems in the message
 
 
 def check_earlier_runs(trials: Collection[Trial], workers: int | None = None) -> None:
-    """UserError where runs in the trials' folders were trained on another split file than there is
-    now, or have finished with other values of CHANGED_IN_VAIN, or by other numbers of processes than the
-    others.
+    """UserError where runs in the trials' folders were trained on another split file than there is now
+    or from another file of initial weights or groups, have finished with other values of CHANGED_IN_VAIN,
+    or were trained by other numbers of processes than the others.
 
     With so many `workers` those that are missing will be trained; with None no run will.
     """
@@ -40,6 +41,10 @@ def check_earlier_runs(trials: Collection[Trial], workers: int | None = None) ->
             problems.append(
                 f"{trial.name}: trained on another split file than {trial.config.pickle_file_path} is now"
             )
+        problems += [
+            f"{trial.name}: trained with another {name} than {path} is now"
+            for name, path in changed_inputs(trial).items()
+        ]
         record = read_record(trial.folder)
         made_with = recorded_config(record) if record is not None and record.trained else None
         for key in CHANGED_IN_VAIN if made_with is not None else ():
@@ -50,7 +55,7 @@ def check_earlier_runs(trials: Collection[Trial], workers: int | None = None) ->
         raise UserError(
             "there are runs that were trained otherwise, whose scores do not compare with those of new ones:\n  "
             + listed(problems, NAMED, "\n  ")
-            + "\nRestore the split file or the settings, or set another folder (snapshot_path of a sweep, "
+            + "\nRestore the files or the settings, or set another folder (snapshot_path of a sweep, "
             "folder of a study)"
         )
 
@@ -82,9 +87,16 @@ def check_processes(runs: Iterable[Trained]) -> None:
 
 def trained_processes(folder: Path) -> int:
     """How many processes have trained the run in the folder; 1 where that is not recorded."""
-    path = folder / "environment.json"
-    environment = json.loads(path.read_text()) if path.is_file() else {}
-    return int(environment.get("processes", 1))
+    return int(_environment(folder).get("processes", 1))
+
+
+def _environment(folder: Path) -> dict[str, Any]:
+    """What train.py has recorded in environment.json; {} where there is none that can be read."""
+    try:
+        content = json.loads((folder / "environment.json").read_text())
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def processes_of(trials: Iterable[Trial], workers: int | None) -> list[Trained]:
@@ -101,13 +113,34 @@ def processes_of(trials: Iterable[Trial], workers: int | None) -> list[Trained]:
 
 
 def own_record(trial: Trial) -> Record | None:
-    """The trial's record; None where there is none, or one of a run with other settings or on
-    another split.
+    """The trial's record; None where there is none, or one of a run with other settings, on another
+    split, or from other files.
     """
     record = read_record(trial.folder)
-    if record is None or not is_record_of(record, trial.config) or trained_on_old_split(trial):
+    if record is None or not is_record_of(record, trial.config):
         return None
-    return record
+    return None if trained_on_old_split(trial) or changed_inputs(trial) else record
+
+
+def changed_inputs(trial: Trial) -> dict[str, Path]:
+    """The files of initial weights and of groups that have changed since the trial was trained.
+
+    By what they are called in environment.json; as far as they are recorded and here. The weights of the VAE
+    are recorded there as loaded, which takes too long to compare here.
+    """
+    if not (trial.folder / "best_model.pth").is_file():
+        return {}
+    files = {"file of initial weights": trial.config.init_weights}
+    with suppress(UserError):  # the data may be elsewhere
+        files["file of groups"] = (
+            find_split_file(trial.config.pickle_file_path).parent / METADATA_GROUPS
+        )
+    recorded = _environment(trial.folder).get("sha256") or {}
+    return {
+        name: path
+        for name, path in files.items()
+        if name in recorded and path and path.is_file() and _sha256_of(path) != recorded[name]
+    }
 
 
 def trained_on_old_split(trial: Trial) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import warnings
 from contextlib import suppress
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from datasets.cases import find_split_file
@@ -132,10 +133,14 @@ def _check_same_search(sweep: Sweep, study: optuna.Study) -> None:
     shared = sweep.base.model_dump(mode="json") | {"vae_weights": _weights(sweep.base.vae_weights)}
     free = (CHANGEABLE_ON_RESUME - COMPARED) | sweep.settings.search.keys()
     current = {key: value for key, value in shared.items() if key not in free}
-    current |= _data(sweep.base) | {
-        "seeds": list(sweep.settings.seeds),
-        "number of folds": sweep.settings.folds,
-    }
+    current |= (
+        _data(sweep.base)
+        | _initial_weights(sweep)
+        | {
+            "seeds": list(sweep.settings.seeds),
+            "number of folds": sweep.settings.folds,
+        }
+    )
     if "GPUs" not in sweep.settings.search:
         processes = process_count(sweep.base, sweep.settings.workers)
         current["processes that train a run"] = processes
@@ -168,6 +173,16 @@ def _data(base: Config) -> dict[str, str]:
     with suppress(UserError):
         data["split file (SHA-256)"] = sha256(find_split_file(base.pickle_file_path))
     return data
+
+
+def _initial_weights(sweep: Sweep) -> dict[str, Any]:
+    """The hash of each file of initial weights that is here, by its name where they are searched."""
+    choices = sweep.settings.search.get("init_weights")
+    names = choices if isinstance(choices, list) else [sweep.base.init_weights]
+    files = {str(name): Path(name) for name in names if name is not None}
+    hashes = {name: sha256(path) for name, path in files.items() if path.is_file()}
+    label = "files of initial weights (SHA-256)"
+    return {label: hashes if choices else next(iter(hashes.values()))} if hashes else {}
 
 
 def _weights(name: str) -> str:

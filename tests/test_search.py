@@ -474,6 +474,20 @@ def test_data_and_weights_are_compared_by_what_they_hold(tmp_path: Path) -> None
         plan("c")
 
 
+@pytest.mark.parametrize("searched", [False, True])
+def test_initial_weights_are_compared_by_what_they_hold(tmp_path: Path, searched: bool) -> None:
+    weights = tmp_path / "w.pth"
+    weights.write_text("one")
+    search: dict[str, Any] = RATES | ({"init_weights": [str(weights), None]} if searched else {})
+    values = {} if searched else {"init_weights": str(weights)}
+    path = write_sweep(tmp_path, {"search": search, "trials": 2}, **values)
+    for _ in range(2):
+        plan_of(path)
+    weights.write_text("another")
+    with pytest.raises(UserError, match=r"files of initial weights \(SHA-256\): .* in the study"):
+        plan_of(path)
+
+
 @pytest.mark.parametrize("seed", [2**32 - 1, 2**32, 2**63 - 1])
 def test_any_seed_of_a_run_seeds_a_search(tmp_path: Path, seed: int) -> None:
     plan = plan_of(write_sweep(tmp_path, {"search": RATES, "trials": 2}, seed=seed))

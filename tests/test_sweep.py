@@ -428,6 +428,37 @@ def test_runs_that_were_trained_otherwise_are_refused(tmp_path: Path, quick: Non
     assert run(path, "tta=true") == 0, "that does not affect the training"
 
 
+@pytest.mark.parametrize("name", ["file of initial weights", "file of groups"])
+def test_runs_from_other_files_are_refused(tmp_path: Path, quick: None, name: str) -> None:
+    split, weights, groups = (
+        tmp_path / file for file in ("x_train_test_names.json", "w.pth", "groups.json")
+    )
+    for file in (split, weights, groups):
+        file.write_text("{}")
+    settings = {"grid": {"lr": [0.03, 0.003]}}
+    files = {"pickle_file_path": str(split), "init_weights": str(weights)}
+    path = write_sweep(tmp_path, settings, **files)
+    changed = weights if name == "file of initial weights" else groups
+    assert run(path) == 0
+    for trial in (tmp_path / "out").glob("*/epochs_2"):
+        (trial / "best_model.pth").touch()
+        hashes = {"sha256": {name: sha256(changed), "vae": "as it was loaded"}}
+        (trial / "environment.json").write_text(json.dumps(hashes))
+    assert run(path) == 0
+
+    changed.write_text("another")
+    more = "sweep.grid={lr: [0.03, 0.003, 0.001]}"
+    with pytest.raises(
+        UserError, match=rf"lr=0\.03: trained with another {name} than .*{changed.name} is"
+    ):
+        run(path, more)
+    _, rows = zip(*make_plan(load_sweep(path), "me", False).scores(), strict=True)
+    assert [row.statuses["waiting"] for row in rows] == [1, 1], "their scores are not shown either"
+    changed.unlink()
+    if changed is groups:
+        assert run(path) == 0, "where the data is not at hand, its groups are not known"
+
+
 def test_runs_of_different_numbers_of_processes_are_refused(
     tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
