@@ -12,7 +12,13 @@ from typing import Any, NamedTuple
 from datasets.cases import find_split_file
 from datasets.prepared import METADATA_GROUPS
 from engine.training_record import split_has_changed
-from experiments.records import Record, is_record_of, read_record, recorded_config
+from experiments.records import (
+    Record,
+    is_of_same_training,
+    is_record_of,
+    read_record,
+    recorded_config,
+)
 from experiments.runner import Trial, process_count
 from utils.config import Config
 from utils.errors import UserError, listed
@@ -119,7 +125,21 @@ def own_record(trial: Trial) -> Record | None:
     record = read_record(trial.folder)
     if record is None or not is_record_of(record, trial.config):
         return None
-    return None if trained_on_old_split(trial) or changed_inputs(trial) else record
+    return record if _inputs_are_the_same(trial) else None
+
+
+def is_trained_like(trial: Trial) -> bool:
+    """Whether a trained run lies in the trial's folder that learned what the trial asks for.
+
+    Its scores may be others, such as those without test-time augmentation.
+    """
+    record = read_record(trial.folder)
+    is_same = record is not None and record.trained and is_of_same_training(record, trial.config)
+    return is_same and _inputs_are_the_same(trial)
+
+
+def _inputs_are_the_same(trial: Trial) -> bool:
+    return not trained_on_old_split(trial) and not changed_inputs(trial)
 
 
 def changed_inputs(trial: Trial) -> dict[str, Path]:

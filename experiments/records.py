@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from utils.config import MACHINE_SETTINGS, Config, make_config
+from utils.config import CHANGEABLE_ON_RESUME, MACHINE_SETTINGS, Config, make_config
 from utils.errors import UserError
 from utils.files import atomic_write
 
@@ -78,6 +78,15 @@ def is_record_of(record: Record, config: Config) -> bool:
     """Whether the record belongs to a run with the same score-relevant settings as `config`."""
     recorded = recorded_config(record)
     return recorded is not None and scored_settings(recorded) == scored_settings(config)
+
+
+def is_of_same_training(record: Record, config: Config) -> bool:
+    """Whether the record's run learned what `config` asks for, however it was scored."""
+    recorded = recorded_config(record)
+    if recorded is None or recorded.dataset != config.dataset:
+        return False
+    ignored = set(CHANGEABLE_ON_RESUME)
+    return recorded.model_dump(exclude=ignored) == config.model_dump(exclude=ignored)
 
 
 def write_record(folder: Path, record: Record) -> None:

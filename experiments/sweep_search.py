@@ -16,7 +16,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from experiments.earlier_runs import own_record
+from experiments.earlier_runs import is_trained_like, own_record
 from experiments.records import Status
 from experiments.runner import Outcome, Trial
 from experiments.sweep_scores import (
@@ -239,7 +239,11 @@ class SearchPlan:
         for frozen_trial in filter(self._is_drawn, finished):
             for trial in self._setting(frozen_trial).trials:
                 record = own_record(trial)
-                if record is None:
+                if (
+                    record is None
+                ):  # another run, or this one before keys of the scoring were changed
+                    if wanted and is_trained_like(trial):
+                        yield trial
                     continue
                 done = set(record.done) - (outdated_steps(trial) & wanted)
                 if record.status != "finished" or not wanted <= done:

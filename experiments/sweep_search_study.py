@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
     from optuna.trial import FrozenTrial
 
-COMPARED = {"validate_every", "vae_weights"}
+COMPARED = {"save_freq", "validate_every", "vae_weights"}
 """Keys that a run may change when it is resumed, but a search may not."""
 
 

@@ -22,7 +22,7 @@ from experiments.sweep_scores import scores_by_case
 from experiments.sweep_settings import load_sweep
 from experiments.sweep_slots import held_slot
 from tests.quick_training import make_sweeps_quick, quick_steps, starts
-from tests.test_sweep import run, write_sweep
+from tests.test_sweep import run, validated_steps, write_sweep
 from utils.config import load_config
 from utils.errors import UserError
 from utils.interruption import Interrupted
@@ -388,6 +388,24 @@ def test_validation_can_be_added_to_a_finished_search(
     assert scored == [(["case"], [0.5])] * 4
 
 
+@pytest.mark.parametrize(
+    "change", [{"tta": True}, {"evaluation_size": "native"}, {"hd95_empty": "zero"}]
+)
+def test_a_finished_search_is_scored_anew_when_scoring_is_changed(
+    tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any]
+) -> None:
+    monkeypatch.setattr(runner, "training_and_validation_steps", validated_steps)
+    settings = {"search": RATES, "trials": 2, "validate": True}
+    values: list[list[float | None]] = []
+    for changed in ({}, change):
+        path = write_sweep(tmp_path, settings, **changed)
+        assert run(path) == 0
+        plan = plan_of(path)
+        assert [len(row.test) for _, row in plan.scores()] == [1, 1], changed
+        values.append([trial.value for trial in plan.study.trials])
+    assert values[0] == values[1] and states(plan) == ["COMPLETE"] * 2
+
+
 def test_a_validation_that_was_added_and_fails_is_told(
     tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -418,6 +436,7 @@ def test_choices_are_given_back_as_written(tmp_path: Path) -> None:
     ("values", "settings", "message"),
     [
         ({"epochs": 3}, {"search": RATES}, "epochs: 2 in the study, 3 now"),
+        ({"save_freq": 2}, {"search": RATES}, "save_freq: None in the study, 2 now"),
         ({"validate_every": 2}, {"search": RATES}, "validate_every: 1 in the study, 2 now"),
         ({"vae_weights": "me/other"}, {"search": RATES}, "vae_weights: .*taesd' in .*other' now"),
         ({"pickle_file_path": "y_train_test_names.json"}, {"search": RATES}, "data set: 'x' in"),

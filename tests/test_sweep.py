@@ -33,7 +33,7 @@ from utils.config import Config, dump_config, load_config, make_config
 from utils.errors import UserError
 from utils.files import sha256
 from utils.interruption import Interrupted
-from utils.metrics import METRICS, SIZES
+from utils.metrics import METRICS, SIZES, EmptyRule
 from utils.results import write_results
 from utils.statistics import describe, t_interval
 
@@ -638,18 +638,20 @@ def test_the_page_lists_the_keys() -> None:
     assert describe_settings() in (ROOT / "docs" / "sweeps.md").read_text()
 
 
-def write_scores(folder: Path, config: Config, **made_with: object) -> None:
+def write_scores(
+    folder: Path, config: Config, *, rule: EmptyRule = "diagonal", **made_with: object
+) -> None:
     """Scores of two cases, as of a validation with the config's settings, or with those given."""
     shift = 0.1 * config.seed
     dice = {"c1": 0.2 + shift, "c2": 0.6 + shift}
     scores = {name: dict.fromkeys((*METRICS, *SIZES), value) for name, value in dice.items()}
     made_with = {"tta": config.tta, "threshold": config.threshold} | made_with
-    write_results(folder, scores, provenance=made_with)
+    write_results(folder, scores, provenance=made_with, hd95_empty=rule)
 
 
 def validated_steps(trial: runner.Trial) -> runner.Steps:
     """Quick training and validation; the latter leaves `write_scores`."""
-    write_scores(trial.folder / "scores", trial.config)
+    write_scores(trial.folder / "scores", trial.config, rule=trial.config.hd95_empty)
     code = (
         f"import os, shutil; os.chdir({str(trial.folder)!r}); open('validated', 'a').write('x')\n"
     )
