@@ -90,16 +90,23 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run_plan(sweep: Sweep, plan: Plan, retry_failed: bool) -> list[Outcome]:
-    """Run all trials of the plan; the report is written anew after each of them."""
+    """Run all trials of the plan; the report is written anew after each of them.
+
+    UserError where the first ones fail one after the other.
+    """
+    from experiments.failures import Failures
     from experiments.runner import run_trials, training_and_validation_steps, training_steps
     from experiments.sweep_plan import write_sweep_report
     from experiments.sweep_scores import outdated_steps
+
+    failures = Failures(sweep.folder)
 
     def on_end(outcome: Outcome) -> None:
         plan.ended(outcome)
         log.info(describe_outcome(outcome))
         if outcome.ran:
             write_sweep_report(sweep, plan)
+        failures.check(outcome)
 
     settings = sweep.settings
     return run_trials(

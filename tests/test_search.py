@@ -238,6 +238,13 @@ def test_a_failed_setting_is_tried_again_in_its_folder(tmp_path: Path, quick: No
     assert setting.trials == (trial,) and row.complete
 
 
+def test_a_search_in_which_nothing_works_is_not_used_up(tmp_path: Path, quick: None) -> None:
+    path = write_sweep(tmp_path, {"search": RATES, "trials": 9}, save_minutes=13)
+    with pytest.raises(UserError, match="3 trials have failed"):
+        run(path)
+    assert states(plan_of(path)) == ["FAIL"] * 3
+
+
 def test_machines_share_a_study(tmp_path: Path) -> None:
     storage = f"sqlite:///{tmp_path / 'shared.db'}"
     path = write_sweep(tmp_path, {"search": RATES, "trials": 3, "storage": storage, "study": "s"})

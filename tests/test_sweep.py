@@ -504,6 +504,27 @@ def test_a_failed_trial_is_told_and_stops_no_other(
     assert (starts(bad), starts(good)) == (2, 1)
 
 
+def test_a_sweep_in_which_nothing_works_stops(tmp_path: Path, quick: None) -> None:
+    seeds = {"seeds": [1, 2, 3, 4, 5]}
+    path = write_sweep(tmp_path, seeds, save_minutes=13)
+    trials = list_settings(load_sweep(path))[0].trials
+    expected = (
+        r"(?s)3 trials have failed.* none was trained.*seed=3:.*error: thirteen.*--retry-failed"
+    )
+    with pytest.raises(UserError, match=expected):
+        run(path)
+    assert [starts(trial) for trial in trials] == [1, 1, 1, 0, 0]
+    assert "3 failed, 2 waiting" in (tmp_path / "out" / "sweep.md").read_text()
+    assert run(path) == 1, "two are not three"
+    assert [starts(trial) for trial in trials] == [1, 1, 1, 1, 1]
+
+    (trials[0].folder / "mended").touch()
+    assert run(path, "--retry-failed") == 1, (
+        "one works, so the others fail for a reason of their own"
+    )
+    assert [starts(trial) for trial in trials] == [2, 2, 2, 2, 2]
+
+
 def test_stopped_trials_are_told_and_workers_are_those_of_the_sweep(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
