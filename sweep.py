@@ -117,6 +117,7 @@ def run_plan(sweep: Sweep, plan: Plan, retry_failed: bool) -> list[Outcome]:
         retry_failed=retry_failed,
         should_prune=plan.should_prune,
         on_end=on_end,
+        in_order=bool(settings.search),  # what is asked for next depends on what has ended
     )
 
 

@@ -9,13 +9,15 @@ failed ones left alone unless `retry_failed`. A trial's run folder (`config.run_
     trial.yaml  the config that the commands are given
     trial.log   what the commands printed
     trial.json  the record, see `experiments.records`
-    trial.lock  held by the running command, also when its runner was killed
+    trial.lock  held by the running command, which it names, also when its runner was killed
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -32,6 +34,8 @@ from utils.interruption import STOP_SIGNALS, StopRequest
 from utils.locks import try_lock
 from utils.machine import available_cores
 from utils.runs import create_run_folder, writing_to
+
+log = logging.getLogger("wavegms")
 
 POLL_SECONDS = 0.2
 LAST_LINES = 5  # of the log, recorded as the error where there is no message
@@ -102,21 +106,23 @@ def run_trials(
     outdated: Callable[[Trial], Collection[str]] = lambda trial: (),
     should_prune: Callable[[Trial], bool] | None = None,
     on_end: Callable[[Outcome], None] | None = None,
+    in_order: bool = False,
 ) -> list[Outcome]:
     """Run each trial's steps one after the other, up to `workers` trials at a time.
 
-    `trials` is read lazily: the next one when a worker is free. The steps that `outdated` names run
-    again, though they are done. Several times a second, `should_prune` is asked about every trial that
-    is in its first step; one that it is true of is stopped (SIGTERM) and counts as pruned. `on_end` is
-    called with every outcome, also those of skipped trials. The failure of a trial stops no other one.
-    With several workers, each gets one of the config's GPUs, in turn.
+    `trials` is read lazily: the next one when a worker is free. A trial that another process is running is
+    left for later, unless they are to start `in_order`: then its worker waits. The steps that `outdated`
+    names run again, though they are done. Several times a second, `should_prune` is asked about every
+    trial that is in its first step; one that it is true of is stopped (SIGTERM) and counts as pruned.
+    `on_end` is called with every outcome, also those of skipped trials. The failure of a trial stops no
+    other one. With several workers, each gets one of the config's GPUs, in turn.
 
     On SIGINT, SIGTERM or SIGUSR1 the running commands get a SIGTERM; when they have saved and ended,
     Interrupted is raised. A second signal ends this process at once; the commands still save.
     """
     if workers < 1:
         raise UserError(f"{workers} workers run nothing; expected at least 1")
-    pool = _Workers(trials, workers, steps, outdated, retry_failed)
+    pool = _Workers(trials, workers, steps, outdated, retry_failed, in_order)
     outcomes: list[Outcome] = []
     with StopRequest(NOTICE) as stop:
         try:
@@ -151,31 +157,42 @@ class _Workers:
         steps: Callable[[Trial], Steps],
         outdated: Callable[[Trial], Collection[str]],
         retry_failed: bool,
+        in_order: bool,
     ) -> None:
         self.count, self.steps = count, steps
-        self.outdated, self.retry_failed = outdated, retry_failed
-        self.exhausted = False  # whether no trial is left to start
+        self.outdated, self.retry_failed, self.in_order = outdated, retry_failed, in_order
+        self.exhausted = False  # whether all trials are read
         self._trials = iter(trials)
         self._jobs: dict[int, _Job] = {}  # by worker
+        self._locked: list[_Job] = []  # whose trials other processes are running
 
     @property
     def busy(self) -> bool:
-        return bool(self._jobs)
+        return bool(self._jobs or self._locked)
 
     def start_next(self) -> bool:
-        """Give the next trial to a free worker; False where there is no worker or no trial."""
+        """Give the next trial to a free worker; False where there is no worker or none that can start."""
         free = next((worker for worker in range(self.count) if worker not in self._jobs), None)
-        if free is None or self.exhausted:
+        job = None if free is None else self._next_job()
+        if free is None or job is None:
             return False
-        trial = next(self._trials, None)
-        if trial is None:
-            self.exhausted = True
-            return False
-        hardware = _hardware(trial.config, free, self.count)
-        self._jobs[free] = _Job(
-            trial, self.steps(trial), self.outdated, hardware, self.retry_failed
-        )
+        job.hardware = _hardware(job.trial.config, free, self.count)
+        self._jobs[free] = job
         return True
+
+    def _next_job(self) -> _Job | None:
+        """The first job whose trial no other process is running, or just the first one if `in_order`."""
+        for job in self._locked:
+            if job.take_lock():
+                self._locked.remove(job)
+                return job
+        while (trial := next(self._trials, None)) is not None:
+            job = _Job(trial, self.steps(trial), self.outdated, self.retry_failed)
+            if job.take_lock() or self.in_order:
+                return job
+            self._locked.append(job)
+        self.exhausted = True
+        return None
 
     def prune(self, should_prune: Callable[[Trial], bool]) -> None:
         """Stop the trials in their first step of which `should_prune` says so."""
@@ -184,7 +201,8 @@ class _Workers:
                 job.stop("pruned")
 
     def interrupt(self) -> None:
-        """Ask all trials to save and stop."""
+        """Ask all trials to save and stop; those that wait for another process do not start."""
+        self._locked.clear()
         for job in self._jobs.values():
             job.stop("interrupted")
 
@@ -245,20 +263,26 @@ def process_count(config: Config, workers: int) -> int:
 
 
 class _Job:
-    """A trial on a worker, from taking its lock to the end of its last step."""
+    """A trial on a worker, from taking its lock to the end of its last step.
+
+    Its `hardware` is set when it is given to a worker.
+    """
+
+    hardware: _Hardware
 
     def __init__(
         self,
         trial: Trial,
         steps: Steps,
         outdated: Callable[[Trial], Collection[str]],
-        hardware: _Hardware,
         retry_failed: bool,
     ) -> None:
         self.trial, self.steps, self.outdated = trial, steps, outdated
-        self.hardware, self.retry_failed = hardware, retry_failed
+        self.retry_failed = retry_failed
         self.record = Record(trial.name, trial.config.model_dump(mode="json"))
         self._lock: IO[str] | None = None
+        self._told = False  # that another process is running the trial
+        self._begun = False
         self._process: subprocess.Popen[bytes] | None = None
         self._step = ""
         self._started = 0.0
@@ -288,11 +312,13 @@ class _Job:
         A job waits for the trial's lock, then runs the steps that are not done, one command after the
         other. It has ended when none is left, when one has failed, or when it was asked to stop.
         """
-        if self._lock is None:
+        if not self._begun:
             if self._stopped_as is not None:
+                self._release_lock()
                 return True
-            if not self._take_lock():
+            if not self.take_lock():
                 return False
+            self._begun = True
             self._resume_record()
         if self._process is not None and not self._command_ended():
             return False
@@ -307,19 +333,35 @@ class _Job:
         self._release_lock()
         return True
 
-    def _take_lock(self) -> bool:
-        """Take the trial's lock; False while another process runs it, such as the command of a
-        killed runner.
+    def take_lock(self) -> bool:
+        """Take the trial's lock, or have it already; False while another process runs the trial, such as
+        the command of a killed runner.
         """
+        if self._lock is not None:
+            return True
         create_run_folder(self.trial.folder)
-        file = (self.trial.folder / "trial.lock").open("a")
+        file = (self.trial.folder / "trial.lock").open("a+")
         try:
             if try_lock(file):
                 self._lock = file
+                self._name_holder(os.getpid())
+            elif not self._told:
+                self._told = True
+                file.seek(0)
+                holder = file.read().strip() or "another process"
+                log.info("%s is run by %s: waiting for that to end", self.trial.name, holder)
         finally:
             if self._lock is None:
                 file.close()
         return self._lock is not None
+
+    def _name_holder(self, process: int) -> None:
+        """Write into the lock's file which process runs the trial."""
+        assert self._lock is not None
+        with writing_to(self.trial.folder):
+            self._lock.truncate(0)
+            self._lock.write(f"process {process} on {socket.gethostname()}\n")
+            self._lock.flush()
 
     def _release_lock(self) -> None:
         if self._lock is not None:
@@ -368,6 +410,7 @@ class _Job:
             )
         self._started = time.monotonic()
         self.ran = True
+        self._name_holder(self._process.pid)  # which goes on where this runner is killed
 
     def _command_ended(self) -> bool:
         """Whether the command has ended; if so, its cost and how it ended are recorded."""

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +20,7 @@ from experiments.runner import Outcome, Steps, Trial, run_trials
 from utils.config import load_config, make_config
 from utils.errors import UserError
 from utils.interruption import Interrupted
+from utils.locks import try_lock
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -279,6 +281,46 @@ run_trials([make_trial(Path({str(tmp_path)!r}), "a")], steps=commands({code!r}))
     record = read_record(trial.folder)
     assert runs(trial) == 2 and record is not None
     assert (record.attempts, record.untimed_attempts) == (2, 1)
+
+
+@pytest.mark.parametrize("in_order", [False, True])
+def test_a_trial_that_another_process_runs_is_left_for_later(
+    tmp_path: Path, in_order: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    trials = [make_trial(tmp_path, name) for name in "abc"]
+    trials[0].folder.mkdir(parents=True)
+    lock = (trials[0].folder / "trial.lock").open("a+")
+    assert try_lock(lock)
+    lock.write("process 7 on host\n")
+    lock.flush()
+    ended: list[str] = []
+
+    def release(outcome: Outcome) -> None:
+        ended.append(outcome.trial.name)
+        if len(ended) == 2:
+            lock.close()
+
+    caplog.set_level("INFO", logger="wavegms")
+    if in_order:
+        timer = threading.Timer(0.5, lock.close)
+        timer.start()
+    outcomes = run_trials(trials, steps=commands(COUNT), on_end=release, in_order=in_order)
+    assert ended == (list("abc") if in_order else list("bca"))
+    assert set(statuses(outcomes).values()) == {"finished"} and runs(trials[0]) == 1
+    told = [record.getMessage() for record in caplog.records if record.name == "wavegms"]
+    assert told == ["a is run by process 7 on host: waiting for that to end"]
+    assert "process 7 " not in (trials[0].folder / "trial.lock").read_text()
+
+
+def test_a_signal_ends_the_wait_for_another_process(tmp_path: Path) -> None:
+    trial = make_trial(tmp_path, "a")
+    trial.folder.mkdir(parents=True)
+    with (trial.folder / "trial.lock").open("a") as lock:
+        assert try_lock(lock)
+        threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGTERM)).start()
+        with pytest.raises(Interrupted):
+            run_trials([trial], steps=commands(COUNT))
+    assert runs(trial) == 0
 
 
 @pytest.mark.parametrize(
