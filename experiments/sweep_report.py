@@ -7,6 +7,7 @@ score averaged over the runs: what other test images would change).
 
 from __future__ import annotations
 
+import functools
 import math
 import textwrap
 from collections import Counter
@@ -21,7 +22,7 @@ from utils.config import Config, dump_config
 from utils.figures import png
 from utils.files import atomic_write
 from utils.runs import writing_to
-from utils.statistics import describe, t_interval
+from utils.statistics import SampleStatistics, describe, t_interval
 from utils.tables import csv_text, markdown_row
 
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ def to_csv(rows: Sequence[SettingScores], select_on: str) -> str:
     choosing = CHOOSING[select_on].lower().replace(" ", "_")
     lines = []
     for row in rows:
-        cases = describe(row.cases if row.cases is not None else [])
+        cases = _across_cases(row)
         line: dict[str, object] = {"setting": row.name, **row.values, "runs": row.planned}
         line |= {status: row.statuses[status] for status in STATUSES}
         for name, dice in ((choosing, row.val), ("test_dice", row.test)):
@@ -112,7 +113,7 @@ def to_markdown(title: str, rows: Sequence[SettingScores], select_on: str) -> st
         name = f"**{row.name}** (best)" if row is best else row.name
         cells = [name, str(len(row.val)), *_across_runs(row.val)]
         if tested:
-            cases = describe(row.cases if row.cases is not None else [])
+            cases = _across_cases(row)
             mean, *others = _across_runs(row.test)
             fewer = f" ({len(row.test)})" if 0 < len(row.test) < len(row.val) else ""
             cells += [mean + fewer, *others, _interval(cases.low, cases.high)]
@@ -174,6 +175,16 @@ def _draw_runs(axes: Axes, scores: Sequence[Sequence[float]]) -> None:
 def _rank(row: SettingScores) -> tuple[bool, float]:
     """Sort key: complete settings first, then by mean Dice, the highest first."""
     return (not row.complete, -fmean(row.val) if row.val else math.inf)
+
+
+def _across_cases(row: SettingScores) -> SampleStatistics:
+    """The mean over the test cases with its interval, computed once: a report follows every trial."""
+    return _bootstrapped(tuple(row.cases) if row.cases is not None else ())
+
+
+@functools.lru_cache(maxsize=1024)
+def _bootstrapped(scores: tuple[float, ...]) -> SampleStatistics:
+    return describe(scores)
 
 
 def _across_runs(values: Sequence[float]) -> list[str]:

@@ -602,6 +602,22 @@ def test_intervals_across_runs_and_across_cases_are_kept_apart() -> None:
     assert "TEST" not in table and "chosen by val Dice, not by test Dice" in table
 
 
+def test_each_row_is_bootstrapped_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+
+    def counting(values: Any) -> Any:
+        seen.append(len(values))
+        return describe(values)
+
+    monkeypatch.setattr("experiments.sweep_report.describe", counting)
+    first, second = (np.random.default_rng(seed).beta(8, 2, 51) for seed in (11, 12))
+    for rows in ([first], [first, second]):  # as after one trial, and after another one
+        of_settings = [scores("a", [0.8, 0.9], test=[0.7, 0.9], cases=cases) for cases in rows]
+        to_csv(of_settings, "val")
+        to_markdown("t", of_settings, "val")
+    assert seen.count(51) == 2
+
+
 def test_a_choice_on_the_test_split_is_called_that_everywhere(tmp_path: Path) -> None:
     row = scores("a", [0.8, 0.9], test=[0.7, 0.9])
     config = load_sweep(write_sweep(tmp_path, {"seeds": [1, 2]}, select_on="test")).base
