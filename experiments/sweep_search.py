@@ -167,6 +167,8 @@ class SearchPlan:
             here = any(trial.folder.is_dir() for trial in setting.trials)
             if not here or (frozen_trial.state.name == "COMPLETE" and row.statuses["waiting"]):
                 row = self._scores_elsewhere(setting, frozen_trial)
+            elif frozen_trial.state.name == "PRUNED":  # the runs that were not started will not be
+                row.statuses["pruned"] += row.statuses.pop("waiting", 0)
             scores.append((setting, row))
         return scores
 

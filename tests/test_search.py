@@ -16,7 +16,7 @@ import pytest
 
 import sweep
 from experiments import runner
-from experiments.records import Record
+from experiments.records import Record, write_record
 from experiments.runner import Outcome, Steps, Trial
 from experiments.sweep_scores import scores_by_case
 from experiments.sweep_settings import load_sweep
@@ -221,6 +221,18 @@ def test_runs_of_a_pruned_setting_are_not_started(tmp_path: Path) -> None:
     trials = plan.trials()
     end(plan, next(trials), "pruned")
     assert list(trials) == [] and states(plan) == ["PRUNED"]
+
+
+def test_runs_that_a_pruning_leaves_out_are_not_waiting(tmp_path: Path) -> None:
+    plan = plan_of(write_sweep(tmp_path, {"search": RATES, "trials": 1, "seeds": [1, 2, 3]}))
+    trial = next(plan.trials())
+    record = Record(trial.name, trial.config.model_dump(mode="json"), "pruned")
+    write_record(trial.folder, record)
+    ((_, row),) = plan.scores()
+    assert row.statuses == {"pruned": 1, "waiting": 2}
+    plan.ended(Outcome(trial, record, ran=True))
+    ((_, row),) = plan.scores()
+    assert row.statuses == {"pruned": 3}
 
 
 def test_a_failed_setting_is_tried_again_in_its_folder(tmp_path: Path, quick: None) -> None:
