@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Iterable
 from contextlib import suppress
-from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from datasets.cases import find_split_file
 from datasets.prepared import METADATA_GROUPS
 from engine.training_record import split_has_changed
+from experiments.inputs import sha256_of, vae_file, vae_sha256
 from experiments.records import (
     Record,
     is_of_same_training,
@@ -22,7 +22,6 @@ from experiments.records import (
 from experiments.runner import Trial, process_count
 from utils.config import Config
 from utils.errors import UserError, listed
-from utils.files import sha256
 from utils.results import Results, read_results
 
 CHANGED_IN_VAIN = ("validate_every", "save_freq")
@@ -143,10 +142,9 @@ def _inputs_are_the_same(trial: Trial) -> bool:
 
 
 def changed_inputs(trial: Trial) -> dict[str, Path]:
-    """The files of initial weights and of groups that have changed since the trial was trained.
+    """The files of initial weights, groups and VAE that have changed since the trial was trained.
 
-    By what they are called in environment.json; as far as they are recorded and here. The weights of the VAE
-    are recorded there as loaded, which takes too long to compare here.
+    As far as they are recorded and here.
     """
     if not (trial.folder / "best_model.pth").is_file():
         return {}
@@ -156,11 +154,16 @@ def changed_inputs(trial: Trial) -> dict[str, Path]:
             find_split_file(trial.config.pickle_file_path).parent / METADATA_GROUPS
         )
     recorded = _environment(trial.folder).get("sha256") or {}
-    return {
+    changed = {
         name: path
         for name, path in files.items()
-        if name in recorded and path and path.is_file() and _sha256_of(path) != recorded[name]
+        if name in recorded and path and path.is_file() and sha256_of(path) != recorded[name]
     }
+    # environment.json has the VAE's weights as they were loaded, which would take long here
+    record, vae = read_record(trial.folder), vae_file(trial.config.vae_weights)
+    if vae and record and (record.vae_sha256 or "") not in ("", vae_sha256(trial.config)):
+        changed["file of the VAE's weights"] = vae
+    return changed
 
 
 def trained_on_old_split(trial: Trial) -> bool:
@@ -196,20 +199,9 @@ def fitting_results(folder: Path, config: Config, checkpoint: Path) -> Results |
         results.summary["hd95"]["rule"] == config.hd95_empty
         and all(made_with.get(key, value) == value for key, value in asked.items())
         and all(
-            hashes[name] == _sha256_of(path)
+            hashes[name] == sha256_of(path)
             for name, path in files.items()
             if name in hashes and path.is_file()
         )
     )
     return results if fits else None
-
-
-def _sha256_of(path: Path) -> str:
-    """SHA-256 of a file, read again only when it has changed: reports are written after every trial."""
-    status = path.stat()
-    return _sha256_at(path, status.st_mtime_ns, status.st_size)
-
-
-@cache
-def _sha256_at(path: Path, modified: int, size: int) -> str:
-    return sha256(path)

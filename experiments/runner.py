@@ -26,6 +26,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO
 
+from experiments.inputs import vae_sha256
 from experiments.records import Record, Status, read_record, recorded_config, write_record
 from utils.config import Config, dump_config
 from utils.errors import UserError
@@ -389,6 +390,8 @@ class _Job:
         record.status = "running"
         record.attempts += 1
         record.exit_code = record.error = None
+        if "train" not in record.done and not (self.trial.folder / "last.pth").exists():
+            record.vae_sha256 = vae_sha256(self.trial.config)
         config = self.trial.config.model_copy(update={"GPUs": self.hardware.gpus})
         with writing_to(self.trial.folder):
             atomic_write(self.trial.config_file, dump_config(config))

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from datasets.cases import find_split_file
+from experiments.inputs import vae_file
 from experiments.runner import process_count
 from experiments.sweep_search_storage import open_patiently
 from experiments.sweep_settings import Range, Sweep
@@ -19,7 +20,6 @@ from experiments.sweep_trials import text_of
 from utils.config import CHANGEABLE_ON_RESUME, Config
 from utils.errors import UserError
 from utils.files import sha256
-from utils.vae_weights import weights_folder
 
 if TYPE_CHECKING:
     import optuna
@@ -187,9 +187,8 @@ def _initial_weights(sweep: Sweep) -> dict[str, Any]:
 
 def _weights(name: str) -> str:
     """The VAE's weights: a folder by the hash of its file, as its path may differ between machines."""
-    folder = weights_folder(name)
-    file = folder / "diffusion_pytorch_model.safetensors" if folder else None
-    return f"SHA-256 {sha256(file)}" if file and file.is_file() else name
+    file = vae_file(name)
+    return f"SHA-256 {sha256(file)}" if file else name
 
 
 def other_search_error(sweep: Sweep, reasons: list[str]) -> UserError:

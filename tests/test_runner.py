@@ -158,6 +158,23 @@ def test_a_trial_whose_config_changed_is_run_again(tmp_path: Path) -> None:
     assert runs(trial) == 2
 
 
+def test_the_vae_is_recorded_until_there_is_something_to_resume(tmp_path: Path) -> None:
+    weights = tmp_path / "vae" / "diffusion_pytorch_model.safetensors"
+    weights.parent.mkdir()
+    recorded = []
+    for number, state in enumerate((False, True, True)):
+        weights.write_text(f"{number}")
+        trial = make_trial(tmp_path, "a", vae_weights=str(weights.parent))
+        save = "(folder / 'last.pth').touch()\n" if state else ""
+        (outcome,) = run_trials(
+            [trial], steps=commands(save + "sys.exit('error: x')"), retry_failed=True
+        )
+        recorded.append(outcome.record.vae_sha256)
+    assert recorded[0] != recorded[1] == recorded[2]
+    other = make_trial(tmp_path, "b", model="smp/Unet?encoder=resnet18")
+    assert run_trials([other], steps=commands(""))[0].record.vae_sha256 is None
+
+
 def test_a_key_that_is_new_in_the_config_starts_no_finished_trial_again(tmp_path: Path) -> None:
     trial = make_trial(tmp_path, "a")
     run_trials([trial], steps=commands(COUNT))

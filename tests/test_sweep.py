@@ -459,6 +459,22 @@ def test_runs_from_other_files_are_refused(tmp_path: Path, quick: None, name: st
         assert run(path) == 0, "where the data is not at hand, its groups are not known"
 
 
+def test_runs_from_another_vae_are_refused(tmp_path: Path, quick: None) -> None:
+    weights = tmp_path / "vae" / "diffusion_pytorch_model.safetensors"
+    weights.parent.mkdir()
+    weights.write_text("one")
+    path = write_sweep(tmp_path, {"grid": {"lr": [0.03]}}, vae_weights=str(weights.parent))
+    (trial,) = list_settings(load_sweep(path))[0].trials
+    assert run(path) == 0
+    for file in ("last.pth", "best_model.pth"):
+        (trial.folder / file).touch()
+    assert run(path) == 0
+    weights.write_text("a third")
+    expected = r"lr=0\.03: trained with another file of the VAE's weights than .*vae/diffusion"
+    with pytest.raises(UserError, match=expected):
+        run(path)
+
+
 def test_runs_of_different_numbers_of_processes_are_refused(
     tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
