@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import argparse
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,7 +22,8 @@ from utils.entry import described_parser, exit_from, positive_int
 from utils.errors import listed
 
 if TYPE_CHECKING:
-    from experiments.runner import Outcome
+    from experiments.runner import Outcome, Trial
+    from experiments.study import Run, Study
 
 log = logging.getLogger("wavegms")
 
@@ -43,12 +44,8 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse_arguments(argv)
 
-    from experiments.earlier_runs import check_earlier_runs, check_processes, processes_of
-    from experiments.runner import run_trials
+    from experiments.earlier_runs import check_earlier_runs
     from experiments.study import load_study, trials_of
-    from experiments.study_report import NothingScored, write_study
-    from experiments.study_scores import TABLE, outdated_steps, scored_in, scores_in, trained_in
-    from experiments.study_scoring import training_and_scoring_steps
     from utils.logs import log_to
 
     log_to()
@@ -56,16 +53,52 @@ def main(argv: Sequence[str] | None = None) -> int:
     out = arguments.out or study.folder
     runs = trials_of(study)
     check_earlier_runs(runs.values())
+    trials = unscored_trials(study, out, runs, arguments.report)
+    outcomes: list[Outcome] = []
+    if not arguments.report:
+        outcomes = run_study(study, out, runs, trials, arguments.workers, arguments.retry_failed)
+    return tell_end(study, out, outcomes)
+
+
+def unscored_trials(
+    study: Study, out: Path, runs: Mapping[Run, Trial], is_report: bool
+) -> list[Trial]:
+    """The trials whose scores are neither here nor in the table of `out`, or were made in another way.
+
+    A report names the latter.
+    """
+    from experiments.study_scores import outdated_steps, scored_in
+    from experiments.study_scoring import training_and_scoring_steps
+
     scored = scored_in(study, out, runs)
-    steps = partial(training_and_scoring_steps, tta=study.tta)
-    outdated = [trial for trial in runs.values() if outdated_steps(trial) & steps(trial).keys()]
-    trials = [trial for run, trial in runs.items() if run not in scored or trial in outdated]
-    if arguments.report and outdated:
+    outdated = [
+        trial
+        for trial in runs.values()
+        if outdated_steps(trial) & training_and_scoring_steps(trial, study.tta).keys()
+    ]
+    if is_report and outdated:
         log.warning(
             "%d run(s) were scored in another way than the study asks (the same command without --report scores "
             "them again): %s",
             *(len(outdated), listed([trial.name for trial in outdated], NAMED, "; ")),
         )
+    return [trial for run, trial in runs.items() if run not in scored or trial in outdated]
+
+
+def run_study(
+    study: Study,
+    out: Path,
+    runs: Mapping[Run, Trial],
+    trials: Sequence[Trial],
+    workers: int,
+    retry_failed: bool,
+) -> list[Outcome]:
+    """Train and score `trials`, those of `runs` that are left; the report is written after each of them."""
+    from experiments.earlier_runs import check_processes, processes_of
+    from experiments.runner import run_trials
+    from experiments.study_report import write_study
+    from experiments.study_scores import TABLE, outdated_steps, scores_in, trained_in
+    from experiments.study_scoring import training_and_scoring_steps
 
     def report_end(outcome: Outcome) -> None:
         log.info("%s: %s", outcome.trial.name, outcome.record.status)
@@ -74,22 +107,26 @@ def main(argv: Sequence[str] | None = None) -> int:
         if outcome.ran and outcome.record.status == "finished":
             write_study(study, out)
 
-    outcomes: list[Outcome] = []
-    if not arguments.report:
-        in_table = [score for scores in scores_in(out, runs).values() for score in scores]
-        check_processes([*trained_in(in_table, runs), *processes_of(trials, arguments.workers)])
-        log.info(
-            "%s: %d runs in %s; %d more have their scores in %s",
-            *(study.title, len(trials), study.folder, len(runs) - len(trials), out / TABLE),
-        )
-        outcomes = run_trials(
-            trials,
-            arguments.workers,
-            steps=steps,
-            outdated=outdated_steps,
-            retry_failed=arguments.retry_failed,
-            on_end=report_end,
-        )
+    in_table = [score for scores in scores_in(out, runs).values() for score in scores]
+    check_processes([*trained_in(in_table, runs), *processes_of(trials, workers)])
+    log.info(
+        "%s: %d runs in %s; %d more have their scores in %s",
+        *(study.title, len(trials), study.folder, len(runs) - len(trials), out / TABLE),
+    )
+    return run_trials(
+        trials,
+        workers,
+        steps=partial(training_and_scoring_steps, tta=study.tta),
+        outdated=outdated_steps,
+        retry_failed=retry_failed,
+        on_end=report_end,
+    )
+
+
+def tell_end(study: Study, out: Path, outcomes: Sequence[Outcome]) -> int:
+    """Write and print the report, and name the runs that did not end well; returns the exit code."""
+    from experiments.study_report import NothingScored, write_study
+
     failed = [o.trial.name for o in outcomes if o.record.status == "failed"]
     stopped = [o.trial.name for o in outcomes if o.record.status == "interrupted"]
     try:
@@ -100,12 +137,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     if failed:
         log.info(
             "%d of %d runs failed (see their trial.log; --retry-failed tries them again): %s",
-            *(len(failed), len(trials), listed(failed, NAMED, "; ")),
+            *(len(failed), len(outcomes), listed(failed, NAMED, "; ")),
         )
     if stopped:
         log.info(
             "%d of %d runs were stopped from outside (the same command resumes them): %s",
-            *(len(stopped), len(trials), listed(stopped, NAMED, "; ")),
+            *(len(stopped), len(outcomes), listed(stopped, NAMED, "; ")),
         )
     return 1 if failed or stopped else 0
 
