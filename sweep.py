@@ -3,6 +3,7 @@
     python sweep.py --config configs/sweeps/busi_lr.yaml
     python sweep.py --config configs/sweeps/busi_lr.yaml epochs=100 sweep.workers=2
     python sweep.py --config configs/sweeps/busi_lr.yaml --dry-run
+    python sweep.py --config configs/sweeps/busi_lr.yaml --report
 
 Every trial is an ordinary run in `<snapshot_path>/<trial>/epochs_<N>`. The same command again resumes
 the sweep where it was stopped. Beside the trials: sweep.md, sweep.csv, sweep.png and best.yaml.
@@ -36,6 +37,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--config", type=Path, required=True, help="YAML file with `sweep:`")
     add("--dry-run", action="store_true", help="check all trials, list them, stop")
+    add("--report", action="store_true", help="write the tables of what is done, stop")
     add("--retry-failed", action="store_true", help="try failed trials again")
     add(
         "overrides",
@@ -49,13 +51,22 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse_arguments(argv)
 
-    from experiments.sweep_plan import describe_plan, make_plan, write_sweep_report
+    from experiments.sweep_plan import (
+        describe_plan,
+        make_plan,
+        make_report_plan,
+        write_sweep_report,
+    )
     from experiments.sweep_settings import load_sweep
     from experiments.sweep_slots import held_slot
     from utils.logs import log_to
 
     log_to()
     sweep = load_sweep(arguments.config, arguments.overrides)
+    if arguments.report:
+        plan = make_report_plan(sweep)
+        tell_report(sweep.folder, write_sweep_report(sweep, plan))
+        return 0
     log.info(describe_plan(sweep))
     if arguments.dry_run:
         log.info("every config is valid; nothing was written")

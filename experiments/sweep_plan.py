@@ -58,6 +58,23 @@ def make_plan(sweep: Sweep, owner: str, retry_failed: bool) -> Plan:
     return ListedPlan(sweep, list_settings(sweep))
 
 
+def make_report_plan(sweep: Sweep) -> Plan:
+    """The plan of a sweep of which only the scores are wanted, also while another process runs it.
+
+    UserError where nothing of it has been run.
+    """
+    if sweep.settings.search:
+        from experiments.sweep_search import SearchPlan
+
+        return SearchPlan(sweep, owner="", retry_failed=False, only_report=True)
+    settings = list_settings(sweep)
+    trials = [trial for setting in settings for trial in setting.trials]
+    if not any(trial.folder.is_dir() for trial in trials):
+        raise UserError(f"no trial of this sweep lies in {sweep.folder}: run it without --report")
+    check_earlier_runs(trials)
+    return ListedPlan(sweep, settings)
+
+
 def describe_plan(sweep: Sweep) -> str:
     """What the sweep would run. Builds every config; UserError if one does not fit or lacks its weights,
     or if a run is there that was trained otherwise.

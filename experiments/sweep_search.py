@@ -88,13 +88,16 @@ class RunningSetting:
 class SearchPlan:
     """The trials of a study, asked for one setting at a time.
 
-    `owner` names the slot that this process holds (`experiments.sweep_slots`).
+    `owner` names the slot that this process holds (`experiments.sweep_slots`). With `only_report` the study
+    must be there and is left as it is: `trials` are not asked for.
     """
 
-    def __init__(self, sweep: Sweep, owner: str, retry_failed: bool) -> None:
+    def __init__(
+        self, sweep: Sweep, owner: str, retry_failed: bool, *, only_report: bool = False
+    ) -> None:
         self.sweep, self.owner = sweep, owner
         self.keys = list(sweep.settings.search)
-        self.study = open_study(sweep)
+        self.study = open_study(sweep, only_report)
         self.distributions = {key: distribution(sweep, key) for key in self.keys}
         self.running_settings: dict[str, RunningSetting] = {}  # by the name of a run
         place = f"{socket.gethostname()}:{sweep.folder.absolute()}"

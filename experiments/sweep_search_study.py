@@ -89,8 +89,11 @@ def set_at_creation(study: optuna.Study, attributes: dict[str, Any]) -> None:
     storage.create_new_trial = create_with_attributes
 
 
-def open_study(sweep: Sweep) -> optuna.Study:
-    """The sweep's study, made if there is none. UserError if it is that of a search with other settings."""
+def open_study(sweep: Sweep, only_report: bool = False) -> optuna.Study:
+    """The sweep's study. UserError if it is that of a search with other settings.
+
+    Made if there is none; for `only_report` that is a UserError, and nothing is written into it.
+    """
     try:
         import optuna
     except ImportError as error:
@@ -98,17 +101,33 @@ def open_study(sweep: Sweep) -> optuna.Study:
             "a search needs Optuna, which is not installed: pip install 'optuna>=4.0' "
             "(or list the values in a `grid:`)"
         ) from error
-    from sqlalchemy import URL
     from sqlalchemy.exc import SQLAlchemyError
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
+    if only_report and not sweep.settings.storage and not _file(sweep).is_file():
+        raise _no_study_error(sweep)
+    try:
+        study = open_patiently(partial(_load if only_report else _create, sweep))
+    except KeyError as error:
+        raise _no_study_error(sweep) from error
+    except (SQLAlchemyError, ImportError, ValueError) as error:
+        # the storage's address may hold a password, so it is not shown
+        raise UserError(
+            f"cannot open the storage of the study ({type(error).__name__}). Check `storage:`, "
+            "whether its server answers, and whether its driver is installed"
+        ) from error
+    _check_same_search(sweep, study, only_report)
+    return study
+
+
+def _create(sweep: Sweep) -> optuna.Study:
+    """The study, new or as it is."""
+    import optuna
+
     settings = sweep.settings
-    in_folder = URL.create("sqlite", database=str(sweep.folder / "study.db"))
-    storage = settings.storage or in_folder.render_as_string()
-    opening = partial(
-        optuna.create_study,
-        storage=storage,
-        study_name=settings.study or sweep.folder.name,
+    return optuna.create_study(
+        storage=_storage(sweep),
+        study_name=_study_name(sweep),
         direction="maximize",
         load_if_exists=True,
         pruner=optuna.pruners.MedianPruner(
@@ -116,44 +135,47 @@ def open_study(sweep: Sweep) -> optuna.Study:
             n_warmup_steps=settings.prune_warmup_epochs + 1,  # epochs count from 1
         ),
     )
-    try:
-        study = open_patiently(opening)
-    except (SQLAlchemyError, ImportError, ValueError) as error:
-        # the storage's address may hold a password, so it is not shown
-        raise UserError(
-            f"cannot open the storage of the study ({type(error).__name__}). Check `storage:`, "
-            "whether its server answers, and whether its driver is installed"
-        ) from error
-    _check_same_search(sweep, study)
-    return study
 
 
-def _check_same_search(sweep: Sweep, study: optuna.Study) -> None:
-    """UserError if the study's values were reached with other settings and so cannot be compared."""
-    shared = sweep.base.model_dump(mode="json") | {"vae_weights": _weights(sweep.base.vae_weights)}
-    free = (CHANGEABLE_ON_RESUME - COMPARED) | sweep.settings.search.keys()
-    current = {key: value for key, value in shared.items() if key not in free}
-    current |= (
-        _data(sweep.base)
-        | _initial_weights(sweep)
-        | {
-            "seeds": list(sweep.settings.seeds),
-            "number of folds": sweep.settings.folds,
-        }
+def _load(sweep: Sweep) -> optuna.Study:
+    """The study; KeyError if there is none."""
+    import optuna
+
+    return optuna.load_study(storage=_storage(sweep), study_name=_study_name(sweep))
+
+
+def _storage(sweep: Sweep) -> str:
+    """The storage's address: that of the settings, else a file in the sweep's folder, whatever its name."""
+    from sqlalchemy import URL
+
+    in_folder = URL.create("sqlite", database=str(_file(sweep)))
+    return sweep.settings.storage or in_folder.render_as_string()
+
+
+def _file(sweep: Sweep) -> Path:
+    return sweep.folder / "study.db"
+
+
+def _study_name(sweep: Sweep) -> str:
+    return sweep.settings.study or sweep.folder.name
+
+
+def _no_study_error(sweep: Sweep) -> UserError:
+    return UserError(
+        f"there is no study {_study_name(sweep)} of this search yet: run it without --report"
     )
-    if "GPUs" not in sweep.settings.search:
+
+
+def _check_same_search(sweep: Sweep, study: optuna.Study, only_report: bool) -> None:
+    """UserError if the study's values were reached with other settings and so cannot be compared.
+
+    These settings are recorded where they are not yet, unless `only_report`.
+    """
+    current = _compared_settings(sweep)
+    if not only_report and "GPUs" not in sweep.settings.search:  # a report trains nothing
         processes = process_count(sweep.base, sweep.settings.workers)
         current["processes that train a run"] = processes
-    current["search"] = {
-        key: values.model_dump()
-        if isinstance(values, Range)
-        else [text_of(value) for value in values]
-        for key, values in sweep.settings.search.items()
-    }
-    recorded = study.user_attrs.get("sweep")
-    if recorded is None:
-        study.set_user_attr("sweep", current)
-        return
+    recorded = study.user_attrs.get("sweep") or {}
     changed = [
         f"{key}: {recorded.get(key)!r} in the study, {value!r} now"
         for key, value in current.items()
@@ -161,10 +183,25 @@ def _check_same_search(sweep: Sweep, study: optuna.Study) -> None:
     ]
     if changed:
         raise other_search_error(sweep, changed)
-    if (
-        current.keys() - recorded.keys()
-    ):  # the data may not have been prepared when the search began
+    # some may not have been known when the search began, as where the data was not prepared yet
+    if current.keys() - recorded.keys() and not only_report:
         study.set_user_attr("sweep", recorded | current)
+
+
+def _compared_settings(sweep: Sweep) -> dict[str, Any]:
+    """What the values of a study depend on."""
+    shared = sweep.base.model_dump(mode="json") | {"vae_weights": _weights(sweep.base.vae_weights)}
+    free = (CHANGEABLE_ON_RESUME - COMPARED) | sweep.settings.search.keys()
+    current = {key: value for key, value in shared.items() if key not in free}
+    current |= _data(sweep.base) | _initial_weights(sweep)
+    current |= {"seeds": list(sweep.settings.seeds), "number of folds": sweep.settings.folds}
+    current["search"] = {
+        key: values.model_dump()
+        if isinstance(values, Range)
+        else [text_of(value) for value in values]
+        for key, values in sweep.settings.search.items()
+    }
+    return current
 
 
 def _data(base: Config) -> dict[str, str]:

@@ -589,6 +589,34 @@ def test_what_a_sweep_leaves_meanwhile_is_resumed_by_the_other(tmp_path: Path) -
     assert names == [left.name]
 
 
+def test_a_report_leaves_the_search_as_it_is(
+    tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    path = write_sweep(tmp_path, {"search": RATES, "trials": 2}, GPUs=[0, 1])
+    with pytest.raises(UserError, match="no study out of this search yet"):
+        run(path, "--report")
+    assert not (tmp_path / "out").exists()
+    shared = f"sweep.storage=sqlite:///{tmp_path / 'shared.db'}"
+    with pytest.raises(UserError, match="no study out of this search yet"):
+        run(path, "--report", shared)
+
+    plan = plan_of(path)
+    trials = plan.trials()
+    for _ in range(2):
+        trial = next(trials)
+        write_curve(trial, 0.5)
+    before = [(each.state, each.user_attrs) for each in plan.study.trials], plan.study.user_attrs
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    with held_slot(tmp_path / "out", shared=False):
+        assert run(path, "--report") == 0
+    assert "2 setting(s)" in (tmp_path / "out" / "sweep.md").read_text()
+    after = [(each.state, each.user_attrs) for each in plan.study.trials], plan.study.user_attrs
+    assert before == after
+    with pytest.raises(UserError, match="epochs: 2 in the study, 3 now"):
+        run(path, "--report", "epochs=3")
+
+
 def test_settings_that_nobody_works_on_are_told(
     tmp_path: Path, quick: None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -556,6 +556,25 @@ def test_stopped_trials_are_told_and_workers_are_those_of_the_sweep(
     assert "2 trial(s) were stopped from outside" in capsys.readouterr().out
 
 
+def test_a_report_trains_nothing_and_takes_no_slot(
+    tmp_path: Path, quick: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_sweep(tmp_path, {"grid": {"lr": [0.03, 0.003]}, "seeds": [1]})
+    with pytest.raises(UserError, match=r"no trial of this sweep lies in .*without --report"):
+        run(path, "--report")
+    assert not (tmp_path / "out").exists()
+    assert run(path) == 0
+    (tmp_path / "out" / "sweep.md").unlink()
+    capsys.readouterr()
+    more = ["--report", "sweep.seeds=[1, 2]"]
+    with held_slot(tmp_path / "out", shared=False):
+        assert run(path, *more) == 0
+    assert "2 finished, 2 waiting" in (tmp_path / "out" / "sweep.md").read_text()
+    assert "written to" in capsys.readouterr().out
+    trials = [trial for setting in list_settings(load_sweep(path)) for trial in setting.trials]
+    assert [starts(trial) for trial in trials] == [1, 1]
+
+
 def test_two_sweeps_in_one_folder_are_refused(tmp_path: Path, quick: None) -> None:
     path = write_sweep(tmp_path, {"seeds": [1]})
     with (
