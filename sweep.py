@@ -24,7 +24,7 @@ from utils.errors import listed
 if TYPE_CHECKING:
     from experiments.runner import Outcome
     from experiments.sweep_plan import Plan
-    from experiments.sweep_scores import SettingScores
+    from experiments.sweep_scores import OpenElsewhere, SettingScores
     from experiments.sweep_settings import Sweep
 
 log = logging.getLogger("wavegms")
@@ -80,24 +80,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             rows = write_sweep_report(sweep, plan)
         open_elsewhere = plan.open_elsewhere()
     tell_report(sweep.folder, rows)
-    failed = sum(row.statuses["failed"] for row in rows)
-    stopped = sum(outcome.record.status == "interrupted" for outcome in outcomes)
-    if failed:
-        log.info("%d trial(s) failed; --retry-failed tries them again", failed)
-    if stopped:
-        log.info("%d trial(s) were stopped from outside; the same command resumes them", stopped)
-    if tried := open_elsewhere.tried:
-        log.info(
-            "%d setting(s) are open in the study under other sweeps: %s. Where such a sweep has ended, the same "
-            "command in its folder resumes them",
-            *(len(tried), listed(tried, NAMED)),
-        )
-    if abandoned := open_elsewhere.abandoned:
-        log.warning(
-            "%d setting(s) were left by another sweep in this folder that has ended: %s. The same command resumes them",
-            *(len(abandoned), listed(abandoned, NAMED)),
-        )
-    return 1 if failed or stopped or abandoned else 0
+    return tell_end(rows, outcomes, open_elsewhere)
 
 
 def run_plan(sweep: Sweep, plan: Plan, retry_failed: bool) -> list[Outcome]:
@@ -139,6 +122,30 @@ def tell_report(folder: Path, rows: Sequence[SettingScores]) -> None:
     log.info((folder / "sweep.md").read_text())
     best = ", best.yaml" if find_best(rows) else "; best.yaml follows the first complete setting"
     log.info("written to %s: sweep.md, sweep.csv, sweep.png%s", folder, best)
+
+
+def tell_end(
+    rows: Sequence[SettingScores], outcomes: Sequence[Outcome], open_elsewhere: OpenElsewhere
+) -> int:
+    """Name what did not end well, or has not ended; returns the exit code."""
+    failed = sum(row.statuses["failed"] for row in rows)
+    stopped = sum(outcome.record.status == "interrupted" for outcome in outcomes)
+    if failed:
+        log.info("%d trial(s) failed; --retry-failed tries them again", failed)
+    if stopped:
+        log.info("%d trial(s) were stopped from outside; the same command resumes them", stopped)
+    if tried := open_elsewhere.tried:
+        log.info(
+            "%d setting(s) are open in the study under other sweeps: %s. Where such a sweep has ended, the same "
+            "command in its folder resumes them",
+            *(len(tried), listed(tried, NAMED)),
+        )
+    if abandoned := open_elsewhere.abandoned:
+        log.warning(
+            "%d setting(s) were left by another sweep in this folder that has ended: %s. The same command resumes them",
+            *(len(abandoned), listed(abandoned, NAMED)),
+        )
+    return 1 if failed or stopped or abandoned else 0
 
 
 def describe_outcome(outcome: Outcome) -> str:

@@ -202,7 +202,7 @@ class SearchPlan:
     def _left_by_earlier(self) -> list[FrozenTrial]:
         """Settings that were running before this process began and that no other one is working on.
 
-        Those without an owner were queued by hand and are nobody's.
+        Those without an owner were queued in Optuna by hand, and nobody has begun them.
         """
         left = [
             each
@@ -244,10 +244,8 @@ class SearchPlan:
         for frozen_trial in filter(self._is_drawn, finished):
             for trial in self._setting(frozen_trial).trials:
                 record = own_record(trial)
-                if (
-                    record is None
-                ):  # another run, or this one before keys of the scoring were changed
-                    if wanted and is_trained_like(trial):
+                if record is None:
+                    if wanted and is_trained_like(trial):  # before keys of the scoring were changed
                         yield trial
                     continue
                 done = set(record.done) - (outdated_steps(trial) & wanted)
