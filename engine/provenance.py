@@ -25,11 +25,13 @@ if TYPE_CHECKING:
     from models.base import SegmentationModel
 
 
-def input_hashes(config: Config, data_set: DataSet, system: SegmentationModel) -> dict[str, str]:
+def input_hashes(
+    init_weights: Path | None, data_set: DataSet, system: SegmentationModel
+) -> dict[str, str]:
     """SHA-256 of what a result rests on besides config and code."""
     hashes = {"split file": sha256(data_set.split_file)}
-    if config.init_weights is not None:
-        hashes["file of initial weights"] = sha256(config.init_weights)
+    if init_weights is not None:
+        hashes["file of initial weights"] = sha256(init_weights)
     groups = data_set.folder / METADATA_GROUPS
     if groups.is_file():
         hashes["file of groups"] = sha256(groups)

@@ -114,7 +114,7 @@ def open_run(
                 inputs = {
                     "precision": resolved_precision(accelerator),
                     "processes": accelerator.num_processes,
-                    "sha256": input_hashes(config, data_set, system),
+                    "sha256": input_hashes(config.init_weights, data_set, system),
                 }
                 check_resumable(folder, config, **inputs)
                 inputs[TRAINING_CASES] = names_sha256(case.name for case in data_set.train)

@@ -50,7 +50,7 @@ def score_test_split(
     if made_with["trained_on_another_split"]:
         warn_of_another_split(data_set, checkpoint, seen)
     leaked = set() if config.drop_leaked is False else set(seen)
-    if should_check_leaks(config, data_set):
+    if should_check_leaks(data_set, config.drop_leaked):
         leaked |= cases_seen_in_training(data_set, checkpoint)
     results = results_folder(checkpoint) / f"valid_results_{data_set.name}"
     predictions = predict_cases(
@@ -131,11 +131,11 @@ def warn_of_another_split(data_set: DataSet, checkpoint: Path, seen: Sequence[st
     )
 
 
-def should_check_leaks(config: Config, data_set: DataSet) -> bool:
-    """Whether to look for near-duplicates: as `drop_leaked` says, or else where the data set was checked."""
-    if config.drop_leaked is None:
+def should_check_leaks(data_set: DataSet, drop_leaked: bool | None) -> bool:
+    """Whether to look for near-duplicates: as `drop_leaked` says; with None, in checked data sets."""
+    if drop_leaked is None:
         return same_source_file(data_set.folder).is_file()
-    return config.drop_leaked
+    return drop_leaked
 
 
 def cases_seen_in_training(data_set: DataSet, checkpoint: Path) -> set[str]:

@@ -11,7 +11,8 @@ import export
 import train
 import valid
 from datasets.cases import open_data_set
-from engine.build import training_cases
+from datasets.held_out import training_cases
+from engine.build import hold_out_from
 from engine.initial_weights import known_held_out_cases
 from engine.training import Trainer
 from engine.training_record import cases_trained_on, selection_of
@@ -221,7 +222,10 @@ def test_the_plan_warns_of_held_out_cases_that_the_start_knows(
     config = load_config(finished / "config.yaml")
     data_set = open_data_set(config.pickle_file_path)
     other_seed = config.model_copy(update={"seed": 5})
-    trained, held_out = training_cases(config, data_set)[0], training_cases(other_seed, data_set)[1]
+    trained, held_out = (
+        training_cases(data_set, hold_out_from(config))[0],
+        training_cases(data_set, hold_out_from(other_seed))[1],
+    )
     known = len(set(trained) & set(held_out))
     assert known > 0
     assert "warning" not in plan(start)
@@ -245,14 +249,14 @@ def test_all_cases_count_as_known_where_it_is_not_known_which_were_held_out(tmp_
         weights = start.with_suffix(".safetensors")
         weights.write_bytes(save({}, {"averaged_runs": runs}))
         config = make_config({"pickle_file_path": data_set.split_file, "init_weights": weights})
-        held_out = training_cases(config, data_set)[1]
+        held_out = training_cases(data_set, hold_out_from(config))[1]
         assert len(held_out) == 1
-        assert len(known_held_out_cases(config, data_set)) == known, (
+        assert len(known_held_out_cases(weights, held_out, data_set)) == known, (
             "a mean has seen what any run has"
         )
     weights.write_bytes(save({}))
     weights.with_name("environment.json").write_text('{"training_cases": "of an earlier split"}')
-    assert len(known_held_out_cases(config, data_set)) == 1
+    assert len(known_held_out_cases(weights, held_out, data_set)) == 1
 
 
 def test_the_same_split_may_be_trained_further(finished: Path, tmp_path: Path, vae: Path) -> None:
