@@ -11,6 +11,7 @@ from engine.build import hold_out_from
 from engine.training_record import (
     averaged_run_count,
     cases_of_split,
+    has_recorded_cases,
     recorded_training_cases,
     split_has_changed,
     trained_on_another_split,
@@ -30,9 +31,12 @@ def load_initial_weights(weights: Path, data_set: DataSet, system: SegmentationM
     UserError where they do not fit, or were trained on cases of this test split.
     """
     load_weights(weights, system, key="init_weights")
-    if trained_on_another_split(weights, data_set):
+    history = [checkpoint for checkpoint, _ in training_history(weights)]
+    others = [each for each in history if trained_on_another_split(each, data_set)]
+    if others:
+        how = "was" if others[0] == weights else f"started from {others[0]}, which was"
         raise UserError(
-            f"init_weights: {weights} was trained on another split of {data_set.name} than that of "
+            f"init_weights: {weights} {how} trained on another split of {data_set.name} than that of "
             f"{data_set.split_file}, so that scores on its test cases could mean nothing. Prepare the data set "
             "with the split that these weights name, or take weights of another data set"
         )
@@ -53,17 +57,19 @@ def known_held_out_cases(weights: Path, held_out: Sequence[Case], data_set: Data
     """
     fitted: set[str] = set()
     for checkpoint, run in training_history(weights):
-        if run is not None:
-            fitted |= _fitted_cases(checkpoint, run, data_set)
+        fitted |= _fitted_cases(checkpoint, run, data_set)
     return sorted(fitted.intersection(case.name for case in held_out))
 
 
-def _fitted_cases(checkpoint: Path, run: Config, data_set: DataSet) -> set[str]:
+def _fitted_cases(checkpoint: Path, run: Config | None, data_set: DataSet) -> set[str]:
     """Cases that changed the weights: those of the run's split without the ones that it held out.
 
     Where it is not known which these were, or the weights are a mean of several runs, all of the split.
     """
-    names = set(cases_of_split(run, data_set))
+    if run is None:
+        is_recorded = has_recorded_cases(checkpoint, data_set)
+        return {case.name for case in data_set.train} if is_recorded else set()
+    names = set(cases_of_split(checkpoint, run, data_set))
     same_split = names == {case.name for case in data_set.train}
     if not same_split or averaged_run_count(checkpoint) > 1 or split_has_changed(checkpoint, run):
         return names

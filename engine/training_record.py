@@ -96,9 +96,9 @@ def cases_trained_on(checkpoint: Path, data_set: DataSet) -> tuple[str, ...]:
     if training_config(checkpoint) is None:
         return tuple(case.name for case in data_set.train)
     cases: dict[str, None] = {}
-    for _, run in training_history(checkpoint):
+    for start, run in training_history(checkpoint):
         if run is not None:
-            cases |= dict.fromkeys(cases_of_split(run, data_set))
+            cases |= dict.fromkeys(cases_of_split(start, run, data_set))
     return tuple(cases)
 
 
@@ -111,18 +111,30 @@ def data_trained_on(checkpoint: Path) -> set[tuple[str, str]]:
     return {(said.get(DATA_SET, ""), said.get(TRAINING_CASES, "")) for said in records}
 
 
-def cases_of_split(run: Config, data_set: DataSet) -> tuple[str, ...]:
-    """Cases of `data_set` in the train part of the run's own split, empty where it is of other data."""
+def cases_of_split(checkpoint: Path, run: Config, data_set: DataSet) -> tuple[str, ...]:
+    """Cases of `data_set` in the train part of the run's own split, empty where it is of other data.
+
+    UserError where the split file is gone, unless the run is recorded to have had the cases of `data_set`.
+    """
     same_name, same_data = run.dataset == data_set.name, _names_data_set(run.dataset, data_set)
     try:
         split_file = find_split_file(run.pickle_file_path)
     except UserError:
         if not same_name:
             return ()
+        if has_recorded_cases(checkpoint, data_set):
+            return tuple(case.name for case in data_set.train)
         split_file = find_split_file(Path(run.pickle_file_path.name))  # the set of that name here
     if not same_data and split_file.parent.resolve() != data_set.folder.resolve():
         return ()
     return read_split(split_file).train
+
+
+def has_recorded_cases(checkpoint: Path, data_set: DataSet) -> bool:
+    """Whether the record beside, or in, the checkpoint names exactly the training cases of `data_set`."""
+    recorded = read_metadata(checkpoint).get(TRAINING_CASES)
+    recorded = recorded or _environment(checkpoint).get(TRAINING_CASES)
+    return recorded == names_sha256(case.name for case in data_set.train)
 
 
 def recorded_training_cases(checkpoint: Path, data_set: DataSet) -> tuple[str, ...]:
@@ -139,7 +151,8 @@ def seen_test_cases(checkpoint: Path, data_set: DataSet) -> list[str] | None:
     if run is None or split_has_changed(checkpoint, run):
         return None
     try:
-        own, trained_on = cases_of_split(run, data_set), cases_trained_on(checkpoint, data_set)
+        own = cases_of_split(checkpoint, run, data_set)
+        trained_on = cases_trained_on(checkpoint, data_set)
     except UserError:
         return None
     recorded = read_metadata(checkpoint) or _environment(checkpoint)

@@ -15,7 +15,7 @@ from datasets.held_out import training_cases
 from engine.build import hold_out_from
 from engine.initial_weights import known_held_out_cases
 from engine.training import Trainer
-from engine.training_record import cases_trained_on, selection_of
+from engine.training_record import cases_trained_on, names_sha256, selection_of
 from tests.cases_on_disk import write_data_set
 from tests.small_run import arguments
 from utils.checkpoints import load_weights, save_weights
@@ -135,6 +135,47 @@ def test_weights_that_saw_test_cases_are_refused(finished: Path, tmp_path: Path,
     start = f"init_weights={tmp_path / 'between' / 'epochs_1' / 'best_model.pth'}"
     with pytest.raises(UserError, match="trained on 2 of the 5 test cases"):
         train.main(arguments(tmp_path, vae, f"pickle_file_path={other}", start, out="next"))
+
+
+def passed_on(folder: Path, **record: str) -> Path:
+    """Weights without a config beside them, that say on which data they were trained."""
+    folder.mkdir()
+    (folder / "best_model.safetensors").write_bytes(save({}, record))
+    return folder / "best_model.safetensors"
+
+
+def test_another_split_is_noticed_through_runs_on_other_data(
+    finished: Path, tmp_path: Path, vae: Path
+) -> None:
+    first = passed_on(tmp_path / "first", data_set="blobs", training_cases="of another split")
+    config = load_config(finished / "config.yaml")
+    spots = Path(other_data_set(tmp_path).partition("=")[2])
+    changes = {"pickle_file_path": spots, "init_weights": first}
+    (finished / "config.yaml").write_text(dump_config(config.model_copy(update=changes)))
+    start = f"init_weights={finished / 'best_model.pth'}"
+    with pytest.raises(UserError, match=rf"started from {first}, which was trained on another"):
+        train.main([*arguments(tmp_path, vae, start, out="next"), "--dry-run"])
+
+
+def test_weights_start_a_training_on_their_own_data_wherever_it_lies(tmp_path: Path) -> None:
+    data_set = open_data_set(write_data_set(tmp_path, train=2, test=1))
+    names = tuple(case.name for case in data_set.train)
+    gone = "datasets/gone/blobs_train_test_names.json"
+    start = write_config(tmp_path / "start", pickle_file_path=gone)
+    with pytest.raises(UserError, match="no split file"):
+        cases_trained_on(start, data_set)
+    record = {"training_cases": names_sha256(names)}
+    start.with_name("environment.json").write_text(json.dumps(record))
+    assert cases_trained_on(start, data_set) == names
+
+
+def test_all_cases_count_as_known_where_only_a_hash_of_them_is_recorded(tmp_path: Path) -> None:
+    data_set = open_data_set(write_data_set(tmp_path, train=9, test=3))
+    names = [case.name for case in data_set.train]
+    held_out = data_set.train[:2]
+    for cases, known in ((names, 2), (names[1:], 0)):
+        start = passed_on(tmp_path / f"{known}", training_cases=names_sha256(cases))
+        assert len(known_held_out_cases(start, held_out, data_set)) == known
 
 
 def test_weights_of_an_absent_set_of_the_same_name_start_a_training(
