@@ -25,8 +25,9 @@ log = logging.getLogger("wavegms")
 def use_gpus(gpus: Sequence[int]) -> None:
     """Limit the process to `gpus`; with several, start it again as one process per GPU.
 
-    Must run before anything touches CUDA. A CUDA_VISIBLE_DEVICES that is set already, and a launch
-    through torchrun, are left as they are. UserError if fewer GPUs exist than are named.
+    Must run before anything touches CUDA. Where CUDA_VISIBLE_DEVICES is set already, `gpus` count those that
+    it shows; where it shows fewer than that, its first ones are taken. A launch through torchrun is left
+    as it is. UserError if fewer GPUs exist than are named.
     """
     import torch
 
@@ -38,6 +39,11 @@ def use_gpus(gpus: Sequence[int]) -> None:
             raise UserError(
                 f"GPUs names {len(gpus)}, but CUDA_VISIBLE_DEVICES shows only {visible} of them"
             )
+        if visible and max(gpus, default=0) < visible:
+            shown = os.environ["CUDA_VISIBLE_DEVICES"].split(",")
+            chosen = [shown[gpu] for gpu in gpus]
+            if chosen != shown[: len(gpus)] or not gpus:
+                os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(chosen)
     else:
         # before they are counted: where NVML is missing, counting them touches CUDA
         os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, gpus))

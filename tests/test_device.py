@@ -174,6 +174,17 @@ def test_what_a_scheduler_chose_is_kept(two_gpus: pytest.MonkeyPatch) -> None:
         use_gpus([0, 1, 2])
 
 
+def test_the_gpus_that_a_scheduler_chose_are_counted(two_gpus: pytest.MonkeyPatch) -> None:
+    for gpus, left in (([1], "GPU-b"), ([], ""), ([7], "GPU-a,GPU-b")):
+        two_gpus.setenv("CUDA_VISIBLE_DEVICES", "GPU-a,GPU-b")
+        use_gpus(gpus)
+        assert os.environ["CUDA_VISIBLE_DEVICES"] == left
+    two_gpus.setenv("CUDA_VISIBLE_DEVICES", "GPU-a,GPU-b")
+    with pytest.raises(Replaced):
+        use_gpus([1, 0])
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "GPU-b,GPU-a"
+
+
 def test_gpus_that_are_not_there(two_gpus: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match=r"names \[2\].*GPUs 0 to 1"):
         use_gpus([0, 2])

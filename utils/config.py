@@ -184,7 +184,8 @@ class Config(BaseModel):
     # Hardware
     GPUs: tuple[Count, ...] = Field(
         (0,),
-        description="GPUs to use, one process each (as many when resumed), [] for the CPU; ignored on a machine without GPUs",
+        description="GPUs to use, one process each (as many when resumed), [] for the CPU; they count those that "
+        "CUDA_VISIBLE_DEVICES shows, where that is set. Ignored on a machine without GPUs",
     )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         "auto",
