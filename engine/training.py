@@ -250,16 +250,17 @@ class Trainer:
 
     def _update(self) -> None:
         """A step of the optimiser, left out where the loss of one of its batches was not finite."""
-        discarded, self.discard_step = self.discard_step, False
-        if not discarded:
+        taken, self.discard_step = not self.discard_step, False
+        if taken:
             if self.options.clip_norm:
                 self.accelerator.clip_grad_norm_(self.wrapped.parameters(), self.options.clip_norm)
             self.optimizer.step()
-            if self.average is not None:
-                self.average.update_parameters(self.system)
+            taken = not self.accelerator.optimizer_step_was_skipped  # by fp16's scaler
+        if taken and self.average is not None:
+            self.average.update_parameters(self.system)
         self.optimizer.zero_grad()
         with warnings.catch_warnings():
-            if discarded:  # torch warns of a schedule that begins before the optimiser
+            if not taken:  # torch warns of a schedule that begins before the optimiser
                 warnings.simplefilter("ignore")
             self.scheduler.step()
 

@@ -83,7 +83,7 @@ def test_a_seed_fixes_the_run_and_workers_change_nothing(
     finished: Path, tmp_path: Path, vae: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(  # the same cases for both seeds
-        "engine.build.hold_out", lambda names, part, _, groups: hold_out(names, part, 2333, groups)
+        "datasets.held_out.hold_out", lambda names, part, _, groups: hold_out(names, part, 2333, groups)
     )
     cases = keep_cases(monkeypatch)
     train.main(arguments(tmp_path, vae, "num_workers=2", out="b"))
