@@ -43,7 +43,9 @@ def weights_at_start(monkeypatch: pytest.MonkeyPatch) -> list[Weights]:
     fit = Trainer.fit
 
     def watched(self: Trainer) -> None:
-        parts = {name: part.state_dict() for name, part in self.evaluated_system.parts().items()}
+        parts = {
+            name: part.state_dict() for name, part in self.step.evaluated_system.parts().items()
+        }
         seen.append({key: value.clone() for key, value in flat(parts).items()})
         fit(self)
 
