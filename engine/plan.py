@@ -7,12 +7,11 @@ from typing import TYPE_CHECKING
 
 from datasets.cases import DataSet
 from datasets.held_out import TrainingCases
-from engine.averaging import has_batch_norm
 from engine.device import describe_device
 from engine.initial_weights import known_held_out_cases
 from engine.schedule import batches_per_epoch
 from engine.training_record import selection_note
-from models.base import SegmentationModel
+from models.base import SegmentationModel, has_batch_norm
 from models.own_network import check_training, is_own_network
 from utils.config import Config
 from utils.errors import UserError

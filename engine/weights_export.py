@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from engine.averaging import load_average
-from engine.ensemble import gather_ensemble
+from engine.combined_runs import gather_ensemble, load_average
+from engine.trained_run import TrainedRun
 from engine.training_record import AVERAGED_RUNS, export_metadata, training_config
 from utils.checkpoints import save_weights
 from utils.config import Config, dump_config, load_config
@@ -23,7 +23,7 @@ log = logging.getLogger("wavegms")
 
 
 def write_weights(
-    path: Path, runs: Sequence[tuple[Config, Path]], system: SegmentationModel, ensemble: bool
+    path: Path, runs: Sequence[TrainedRun], system: SegmentationModel, ensemble: bool
 ) -> None:
     """Write the weights (16 bits) and their config.yaml; several runs become an `ensemble` or are averaged.
 

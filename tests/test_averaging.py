@@ -122,12 +122,11 @@ def test_a_run_named_twice_is_refused(runs: list[Path], tmp_path: Path) -> None:
 
 
 def test_batch_normalisation_is_refused(runs: list[Path], tmp_path: Path) -> None:
-    from engine.averaging import load_average
+    from engine.combined_runs import load_average
 
-    config, checkpoint = find_run(runs[0])
     system: Any = torch.nn.Sequential(torch.nn.BatchNorm2d(2))
     with pytest.raises(UserError, match="batch normalisation"):
-        load_average(system, [(config, checkpoint), find_run(runs[1])])
+        load_average(system, [find_run(runs[0]), find_run(runs[1])])
 
 
 def test_a_graph_is_not_averaged(runs: list[Path], tmp_path: Path) -> None:

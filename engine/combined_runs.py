@@ -1,4 +1,7 @@
-"""One model from several runs: the mean of their weights (Wortsman et al. 2022, arXiv 2203.05482)."""
+"""One model from several runs: the mean of their weights, or an ensemble of their predictions.
+
+Source: Wortsman et al. 2022 (arXiv 2203.05482) for the mean of weights.
+"""
 
 from __future__ import annotations
 
@@ -7,32 +10,27 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from torch.nn.modules.batchnorm import _BatchNorm
-
+from engine.trained_run import TrainedRun, load_system
 from engine.training_record import (
     AVERAGED_FROM,
     AVERAGED_RUNS,
+    ENSEMBLE_RUNS,
     averaged_run_count,
+    data_trained_on,
     ensemble_run_count,
     export_metadata,
     network_differences,
 )
+from models.base import SegmentationModel, has_batch_norm
+from models.ensemble import Ensemble
 from utils.checkpoints import load_weights, read_metadata
-from utils.config import Config
 from utils.errors import UserError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from models.base import SegmentationModel
 
-
-def has_batch_norm(system: SegmentationModel) -> bool:
-    """Whether the network keeps running statistics, which fit the weights that they were taken with."""
-    return any(isinstance(module, _BatchNorm) for module in system.modules())
-
-
-def load_average(system: SegmentationModel, runs: Sequence[tuple[Config, Path]]) -> dict[str, str]:
+def load_average(system: SegmentationModel, runs: Sequence[TrainedRun]) -> dict[str, str]:
     """Average the trained weights of `runs` and load them into `system`.
 
     A checkpoint that is itself an average counts with the number of its runs. Returns metadata for
@@ -44,7 +42,7 @@ def load_average(system: SegmentationModel, runs: Sequence[tuple[Config, Path]])
     - if the networks have batch normalisation, whose statistics do not fit averaged weights;
     - if a run is named twice, or is already in one of the averages.
     """
-    first = runs[0][0]
+    first = runs[0].config
     if first.init_weights is None:
         raise UserError(
             "only runs that started from the same trained weights can be averaged, and the first one "
@@ -54,8 +52,8 @@ def load_average(system: SegmentationModel, runs: Sequence[tuple[Config, Path]])
         raise UserError(
             f"{first.model} has batch normalisation, whose statistics do not fit averaged weights"
         )
-    for config, checkpoint in runs[1:]:
-        check_common(runs[0], (config, checkpoint))
+    for other in runs[1:]:
+        check_common(runs[0], other)
     total = 0
     seen: list[str] = []
     sums: dict[tuple[str, str], Tensor] = {}
@@ -87,33 +85,50 @@ def fingerprint(system: SegmentationModel) -> str:
     return digest.hexdigest()[:16]
 
 
-def check_common(
-    first: tuple[Config, Path], other: tuple[Config, Path], same_start: bool = True
-) -> None:
+def check_common(first: TrainedRun, other: TrainedRun, same_start: bool = True) -> None:
     """UserError if the runs differ in network, split or how the checkpoint was chosen, or if one is an
     ensemble; with `same_start` also if they differ in initial weights.
     """
-    (config, checkpoint), (other_config, other_checkpoint) = first, other
-    if ensemble_run_count(checkpoint) > 1 or ensemble_run_count(other_checkpoint) > 1:
-        raise UserError(
-            f"{checkpoint} or {other_checkpoint} is an ensemble: name the runs that it was made of"
-        )
+    for run in (first, other):
+        if ensemble_run_count(run.checkpoint) > 1:
+            raise UserError(f"{run.checkpoint} is an ensemble: name the runs that it was made of")
     ignored = {AVERAGED_RUNS: "", AVERAGED_FROM: ""}
-    origins = [export_metadata(path) | ignored for path in (checkpoint, other_checkpoint)]
-    differ = [
-        *(
-            ["init_weights"]
-            if same_start and config.init_weights != other_config.init_weights
-            else []
-        ),
-        *(
-            key
-            for key in origins[0].keys() | origins[1]
-            if origins[0].get(key) != origins[1].get(key)
-        ),
-        *network_differences(config, other_config),
-    ]
+    one, two = (export_metadata(run.checkpoint) | ignored for run in (first, other))
+    differ = [key for key in one.keys() | two if one.get(key) != two.get(key)]
+    differ += network_differences(first.config, other.config)
+    if same_start and first.config.init_weights != other.config.init_weights:
+        differ.append("init_weights")
     if differ:
         raise UserError(
-            f"{other_checkpoint} does not go with the first run, which has another {', '.join(sorted(differ))}"
+            f"{other.checkpoint} does not go with the first run, which has another {', '.join(sorted(differ))}"
         )
+
+
+def gather_ensemble(runs: Sequence[TrainedRun]) -> tuple[Ensemble, dict[str, str]]:
+    """The ensemble of trained runs, and metadata for its file: the number of runs.
+
+    UserError
+    - if the runs differ in network, split, how the checkpoint was chosen, or the data that their initial
+      weights were trained on;
+    - if a run is named twice, or is itself a mean of runs or an ensemble.
+    """
+    first = runs[0]
+    data = data_trained_on(first.checkpoint)
+    members: list[SegmentationModel] = []
+    seen: dict[str, Path] = {}
+    for run in runs:
+        checkpoint = run.checkpoint
+        if averaged_run_count(checkpoint) > 1 or ensemble_run_count(checkpoint) > 1:
+            raise UserError(f"{checkpoint} is itself made of several runs; name runs of train.py")
+        check_common(first, run, same_start=False)
+        if data_trained_on(checkpoint) != data:
+            raise UserError(
+                f"{checkpoint} and the first run started from weights that were trained on different data, and the "
+                "ensemble could not tell which cases it has seen: name runs of one kind of start"
+            )
+        member = load_system(*run)
+        other = seen.setdefault(fingerprint(member), checkpoint)
+        if other is not checkpoint:
+            raise UserError(f"{checkpoint} holds the same weights as {other}: name each run once")
+        members.append(member)
+    return Ensemble(members), {ENSEMBLE_RUNS: str(len(members))}
