@@ -44,7 +44,7 @@ class CaseError(UserError):
 
 @dataclass(frozen=True)
 class Case:
-    """An image and, beside it, its mask."""
+    """The file of an image and that of its mask."""
 
     name: str
     image: Path

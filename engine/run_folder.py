@@ -53,8 +53,8 @@ class RunFolder:
 
         With `resume: never` the weights and results of the run that is there are deleted first,
         though not its log; the config that is written says `auto`, so that it cannot delete this
-        run. environment.json keeps what the run was started with, and lists below `resumed` what it
-        went on with where that differs.
+        run. environment.json keeps what the run was started with; below `resumed` it lists each resume in
+        another environment.
         """
         if self._inputs is None:
             return

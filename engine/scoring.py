@@ -139,8 +139,7 @@ def should_check_leaks(data_set: DataSet, drop_leaked: bool | None) -> bool:
 
 
 def cases_seen_in_training(data_set: DataSet, checkpoint: Path) -> set[str]:
-    """Test cases that the weights were trained on, or on a near-duplicate of; needs
-    a checked data set.
+    """Test cases that the weights were trained on, or on a near-duplicate of. Needs a checked data set.
 
     What counts is the split that the checkpoint was trained on; where that is unknown, the data set's.
     """
