@@ -15,15 +15,13 @@ from engine.training_record import (
     AVERAGED_FROM,
     AVERAGED_RUNS,
     ENSEMBLE_RUNS,
-    averaged_run_count,
+    TrainingRecord,
     data_trained_on,
-    ensemble_run_count,
-    export_metadata,
-    network_differences,
+    trained_values_that_differ,
 )
 from models.base import SegmentationModel, has_batch_norm
 from models.ensemble import Ensemble
-from utils.checkpoints import load_weights, read_metadata
+from utils.checkpoints import load_weights
 from utils.errors import UserError
 
 if TYPE_CHECKING:
@@ -59,8 +57,9 @@ def load_average(system: SegmentationModel, runs: Sequence[TrainedRun]) -> dict[
     sums: dict[tuple[str, str], Tensor] = {}
     for _, checkpoint in runs:
         load_weights(checkpoint, system)
-        count = averaged_run_count(checkpoint)
-        members = read_metadata(checkpoint).get(AVERAGED_FROM, fingerprint(system)).split()
+        record = TrainingRecord.read(checkpoint)
+        count = record.averaged_runs
+        members = record.metadata.get(AVERAGED_FROM, fingerprint(system)).split()
         if set(members) & set(seen):
             raise UserError(
                 f"{checkpoint} is a run, or the mean of runs, of which one is averaged already: name each once"
@@ -89,13 +88,16 @@ def check_common(first: TrainedRun, other: TrainedRun, same_start: bool = True) 
     """UserError if the runs differ in network, split or how the checkpoint was chosen, or if one is an
     ensemble; with `same_start` also if they differ in initial weights.
     """
-    for run in (first, other):
-        if ensemble_run_count(run.checkpoint) > 1:
-            raise UserError(f"{run.checkpoint} is an ensemble: name the runs that it was made of")
+    records = [TrainingRecord.read(run.checkpoint) for run in (first, other)]
+    for record in records:
+        if record.ensemble_runs > 1:
+            raise UserError(
+                f"{record.checkpoint} is an ensemble: name the runs that it was made of"
+            )
     ignored = {AVERAGED_RUNS: "", AVERAGED_FROM: ""}
-    one, two = (export_metadata(run.checkpoint) | ignored for run in (first, other))
+    one, two = (record.to_pass_on() | ignored for record in records)
     differ = [key for key in one.keys() | two if one.get(key) != two.get(key)]
-    differ += network_differences(first.config, other.config)
+    differ += trained_values_that_differ(first.config, other.config)
     if same_start and first.config.init_weights != other.config.init_weights:
         differ.append("init_weights")
     if differ:
@@ -117,8 +119,8 @@ def gather_ensemble(runs: Sequence[TrainedRun]) -> tuple[Ensemble, dict[str, str
     members: list[SegmentationModel] = []
     seen: dict[str, Path] = {}
     for run in runs:
-        checkpoint = run.checkpoint
-        if averaged_run_count(checkpoint) > 1 or ensemble_run_count(checkpoint) > 1:
+        checkpoint, record = run.checkpoint, TrainingRecord.read(run.checkpoint)
+        if record.averaged_runs > 1 or record.ensemble_runs > 1:
             raise UserError(f"{checkpoint} is itself made of several runs; name runs of train.py")
         check_common(first, run, same_start=False)
         if data_trained_on(checkpoint) != data:

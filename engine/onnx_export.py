@@ -19,7 +19,7 @@ import torch
 
 from datasets.phantom import phantom_case
 from engine.backends import ONNX_FORMAT
-from engine.training_record import selection_of
+from engine.training_record import TrainingRecord
 from models.base import SegmentationModel
 from utils.checkpoints import weights_sha256
 from utils.config import Config
@@ -49,7 +49,7 @@ def graph_metadata(config: Config, checkpoint: Path, system: SegmentationModel) 
             else {}
         ),
         "data_set": config.dataset,
-        "checkpoint_chosen": selection_of(checkpoint),
+        "checkpoint_chosen": TrainingRecord.read(checkpoint).selection(),
         "sha256 checkpoint": sha256(checkpoint),
         "torch": version("torch"),
         **frozen,

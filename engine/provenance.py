@@ -8,13 +8,9 @@ from typing import TYPE_CHECKING, Any
 from datasets.cases import DataSet
 from datasets.prepared import METADATA_GROUPS
 from engine.training_record import (
-    averaged_run_count,
-    ensemble_run_count,
-    network_differences,
+    TrainingRecord,
     seen_test_cases,
-    selection_of,
-    trained_on_another_split,
-    training_config,
+    trained_values_that_differ,
 )
 from utils.checkpoints import weights_sha256
 from utils.config import Config
@@ -45,22 +41,19 @@ def provenance(
 
     `precision` is the one that the predictions are computed in, see `resolved_precision`.
     """
-    run = training_config(checkpoint)
+    record = TrainingRecord.read(checkpoint)
+    run, selection = record.config, record.selection()
     seen = seen_test_cases(checkpoint, data_set)
-    selection = selection_of(checkpoint)
-    for runs, of in (
-        (averaged_run_count(checkpoint), "weights"),
-        (ensemble_run_count(checkpoint), "probabilities"),
-    ):
+    for runs, of in ((record.averaged_runs, "weights"), (record.ensemble_runs, "probabilities")):
         if runs > 1:
             selection = f"mean of the {of} of {runs} runs, each {selection}"
     is_wave_gms = config.model == "wave-gms"  # for others the keys on VAE and guidance mean nothing
     return {
         "selection": selection,
         "trained_on": None if run is None else run.dataset,
-        "trained_on_another_split": bool(seen) or trained_on_another_split(checkpoint, data_set),
+        "trained_on_another_split": bool(seen) or record.used_another_split(data_set),
         "test_cases_trained_on": seen,
-        "trained_otherwise": network_differences(config, run),
+        "trained_otherwise": trained_values_that_differ(config, run),
         "data_set": data_set.name,
         "model": config.model,
         "vae_model": config.vae_model if is_wave_gms else None,

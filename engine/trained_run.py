@@ -170,18 +170,19 @@ def load_system(config: Config, checkpoint: Path) -> SegmentationModel:
     UserError if the checkpoint is another architecture's.
     """
     from engine.build import system_from
-    from engine.training_record import ensemble_run_count, network_differences, training_config
+    from engine.training_record import TrainingRecord, trained_values_that_differ
     from utils.checkpoints import load_weights
 
+    record = TrainingRecord.read(checkpoint)
     system = system_from(config, pretrained=False)
-    if (runs := ensemble_run_count(checkpoint)) > 1:
+    if (runs := record.ensemble_runs) > 1:
         from models.ensemble import Ensemble
 
         system = Ensemble(
             [system, *(system_from(config, pretrained=False) for _ in range(runs - 1))]
         )
     load_weights(checkpoint, system)
-    others = network_differences(config, training_config(checkpoint))
+    others = trained_values_that_differ(config, record.config)
     if others:
         keys = " ".join(
             f"{key}={'null' if value is None else value}" for key, value in others.items()

@@ -88,7 +88,9 @@ class Progress:
     best_epoch: int = 0
     skipped: int = 0  # batches with non-finite losses, in all epochs
     skipped_in_epoch: int = 0
-    sums: list[float] = field(default_factory=list)  # of the losses, over the epoch's finite batches
+    sums: list[float] = field(
+        default_factory=list
+    )  # of the losses, over the epoch's finite batches
     history: list[EpochRow] = field(default_factory=list)
 
 

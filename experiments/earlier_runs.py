@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 
 from datasets.cases import find_split_file
-from engine.training_record import split_has_changed
+from engine.training_record import TrainingRecord
 from experiments.records import Record, is_record_of, read_record, recorded_config
 from experiments.runner import Trial
 from utils.config import Config
@@ -62,7 +62,8 @@ def own_record(trial: Trial) -> Record | None:
 def trained_on_old_split(trial: Trial) -> bool:
     """Whether the trial has weights, from another split file than its config names now."""
     weights = trial.folder / "best_model.pth"
-    return weights.is_file() and split_has_changed(weights, trial.config)
+    split_file = trial.config.pickle_file_path
+    return weights.is_file() and TrainingRecord.read(weights).split_has_changed(split_file)
 
 
 def fitting_results(folder: Path, config: Config, checkpoint: Path) -> Results | None:

@@ -15,7 +15,7 @@ from datasets.held_out import training_cases
 from engine.build import hold_out_from
 from engine.initial_weights import known_held_out_cases
 from engine.training import Trainer
-from engine.training_record import cases_trained_on, names_sha256, selection_of
+from engine.training_record import TrainingRecord, cases_trained_on, names_sha256
 from tests.cases_on_disk import write_data_set
 from tests.small_run import arguments
 from utils.checkpoints import load_weights, save_weights
@@ -206,6 +206,10 @@ def test_cases_are_remembered_through_runs_of_one_place(tmp_path: Path) -> None:
         tmp_path / "other", pickle_file_path="spots_train_test_names.json", init_weights=first
     )
     assert cases_trained_on(other, data_set) == tuple(case.name for case in data_set.train)
+
+
+def selection_of(checkpoint: Path) -> str:
+    return TrainingRecord.read(checkpoint).selection()
 
 
 def test_a_start_that_was_chosen_on_test_is_remembered(tmp_path: Path) -> None:
