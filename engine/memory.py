@@ -219,7 +219,7 @@ def split_batch(batch_size: int, accumulate: int, limit: int) -> tuple[int, int]
     return smaller, effective // smaller
 
 
-def out_of_memory(
+def out_of_memory_error(
     estimate: MemoryEstimate,
     *,
     image_size: int,

@@ -391,7 +391,7 @@ class Trainer:
         )
 
     def _out_of_memory(self) -> UserError:
-        from engine.memory import available_memory, estimate_memory, out_of_memory
+        from engine.memory import available_memory, estimate_memory, out_of_memory_error
 
         batch_size, image_size = self.options.batch_size, self.train_set.image_size
         try:
@@ -408,7 +408,7 @@ class Trainer:
                 f"out of memory with batches of {batch_size} at {image_size} px: set a smaller "
                 "batch_size (a larger accumulate keeps the effective batch) or image_size"
             )
-        return out_of_memory(
+        return out_of_memory_error(
             estimate,
             image_size=image_size,
             accumulate=self.options.accumulate,

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from engine.device import make_accelerator, out_of_memory_told, use_gpus
+from engine.device import make_accelerator, reporting_out_of_memory, use_gpus
 from tests.run_on_disk import ROOT
 from utils.config import load_config
 from utils.errors import UserError
@@ -227,8 +227,8 @@ def test_running_out_of_memory_is_told_with_what_to_change() -> None:
     ):
         with (
             pytest.raises(UserError, match=r"8 images of 224 px.*batch_size=N"),
-            out_of_memory_told(8, 224),
+            reporting_out_of_memory(8, 224),
         ):
             raise error
-    with pytest.raises(RuntimeError, match="mat1 and mat2"), out_of_memory_told(8, 224):
+    with pytest.raises(RuntimeError, match="mat1 and mat2"), reporting_out_of_memory(8, 224):
         raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
