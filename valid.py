@@ -65,7 +65,7 @@ def score_run(config: Config, checkpoint: Path, names: Sequence[str] = ()) -> No
     accelerator = make_accelerator(config.precision, 1, config.deterministic)
 
     from datasets.cases import open_data_set, open_prepared
-    from engine.scoring import results_folder, score_test_split
+    from engine.evaluation import results_folder, score_test_split
     from engine.trained_run import load_system
     from utils.runs import writing_to
 
@@ -75,12 +75,12 @@ def score_run(config: Config, checkpoint: Path, names: Sequence[str] = ()) -> No
     data_sets = named or [open_data_set(config.pickle_file_path)]
     results, summaries = results_folder(checkpoint), {}
     for data_set in data_sets:
-        masks = config.save_seg_img_path or results / f"predicted_masks_{data_set.name}"
+        predictions = config.save_seg_img_path or results / f"predicted_masks_{data_set.name}"
         if config.save_seg_img_path and len(data_sets) > 1:  # whose cases may share names
-            masks = masks / data_set.name
+            predictions = predictions / data_set.name
         with writing_to(results):
             summaries[data_set.name] = score_test_split(
-                config, data_set, system, checkpoint, masks, accelerator
+                config, data_set, system, checkpoint, predictions, accelerator
             )
     if len(summaries) > 1:
         from utils.cross_domain import write_matrix

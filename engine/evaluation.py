@@ -1,4 +1,4 @@
-"""Score a trained model on the test split of a data set, and write all results."""
+"""Evaluation of a trained model: the test split of a data set scored, and all results written."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ def score_test_split(
     data_set: DataSet,
     system: SegmentationModel,
     checkpoint: Path,
-    masks: Path,
+    predictions: Path,
     accelerator: Accelerator,
 ) -> Summary:
-    """Predict and score the test split of one data set; masks go into `masks`, the rest into
-    `results_folder`.
+    """Predict and score the test split of one data set; masks and probabilities go into the folder
+    `predictions`, the rest into `results_folder`.
 
     Returns the summary that is also written as summary.json.
     """
@@ -53,7 +53,7 @@ def score_test_split(
     if should_check_leaks(data_set, config.drop_leaked):
         leaked |= cases_seen_in_training(data_set, checkpoint)
     results = results_folder(checkpoint) / f"valid_results_{data_set.name}"
-    predictions = predict_cases(
+    predicted = predict_cases(
         system,
         data_set.test,
         image_size=config.image_size,
@@ -64,7 +64,7 @@ def score_test_split(
         tta=config.tta,
     )
     scores = score_cases(
-        save_each(predictions, masks, config.threshold),
+        save_each(predicted, predictions, config.threshold),
         hd95_empty=config.hd95_empty,
         workers=config.num_workers,
         total=len(data_set.test),
@@ -77,9 +77,9 @@ def score_test_split(
         hd95_empty=config.hd95_empty,
     )
     title = f"{network_name(config)} on {data_set.name}"
-    write_pictures(results, data_set.test, masks, scores, summary, title, config.threshold)
+    write_pictures(results, data_set.test, predictions, scores, summary, title, config.threshold)
     log.info(format_summary(data_set.name, summary))
-    log.info("masks and probabilities: %s", masks)
+    log.info("masks and probabilities: %s", predictions)
     log.info("scores, examples.png and report.html: %s", results)
     return summary
 
@@ -87,24 +87,24 @@ def score_test_split(
 def write_pictures(
     results: Path,
     cases: Sequence[Case],
-    masks: Path,
+    predictions: Path,
     scores: Mapping[str, CaseScores],
     summary: Summary,
     title: str,
     threshold: float,
 ) -> None:
-    """report.html, overlays and examples.png, from the predictions saved in `masks`."""
+    """report.html, overlays and examples.png, from the saved `predictions`."""
     write_report(
         results / "report.html",
-        report_cases(cases, masks),
+        report_cases(cases, predictions),
         scores=scores,
         summary=summary,
         title=title,
         threshold=threshold,
     )
-    write_overlays(results / "overlays", report_cases(cases, masks), threshold)
+    write_overlays(results / "overlays", report_cases(cases, predictions), threshold)
     shown = set(names_by_quantile(scores).values())
-    examples = report_cases([case for case in cases if case.name in shown], masks)
+    examples = report_cases([case for case in cases if case.name in shown], predictions)
     by_name = {case.name: case for case in examples}
     draw_examples(results / "examples.png", scores, by_name, threshold)
 
