@@ -45,7 +45,7 @@ def graph_metadata(config: Config, checkpoint: Path, system: SegmentationModel) 
         "model": config.model,
         **(
             {"vae_model": config.vae_model, "guidance_method": config.guidance_method or ""}
-            if config.model == "wave-gms"
+            if config.is_wave_gms
             else {}
         ),
         "data_set": config.dataset,

@@ -47,7 +47,6 @@ def provenance(
     for runs, of in ((record.averaged_runs, "weights"), (record.ensemble_runs, "probabilities")):
         if runs > 1:
             selection = f"mean of the {of} of {runs} runs, each {selection}"
-    is_wave_gms = config.model == "wave-gms"  # for others the keys on VAE and guidance mean nothing
     return {
         "selection": selection,
         "trained_on": None if run is None else run.dataset,
@@ -56,9 +55,9 @@ def provenance(
         "trained_otherwise": trained_values_that_differ(config, run),
         "data_set": data_set.name,
         "model": config.model,
-        "vae_model": config.vae_model if is_wave_gms else None,
-        "guidance_method": config.guidance_method if is_wave_gms else None,
-        "vae_weights": config.vae_weights if is_wave_gms else None,
+        "vae_model": config.vae_model if config.is_wave_gms else None,
+        "guidance_method": config.guidance_method if config.is_wave_gms else None,
+        "vae_weights": config.vae_weights if config.is_wave_gms else None,
         "init_weights": None if run is None or run.init_weights is None else str(run.init_weights),
         "checkpoint": str(checkpoint),
         "sha256": {
@@ -76,7 +75,7 @@ def provenance(
 
 def network_name(config: Config) -> str:
     """The network in a few words, as `wave-gms (litevae)`."""
-    if config.model != "wave-gms":
+    if not config.is_wave_gms:
         return config.model
     parts = [config.vae_model, *([config.guidance_method] if config.guidance_method else [])]
     return f"{config.model} ({', '.join(parts)})"

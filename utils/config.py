@@ -345,6 +345,11 @@ class Config(BaseModel):
         return data_set_name(self.pickle_file_path)
 
     @property
+    def is_wave_gms(self) -> bool:
+        """False for a baseline or a network of one's own, for which VAE, guidance and mapping mean nothing."""
+        return self.model == "wave-gms"
+
+    @property
     def run_folder(self) -> Path:
         """Where the run writes: `<snapshot_path>/epochs_<epochs>`."""
         return self.snapshot_path / f"epochs_{self.epochs}"
