@@ -69,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         log.info("everything is in place; nothing was written")
         return
 
-    with open_run(config, data_set, system, accelerator, plan) as run:
+    with open_run(config, data_set, cases, system, accelerator, plan) as run:
         train_set, val_set = training_sets(config, cases, system, progress=is_main)
         if config.compile:
             compile_on_gpu(system)

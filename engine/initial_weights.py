@@ -61,6 +61,8 @@ def _fitted_cases(record: TrainingRecord, data_set: DataSet) -> set[str]:
     if record.config is None:
         return all_cases if record.had_cases_of(data_set) else set()
     names = set(record.cases_of(data_set))
+    if record.cases is not None:
+        return names.intersection(record.cases.train)
     if names != all_cases or record.averaged_runs > 1 or record.split_has_changed():
         return names
     try:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from engine.device import resolved_precision
 from engine.provenance import input_hashes
 from engine.saved_state import LAST_STATE, state_files
-from engine.training_record import TRAINING_CASES, names_sha256
+from engine.training_record import CASES_FILE, TRAINING_CASES, RunCases, names_sha256
 from utils.config import CHANGEABLE_ON_RESUME, Config, dump_config, load_config
 from utils.environment import describe_environment
 from utils.errors import UserError
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
     from datasets.cases import DataSet
+    from datasets.held_out import TrainingCases
     from models.base import SegmentationModel
 
 log = logging.getLogger("wavegms")
@@ -44,12 +45,14 @@ class RunFolder:
     writes.
     """
 
-    def __init__(self, path: Path, config: Config, inputs: dict[str, Any] | None) -> None:
+    def __init__(
+        self, path: Path, config: Config, cases: RunCases, inputs: dict[str, Any] | None
+    ) -> None:
         self.path = path
-        self._config, self._inputs = config, inputs
+        self._config, self._cases, self._inputs = config, cases, inputs
 
     def begin(self) -> None:
-        """Write config.yaml and environment.json; call it once the run can start.
+        """Write config.yaml, cases.json and environment.json; call it once the run can start.
 
         With `resume: never` the weights and results of the run that is there are deleted first,
         though not its log; the config that is written says `auto`, so that it cannot delete this
@@ -71,6 +74,7 @@ class RunFolder:
         with writing_to(self.path):
             config = self._config.model_copy(update={"resume": "auto"})
             atomic_write(self.path / "config.yaml", dump_config(config))
+            atomic_write(self.path / CASES_FILE, self._cases.to_json())
             self._write_environment(self._inputs | {"seed": config.seed})
 
     def _write_environment(self, inputs: dict[str, Any]) -> None:
@@ -91,6 +95,7 @@ class RunFolder:
 def open_run(
     config: Config,
     data_set: DataSet,
+    cases: TrainingCases,
     system: SegmentationModel,
     accelerator: Accelerator,
     plan: str,
@@ -119,7 +124,7 @@ def open_run(
                 check_resumable(folder, config, **inputs)
                 inputs[TRAINING_CASES] = names_sha256(case.name for case in data_set.train)
             accelerator.wait_for_everyone()
-            yield RunFolder(folder, config, inputs)
+            yield RunFolder(folder, config, RunCases.of(data_set, cases.train), inputs)
         except BaseException as error:
             if isinstance(error, Interrupted) and config.resume == "never":
                 error.advice = "to resume from here, leave out resume=never"

@@ -1,7 +1,7 @@
 """What is recorded of a checkpoint's training: its config, its cases, and how it was chosen.
 
-The record is the config.yaml and environment.json beside the checkpoint, or the metadata in a file of
-weights that were passed on.
+The record is the config.yaml, environment.json and cases.json beside the checkpoint, or the metadata in a
+file of weights that were passed on.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ import json
 import logging
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from datasets.cases import DataSet, find_split_file
+from datasets.cases import Case, DataSet, find_split_file
 from datasets.catalogue import SPLIT_FILE_ENDING, canonical_name
 from datasets.splits import read_split
 from utils.checkpoints import read_metadata
@@ -43,7 +43,36 @@ AVERAGED_RUNS, AVERAGED_FROM = "averaged_runs", "averaged_from"
 ENSEMBLE_RUNS = "ensemble_runs"
 """With those above, keys of the metadata of weights that are passed on, see `TrainingRecord.to_pass_on`."""
 
+CASES_FILE = "cases.json"
 _TEST_SPLIT = "the TEST split"
+
+
+@dataclass(frozen=True)
+class RunCases:
+    """Names of a run's cases: trained on, held out of train to choose the checkpoint, and for testing."""
+
+    train: tuple[str, ...]
+    held_out: tuple[str, ...]
+    test: tuple[str, ...]
+
+    @classmethod
+    def read(cls, path: Path) -> RunCases | None:
+        """The cases in a file of `to_json`; None where there is none that can be read."""
+        content = _json_object(path)
+        parts = [content.get(field.name) for field in fields(cls)]
+        if not all(isinstance(names, list) for names in parts):
+            return None
+        return cls(*(tuple(names) for names in parts if names is not None))
+
+    @classmethod
+    def of(cls, data_set: DataSet, trained_on: Iterable[Case]) -> RunCases:
+        """Those of a run that trains on `trained_on`, a part of the data set's training cases."""
+        train = [case.name for case in trained_on]
+        held_out = [case.name for case in data_set.train if case.name not in set(train)]
+        return cls(tuple(train), tuple(held_out), tuple(case.name for case in data_set.test))
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n"
 
 
 @dataclass(frozen=True)
@@ -55,12 +84,14 @@ class TrainingRecord:
         config: of the run that wrote it; None where it does not lie beside it.
         metadata: in the file itself, where the weights were passed on (export.py).
         environment: content of the environment.json beside it.
+        cases: content of the cases.json beside it; None where there is none, as in runs of earlier versions.
     """
 
     checkpoint: Path
     config: Config | None
     metadata: Mapping[str, str]
     environment: Mapping[str, Any]
+    cases: RunCases | None = None
 
     @classmethod
     def read(cls, checkpoint: Path) -> TrainingRecord:
@@ -69,7 +100,8 @@ class TrainingRecord:
             checkpoint,
             training_config(checkpoint),
             read_metadata(checkpoint),
-            _environment(checkpoint),
+            _json_object(checkpoint.with_name("environment.json")),
+            RunCases.read(checkpoint.with_name(CASES_FILE)),
         )
 
     @property
@@ -101,6 +133,8 @@ class TrainingRecord:
             return ()
         name, path = self.config.dataset, self.config.pickle_file_path
         same_name, same_data = name == data_set.name, _names_data_set(name, data_set)
+        if self.cases is not None and same_data:
+            return self.cases.train + self.cases.held_out
         try:
             split_file = find_split_file(path)
         except UserError:
@@ -117,8 +151,11 @@ class TrainingRecord:
         """Whether the training was on `data_set` with another split, as far as that is recorded.
 
         Exported weights say themselves on which cases; for those in a run folder, the split file may have
-        changed since.
+        changed since. False where the cases themselves are recorded, so that those of `data_set` among them
+        are known one by one.
         """
+        if self.cases is not None:
+            return False
         names = names_sha256(case.name for case in data_set.train)
         same_cases = self.metadata.get(TRAINING_CASES, names) == names
         if not same_cases and _names_data_set(self.metadata.get(DATA_SET, ""), data_set):
@@ -229,10 +266,11 @@ def recorded_training_cases(checkpoint: Path, data_set: DataSet) -> tuple[str, .
 def seen_test_cases(checkpoint: Path, data_set: DataSet) -> list[str] | None:
     """Names of the test cases of `data_set` among `cases_trained_on`, sorted; None where that is not known.
 
-    That is so without a config beside the checkpoint, and where the run's split file is gone or has changed.
+    That is so without a config beside the checkpoint, and where the run has recorded no cases and its split
+    file is gone or has changed.
     """
     record = TrainingRecord.read(checkpoint)
-    if record.config is None or record.split_has_changed():
+    if record.config is None or (record.cases is None and record.split_has_changed()):
         return None
     try:
         own, trained_on = record.cases_of(data_set), recorded_training_cases(checkpoint, data_set)
@@ -291,10 +329,10 @@ def _read_config(path: Path, written: int) -> Config | None:
         return None
 
 
-def _environment(checkpoint: Path) -> dict[str, Any]:
-    """The environment.json beside the checkpoint; {} where there is none that can be read."""
+def _json_object(path: Path) -> dict[str, Any]:
+    """What a JSON file holds; {} where there is none that can be read."""
     try:
-        content = json.loads((checkpoint.parent / "environment.json").read_text())
+        content = json.loads(path.read_text())
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}

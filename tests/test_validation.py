@@ -180,6 +180,31 @@ def test_test_cases_that_a_run_was_trained_on_are_told_and_left_out(
     assert "too high" not in told
 
 
+def test_the_cases_of_a_run_are_known_where_its_split_file_has_changed(
+    tmp_path: Path, vae: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train.main(arguments(tmp_path, vae, "epochs=1"))
+    run, split_file = (
+        tmp_path / "run" / "epochs_1",
+        tmp_path / "blobs" / "blobs_train_test_names.json",
+    )
+    cases = json.loads((run / "cases.json").read_text())
+    split = json.loads(split_file.read_text())
+    assert sorted(cases["train"] + cases["held_out"]) == sorted(split["train"]["name_list"])
+    assert cases["held_out"] and cases["test"] == split["test"]["name_list"]
+
+    def seen(*moved: str) -> list[str]:
+        split_file.write_bytes(redrawn(split_file, *moved).read_bytes())
+        valid.main(["--run", str(run)])
+        summary = json.loads((run / "valid_results_blobs" / "summary.json").read_text())
+        return summary["provenance"]["test_cases_trained_on"]
+
+    assert seen("case_0", "case_9") == ["case_0"]
+    assert "1 of its 3 test cases (case_0)" in capsys.readouterr().out
+    assert seen("case_0") == [], "one fewer to test on, and none that was trained on"
+    assert "another split" not in capsys.readouterr().out
+
+
 def test_seen_test_cases_need_the_split_of_the_same_data(
     finished: Path, tmp_path: Path, vae: Path
 ) -> None:
@@ -194,6 +219,7 @@ def test_seen_test_cases_need_the_split_of_the_same_data(
     assert seen(tmp_path / "grouped", "blobs_grouped") == ["case_3"]
     assert seen(tmp_path, "spots") == [], "other data, whose cases share the names"
 
+    (finished / "cases.json").unlink()  # as earlier versions left it
     record = finished / "environment.json"
     trained_on = json.loads(record.read_text())
     record.write_text(json.dumps(trained_on | {"training_cases": "those of another split"}))
@@ -275,6 +301,7 @@ def test_scores_without_leaked_cases(
     run = finished / "config.yaml"
 
     def trained_on(split_file: Path) -> None:
+        (finished / "cases.json").unlink(missing_ok=True)  # of the training that there was
         config = load_config(run).model_copy(update={"pickle_file_path": split_file})
         run.write_text(dump_config(config))
 
