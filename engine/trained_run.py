@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from utils.errors import UserError
+from utils.errors import UserError, listed
 
 if TYPE_CHECKING:
     from models.base import SegmentationModel
@@ -112,7 +112,7 @@ def _run_in_folder(folder: Path, weights: Path | None, overrides: Sequence[str])
     if not config_file.is_file():
         raise UserError(
             f"{folder} is not the folder of a run: it has no config.yaml. Name one as "
-            "train.py wrote it (ckpt/<experiment>/epochs_<N>), or use --config"
+            "train.py wrote it (ckpt/<experiment>/epochs_<N>), or use --config" + _runs_near(folder)
         )
     config = load_config(config_file, overrides)
     if weights is None and not any(each.startswith("model_weight=") for each in overrides):
@@ -146,8 +146,16 @@ def _with_checkpoint(config: Config, weights: Path | None) -> TrainedRun:
         raise UserError(
             f"no checkpoint at {path}. Train one with the same config (python train.py --config ...), "
             "or name one: --weights path/to/best_model.pth, for valid.py model_weight=path/to/best_model.pth"
+            + _runs_near(config.snapshot_path)
         )
     return TrainedRun(config, path)
+
+
+def _runs_near(path: Path) -> str:
+    """The runs in a folder, or the one that a file lies in, for the end of a message."""
+    folders = sorted(path.glob("epochs_*")) if path.is_dir() else [path.parent]
+    runs = [str(each) for each in folders if (each / "config.yaml").is_file()]
+    return f". Here is --run {listed(runs, 5)}" if runs else ""
 
 
 def provided_for(config: Config) -> Path | None:

@@ -306,6 +306,14 @@ def test_all_cases_count_as_known_where_it_is_not_known_which_were_held_out(tmp_
     assert len(known_held_out_cases(weights, held_out, data_set)) == 1
 
 
+def test_a_run_in_place_of_its_weights_is_told(finished: Path, tmp_path: Path, vae: Path) -> None:
+    start = f"init_weights={finished}"
+    with pytest.raises(
+        UserError, match=r"no weights at .*, a folder: name the file in it, best_model"
+    ):
+        train.main(arguments(tmp_path, vae, start, out="next"))
+
+
 def test_the_same_split_may_be_trained_further(finished: Path, tmp_path: Path, vae: Path) -> None:
     start = f"init_weights={finished / 'best_model.pth'}"
     train.main(arguments(tmp_path, vae, start, "image_size=40", "epochs=1", out="larger"))

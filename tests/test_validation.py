@@ -381,6 +381,8 @@ def test_a_checkpoint_elsewhere(finished: Path, tmp_path: Path, vae: Path) -> No
     assert "no record" in summary["provenance"]["selection"]
     with pytest.raises(UserError, match=r"no checkpoint at .*best_model\.pth.*train\.py"):
         valid.main(arguments(tmp_path, vae))
+    with pytest.raises(UserError, match=r"no checkpoint at .*Here is --run .*run/epochs_2$"):
+        valid.main(arguments(tmp_path, vae, "epochs=7"))
 
 
 def test_another_checkpoint_of_a_run_spares_the_results_of_its_best(
@@ -444,6 +446,11 @@ def test_a_run_is_validated_by_its_folder(finished: Path, tmp_path: Path) -> Non
     assert (other.parent / "valid_results_blobs" / "results.csv").exists()
     with pytest.raises(UserError, match="is not the folder of a run: it has no config"):
         valid.main(["--run", str(tmp_path)])
+    for near in (finished.parent, finished / "best_model.pth"):
+        with pytest.raises(
+            UserError, match=rf"is not the folder of a run.*Here is --run {finished}"
+        ):
+            valid.main(["--run", str(near)])
 
 
 def test_an_output_that_is_not_a_number(finished: Path, tmp_path: Path, vae: Path) -> None:

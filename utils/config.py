@@ -346,7 +346,7 @@ class Config(BaseModel):
 
     @property
     def is_wave_gms(self) -> bool:
-        """False for a baseline or a network of one's own, for which VAE, guidance and mapping mean nothing."""
+        """False for a baseline or a network of one's own, for which the keys on the VAE mean nothing."""
         return self.model == "wave-gms"
 
     @property
@@ -382,17 +382,28 @@ SECTIONS = {
 }
 """Headings of docs/config.md, by the first key below each."""
 
+OTHER_NAMES = {
+    "learning_rate": "lr", "base_lr": "lr", "wd": "weight_decay", "bs": "batch_size", "max_epochs": "epochs",
+    "num_epochs": "epochs", "img_size": "image_size", "resolution": "image_size", "output_dir": "snapshot_path",
+    "device": "GPUs", "amp": "precision", "checkpoint": "model_weight", "pretrained": "init_weights",
+}  # fmt: skip
+"""What other frameworks call a key, for the message about one that is unknown."""
+
 
 def _explain(error: ValidationError, where: str) -> str:
     lines = []
     for problem in error.errors(include_url=False):
         key = str(problem["loc"][0]) if problem["loc"] else ""
-        if problem["type"] == "extra_forbidden":
-            lines.append(unknown_key(key, Config.model_fields, "docs/config.md"))
+        if key == "sweep":
+            lines.append("it has a `sweep:` section, so it is run by sweep.py")
+        elif problem["type"] == "extra_forbidden":
+            lines.append(unknown_key(key, Config.model_fields, "docs/config.md", OTHER_NAMES))
         elif problem["type"] == "missing":
             lines.append(f"{key} is missing: {Config.model_fields[key].description}")
         elif problem["type"] == "value_error":
             lines.append(str(problem["ctx"]["error"]))
+        elif problem["type"] == "tuple_type":
+            lines.append(f"{key}: expected a list, as [1, 1, 1], got {shown(problem['input'])}")
         else:
             lines.append(f"{key}: {problem['msg']}, got {shown(problem['input'])}")
     return f"{where}:\n" + "\n".join(f"  {line}" for line in dict.fromkeys(lines))
@@ -421,7 +432,7 @@ def load_config(path: Path | str, overrides: Sequence[str] = ()) -> Config:
             "vae_model=sd_vae and, as vae_weights, the VAE of Stable Diffusion",
             path,
         )
-    return make_config(values, str(path))
+    return make_config(values, " ".join([str(path), *overrides]))
 
 
 def dump_config(config: Config) -> str:
