@@ -46,10 +46,12 @@ def known_held_out_cases(weights: Path, held_out: Sequence[Case], data_set: Data
 
     As far as their training is recorded.
     """
-    fitted: set[str] = set()
-    for record in training_history(weights):
-        fitted |= _fitted_cases(record, data_set)
-    return sorted(fitted.intersection(case.name for case in held_out))
+    return sorted(fitted_cases(weights, data_set).intersection(case.name for case in held_out))
+
+
+def fitted_cases(weights: Path, data_set: DataSet) -> set[str]:
+    """Cases of `data_set` that changed the weights, or those before them, as far as that is recorded."""
+    return set().union(*(_fitted_cases(each, data_set) for each in training_history(weights)))
 
 
 def _fitted_cases(record: TrainingRecord, data_set: DataSet) -> set[str]:

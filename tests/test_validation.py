@@ -205,6 +205,57 @@ def test_the_cases_of_a_run_are_known_where_its_split_file_has_changed(
     assert "another split" not in capsys.readouterr().out
 
 
+def test_the_held_out_cases_are_scored(
+    tmp_path: Path, vae: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folds = ("epochs=1", "folds=3")
+    scored: list[str] = []
+    for fold in range(3):
+        train.main(arguments(tmp_path, vae, *folds, f"fold={fold}", out=f"fold_{fold}"))
+        run = tmp_path / f"fold_{fold}" / "epochs_1"
+        capsys.readouterr()
+        valid.main(["--run", str(run), "--held-out"])
+        told = capsys.readouterr().out
+        assert "blobs: 3 held-out cases" in told and "warning" not in told
+        results = run / "held_out_results_blobs"
+        with (results / "results.csv").open() as file:
+            scored += [
+                row["Name"] for row in csv.DictReader(file) if row["Name"].startswith("case")
+            ]
+        summary = json.loads((results / "summary.json").read_text())
+        assert summary["provenance"]["selection"].endswith("; scored on the cases that chose it")
+        assert summary["provenance"]["test_cases_trained_on"] == []
+        assert len(list((run / "held_out_masks_blobs" / "binary").iterdir())) == 3
+        assert not list(run.glob("valid_results_*"))
+        with (run / "history.csv").open() as file:
+            (row,) = csv.DictReader(file)
+        assert summary["metrics"]["DSC"]["mean"] == pytest.approx(float(row["val_dice"]), abs=1e-6)
+    data_set = open_data_set(tmp_path / "blobs" / "blobs_train_test_names.json")
+    assert sorted(scored) == sorted(case.name for case in data_set.train), "each of them once"
+
+    held_out = json.loads((run / "cases.json").read_text())["held_out"]
+    start = f"init_weights={run / 'best_model.pth'}"
+    train.main(arguments(tmp_path, vae, *folds, "fold=0", start, out="again"))
+    valid.main(["--run", str(tmp_path / "again" / "epochs_1"), "--held-out"])
+    assert "were trained on 3 of the 3 held-out cases" in capsys.readouterr().out
+
+    groups = {"by": "near-duplicates", "groups": [[held_out[0], scored[0]]]}
+    (tmp_path / "blobs" / "check").mkdir()
+    (tmp_path / "blobs" / "check" / "same_source_groups.json").write_text(json.dumps(groups))
+    valid.main(["--run", str(run), "--held-out"])
+    summary = json.loads((results / "summary.json").read_text())
+    assert summary["without_leaked"]["dropped"] == [held_out[0]]
+
+    (run / "cases.json").unlink()
+    with pytest.raises(
+        UserError, match=r"no record \(cases\.json beside it\) of which cases of blobs"
+    ):
+        valid.main(["--run", str(run), "--held-out"])
+    train.main(arguments(tmp_path, vae, "epochs=1", "select_on=test", out="on_test"))
+    with pytest.raises(UserError, match="held out no case of train; it was chosen on test"):
+        valid.main(["--run", str(tmp_path / "on_test" / "epochs_1"), "--held-out"])
+
+
 def test_seen_test_cases_need_the_split_of_the_same_data(
     finished: Path, tmp_path: Path, vae: Path
 ) -> None:
