@@ -165,7 +165,9 @@ def open_data_set(pickle_file_path: Path) -> DataSet:
 
 
 def open_prepared(name: str) -> DataSet:
-    """`open_data_set` for the data set `name` where `python -m datasets.prepare` puts it."""
+    """`open_data_set` of a prepared data set by its name, or of a split file by its path."""
+    if Path(name).is_file():
+        return open_data_set(Path(name))
     return open_data_set(prepared_split_file(Path("datasets") / name))
 
 

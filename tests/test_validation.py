@@ -553,7 +553,8 @@ def test_several_data_sets_become_a_matrix(
     assert (finished / "valid_results_one" / "results.csv").exists()
     rows = list(csv.reader((finished / "cross_domain" / "cross_domain_DSC.csv").open()))
     assert rows[0] == ["train set", "one", "two"] and rows[1][0] == "blobs"
-    valid.main([*arguments(tmp_path, vae, "save_seg_img_path=masks"), "--datasets", "one", "two"])
+    two = str(Path("datasets", "two", "two_train_test_names.json"))  # by its path, too
+    valid.main([*arguments(tmp_path, vae, "save_seg_img_path=masks"), "--datasets", "one", two])
     masks = {path.parent.parent.name for path in (tmp_path / "masks").rglob("binary/*.png")}
     assert masks == {"one", "two"}, "cases of the same name would replace each other"
 
