@@ -22,6 +22,9 @@ from utils.entry import check_values, exit_from, non_negative_int, positive_int
 
 TEACHER = "madebyollin/taesd"
 PARTS = ("encoder", "decoder")
+SCORED = range(
+    9_000_000, 10_000_020
+)  # with these, chunks may come to be those that scores are made on
 SEEDS = 2**63  # seeds are below this: half of what torch takes, which leaves room for seed + i
 
 
@@ -61,6 +64,11 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         ("minutes", 0 < arguments.minutes < math.inf, "a finite number above 0"),
         ("lr", 0 < arguments.lr < math.inf, "a finite number above 0"),
         ("seed", arguments.seed < SEEDS, f"below {SEEDS}, got {arguments.seed}"),
+        (
+            "seed",
+            arguments.seed not in SCORED,
+            f"below {SCORED.start:,} or from {SCORED.stop:,} on",
+        ),
         ("work", *_folder(arguments.work)),
         ("out", *_folder(arguments.out)),
         ("picture", *_png(arguments.picture)),

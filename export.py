@@ -74,14 +74,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     from utils.logs import log_to
 
     log_to()
-    config, checkpoint = find_named_run(arguments)
+    run = find_named_run(arguments)
+    config, checkpoint = run
     if arguments.out is not None and arguments.out.resolve() == checkpoint.resolve():
         raise UserError(f"--out {arguments.out} is the checkpoint itself: name another file")
     system = load_system(config, checkpoint)
     if arguments.out is not None and arguments.out.suffix == ".safetensors":
         folders = arguments.average or arguments.ensemble
         others = [find_run(folder, overrides=arguments.set) for folder in folders]
-        runs = [(config, checkpoint), *others]
+        runs = [run, *others]
         write_weights(arguments.out, runs, system, ensemble=bool(arguments.ensemble))
         return
     if arguments.average or arguments.ensemble:

@@ -101,12 +101,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     from engine.prediction import PredictionOptions
     from engine.prediction_files import predict_files, read_file
     from engine.prediction_inputs import find_jobs
-    from engine.prediction_outputs import OutputFolder, writing_predictions
+    from engine.prediction_outputs import OutputFolder, check_unused, writing_predictions
     from utils.logs import log_to
 
     log_to()
     window = None if arguments.window is None else parse_window(arguments.window)
     jobs = find_jobs(arguments.inputs, arguments.recursive, arguments.out)
+    check_unused(arguments.out, arguments.resume or arguments.overwrite)
     backend = open_backend(arguments)
     method = PredictionOptions(arguments.tiles, arguments.overlap, arguments.tta)
     threshold = arguments.threshold or backend.threshold
@@ -127,13 +128,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     rows = predict_files(
         to_do, read, backend, method, folder, arguments.batch_size, arguments.workers
     )
+    noted = 0
     with (
         writing_predictions(arguments.out),
         tqdm(total=len(to_do), unit="image", disable=None) as bar,
     ):
         for row in rows:
             folder.add(row)
+            noted += row["status"] == "ok" and bool(row["message"])
             bar.update()
+    if noted:
+        table = arguments.out / "predictions.csv"
+        log.warning("%d of these images have a note, see %s", noted, table)
     return log_outcome(folder.close(jobs), len(jobs), arguments.out)
 
 

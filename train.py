@@ -46,31 +46,33 @@ def main(argv: Sequence[str] | None = None) -> None:
     accelerator = make_accelerator(config.precision, config.accumulate, config.deterministic)
 
     from datasets.cases import open_data_set
-    from engine.build import check_data, options_from, system_from, training_sets
+    from datasets.held_out import training_cases
+    from engine.build import check_data, hold_out_from, options_from, system_from, training_sets
     from engine.compiling import compile_on_gpu
     from engine.initial_weights import load_initial_weights
-    from engine.plan import describe_run, memory_line
+    from engine.plan import check_run, describe_run, memory_line
     from engine.run_folder import open_run
     from engine.training import Trainer
-    from models.own_network import check_training, is_own_network
 
     is_main = accelerator.is_main_process
     log_to(level=logging.INFO if is_main else logging.ERROR)
     data_set = open_data_set(config.pickle_file_path)
+    cases = training_cases(data_set, hold_out_from(config))
     system = system_from(config, pretrained=config.init_weights is None)
-    load_initial_weights(config, data_set, system)
-    if is_own_network(config.model):
-        check_training(system, config.image_size)
-    plan = describe_run(config, data_set, system, accelerator)
+    if config.init_weights is not None:
+        load_initial_weights(config.init_weights, data_set, system)
+    check_run(config, system)
+    plan = describe_run(config, data_set, cases, system, accelerator)
     if arguments.dry_run:
         log.info("%s\n%s", plan, memory_line(config, system, accelerator))
-        check_data(config, data_set)
+        check_data(data_set, config.image_size)
         log.info("everything is in place; nothing was written")
         return
 
-    with open_run(config, data_set, system, accelerator, plan) as run:
-        train_set, val_set = training_sets(config, data_set, system, progress=is_main)
-        compile_on_gpu(config, system)
+    with open_run(config, data_set, cases, system, accelerator, plan) as run:
+        train_set, val_set = training_sets(config, cases, system, progress=is_main)
+        if config.compile:
+            compile_on_gpu(system)
         trainer = Trainer(
             system, train_set, val_set, options_from(config), accelerator, run.path, data_set.name
         )

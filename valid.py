@@ -3,13 +3,15 @@
     python valid.py --run ckpt/wave_gms_busi/epochs_1000
     python valid.py --run ckpt/wave_gms_busi/epochs_1000 evaluation_size=native tta=true
     python valid.py --run ckpt/wave_gms_busi/epochs_1000 --datasets bus busi
+    python valid.py --run ckpt/wave_gms_busi/epochs_1000 --held-out
     python valid.py --config configs/busi_valid.yaml model_weight=path/to/best_model.pth
 
 As long as a data set's own config (configs/busi_valid.yaml) has no run, the weights that come with the
 repository (ckpt/provided_models/busi) are scored, where there are some.
 
 Writes beside the checkpoint: predicted_masks_<dataset>/ and valid_results_<dataset>/; for a checkpoint other
-than best_model.pth into a folder of its name (epoch_100/).
+than best_model.pth into a folder of its name (epoch_100/). With --held-out: held_out_masks_<dataset>/ and
+held_out_results_<dataset>/.
 """
 
 from __future__ import annotations
@@ -37,6 +39,11 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "--config", type=Path, metavar="YAML", help="config of the model, see docs/config.md"
     )
     add("--datasets", nargs="+", metavar="NAME", help="prepared data sets; default: the config's")
+    add(
+        "--held-out",
+        action="store_true",
+        help="score the cases that the run held out of train to choose its checkpoint, not the test split",
+    )
     add("overrides", nargs="*", metavar="key=value", help="change keys of the config")
     arguments = parser.parse_intermixed_args(argv)
     # `--datasets a b key=value`: the values were taken as names
@@ -54,18 +61,23 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     log_to()
     config, checkpoint = find_run(arguments.run, arguments.config, overrides=arguments.overrides)
-    score_run(config, checkpoint, arguments.datasets)
+    score_run(config, checkpoint, arguments.datasets, arguments.held_out)
 
 
-def score_run(config: Config, checkpoint: Path, names: Sequence[str] = ()) -> None:
-    """Score a checkpoint on the test splits of the prepared data sets `names`; default: the config's."""
+def score_run(
+    config: Config, checkpoint: Path, names: Sequence[str] = (), held_out: bool = False
+) -> None:
+    """Score a checkpoint on the test splits, or the `held_out` cases, of the prepared data sets `names`.
+
+    Default: the config's.
+    """
     from engine.device import make_accelerator, use_gpus
 
     use_gpus(config.GPUs[:1])
     accelerator = make_accelerator(config.precision, 1, config.deterministic)
 
     from datasets.cases import open_data_set, open_prepared
-    from engine.scoring import results_folder, score_test_split
+    from engine.evaluation import results_folder, score_held_out, score_test_split
     from engine.trained_run import load_system
     from utils.runs import writing_to
 
@@ -75,14 +87,16 @@ def score_run(config: Config, checkpoint: Path, names: Sequence[str] = ()) -> No
     data_sets = named or [open_data_set(config.pickle_file_path)]
     results, summaries = results_folder(checkpoint), {}
     for data_set in data_sets:
-        masks = config.save_seg_img_path or results / f"predicted_masks_{data_set.name}"
+        kind = "held_out_masks" if held_out else "predicted_masks"
+        predictions = config.save_seg_img_path or results / f"{kind}_{data_set.name}"
         if config.save_seg_img_path and len(data_sets) > 1:  # whose cases may share names
-            masks = masks / data_set.name
+            predictions = predictions / data_set.name
         with writing_to(results):
-            summaries[data_set.name] = score_test_split(
-                config, data_set, system, checkpoint, masks, accelerator
+            score = score_held_out if held_out else score_test_split
+            summaries[data_set.name] = score(
+                config, data_set, system, checkpoint, predictions, accelerator
             )
-    if len(summaries) > 1:
+    if len(summaries) > 1 and not held_out:
         from utils.cross_domain import write_matrix
 
         folder = results / "cross_domain"

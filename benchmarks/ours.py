@@ -48,9 +48,10 @@ class Ours(Candidate):
         to_capture = can_capture(self.system, self.accelerator)
         self.training_pass = TrainingPass(self.system, self.accelerator, to_capture)
         self.probability = Predictor(self.system, self.accelerator)
-        self.optimizer = make_optimizer(
+        optimizer = make_optimizer(
             workload.optimizer, self.system.parameters(), lr=2e-3, weight_decay=0.01
         )
+        self.optimizer = self.accelerator.prepare_optimizer(optimizer)  # scales gradients in fp16
         if workload.train:
             self.train_loader, self.test_loader = self._loaders(on_gpu)
 
@@ -100,7 +101,7 @@ class Ours(Candidate):
             return super().step_arithmetic()
 
     def backward(self, losses: dict[str, Tensor]) -> None:
-        losses["loss"].backward()
+        self.accelerator.backward(losses["loss"])
 
     def update(self, losses: dict[str, Tensor]) -> None:
         self.optimizer.step()

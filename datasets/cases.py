@@ -32,7 +32,7 @@ from datasets.splits import read_split
 from utils.errors import UserError, listed
 from utils.files import REPOSITORY
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("wavegms")
 
 MAX_LISTED_PROBLEMS = 50
 _warned_masks: set[Path] = set()
@@ -44,7 +44,7 @@ class CaseError(UserError):
 
 @dataclass(frozen=True)
 class Case:
-    """An image and, beside it, its mask."""
+    """The file of an image and that of its mask."""
 
     name: str
     image: Path
@@ -72,29 +72,39 @@ def find_split_file(path: Path) -> Path:
     `names_of`). A folder within `datasets/` keeps its place there: `datasets/pretraining/phantom` is
     another set than `datasets/phantom`. Raises UserError that lists where it looked.
     """
-    name = path.stem.removesuffix(SPLIT_FILE_ENDING)
-    stems = names_of(name) if path.stem.endswith(SPLIT_FILE_ENDING) else []
-    roots = (Path("datasets"), REPOSITORY / "datasets")
-    above = path.absolute().parent.parent
-    within = [above.relative_to(r) for r in map(Path.absolute, roots) if above.is_relative_to(r)]
-    place = within[0] if within else Path()
-    folders = [path.parent, *(root / place / stem for root in roots for stem in stems or [name])]
-    files = [stem + SPLIT_FILE_ENDING for stem in stems] or [path.stem]
-    candidates = [
-        path,
-        *(folder / (file + e) for folder in folders for file in files for e in (".json", ".pkl")),
-    ]
+    candidates = _split_file_candidates(path)
     for candidate in candidates:
         if candidate.is_file():
             return candidate
+    name = path.stem.removesuffix(SPLIT_FILE_ENDING)
+    canonical, folder = canonical_name(name), path.parent
     looked = "\n  ".join(dict.fromkeys(str(candidate) for candidate in candidates))
-    canonical, place = canonical_name(name), path.parent
-    elsewhere = place.name == canonical and place.parent not in roots
+    elsewhere = folder.name == canonical and folder.parent not in _roots()
     raise UserError(
         f"no split file for the data set {name!r}. Looked for:\n  {looked}\n"
         f"Prepare it: python -m datasets.prepare {canonical} --help"
-        + (f"; --root {place.parent} puts it where it was looked for first" if elsewhere else "")
+        + (f"; --root {folder.parent} puts it where it was looked for first" if elsewhere else "")
     )
+
+
+def _split_file_candidates(path: Path) -> list[Path]:
+    """Where the split file that `path` means may lie, `path` itself first."""
+    name = path.stem.removesuffix(SPLIT_FILE_ENDING)
+    names = names_of(name) if path.stem.endswith(SPLIT_FILE_ENDING) else []
+    files = [each + SPLIT_FILE_ENDING for each in names] or [path.stem]
+    roots, above = _roots(), path.absolute().parent.parent
+    within = [above.relative_to(r) for r in map(Path.absolute, roots) if above.is_relative_to(r)]
+    place = within[0] if within else Path()  # of the set's folder within `datasets/`
+    folders = [path.parent, *(root / place / each for root in roots for each in names or [name])]
+    return [
+        path,
+        *(folder / (file + e) for folder in folders for file in files for e in (".json", ".pkl")),
+    ]
+
+
+def _roots() -> tuple[Path, Path]:
+    """Folders of prepared data sets: in the working directory, and in the repository."""
+    return Path("datasets"), REPOSITORY / "datasets"
 
 
 def own_split_file(folder: Path) -> Path:
@@ -155,7 +165,9 @@ def open_data_set(pickle_file_path: Path) -> DataSet:
 
 
 def open_prepared(name: str) -> DataSet:
-    """`open_data_set` for the data set `name` where `python -m datasets.prepare` puts it."""
+    """`open_data_set` of a prepared data set by its name, or of a split file by its path."""
+    if Path(name).is_file():
+        return open_data_set(Path(name))
     return open_data_set(prepared_split_file(Path("datasets") / name))
 
 

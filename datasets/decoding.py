@@ -82,7 +82,7 @@ def decode(content: bytes, flags: int, max_megapixels: float = MAX_MEGAPIXELS) -
 
 
 def _check_tiff_numbers(content: bytes, flags: int, decoded: bool) -> None:
-    """ImageError for a TIFF of which OpenCV gives no pixels by these flags, or such without their sign."""
+    """ImageError for a TIFF that OpenCV cannot decode with these flags, or whose signs it would lose."""
     import cv2
 
     in_8_bits = not flags & cv2.IMREAD_ANYDEPTH

@@ -121,7 +121,7 @@ def zero_is_white(content: bytes) -> bool:
 
 
 def may_have_sign(tiff: bytes) -> bool:
-    """Whether the numbers of a TIFF may be other than whole and without a sign; certain if not."""
+    """False only where a TIFF declares all its numbers to be unsigned integers."""
     return _tags(tiff).get(_TIFF_NUMBERS, _TIFF_UNSIGNED) != _TIFF_UNSIGNED
 
 

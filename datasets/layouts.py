@@ -58,23 +58,37 @@ def own_cases(
     number = r"(?:_\d+)?" if mask_suffix else ""
     of_mask = re.compile(f"(.*){re.escape(nfc(mask_suffix))}{number}", re.DOTALL)
     images_of, masks = _by_name(filter(_is_read, images), of_image), list(masks)
-    if mask_suffix:  # both may lie in one folder
-        mask_places = {
-            file.place()
-            for name, files in _by_name(masks, of_mask).items()
-            for file in files
-            # `a_0` may be an image by its suffix, or the further mask of another one
-            if not image_suffix or file.stem.endswith(nfc(mask_suffix)) or name in images_of
-        }
-        images_of = _without(images_of, mask_places)
-        image_places = {file.place() for files in images_of.values() for file in files}
-        masks = [file for file in masks if file.place() not in image_places]
+    if mask_suffix:
+        certain = nfc(mask_suffix) if image_suffix else ""
+        images_of, masks = _apart(images_of, masks, of_mask, certain)
     read = list(filter(_is_read, masks))
     paired = _paired(images_of, _by_name(read, of_mask), _by_name(masks, of_mask))
     image_stems = {file.stem for files in images_of.values() for file in files}
     others = (file for file in read if not of_mask.fullmatch(file.stem))
     paired.lone_masks.extend(file.path for file in others if file.stem not in image_stems)
     return paired
+
+
+def _apart(
+    images_of: dict[str, list[Member]],
+    masks: Sequence[Member],
+    of_mask: re.Pattern[str],
+    certain: str,
+) -> tuple[dict[str, list[Member]], list[Member]]:
+    """Images and masks that may lie in one folder, each file as the one that it is.
+
+    A stem that ends in `certain` is of a mask. Others that match `of_mask` are so where there is an image of
+    that name: `a_0` may be an image by its suffix, or the further mask of `a`.
+    """
+    mask_places = {
+        file.place()
+        for name, files in _by_name(masks, of_mask).items()
+        for file in files
+        if file.stem.endswith(certain) or name in images_of
+    }
+    images_of = _without(images_of, mask_places)
+    image_places = {file.place() for files in images_of.values() for file in files}
+    return images_of, [file for file in masks if file.place() not in image_places]
 
 
 def common_suffix(files: PairedFiles) -> str | None:

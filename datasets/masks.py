@@ -24,8 +24,8 @@ def decode_mask(
 ) -> tuple[np.ndarray, str | None]:
     """Foreground and note of a mask file, as `binary_mask`; with `any_label`, all that is above 0.
 
-    Raises ImageError as that and `decode`, and where transparency draws another mask than the colours:
-    where these have no foreground, or some that is transparent.
+    Raises ImageError as that and `decode`, and where the alpha channel contradicts the colours: these have no
+    foreground, or some that is transparent.
     """
     mask, note = _foreground(content, max_megapixels, any_label)
     alpha = _alpha(content, max_megapixels)
@@ -123,7 +123,7 @@ def may_fit_as_stored(
     """Whether a mask may have been drawn on its image as stored, before the tag of the image turns
     it upright.
 
-    Tags are those of `datasets.decoding.orientation`, sizes (H, W) as decoded.
+    Tags are those of `datasets.image_headers.orientation`, sizes (H, W) as decoded.
     """
     stored = image[::-1] if image_tag >= 5 else image
     return image_tag > 1 and mask_tag == 1 and not aspect_ratio_differs(stored, mask)

@@ -255,7 +255,9 @@ def _names(part: object, which: str) -> tuple[str, ...]:
         problem = name_problem(name)
         if problem:
             got = f"{name[:60]!r} " if isinstance(name, str) else ""
-            raise SplitError(f"{which!r}: a name {got}{problem}; expected a file name without end")
+            raise SplitError(
+                f"{which!r}: a name {got}{problem}; expected a file name without extension"
+            )
     repeated = [name for name, count in Counter(names).items() if count > 1]
     if repeated:
         raise SplitError(f"{which!r}: {len(repeated)} names are repeated: {quoted(repeated)}")

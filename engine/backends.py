@@ -73,9 +73,9 @@ class TorchBackend:
     def __call__(self, images: np.ndarray) -> np.ndarray:
         import torch
 
-        from engine.device import out_of_memory_told
+        from engine.device import reporting_out_of_memory
 
-        with out_of_memory_told(len(images), self.image_size):
+        with reporting_out_of_memory(len(images), self.image_size):
             return self._predict(torch.from_numpy(images))[:, 0].float().cpu().numpy()
 
 

@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import logging
+from dataclasses import fields
 
-from datasets.cases import Case, DataSet
+from datasets.cases import DataSet
+from datasets.held_out import HoldOut, TrainingCases
 from datasets.loading import SegmentationDataset
-from datasets.prepared import read_metadata_groups
-from datasets.splits import cases_by_group, hold_out, hold_out_fold
 from engine.device import choose_layout
 from engine.training import TrainingOptions
 from models.base import SegmentationModel
 from models.build import build_system
 from models.losses import LossWeights
 from utils.config import Config
-from utils.errors import UserError
-
-log = logging.getLogger("wavegms")
-
-SHOWN = 4  # cases in a message
 
 
 def system_from(config: Config, pretrained: bool = True) -> SegmentationModel:
@@ -54,67 +48,25 @@ def system_from(config: Config, pretrained: bool = True) -> SegmentationModel:
     return system
 
 
-def training_cases(config: Config, data_set: DataSet) -> tuple[list[Case], list[Case]]:
-    """Cases to train on, and cases that choose the checkpoint.
-
-    The latter are those that the split names. Where it names none, they are a part of train, fixed
-    by name and seed: `val_fraction` of it, or one of `folds`; cases of one group that the data set
-    was prepared with stay together. With `select_on: test` they are the test split. UserError where
-    there is no case to train on or to choose by.
-    """
-    if not data_set.train:
-        raise UserError(
-            f"{data_set.name} has no training cases, only {len(data_set.test)} to test on: train on another "
-            f"data set, and score on this one with valid.py --datasets {data_set.name}"
-        )
-    if config.select_on == "test":
-        return list(data_set.train), list(data_set.test)
-    names = [case.name for case in data_set.train]
-    group_of = read_metadata_groups(data_set.folder)
-    if data_set.val and config.folds:
-        raise UserError(
-            f"{data_set.split_file} names {len(data_set.val)} cases to choose the checkpoint by (`val`), so folds "
-            "cannot: set folds=0, or move them into train"
-        )
-    if data_set.val:
-        held = set(data_set.val)
-    elif config.folds:
-        held = set(hold_out_fold(names, config.folds, config.fold, config.seed, group_of)[1])
-    else:
-        held = set(hold_out(names, config.val_fraction, config.seed, group_of)[1])
-    if not held:
-        raise UserError(
-            f"no training case of {data_set.name} is held out to choose the checkpoint: raise val_fraction "
-            f"({config.val_fraction:g}), or choose on test with select_on: test"
-        )
-    if len(held) == len(names):
-        groups = len(cases_by_group(names, group_of))
-        raise UserError(
-            f"all {len(names)} training cases of {data_set.name} are held out to choose the checkpoint "
-            f"(val_fraction {config.val_fraction:g}, {groups} group(s) such as patients, which stay whole), so "
-            "none is left to train on: have more groups in train, or choose on test with select_on: test"
-        )
-    return (
-        [case for case in data_set.train if case.name not in held],
-        [case for case in data_set.train if case.name in held],
-    )
+def hold_out_from(config: Config) -> HoldOut:
+    """The part of the config that says which cases are held out."""
+    return HoldOut(**{field.name: getattr(config, field.name) for field in fields(HoldOut)})
 
 
 def training_sets(
-    config: Config, data_set: DataSet, system: SegmentationModel, progress: bool
+    config: Config, cases: TrainingCases, system: SegmentationModel, progress: bool
 ) -> tuple[SegmentationDataset, SegmentationDataset]:
     """Training and validation cases, decoded and checked; validation takes the cache first."""
-    train, val = training_cases(config, data_set)
     budget = config.cache_mb << 20
     val_set = SegmentationDataset(
-        val,
+        cases.val,
         config.image_size,
         cache_bytes=budget,
         progress=progress,
         title=f"{config.select_on} cases",
     )
     train_set = SegmentationDataset(
-        train,
+        cases.train,
         config.image_size,
         augment=config.augment,
         seed=config.seed,
@@ -127,11 +79,11 @@ def training_sets(
     return train_set, val_set
 
 
-def check_data(config: Config, data_set: DataSet) -> None:
+def check_data(data_set: DataSet, image_size: int) -> None:
     """Decode every case of both splits; UserError lists all unusable ones together."""
     SegmentationDataset(
         (*data_set.train, *data_set.test),
-        config.image_size,
+        image_size,
         progress=True,
         title=f"cases of {data_set.name}",
     )
@@ -140,5 +92,5 @@ def check_data(config: Config, data_set: DataSet) -> None:
 def options_from(config: Config) -> TrainingOptions:
     """The part of the config that the training loop reads."""
     return TrainingOptions(
-        **{name: getattr(config, name) for name in TrainingOptions.__dataclass_fields__}
+        **{field.name: getattr(config, field.name) for field in fields(TrainingOptions)}
     )

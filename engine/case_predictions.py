@@ -15,7 +15,7 @@ from torch import Tensor
 from datasets.cases import Case, read_image, read_mask, resize_image, resize_mask
 from datasets.loading import SegmentationDataset, batches_of, make_loader
 from engine.cuda_graphs import Predictor
-from engine.device import out_of_memory_told
+from engine.device import reporting_out_of_memory
 from models.base import SegmentationModel
 from utils.errors import UserError
 from utils.files import atomic_write
@@ -61,7 +61,7 @@ def predict_cases(
     system.to(accelerator.device).eval()
     predict = Predictor(system, accelerator)
     for batch in batches_of(make_loader(dataset, batch_size, num_workers=num_workers)):
-        with out_of_memory_told(len(batch["image"]), image_size):
+        with reporting_out_of_memory(len(batch["image"]), image_size):
             images = batch["image"].to(accelerator.device)
             output = mean_over_orientations(predict, images) if tta else predict(images)
             probabilities = output.float().cpu().numpy()

@@ -9,16 +9,15 @@ from types import MethodType
 from typing import Any
 
 from models.base import SegmentationModel
-from utils.config import Config
 
 log = logging.getLogger("wavegms")
 
 
-def compile_on_gpu(config: Config, system: SegmentationModel) -> None:
-    """`compile_losses` where `config` asks for it, on a GPU: on a CPU it takes minutes and gains nothing."""
+def compile_on_gpu(system: SegmentationModel) -> None:
+    """`compile_losses`, but on a GPU only: on a CPU it takes minutes and gains nothing."""
     import torch
 
-    if not config.compile or not torch.cuda.is_available():
+    if not torch.cuda.is_available():
         return
     if not any(shutil.which(name) for name in (os.environ.get("CC", ""), "cc", "gcc", "clang")):
         log.warning(

@@ -25,8 +25,9 @@ log = logging.getLogger("wavegms")
 def use_gpus(gpus: Sequence[int]) -> None:
     """Limit the process to `gpus`; with several, start it again as one process per GPU.
 
-    Must run before anything touches CUDA. A CUDA_VISIBLE_DEVICES that is set already, and a launch
-    through torchrun, are left as they are. UserError if fewer GPUs exist than are named.
+    Must run before anything touches CUDA. Where CUDA_VISIBLE_DEVICES is set already, `gpus` count those that
+    it shows; where it shows fewer than that, its first ones are taken. A launch through torchrun is left
+    as it is. UserError if fewer GPUs exist than are named.
     """
     import torch
 
@@ -38,6 +39,11 @@ def use_gpus(gpus: Sequence[int]) -> None:
             raise UserError(
                 f"GPUs names {len(gpus)}, but CUDA_VISIBLE_DEVICES shows only {visible} of them"
             )
+        if visible and max(gpus, default=0) < visible:
+            shown = os.environ["CUDA_VISIBLE_DEVICES"].split(",")
+            chosen = [shown[gpu] for gpu in gpus]
+            if chosen != shown[: len(gpus)] or not gpus:
+                os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(chosen)
     else:
         # before they are counted: where NVML is missing, counting them touches CUDA
         os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, gpus))
@@ -101,6 +107,33 @@ def choose_layout(system: SegmentationModel, on_gpu: bool) -> None:
         encoder.to(memory_format=torch.contiguous_format)
 
 
+def choose_precision(asked: str, on_gpu: bool) -> str:
+    """`fp32`, `bf16` or `fp16`: what the config's `precision` stands for; UserError for fp16 on a CPU."""
+    import torch
+
+    if asked == "fp16" and not on_gpu:
+        raise UserError("precision: fp16 needs a GPU; use fp32 (or auto) on the CPU")
+    if asked != "auto":
+        return asked
+    if not on_gpu:
+        return "fp32"
+    return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+
+
+def set_up_torch(on_gpu: bool, deterministic: bool) -> None:
+    """Settings of the whole process, for speed or for the same digits at each run."""
+    import torch
+
+    if not on_gpu:
+        keep_freed_memory()
+    torch.set_flush_denormal(True)  # denormal numbers slow CPU training several times
+    torch.backends.cudnn.benchmark = not deterministic
+    torch.backends.cudnn.benchmark_limit = 3  # kernels tried: ten are no faster, but start later
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(deterministic)
+
+
 def make_accelerator(precision: str, accumulate: int, deterministic: bool) -> Accelerator:
     """The engine under the loop: device, mixed precision, gradient accumulation, processes."""
     import torch
@@ -111,25 +144,11 @@ def make_accelerator(precision: str, accumulate: int, deterministic: bool) -> Ac
     data_loader.is_datasets_available = lambda: False
 
     on_gpu = torch.cuda.is_available()
-    if precision == "auto":
-        precision = "fp32"
-        if on_gpu:
-            precision = (
-                "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
-            )
-    if precision == "fp16" and not on_gpu:
-        raise UserError("precision: fp16 needs a GPU; use fp32 (or auto) on the CPU")
-    if not on_gpu:
-        keep_freed_memory()
-    torch.set_flush_denormal(True)  # denormal numbers slow CPU training several times
-    torch.backends.cudnn.benchmark = not deterministic
-    torch.backends.cudnn.benchmark_limit = 3  # kernels tried: ten are no faster, but start later
-    if deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(deterministic)
+    chosen = choose_precision(precision, on_gpu)
+    set_up_torch(on_gpu, deterministic)
     return Accelerator(
         cpu=not on_gpu,
-        mixed_precision="no" if precision == "fp32" else precision,
+        mixed_precision="no" if chosen == "fp32" else chosen,
         gradient_accumulation_steps=accumulate,
         step_scheduler_with_optimizer=False,
         # a batch goes to the GPU while the step before is at work
@@ -148,7 +167,7 @@ def is_out_of_memory(error: RuntimeError) -> bool:
 
 
 @contextmanager
-def out_of_memory_told(images: int, side: int) -> Iterator[None]:
+def reporting_out_of_memory(images: int, side: int) -> Iterator[None]:
     """Running out of memory while `images` of `side` pixels are predicted together becomes a UserError."""
     try:
         yield

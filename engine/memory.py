@@ -130,7 +130,7 @@ def estimate_memory(
         processes: with several, their gradients are gathered in buckets of the same size.
 
     Raises:
-        UserError: the network looks at values, which there are none of in an estimate.
+        UserError: what the network does depends on the values of tensors, which an estimate lacks.
     """
     try:
         step = _peak_of_step(system, batch_size, image_size, LOW_PRECISION.get(precision))
@@ -219,7 +219,7 @@ def split_batch(batch_size: int, accumulate: int, limit: int) -> tuple[int, int]
     return smaller, effective // smaller
 
 
-def out_of_memory(
+def out_of_memory_error(
     estimate: MemoryEstimate,
     *,
     image_size: int,

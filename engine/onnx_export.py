@@ -19,7 +19,7 @@ import torch
 
 from datasets.phantom import phantom_case
 from engine.backends import ONNX_FORMAT
-from engine.training_record import selection_of
+from engine.training_record import TrainingRecord
 from models.base import SegmentationModel
 from utils.checkpoints import weights_sha256
 from utils.config import Config
@@ -45,11 +45,11 @@ def graph_metadata(config: Config, checkpoint: Path, system: SegmentationModel) 
         "model": config.model,
         **(
             {"vae_model": config.vae_model, "guidance_method": config.guidance_method or ""}
-            if config.model == "wave-gms"
+            if config.is_wave_gms
             else {}
         ),
         "data_set": config.dataset,
-        "checkpoint_chosen": selection_of(checkpoint),
+        "checkpoint_chosen": TrainingRecord.read(checkpoint).selection(),
         "sha256 checkpoint": sha256(checkpoint),
         "torch": version("torch"),
         **frozen,

@@ -34,7 +34,10 @@ def make_optimizer(
 
 
 def is_matrix(weight: Tensor) -> bool:
-    """Whether Muon takes it: the weight of a convolution or linear layer between 8 channels or more."""
+    """Whether Muon takes it: the weight of a convolution or linear layer between 8 channels or more.
+
+    It goes by the shape alone, so that in other networks a table of embeddings counts, too.
+    """
     return weight.dim() > 1 and min(weight.shape[:2]) >= SMALLEST_SIDE
 
 

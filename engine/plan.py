@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from datasets.cases import DataSet
-from engine.averaging import has_batch_norm
-from engine.build import training_cases
+from datasets.held_out import TrainingCases
 from engine.device import describe_device
-from engine.initial_weights import held_out_note
+from engine.initial_weights import known_held_out_cases
 from engine.schedule import batches_per_epoch
 from engine.training_record import selection_note
-from models.base import SegmentationModel
+from models.base import SegmentationModel, has_batch_norm
+from models.own_network import check_training, is_own_network
 from utils.config import Config
 from utils.errors import UserError
 
@@ -30,9 +31,9 @@ def count_parameters(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def parameter_table(config: Config, system: SegmentationModel) -> str:
-    """Parameters by part, and their trainable sum."""
-    titles = PART_TITLES if config.model == "wave-gms" else {"model": f"network {config.model}"}
+def parameter_table(system: SegmentationModel, model: str) -> str:
+    """Parameters by part, and their trainable sum; `model` is the config's key."""
+    titles = PART_TITLES if model == "wave-gms" else {"model": f"network {model}"}
     rows = [
         (titles.get(name, name), count_parameters(part), "trained")
         for name, part in system.parts().items()
@@ -43,28 +44,37 @@ def parameter_table(config: Config, system: SegmentationModel) -> str:
     return "\n".join([*lines, f"trainable parameters: {trainable:,}"])
 
 
-def describe_run(
-    config: Config, data_set: DataSet, system: SegmentationModel, accelerator: Accelerator
-) -> str:
-    """The plan as text; UserError where the cases do not fill a step, or an average cannot be kept."""
+def check_run(config: Config, system: SegmentationModel) -> None:
+    """UserError where the config asks for something that this network cannot do in training."""
     if config.ema_decay and has_batch_norm(system):
         raise UserError(
             f"{config.model} has batch normalisation, whose statistics do not fit averaged weights: set "
             "ema_decay=0"
         )
-    train, val = training_cases(config, data_set)
+    if is_own_network(config.model):
+        check_training(system, config.image_size)
+
+
+def describe_run(
+    config: Config,
+    data_set: DataSet,
+    cases: TrainingCases,
+    system: SegmentationModel,
+    accelerator: Accelerator,
+) -> str:
+    """The plan as text; UserError where the cases do not fill a step."""
     processes = accelerator.num_processes
-    batches = batches_per_epoch(len(train), config.batch_size, config.accumulate, processes)
+    batches = batches_per_epoch(len(cases.train), config.batch_size, config.accumulate, processes)
     steps = batches // config.accumulate
     effective = config.batch_size * config.accumulate * processes
     return "\n".join(
         [
-            parameter_table(config, system),
+            parameter_table(system, config.model),
             f"starts from: {config.init_weights or 'random weights'}",
             f"data set: {data_set.name} ({data_set.split_file}), {config.image_size} px",
-            f"cases: {len(train)} train, {len(val)} {config.select_on} for choosing, "
+            f"cases: {len(cases.train)} train, {len(cases.val)} {config.select_on} for choosing, "
             f"{len(data_set.test)} test",
-            *held_out_note(config, data_set),
+            *_note_on_start(config.init_weights, cases, data_set),
             f"effective batch: {effective} = {config.batch_size} x {config.accumulate} accumulated "
             f"x {processes} process(es); peak learning rate {config.lr:g}",
             f"steps per epoch: {steps}; epochs: {config.epochs}; steps in all: {steps * config.epochs}",
@@ -78,6 +88,18 @@ def describe_run(
             f"writes to: {config.run_folder}",
         ]
     )
+
+
+def _note_on_start(weights: Path | None, cases: TrainingCases, data_set: DataSet) -> list[str]:
+    """A line where the initial weights know cases that choose the checkpoint; none otherwise."""
+    known = known_held_out_cases(weights, cases.val, data_set) if weights is not None else []
+    if not known:
+        return []
+    return [
+        f"warning: {weights} was trained on {len(known)} of the cases for choosing, so that val_dice is "
+        "too high and may choose a worse checkpoint; keep the seed, val_fraction and folds of its run, or "
+        "start from weights of other data"
+    ]
 
 
 def memory_line(config: Config, system: SegmentationModel, accelerator: Accelerator) -> str:

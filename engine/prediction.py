@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 import cv2
 import numpy as np
@@ -59,23 +59,23 @@ def segment(
     for it exceed HELD_PIXELS, so that memory stays bounded.
     """
     squares: list[np.ndarray] = []
-    owners: list[_Work[T]] = []
+    owners: list[_ImageInProgress[T]] = []  # of the squares
 
     def run_batch() -> Iterator[tuple[T, Segmentation]]:
         images = np.stack(squares).transpose(0, 3, 1, 2).astype(np.float32) / 255
-        for work, probability in zip(owners, backend(images), strict=True):
-            work.add(probability)
-            if work.complete:
-                yield work.key, work.canvas.result()
+        for image, probability in zip(owners, backend(images), strict=True):
+            image.add(probability)
+            if image.complete:
+                yield image.key, image.canvas.result()
         squares.clear()
         owners.clear()
 
     held = 0
     for key, pixels in pictures:
-        work = _Work(key, _canvas(pixels, backend.image_size, method), method.tta)
-        for square in work.squares():
+        image = _ImageInProgress(key, _canvas(pixels, backend.image_size, method), method.tta)
+        for square in image.squares():
             squares.append(square)
-            owners.append(work)
+            owners.append(image)
             if len(squares) == batch_size:
                 yield from run_batch()
                 held = 0
@@ -100,13 +100,29 @@ def upright(index: int, square: np.ndarray) -> np.ndarray:
     return np.rot90(square[:, ::-1] if index % 2 else square, -(index // 2))
 
 
-class _Canvas:
-    """Cuts an image into squares and assembles their outputs; here one square, the resized image."""
+class _Canvas(Protocol):
+    """Cuts an image into squares for the model, and assembles their outputs."""
+
+    count: int
+    """Number of squares."""
+
+    def squares(self) -> Iterator[np.ndarray]:
+        """The squares (S, S, 3), in order."""
+
+    def place(self, index: int, probability: np.ndarray, uncertainty: np.ndarray | None) -> None:
+        """Take the outputs (S, S) for the square of this number."""
+
+    def result(self) -> Segmentation:
+        """The outputs at the size of the image, once all are placed."""
+
+
+class _ResizedCanvas:
+    """One square: the image, resized."""
 
     def __init__(self, pixels: np.ndarray, side: int) -> None:
         self.height, self.width = pixels.shape[:2]
         self.count = 1
-        self._pixels: np.ndarray = pixels
+        self._pixels = pixels
         self._side = side
         self._maps: tuple[np.ndarray, np.ndarray | None]
 
@@ -128,14 +144,16 @@ class _Canvas:
         return cv2.resize(values, (self.width, self.height), interpolation=cv2.INTER_LINEAR)
 
 
-class _TiledCanvas(_Canvas):
+class _TiledCanvas:
     """Overlapping squares, weighted towards their centres; a small image is padded by mirroring.
 
     The uncertainty is blended like the probability: an upper bound of the blend's own uncertainty.
     """
 
     def __init__(self, pixels: np.ndarray, side: int, overlap: float) -> None:
-        super().__init__(pixels, side)
+        self.height, self.width = pixels.shape[:2]
+        self._pixels: np.ndarray = pixels
+        self._side = side
         below, right = max(0, side - self.height), max(0, side - self.width)
         if below or right:
             self._pixels = cv2.copyMakeBorder(pixels, 0, below, 0, right, cv2.BORDER_REFLECT)
@@ -175,7 +193,9 @@ class _TiledCanvas(_Canvas):
 
 
 def _canvas(pixels: np.ndarray, side: int, method: PredictionOptions) -> _Canvas:
-    return _TiledCanvas(pixels, side, method.overlap) if method.tiles else _Canvas(pixels, side)
+    if method.tiles:
+        return _TiledCanvas(pixels, side, method.overlap)
+    return _ResizedCanvas(pixels, side)
 
 
 def tile_starts(length: int, side: int, overlap: float) -> list[int]:
@@ -191,7 +211,7 @@ def blending_window(side: int) -> np.ndarray:
     return np.outer(ramp, ramp).astype(np.float32)
 
 
-class _Work(Generic[T]):
+class _ImageInProgress(Generic[T]):
     """One image on its way through the model: squares go out, and outputs come back, in one order."""
 
     def __init__(self, key: T, canvas: _Canvas, tta: bool) -> None:

@@ -30,6 +30,7 @@ from utils.images import encode_image, to_16_bit
 from utils.overlay import draw_overlay
 from utils.tables import csv_text
 
+TABLE, PARTIAL_TABLE = "predictions.csv", "predictions.partial.csv"
 COLUMNS = (
     "name",
     "file",
@@ -64,8 +65,7 @@ class OutputFolder:
         self._overlay = overlay
         self._tta = tta
         self._settings_file = folder / "settings.json"
-        self._table = folder / "predictions.csv"
-        self._partial = folder / "predictions.partial.csv"
+        self._table, self._partial = folder / TABLE, folder / PARTIAL_TABLE
         self._rows: dict[str, PredictionRow] = {}
         self._earlier: list[PredictionRow] = []  # of images that are not among the jobs of this run
         self._journal: IO[str] | None = None
@@ -79,12 +79,8 @@ class OutputFolder:
         - to resume, if the settings differ or the table cannot be read, or an image would get another name;
         - if the folder cannot be written to.
         """
-        used = self._table.exists() or self._partial.exists()
-        if used and not (resume or overwrite):
-            raise UserError(
-                f"{self.folder} already holds predictions: --resume continues them, --overwrite "
-                "starts again, or name another folder by --out"
-            )
+        used = is_used(self.folder)
+        check_unused(self.folder, resume or overwrite)
         if not used:
             self._check_nothing_else_is_there()
         if used and resume:
@@ -275,6 +271,20 @@ class OutputFolder:
             and done[job.name]["file"] == job.file
             and all(path.is_file() for path in self.paths(job.name).values())
             and not _is_newer(job.path, self.paths(job.name)["mask"])
+        )
+
+
+def is_used(folder: Path) -> bool:
+    """Whether a run has written its predictions into the folder, finished or not."""
+    return (folder / TABLE).exists() or (folder / PARTIAL_TABLE).exists()
+
+
+def check_unused(folder: Path, may_be_used: bool) -> None:
+    """UserError if the folder holds predictions and nothing says what to do with them."""
+    if is_used(folder) and not may_be_used:
+        raise UserError(
+            f"{folder} already holds predictions: --resume continues them, --overwrite "
+            "starts again, or name another folder by --out"
         )
 
 

@@ -8,13 +8,9 @@ from typing import TYPE_CHECKING, Any
 from datasets.cases import DataSet
 from datasets.prepared import METADATA_GROUPS
 from engine.training_record import (
-    averaged_run_count,
-    ensemble_run_count,
-    network_differences,
+    TrainingRecord,
     seen_test_cases,
-    selection_of,
-    trained_on_another_split,
-    training_config,
+    trained_values_that_differ,
 )
 from utils.checkpoints import weights_sha256
 from utils.config import Config
@@ -25,11 +21,13 @@ if TYPE_CHECKING:
     from models.base import SegmentationModel
 
 
-def input_hashes(config: Config, data_set: DataSet, system: SegmentationModel) -> dict[str, str]:
+def input_hashes(
+    init_weights: Path | None, data_set: DataSet, system: SegmentationModel
+) -> dict[str, str]:
     """SHA-256 of what a result rests on besides config and code."""
     hashes = {"split file": sha256(data_set.split_file)}
-    if config.init_weights is not None:
-        hashes["file of initial weights"] = sha256(config.init_weights)
+    if init_weights is not None:
+        hashes["file of initial weights"] = sha256(init_weights)
     groups = data_set.folder / METADATA_GROUPS
     if groups.is_file():
         hashes["file of groups"] = sha256(groups)
@@ -43,27 +41,23 @@ def provenance(
 
     `precision` is the one that the predictions are computed in, see `resolved_precision`.
     """
-    run = training_config(checkpoint)
+    record = TrainingRecord.read(checkpoint)
+    run, selection = record.config, record.selection()
     seen = seen_test_cases(checkpoint, data_set)
-    selection = selection_of(checkpoint)
-    for runs, of in (
-        (averaged_run_count(checkpoint), "weights"),
-        (ensemble_run_count(checkpoint), "probabilities"),
-    ):
+    for runs, of in ((record.averaged_runs, "weights"), (record.ensemble_runs, "probabilities")):
         if runs > 1:
             selection = f"mean of the {of} of {runs} runs, each {selection}"
-    is_wave_gms = config.model == "wave-gms"  # for others the keys on VAE and guidance mean nothing
     return {
         "selection": selection,
         "trained_on": None if run is None else run.dataset,
-        "trained_on_another_split": bool(seen) or trained_on_another_split(checkpoint, data_set),
+        "trained_on_another_split": bool(seen) or record.used_another_split(data_set),
         "test_cases_trained_on": seen,
-        "trained_otherwise": network_differences(config, run),
+        "trained_otherwise": trained_values_that_differ(config, run),
         "data_set": data_set.name,
         "model": config.model,
-        "vae_model": config.vae_model if is_wave_gms else None,
-        "guidance_method": config.guidance_method if is_wave_gms else None,
-        "vae_weights": config.vae_weights if is_wave_gms else None,
+        "vae_model": config.vae_model if config.is_wave_gms else None,
+        "guidance_method": config.guidance_method if config.is_wave_gms else None,
+        "vae_weights": config.vae_weights if config.is_wave_gms else None,
         "init_weights": None if run is None or run.init_weights is None else str(run.init_weights),
         "checkpoint": str(checkpoint),
         "sha256": {
@@ -81,7 +75,7 @@ def provenance(
 
 def network_name(config: Config) -> str:
     """The network in a few words, as `wave-gms (litevae)`."""
-    if config.model != "wave-gms":
+    if not config.is_wave_gms:
         return config.model
     parts = [config.vae_model, *([config.guidance_method] if config.guidance_method else [])]
     return f"{config.model} ({', '.join(parts)})"

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from engine.device import resolved_precision
 from engine.provenance import input_hashes
 from engine.saved_state import LAST_STATE, state_files
-from engine.training_record import TRAINING_CASES, names_sha256
+from engine.training_record import CASES_FILE, TRAINING_CASES, RunCases, names_sha256
 from utils.config import CHANGEABLE_ON_RESUME, Config, dump_config, load_config
 from utils.environment import describe_environment
 from utils.errors import UserError
@@ -27,13 +27,14 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
     from datasets.cases import DataSet
+    from datasets.held_out import TrainingCases
     from models.base import SegmentationModel
 
 log = logging.getLogger("wavegms")
 
 LEFT_BY_A_RUN = (
     "best_model.*", "epoch_*", "history.csv", "nonfinite.json", "curves.png", "logs/events.*",
-    "valid_results_*", "predicted_masks_*", "cross_domain",
+    "valid_results_*", "predicted_masks_*", "held_out_results_*", "held_out_masks_*", "cross_domain",
 )  # besides its states, and what a new one writes at once  # fmt: skip
 
 
@@ -44,17 +45,19 @@ class RunFolder:
     writes.
     """
 
-    def __init__(self, path: Path, config: Config, inputs: dict[str, Any] | None) -> None:
+    def __init__(
+        self, path: Path, config: Config, cases: RunCases, inputs: dict[str, Any] | None
+    ) -> None:
         self.path = path
-        self._config, self._inputs = config, inputs
+        self._config, self._cases, self._inputs = config, cases, inputs
 
     def begin(self) -> None:
-        """Write config.yaml and environment.json; call it once the run can start.
+        """Write config.yaml, cases.json and environment.json; call it once the run can start.
 
         With `resume: never` the weights and results of the run that is there are deleted first,
         though not its log; the config that is written says `auto`, so that it cannot delete this
-        run. environment.json keeps what the run was started with, and lists below `resumed` what it
-        went on with where that differs.
+        run. environment.json keeps what the run was started with; below `resumed` it lists each resume in
+        another environment.
         """
         if self._inputs is None:
             return
@@ -71,6 +74,7 @@ class RunFolder:
         with writing_to(self.path):
             config = self._config.model_copy(update={"resume": "auto"})
             atomic_write(self.path / "config.yaml", dump_config(config))
+            atomic_write(self.path / CASES_FILE, self._cases.to_json())
             self._write_environment(self._inputs | {"seed": config.seed})
 
     def _write_environment(self, inputs: dict[str, Any]) -> None:
@@ -91,6 +95,7 @@ class RunFolder:
 def open_run(
     config: Config,
     data_set: DataSet,
+    cases: TrainingCases,
     system: SegmentationModel,
     accelerator: Accelerator,
     plan: str,
@@ -114,12 +119,12 @@ def open_run(
                 inputs = {
                     "precision": resolved_precision(accelerator),
                     "processes": accelerator.num_processes,
-                    "sha256": input_hashes(config, data_set, system),
+                    "sha256": input_hashes(config.init_weights, data_set, system),
                 }
                 check_resumable(folder, config, **inputs)
                 inputs[TRAINING_CASES] = names_sha256(case.name for case in data_set.train)
             accelerator.wait_for_everyone()
-            yield RunFolder(folder, config, inputs)
+            yield RunFolder(folder, config, RunCases.of(data_set, cases.train), inputs)
         except BaseException as error:
             if isinstance(error, Interrupted) and config.resume == "never":
                 error.advice = "to resume from here, leave out resume=never"

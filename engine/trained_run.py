@@ -7,9 +7,9 @@ import logging
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
-from utils.errors import UserError
+from utils.errors import UserError, listed
 
 if TYPE_CHECKING:
     from models.base import SegmentationModel
@@ -19,6 +19,13 @@ log = logging.getLogger("wavegms")
 
 PROVIDED_MODELS = Path("ckpt/provided_models")
 """Weights that come with the repository, a folder like that of a run for each data set."""
+
+
+class TrainedRun(NamedTuple):
+    """A run that is trained: its config, and the checkpoint that is meant."""
+
+    config: Config
+    checkpoint: Path
 
 
 def add_model_arguments(parser: argparse.ArgumentParser, onnx: bool = True) -> None:
@@ -73,7 +80,7 @@ def add_megapixels_argument(parser: argparse.ArgumentParser, default: float) -> 
     )
 
 
-def find_named_run(arguments: argparse.Namespace) -> tuple[Config, Path]:
+def find_named_run(arguments: argparse.Namespace) -> TrainedRun:
     """Config and checkpoint that the arguments of `add_model_arguments` name."""
     return find_run(arguments.run, arguments.config, arguments.weights, arguments.set)
 
@@ -83,7 +90,7 @@ def find_run(
     config_file: Path | None = None,
     weights: Path | None = None,
     overrides: Sequence[str] = (),
-) -> tuple[Config, Path]:
+) -> TrainedRun:
     """Config and checkpoint of a run: of its folder, or of a config file where there is no folder.
 
     The checkpoint is `weights`, else what `overrides` (`key=value`) or the config file name as
@@ -98,16 +105,14 @@ def find_run(
     raise UserError("name the folder of a run, or a config file")
 
 
-def _run_in_folder(
-    folder: Path, weights: Path | None, overrides: Sequence[str]
-) -> tuple[Config, Path]:
+def _run_in_folder(folder: Path, weights: Path | None, overrides: Sequence[str]) -> TrainedRun:
     from utils.config import load_config
 
     config_file = folder / "config.yaml"
     if not config_file.is_file():
         raise UserError(
             f"{folder} is not the folder of a run: it has no config.yaml. Name one as "
-            "train.py wrote it (ckpt/<experiment>/epochs_<N>), or use --config"
+            "train.py wrote it (ckpt/<experiment>/epochs_<N>), or use --config" + _runs_near(folder)
         )
     config = load_config(config_file, overrides)
     if weights is None and not any(each.startswith("model_weight=") for each in overrides):
@@ -116,9 +121,7 @@ def _run_in_folder(
     return _with_checkpoint(config, weights)
 
 
-def _run_of_config(
-    config_file: Path, weights: Path | None, overrides: Sequence[str]
-) -> tuple[Config, Path]:
+def _run_of_config(config_file: Path, weights: Path | None, overrides: Sequence[str]) -> TrainedRun:
     from utils.config import load_config
 
     config = load_config(config_file, overrides)
@@ -134,7 +137,7 @@ def _run_of_config(
     )
 
 
-def _with_checkpoint(config: Config, weights: Path | None) -> tuple[Config, Path]:
+def _with_checkpoint(config: Config, weights: Path | None) -> TrainedRun:
     """The config with `weights` as its `model_weight`, if given, and the checkpoint that it then means."""
     if weights:
         config = config.model_copy(update={"model_weight": weights})
@@ -143,8 +146,16 @@ def _with_checkpoint(config: Config, weights: Path | None) -> tuple[Config, Path
         raise UserError(
             f"no checkpoint at {path}. Train one with the same config (python train.py --config ...), "
             "or name one: --weights path/to/best_model.pth, for valid.py model_weight=path/to/best_model.pth"
+            + _runs_near(config.snapshot_path)
         )
-    return config, path
+    return TrainedRun(config, path)
+
+
+def _runs_near(path: Path) -> str:
+    """The runs in a folder, or the one that a file lies in, for the end of a message."""
+    folders = sorted(path.glob("epochs_*")) if path.is_dir() else [path.parent]
+    runs = [str(each) for each in folders if (each / "config.yaml").is_file()]
+    return f". Here is --run {listed(runs, 5)}" if runs else ""
 
 
 def provided_for(config: Config) -> Path | None:
@@ -167,18 +178,19 @@ def load_system(config: Config, checkpoint: Path) -> SegmentationModel:
     UserError if the checkpoint is another architecture's.
     """
     from engine.build import system_from
-    from engine.training_record import ensemble_run_count, network_differences, training_config
+    from engine.training_record import TrainingRecord, trained_values_that_differ
     from utils.checkpoints import load_weights
 
+    record = TrainingRecord.read(checkpoint)
     system = system_from(config, pretrained=False)
-    if (runs := ensemble_run_count(checkpoint)) > 1:
-        from engine.ensemble import Ensemble
+    if (runs := record.ensemble_runs) > 1:
+        from models.ensemble import Ensemble
 
         system = Ensemble(
             [system, *(system_from(config, pretrained=False) for _ in range(runs - 1))]
         )
     load_weights(checkpoint, system)
-    others = network_differences(config, training_config(checkpoint))
+    others = trained_values_that_differ(config, record.config)
     if others:
         keys = " ".join(
             f"{key}={'null' if value is None else value}" for key, value in others.items()

@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import math
 import time
-import warnings
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
@@ -19,8 +18,6 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 import torch
 from accelerate.utils import broadcast_object_list
-from torch.optim.lr_scheduler import LambdaLR
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
@@ -34,13 +31,14 @@ from datasets.loading import (
     make_loader,
     worker_died,
 )
-from engine.cuda_graphs import Predictor, TrainingPass, can_capture
+from engine.cuda_graphs import Predictor
 from engine.device import is_out_of_memory
-from engine.epoch_losses import EpochLosses, NonFiniteLoss, check_finite, write_nonfinite
+from engine.epoch_losses import EpochLosses, NonFiniteLoss, write_nonfinite
 from engine.history import EpochRow, HistoryWriter, epoch_line, sample_panel
-from engine.optimizers import OptimizerName, make_optimizer
+from engine.optimizers import OptimizerName
 from engine.saved_state import LAST_STATE, load_state, save_state
-from engine.schedule import batches_per_epoch, warmup_then_cosine
+from engine.schedule import batches_per_epoch
+from engine.training_step import TrainingStep
 from engine.validation import validate
 from models.base import SegmentationModel
 from utils.checkpoints import save_weights
@@ -90,7 +88,9 @@ class Progress:
     best_epoch: int = 0
     skipped: int = 0  # batches with non-finite losses, in all epochs
     skipped_in_epoch: int = 0
-    sums: list[float] = field(default_factory=list)  # of the losses, over the others of the epoch
+    sums: list[float] = field(
+        default_factory=list
+    )  # of the losses, over the epoch's finite batches
     history: list[EpochRow] = field(default_factory=list)
 
 
@@ -117,42 +117,19 @@ class Trainer:
         self.options, self.accelerator = options, accelerator
         self.folder, self.title = folder, title
         self.score_name = f"{options.select_on}_dice"
-        self.loss_names = (*system.loss_names, "dice")
-        self.progress = Progress(sums=[0.0] * len(self.loss_names))
 
         processes = accelerator.num_processes
         self.batches = batches_per_epoch(
             len(train_set), options.batch_size, options.accumulate, processes
         )
-        optimizer = make_optimizer(
-            options.optimizer, system.parameters(), options.lr, options.weight_decay
-        )
-        steps = self.batches // options.accumulate
-        self.rate_factor = warmup_then_cosine(options.warmup_epochs * steps, options.epochs * steps)
-        self.scheduler = LambdaLR(optimizer, self.rate_factor)
+        self.step = TrainingStep(system, options, self.batches // options.accumulate, accelerator)
+        self.progress = Progress(sums=[0.0] * len(self.step.loss_names))
         count = self.batches * options.batch_size * processes
         self.sampler = EpochSampler(len(train_set), options.seed, count)
-        # `wrapped` is `system` as accelerate runs it: in mixed precision, and with gradients averaged
-        self.wrapped, self.optimizer, self.loader, self.val_loader = accelerator.prepare(
-            system, optimizer, *self._loaders()
-        )
-        self.average: AveragedModel | None = None
-        if options.ema_decay:
-            average = get_ema_multi_avg_fn(options.ema_decay)
-            self.average = AveragedModel(system, multi_avg_fn=average)
-        self.predict = Predictor(self.evaluated_system, accelerator)
-        to_capture = options.accumulate == 1 and can_capture(system, accelerator)
-        self.training_pass = TrainingPass(self.wrapped, accelerator, to_capture)
-        # such as running statistics of batch normalisation, which the forward pass already changes
-        self.buffers = [b for part in system.parts().values() for b in part.buffers()]
-        self.discard_step = False  # one of the batches of the step had a loss that is not finite
+        self.loader, self.val_loader = accelerator.prepare(*self._loaders())
+        self.predict = Predictor(self.step.evaluated_system, accelerator)
         self.check_every = self._batches_between_checks()
         self.saved_at = time.monotonic()
-
-    @property
-    def evaluated_system(self) -> SegmentationModel:
-        """The weights that are validated and kept: the average, where there is one."""
-        return self.system if self.average is None else cast(SegmentationModel, self.average.module)
 
     def fit(self) -> None:
         """Train until the last epoch.
@@ -196,14 +173,14 @@ class Trainer:
         progress = self.progress
         done = progress.batch * self.options.batch_size * self.accelerator.num_processes
         self.sampler.start_at(progress.epoch, done)
-        self.wrapped.train()
-        self._capture_step()
+        self.step.wrapped.train()
+        self.step.capture(self.options.batch_size, self.train_set.image_size)
         sums = EpochLosses(progress.sums, self.accelerator.device)
         with self._progress_bar() as bar:
             try:
                 for batch in batches_of(self.loader):
                     self._seed_step()
-                    losses = self._step(batch)
+                    losses = self.step(batch)
                     sums.add(progress.batch, losses)
                     progress.batch += 1
                     bar.update()
@@ -217,56 +194,10 @@ class Trainer:
                     self.save()
                 raise
 
-    def _capture_step(self) -> None:
-        """Capture the training step, where it will be replayed, before the loader's threads are at work."""
-        if self.training_pass.to_capture:
-            shapes = self.system.batch_shapes(self.options.batch_size, self.train_set.image_size)
-            device = self.accelerator.device
-            self.training_pass.capture(*(torch.zeros(shape, device=device) for shape in shapes))
-
-    def _step(self, batch: Sample) -> torch.Tensor:
-        """One batch forward and backward, with an optimiser step where one is due.
-
-        If the loss is not finite and may be skipped, the batch and the whole optimiser step that it
-        belongs to are discarded. Returns the losses in the order of `loss_names`, means over the
-        processes, on the device, without waiting for it.
-        """
-        may_skip = self.options.skip_nonfinite > 0
-        before = [buffer.clone() for buffer in self.buffers] if may_skip else []
-        with self.accelerator.accumulate(self.wrapped):
-            losses = self.training_pass(batch["image"], batch["mask"], batch["noise"])
-            loss = losses["loss"]
-            values = torch.stack([losses[n].detach().double() for n in self.loss_names])
-            values = cast(torch.Tensor, self.accelerator.reduce(values, "mean"))
-            if may_skip and not torch.isfinite(values[0]):
-                self.discard_step = True
-                for buffer, kept in zip(self.buffers, before, strict=True):
-                    buffer.copy_(kept)
-            else:
-                self.accelerator.backward(loss)
-            if self.accelerator.sync_gradients:
-                self._update()
-        return values
-
-    def _update(self) -> None:
-        """A step of the optimiser, left out where the loss of one of its batches was not finite."""
-        discarded, self.discard_step = self.discard_step, False
-        if not discarded:
-            if self.options.clip_norm:
-                self.accelerator.clip_grad_norm_(self.wrapped.parameters(), self.options.clip_norm)
-            self.optimizer.step()
-            if self.average is not None:
-                self.average.update_parameters(self.system)
-        self.optimizer.zero_grad()
-        with warnings.catch_warnings():
-            if discarded:  # torch warns of a schedule that begins before the optimiser
-                warnings.simplefilter("ignore")
-            self.scheduler.step()
-
     def _finish_epoch(self, history: HistoryWriter | None, seconds: float) -> None:
         """Validate where it is due; write what was reached (`history`: in the main process), save."""
         progress, options = self.progress, self.options
-        self._check_weights()
+        self.step.check_finite(progress.epoch + 1)
         progress.epoch += 1
         row = self._training_row() | {self.score_name: None, f"{options.select_on}_iou": None}
         improved = False
@@ -278,7 +209,7 @@ class Trainer:
                 progress.best, progress.best_epoch = dice, progress.epoch
         progress.history.append(row)
         progress.batch, progress.skipped_in_epoch = 0, 0
-        progress.sums = [0.0] * len(self.loss_names)
+        progress.sums = [0.0] * len(self.step.loss_names)
         if history is not None:
             with writing_to(self.folder):
                 log.info(epoch_line(row, options.epochs, seconds, improved))
@@ -289,26 +220,12 @@ class Trainer:
 
     def save(self) -> None:
         """Write `last.pth` (main process); NonFiniteLoss where the weights are not finite."""
-        self._check_weights()
+        self.step.check_finite(self.progress.epoch + 1)
         self.saved_at = time.monotonic()
         if not self.accelerator.is_main_process:
             return
-        scaler = self.accelerator.scaler
-        save_state(
-            self.folder,
-            {
-                "weights": {n: part.state_dict() for n, part in self.system.parts().items()},
-                "average": None
-                if self.average is None
-                else {n: part.state_dict() for n, part in self.evaluated_system.parts().items()}
-                | {"n_averaged": self.average.n_averaged},
-                "optimizer": self.optimizer.state_dict(),
-                "scheduler": self.scheduler.state_dict(),
-                "scaler": None if scaler is None else scaler.state_dict(),
-                "progress": asdict(self.progress),
-                "loss_names": list(self.loss_names),
-            },
-        )
+        progress = {"progress": asdict(self.progress), "loss_names": list(self.step.loss_names)}
+        save_state(self.folder, self.step.state_dict() | progress)
 
     def resume(self) -> None:
         """Resume from `last.pth` where there is one; the main process reads it for all."""
@@ -316,24 +233,16 @@ class Trainer:
         state = broadcast_object_list(states)[0]
         if state is None:
             return
-        saved_losses = tuple(state.get("loss_names", self.loss_names))  # older states lack them
-        if saved_losses != self.loss_names:
+        losses = self.step.loss_names
+        saved_losses = tuple(state.get("loss_names", losses))  # older states lack them
+        if saved_losses != losses:
             raise UserError(
                 f"the saved state in {self.folder} counts the losses {', '.join(saved_losses)}, but the network now "
-                f"has {', '.join(self.loss_names)}. Restore these, set another snapshot_path, or start again with "
+                f"has {', '.join(losses)}. Restore these, set another snapshot_path, or start again with "
                 "resume=never"
             )
         try:
-            for name, part in self.system.parts().items():
-                part.load_state_dict(state["weights"][name])
-            if self.average is not None:
-                for name, part in self.evaluated_system.parts().items():
-                    part.load_state_dict(state["average"][name])
-                self.average.n_averaged.copy_(state["average"]["n_averaged"])
-            self.optimizer.load_state_dict(state["optimizer"])
-            self.scheduler.load_state_dict(state["scheduler"])
-            if self.accelerator.scaler is not None and state["scaler"] is not None:
-                self.accelerator.scaler.load_state_dict(state["scaler"])
+            self.step.load_state_dict(state)
             self.progress = Progress(**state["progress"])
         except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
             raise UserError(
@@ -386,7 +295,7 @@ class Trainer:
 
     def _show(self, bar: tqdm, losses: torch.Tensor) -> None:
         """Losses of one batch beside the bar, without those that are 0."""
-        named = zip(self.loss_names, losses.tolist(), strict=True)
+        named = zip(self.step.loss_names, losses.tolist(), strict=True)
         bar.set_postfix({name: f"{value:.3f}" for name, value in named if value})
 
     def _check_losses(self, sums: EpochLosses) -> None:
@@ -404,7 +313,7 @@ class Trainer:
         batches = [
             {
                 "cases": self._cases_of(number),
-                "losses": dict(zip(self.loss_names, map(str, losses), strict=True)),
+                "losses": dict(zip(self.step.loss_names, map(str, losses), strict=True)),
             }
             for number, losses in bad
         ]
@@ -447,22 +356,17 @@ class Trainer:
         done = self.progress.batch
         return done < self.batches and done % self.options.accumulate == 0
 
-    def _check_weights(self) -> None:
-        trained = [p for p in self.system.parameters() if p.requires_grad]
-        check_finite([*trained, *self.buffers], self.progress.epoch + 1)
-
     def _training_row(self) -> EpochRow:
         """Rate of the epoch's last step, and means of the losses, None where all were skipped."""
         counted = self.batches - self.progress.skipped_in_epoch
         means = [total / counted if counted else None for total in self.progress.sums]
-        rate = self.options.lr * self.rate_factor(self.scheduler.last_epoch - 1)
-        row: EpochRow = {"epoch": self.progress.epoch, "lr": rate}
-        return row | dict(zip((*self.loss_names[:-1], "train_dice"), means, strict=True))
+        row: EpochRow = {"epoch": self.progress.epoch, "lr": self.step.last_rate}
+        return row | dict(zip((*self.step.loss_names[:-1], "train_dice"), means, strict=True))
 
     def _validate(self) -> tuple[float, float]:
         """Mean Dice and IoU of the weights that would be kept."""
         if self.accelerator.num_processes > 1:
-            for buffer in self.evaluated_system.buffers():  # running statistics that are kept
+            for buffer in self.step.evaluated_system.buffers():  # running statistics that are kept
                 torch.distributed.broadcast(buffer, 0)
         return validate(self.predict, self.val_loader, self.options.threshold)
 
@@ -470,24 +374,24 @@ class Trainer:
         """`best_model.pth` where they are the best so far, and those of every `save_freq` epochs."""
         epoch, every = self.progress.epoch, self.options.save_freq
         if improved:
-            save_weights(self.folder / "best_model.pth", self.evaluated_system)
+            save_weights(self.folder / "best_model.pth", self.step.evaluated_system)
         if every and epoch % every == 0:
-            save_weights(self.folder / f"epoch_{epoch}.pth", self.evaluated_system)
+            save_weights(self.folder / f"epoch_{epoch}.pth", self.step.evaluated_system)
 
     @torch.inference_mode()
     def _samples(self) -> Any:
         """Image, truth and probability of a few validation cases, as one uint8 image."""
         cases = [self.val_set[i] for i in range(min(SAMPLES_SHOWN, len(self.val_set)))]
         images = torch.stack([case["image"] for case in cases]).to(self.accelerator.device)
-        self.evaluated_system.eval()
+        self.step.evaluated_system.eval()
         probabilities = self.predict(images)
-        self.evaluated_system.train()
+        self.step.evaluated_system.train()
         return sample_panel(
             images.cpu(), torch.stack([case["mask"] for case in cases]), probabilities.cpu()
         )
 
     def _out_of_memory(self) -> UserError:
-        from engine.memory import available_memory, estimate_memory, out_of_memory
+        from engine.memory import available_memory, estimate_memory, out_of_memory_error
 
         batch_size, image_size = self.options.batch_size, self.train_set.image_size
         try:
@@ -496,7 +400,7 @@ class Trainer:
                 batch_size,
                 image_size,
                 self.accelerator.mixed_precision,
-                averaged=self.average is not None,
+                averaged=self.options.ema_decay > 0,
                 processes=self.accelerator.num_processes,
             )
         except UserError:
@@ -504,7 +408,7 @@ class Trainer:
                 f"out of memory with batches of {batch_size} at {image_size} px: set a smaller "
                 "batch_size (a larger accumulate keeps the effective batch) or image_size"
             )
-        return out_of_memory(
+        return out_of_memory_error(
             estimate,
             image_size=image_size,
             accumulate=self.options.accumulate,

@@ -1,7 +1,7 @@
 """What is recorded of a checkpoint's training: its config, its cases, and how it was chosen.
 
-The record is the config.yaml and environment.json beside the checkpoint, or the metadata in a file of
-weights that were passed on.
+The record is the config.yaml, environment.json and cases.json beside the checkpoint, or the metadata in a
+file of weights that were passed on.
 """
 
 from __future__ import annotations
@@ -10,12 +10,13 @@ import functools
 import hashlib
 import json
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from datasets.cases import DataSet, find_split_file
+from datasets.cases import Case, DataSet, find_split_file
 from datasets.catalogue import SPLIT_FILE_ENDING, canonical_name
 from datasets.splits import read_split
 from utils.checkpoints import read_metadata
@@ -40,9 +41,273 @@ DATA_SET, TRAINING_CASES = "data_set", "training_cases"
 SELECTION = "selection"
 AVERAGED_RUNS, AVERAGED_FROM = "averaged_runs", "averaged_from"
 ENSEMBLE_RUNS = "ensemble_runs"
-"""With those above, keys of the metadata of weights that are passed on, see `export_metadata`."""
+"""With those above, keys of the metadata of weights that are passed on, see `TrainingRecord.to_pass_on`."""
 
+CASES_FILE = "cases.json"
 _TEST_SPLIT = "the TEST split"
+
+
+@dataclass(frozen=True)
+class RunCases:
+    """Names of a run's cases: trained on, held out of train to choose the checkpoint, and for testing."""
+
+    train: tuple[str, ...]
+    held_out: tuple[str, ...]
+    test: tuple[str, ...]
+
+    @classmethod
+    def read(cls, path: Path) -> RunCases | None:
+        """The cases in a file of `to_json`; None where there is none that can be read."""
+        content = _json_object(path)
+        parts = [content.get(field.name) for field in fields(cls)]
+        if not all(isinstance(names, list) for names in parts):
+            return None
+        return cls(*(tuple(names) for names in parts if names is not None))
+
+    @classmethod
+    def of(cls, data_set: DataSet, trained_on: Iterable[Case]) -> RunCases:
+        """Those of a run that trains on `trained_on`, a part of the data set's training cases."""
+        train = [case.name for case in trained_on]
+        held_out = [case.name for case in data_set.train if case.name not in set(train)]
+        return cls(tuple(train), tuple(held_out), tuple(case.name for case in data_set.test))
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n"
+
+
+@dataclass(frozen=True)
+class TrainingRecord:
+    """What is known of the training of one checkpoint.
+
+    Attributes:
+        checkpoint: the file of the weights, which need not be there any more.
+        config: of the run that wrote it; None where it does not lie beside it.
+        metadata: in the file itself, where the weights were passed on (export.py).
+        environment: content of the environment.json beside it.
+        cases: content of the cases.json beside it; None where there is none, as in runs of earlier versions.
+    """
+
+    checkpoint: Path
+    config: Config | None
+    metadata: Mapping[str, str]
+    environment: Mapping[str, Any]
+    cases: RunCases | None = None
+
+    @classmethod
+    def read(cls, checkpoint: Path) -> TrainingRecord:
+        """The record of `checkpoint`; what cannot be read is missing from it, with a warning for a config."""
+        return cls(
+            checkpoint,
+            training_config(checkpoint),
+            read_metadata(checkpoint),
+            _json_object(checkpoint.with_name("environment.json")),
+            RunCases.read(checkpoint.with_name(CASES_FILE)),
+        )
+
+    @property
+    def data_set(self) -> str:
+        """Name of the data set; empty where it is not known."""
+        return self.metadata.get(DATA_SET) or (self.config.dataset if self.config else "")
+
+    @property
+    def averaged_runs(self) -> int:
+        """Of how many runs the weights are the mean; 1 for those of a run."""
+        return _number(self.metadata.get(AVERAGED_RUNS))
+
+    @property
+    def ensemble_runs(self) -> int:
+        """Of how many runs the file holds the weights, to average their predictions; 1 for those of a run."""
+        return _number(self.metadata.get(ENSEMBLE_RUNS))
+
+    def had_cases_of(self, data_set: DataSet) -> bool:
+        """Whether the training cases were, by the hash that is recorded, exactly those of `data_set`."""
+        recorded = self.metadata.get(TRAINING_CASES) or self.environment.get(TRAINING_CASES)
+        return recorded == names_sha256(case.name for case in data_set.train)
+
+    def cases_of(self, data_set: DataSet) -> tuple[str, ...]:
+        """Cases of `data_set` in the train part of the run's own split; empty where it is of other data.
+
+        Empty, too, without a config. UserError where the split file is gone, unless `had_cases_of`.
+        """
+        if self.config is None:
+            return ()
+        name, path = self.config.dataset, self.config.pickle_file_path
+        same_name, same_data = name == data_set.name, _names_data_set(name, data_set)
+        if self.cases is not None and same_data:
+            return self.cases.train + self.cases.held_out
+        try:
+            split_file = find_split_file(path)
+        except UserError:
+            if not same_name:
+                return ()
+            if self.had_cases_of(data_set):
+                return tuple(case.name for case in data_set.train)
+            split_file = find_split_file(Path(path.name))  # the set of that name here
+        if not same_data and split_file.parent.resolve() != data_set.folder.resolve():
+            return ()
+        return read_split(split_file).train
+
+    def used_another_split(self, data_set: DataSet) -> bool:
+        """Whether the training was on `data_set` with another split, as far as that is recorded.
+
+        Exported weights say themselves on which cases; for those in a run folder, the split file may have
+        changed since. False where the cases themselves are recorded, so that those of `data_set` among them
+        are known one by one.
+        """
+        if self.cases is not None:
+            return False
+        names = names_sha256(case.name for case in data_set.train)
+        same_cases = self.metadata.get(TRAINING_CASES, names) == names
+        if not same_cases and _names_data_set(self.metadata.get(DATA_SET, ""), data_set):
+            return True
+        return (
+            self.config is not None
+            and _names_data_set(self.config.dataset, data_set)
+            and self.split_has_changed()
+        )
+
+    def split_has_changed(self, split_file: Path | None = None) -> bool:
+        """Whether the split file of the run, or the one given, has other training cases than when the run
+        was started, as far as that is known.
+
+        Runs of earlier versions have recorded the hash of the file only.
+        """
+        if split_file is None and self.config is not None:
+            split_file = self.config.pickle_file_path
+        if split_file is None:
+            return False
+        hashes = self.environment.get("sha256")
+        try:
+            if TRAINING_CASES in self.environment:
+                return self.environment[TRAINING_CASES] != _cases_now(split_file)
+            recorded = hashes.get("split file") if isinstance(hashes, dict) else None
+            return recorded is not None and recorded != sha256(find_split_file(split_file))
+        except UserError:  # the split file is not here
+            return False
+
+    def own_selection(self) -> str:
+        """How the checkpoint itself was chosen, whatever it started from."""
+        if SELECTION in self.metadata:
+            return self.metadata[SELECTION]
+        is_best = self.checkpoint.stem == "best_model"
+        if self.config is None or (self.checkpoint.suffix == ".safetensors" and not is_best):
+            return "no record beside the checkpoint of how it was chosen"
+        if not is_best:
+            return f"{self.checkpoint.name} of the run, which no score chose"
+        return _choice(self.config.select_on)
+
+    def selection(self) -> str:
+        """How the checkpoint was chosen, or each of those whose mean it is, as far as that is recorded."""
+        if SELECTION in self.metadata or self.config is None:
+            return self.own_selection()
+        return self.own_selection() + _note_on_start(self.config)
+
+    def to_pass_on(self) -> dict[str, str]:
+        """Metadata to store with exported weights.
+
+        How the checkpoint was chosen, its data set, a SHA-256 of the names of its training cases, and the
+        number of runs if it is a mean or an ensemble. Copied from a `.safetensors` that has it, otherwise
+        derived from the config beside the checkpoint, as far as that is there.
+        """
+        origin = {SELECTION: self.selection()}
+        if self.checkpoint.suffix == ".safetensors":
+            keys = (DATA_SET, TRAINING_CASES, AVERAGED_RUNS, AVERAGED_FROM, ENSEMBLE_RUNS)
+            return origin | {key: self.metadata[key] for key in keys if key in self.metadata}
+        if self.config is not None:
+            with suppress(UserError):
+                origin |= {
+                    DATA_SET: self.config.dataset,
+                    TRAINING_CASES: self._cases_then(self.config),
+                }
+        return origin
+
+    def _cases_then(self, run: Config) -> str:
+        """Hash of the names of the training cases at the start of the run; another text where it is lost."""
+        recorded = self.environment.get(TRAINING_CASES)
+        if recorded is None and self.split_has_changed():
+            return "those of a split file that has changed since"
+        return recorded or _cases_now(run.pickle_file_path)
+
+
+def training_history(checkpoint: Path) -> Iterator[TrainingRecord]:
+    """Records of the checkpoint, of the one that its run started from, and so on.
+
+    The last one has no config, or names no start.
+    """
+    followed: set[Path] = set()
+    start: Path | None = checkpoint
+    while start is not None and (folder := start.resolve().parent) not in followed:
+        followed.add(folder)
+        record = TrainingRecord.read(start)
+        yield record
+        start = None if record.config is None else record.config.init_weights
+
+
+def cases_trained_on(checkpoint: Path, data_set: DataSet) -> tuple[str, ...]:
+    """Cases of `data_set` that the checkpoint's run had for training, those held out included.
+
+    By the split in the config beside the checkpoint; without one, the train part of `data_set`. Empty
+    where the run was trained on other data. Those of the weights that the run started from are
+    included as far as they are recorded. UserError where the run's split file is gone.
+    """
+    if training_config(checkpoint) is None:
+        return tuple(case.name for case in data_set.train)
+    return recorded_training_cases(checkpoint, data_set)
+
+
+def recorded_training_cases(checkpoint: Path, data_set: DataSet) -> tuple[str, ...]:
+    """Like `cases_trained_on`, but none where nothing beside the checkpoint says what it was trained on."""
+    cases: dict[str, None] = {}
+    for record in training_history(checkpoint):
+        cases |= dict.fromkeys(record.cases_of(data_set))
+    return tuple(cases)
+
+
+def seen_test_cases(checkpoint: Path, data_set: DataSet) -> list[str] | None:
+    """Names of the test cases of `data_set` among `cases_trained_on`, sorted; None where that is not known.
+
+    That is so without a config beside the checkpoint, and where the run has recorded no cases and its split
+    file is gone or has changed.
+    """
+    record = TrainingRecord.read(checkpoint)
+    if record.config is None or (record.cases is None and record.split_has_changed()):
+        return None
+    try:
+        own, trained_on = record.cases_of(data_set), recorded_training_cases(checkpoint, data_set)
+    except UserError:
+        return None
+    recorded = record.metadata or record.environment
+    is_own_split = recorded.get(TRAINING_CASES) in (None, names_sha256(own))
+    if _names_data_set(record.config.dataset, data_set) and not (own and is_own_split):
+        return None
+    return sorted({case.name for case in data_set.test}.intersection(trained_on))
+
+
+def data_trained_on(checkpoint: Path) -> set[tuple[str, str]]:
+    """Data sets, and hashes of their training cases, of the checkpoint and of all that it started from.
+
+    As far as they are recorded; each that is not counts as ("", "").
+    """
+    known = [record.to_pass_on() for record in training_history(checkpoint)]
+    return {(each.get(DATA_SET, ""), each.get(TRAINING_CASES, "")) for each in known}
+
+
+def selection_note(run: Config) -> str:
+    """How the run chooses its checkpoint, in the words that every output uses."""
+    return _choice(run.select_on) + _note_on_start(run)
+
+
+def trained_values_that_differ(config: Config, run: Config | None) -> dict[str, Any]:
+    """What the run that trained the weights had for each of NETWORK_KEYS that is another in `config`."""
+    if run is None:
+        return {}
+    trained, now = run.model_dump(mode="json"), config.model_dump(mode="json")
+    return {key: trained[key] for key in NETWORK_KEYS if trained[key] != now[key]}
+
+
+def names_sha256(names: Iterable[str]) -> str:
+    """SHA-256 of the names, whatever their order."""
+    return hashlib.sha256("\n".join(sorted(names)).encode()).hexdigest()
 
 
 def training_config(checkpoint: Path) -> Config | None:
@@ -64,137 +329,22 @@ def _read_config(path: Path, written: int) -> Config | None:
         return None
 
 
-def network_differences(config: Config, run: Config | None) -> dict[str, Any]:
-    """What the run that trained the weights had for each of NETWORK_KEYS that is another in `config`."""
-    if run is None:
+def _json_object(path: Path) -> dict[str, Any]:
+    """What a JSON file holds; {} where there is none that can be read."""
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError):
         return {}
-    trained, now = run.model_dump(mode="json"), config.model_dump(mode="json")
-    return {key: trained[key] for key in NETWORK_KEYS if trained[key] != now[key]}
+    return content if isinstance(content, dict) else {}
 
 
-def training_history(checkpoint: Path) -> Iterator[tuple[Path, Config | None]]:
-    """The checkpoint, the one that its run started from, and so on, each with the config of its run.
-
-    The last one has None where no config lies beside it.
-    """
-    followed: set[Path] = set()
-    start: Path | None = checkpoint
-    while start is not None and (folder := start.resolve().parent) not in followed:
-        followed.add(folder)
-        run = training_config(start)
-        yield start, run
-        start = None if run is None else run.init_weights
+def _cases_now(split_file: Path) -> str:
+    """Hash of the names of the training cases in a split file as it is now."""
+    return names_sha256(read_split(find_split_file(split_file)).train)
 
 
-def cases_trained_on(checkpoint: Path, data_set: DataSet) -> tuple[str, ...]:
-    """Cases of `data_set` that the checkpoint's run had for training, those held out included.
-
-    By the split in the config beside the checkpoint; without one, the train part of `data_set`. Empty
-    where the run was trained on other data. Those of the weights that the run started from are
-    included as far as they are recorded. UserError where the run's split file is gone.
-    """
-    if training_config(checkpoint) is None:
-        return tuple(case.name for case in data_set.train)
-    cases: dict[str, None] = {}
-    for _, run in training_history(checkpoint):
-        if run is not None:
-            cases |= dict.fromkeys(cases_of_split(run, data_set))
-    return tuple(cases)
-
-
-def data_trained_on(checkpoint: Path) -> set[tuple[str, str]]:
-    """Data sets, and hashes of their training cases, of the checkpoint and of all that it started from.
-
-    As far as they are recorded; each that is not counts as ("", "").
-    """
-    records = [export_metadata(start) for start, _ in training_history(checkpoint)]
-    return {(said.get(DATA_SET, ""), said.get(TRAINING_CASES, "")) for said in records}
-
-
-def cases_of_split(run: Config, data_set: DataSet) -> tuple[str, ...]:
-    """Cases of `data_set` in the train part of the run's own split, empty where it is of other data."""
-    same_name, same_data = run.dataset == data_set.name, _names_data_set(run.dataset, data_set)
-    try:
-        split_file = find_split_file(run.pickle_file_path)
-    except UserError:
-        if not same_name:
-            return ()
-        split_file = find_split_file(Path(run.pickle_file_path.name))  # the set of that name here
-    if not same_data and split_file.parent.resolve() != data_set.folder.resolve():
-        return ()
-    return read_split(split_file).train
-
-
-def recorded_training_cases(checkpoint: Path, data_set: DataSet) -> tuple[str, ...]:
-    """Like `cases_trained_on`, but none where nothing beside the checkpoint says what it was trained on."""
-    return () if training_config(checkpoint) is None else cases_trained_on(checkpoint, data_set)
-
-
-def seen_test_cases(checkpoint: Path, data_set: DataSet) -> list[str] | None:
-    """Names of the test cases of `data_set` among `cases_trained_on`, sorted; None where that is not known.
-
-    That is so without a config beside the checkpoint, and where the run's split file is gone or has changed.
-    """
-    run = training_config(checkpoint)
-    if run is None or split_has_changed(checkpoint, run):
-        return None
-    try:
-        own, trained_on = cases_of_split(run, data_set), cases_trained_on(checkpoint, data_set)
-    except UserError:
-        return None
-    recorded = read_metadata(checkpoint) or _environment(checkpoint)
-    is_own_split = recorded.get(TRAINING_CASES) in (None, names_sha256(own))
-    if _names_data_set(run.dataset, data_set) and not (own and is_own_split):
-        return None
-    return sorted({case.name for case in data_set.test}.intersection(trained_on))
-
-
-def export_metadata(checkpoint: Path) -> dict[str, str]:
-    """Metadata to store with exported weights.
-
-    How the checkpoint was chosen, its data set, a SHA-256 of the names of its training cases, and
-    the number of runs if it is a mean or an ensemble. Copied from a `.safetensors` that has it,
-    otherwise derived from the config beside the checkpoint, as far as that is there.
-    """
-    said = read_metadata(checkpoint)
-    if checkpoint.suffix == ".safetensors":
-        keys = (DATA_SET, TRAINING_CASES, AVERAGED_RUNS, AVERAGED_FROM, ENSEMBLE_RUNS)
-        kept = {key: said[key] for key in keys if key in said}
-        return {SELECTION: selection_of(checkpoint)} | kept
-    origin = {SELECTION: selection_of(checkpoint)}
-    run = training_config(checkpoint)
-    if run is not None:
-        with suppress(UserError):
-            origin |= {DATA_SET: run.dataset, TRAINING_CASES: _cases_then(checkpoint, run)}
-    return origin
-
-
-def selection_of(checkpoint: Path) -> str:
-    """How the checkpoint was chosen, or each of those whose mean it is, as far as that is recorded."""
-    own, run = _own_selection(checkpoint), training_config(checkpoint)
-    is_recorded = SELECTION in read_metadata(checkpoint)
-    return own if is_recorded or run is None else own + _note_on_start(run)
-
-
-def selection_note(run: Config) -> str:
-    """How the run chooses its checkpoint, in the words that every output uses."""
-    return _choice_of(run) + _note_on_start(run)
-
-
-def _own_selection(checkpoint: Path) -> str:
-    """How the checkpoint itself was chosen, whatever it started from."""
-    said, run = read_metadata(checkpoint), training_config(checkpoint)
-    if SELECTION in said:
-        return said[SELECTION]
-    if run is None or (checkpoint.suffix == ".safetensors" and checkpoint.stem != "best_model"):
-        return "no record beside the checkpoint of how it was chosen"
-    if checkpoint.stem != "best_model":
-        return f"{checkpoint.name} of the run, which no score chose"
-    return _choice_of(run)
-
-
-def _choice_of(run: Config) -> str:
-    if run.select_on == "test":
+def _choice(select_on: str) -> str:
+    if select_on == "test":
         return (
             f"checkpoint chosen on {_TEST_SPLIT} (as in the published code; scores are optimistic)"
         )
@@ -206,74 +356,11 @@ def _note_on_start(run: Config) -> str:
     if run.init_weights is None:
         return ""
     own_data = run.dataset.removesuffix("_grouped")
-    for checkpoint, earlier in training_history(run.init_weights):
-        data = read_metadata(checkpoint).get(DATA_SET) or (earlier.dataset if earlier else "")
-        if data.removesuffix("_grouped") == own_data and _TEST_SPLIT in _own_selection(checkpoint):
+    for record in training_history(run.init_weights):
+        same_data = record.data_set.removesuffix("_grouped") == own_data
+        if same_data and _TEST_SPLIT in record.own_selection():
             return f"; it started from weights that were chosen on {_TEST_SPLIT}"
     return ""
-
-
-def names_sha256(names: Iterable[str]) -> str:
-    """SHA-256 of the names, whatever their order."""
-    return hashlib.sha256("\n".join(sorted(names)).encode()).hexdigest()
-
-
-def trained_on_another_split(checkpoint: Path, data_set: DataSet) -> bool:
-    """Whether the weights were trained on this data set with another split, as far as that is recorded.
-
-    Exported weights say themselves on which cases; for those in a run folder, the split file may have changed
-    since.
-    """
-    record = read_metadata(checkpoint)
-    names = names_sha256(case.name for case in data_set.train)
-    same_cases = record.get(TRAINING_CASES, names) == names
-    if not same_cases and _names_data_set(record.get(DATA_SET, ""), data_set):
-        return True
-    run = training_config(checkpoint)
-    return (
-        run is not None
-        and _names_data_set(run.dataset, data_set)
-        and split_has_changed(checkpoint, run)
-    )
-
-
-def split_has_changed(checkpoint: Path, run: Config) -> bool:
-    """Whether the run's split file has other training cases than when the run was started, as far
-    as that is known.
-
-    Runs of earlier versions have recorded the hash of the file only.
-    """
-    environment = _environment(checkpoint)
-    hashes = environment.get("sha256")
-    try:
-        if TRAINING_CASES in environment:
-            return environment[TRAINING_CASES] != _cases_now(run)
-        recorded = hashes.get("split file") if isinstance(hashes, dict) else None
-        return recorded is not None and recorded != sha256(find_split_file(run.pickle_file_path))
-    except UserError:  # the split file is not here
-        return False
-
-
-def _cases_then(checkpoint: Path, run: Config) -> str:
-    """Hash of the names of the training cases when the run was started; another text where it is lost."""
-    recorded = _environment(checkpoint).get(TRAINING_CASES)
-    if recorded is None and split_has_changed(checkpoint, run):
-        return "those of a split file that has changed since"
-    return recorded or _cases_now(run)
-
-
-def _environment(checkpoint: Path) -> dict[str, Any]:
-    """The environment.json beside the checkpoint; {} where there is none that can be read."""
-    try:
-        content = json.loads((checkpoint.parent / "environment.json").read_text())
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
-
-
-def _cases_now(run: Config) -> str:
-    """Hash of the names of the training cases in the run's split file as it is now."""
-    return names_sha256(read_split(find_split_file(run.pickle_file_path)).train)
 
 
 def _names_data_set(name: str, data_set: DataSet) -> bool:
@@ -288,16 +375,5 @@ def _names_data_set(name: str, data_set: DataSet) -> bool:
     return name in {path.stem.removesuffix(SPLIT_FILE_ENDING) for path in others}
 
 
-def averaged_run_count(checkpoint: Path) -> int:
-    """Of how many runs the weights are the mean; 1 for those of a run."""
-    return _run_count(checkpoint, AVERAGED_RUNS)
-
-
-def ensemble_run_count(checkpoint: Path) -> int:
-    """Of how many runs the file holds the weights, whose predictions are averaged; 1 for those of a run."""
-    return _run_count(checkpoint, ENSEMBLE_RUNS)
-
-
-def _run_count(checkpoint: Path, key: str) -> int:
-    number = read_metadata(checkpoint).get(key, "1")
-    return int(number) if number.isdecimal() else 1
+def _number(text: str | None) -> int:
+    return int(text) if text and text.isdecimal() else 1

@@ -21,7 +21,7 @@ from datasets.pictures import SUFFIXES, Picture, read_picture
 from datasets.windowing import Window
 from engine.backends import Backend
 from engine.prediction import PredictionOptions, Segmentation, segment
-from utils.images import encode_image
+from utils.images import encode_image, encode_png
 from utils.overlay import colour_map, draw_overlay
 
 if TYPE_CHECKING:
@@ -160,9 +160,13 @@ def draw(shown: Shown | None, threshold: float) -> str:
     rows = "".join(
         f"<tr><td>{key}</td><td>{html.escape(value)}</td></tr>" for key, value in numbers
     )
-    return (
-        f'<div class="wavegms-figures">{images}</div><table class="wavegms-numbers">{rows}</table>'
+    stem = html.escape(Path(shown.name).stem, quote=True)
+    content = base64.b64encode(encode_png(mask.astype(np.uint8) * 255)).decode()
+    save = (
+        f'<p><a download="{stem}_mask.png" href="data:image/png;base64,{content}">'
+        "Save the mask</a> (PNG of the image's size, 0 and 255)</p>"
     )
+    return f'<div class="wavegms-figures">{images}</div>{save}<table class="wavegms-numbers">{rows}</table>'
 
 
 def data_uri(image: np.ndarray) -> str:

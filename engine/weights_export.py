@@ -8,9 +8,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from engine.averaging import load_average
-from engine.ensemble import gather_ensemble
-from engine.training_record import AVERAGED_RUNS, export_metadata, training_config
+from engine.combined_runs import gather_ensemble, load_average
+from engine.trained_run import TrainedRun
+from engine.training_record import AVERAGED_RUNS, TrainingRecord
 from utils.checkpoints import save_weights
 from utils.config import Config, dump_config, load_config
 from utils.errors import UserError
@@ -23,7 +23,7 @@ log = logging.getLogger("wavegms")
 
 
 def write_weights(
-    path: Path, runs: Sequence[tuple[Config, Path]], system: SegmentationModel, ensemble: bool
+    path: Path, runs: Sequence[TrainedRun], system: SegmentationModel, ensemble: bool
 ) -> None:
     """Write the weights (16 bits) and their config.yaml; several runs become an `ensemble` or are averaged.
 
@@ -32,7 +32,8 @@ def write_weights(
     on which split it was trained. UserError if the folder holds another run's config.
     """
     config, checkpoint = runs[0]
-    trained = training_config(checkpoint) or config
+    record = TrainingRecord.read(checkpoint)
+    trained = record.config or config
     described = trained.model_copy(update={"model_weight": None})
     beside = path.with_name("config.yaml")
     if beside.exists() and not _holds(beside, described):
@@ -40,7 +41,7 @@ def write_weights(
             f"{beside} is the config of another run, and would be replaced: write the weights into "
             "another folder"
         )
-    origin, what = export_metadata(checkpoint), ""
+    origin, what = record.to_pass_on(), ""
     if len(runs) > 1 and ensemble:
         system, members = gather_ensemble(runs)
         origin, what = origin | members, f"ensemble of {len(runs)} runs, "

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from datasets.cases import find_split_file
 from datasets.prepared import METADATA_GROUPS
-from engine.training_record import split_has_changed
+from engine.training_record import TrainingRecord
 from experiments.inputs import sha256_of, vae_file, vae_sha256
 from experiments.records import (
     Record,
@@ -169,7 +169,8 @@ def changed_inputs(trial: Trial) -> dict[str, Path]:
 def trained_on_old_split(trial: Trial) -> bool:
     """Whether the trial has weights, from another split file than its config names now."""
     weights = trial.folder / "best_model.pth"
-    return weights.is_file() and split_has_changed(weights, trial.config)
+    split_file = trial.config.pickle_file_path
+    return weights.is_file() and TrainingRecord.read(weights).split_has_changed(split_file)
 
 
 def fitting_results(folder: Path, config: Config, checkpoint: Path) -> Results | None:

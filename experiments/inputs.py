@@ -21,7 +21,7 @@ def vae_file(vae_weights: str) -> Path | None:
 
 def vae_sha256(config: Config) -> str | None:
     """Hash of the file of the VAE's weights; None where it is not here, and for models without a VAE."""
-    file = vae_file(config.vae_weights) if config.model == "wave-gms" else None
+    file = vae_file(config.vae_weights) if config.is_wave_gms else None
     return sha256_of(file) if file else None
 
 

@@ -269,13 +269,13 @@ def _mean_dice_without_leaked(trial: Trial, results: Results) -> float | None:
     By the last check of the data set, which may have come after the scoring; where the checked data is not
     here, as the summary says.
     """
-    from engine.scoring import cases_seen_in_training, should_check_leaks
+    from engine.evaluation import cases_seen_in_training, should_check_leaks
 
     recorded = results.summary["without_leaked"]
     dropped = set() if recorded is None else set(recorded["dropped"])
     with suppress(UserError):
         data_set = open_data_set(find_split_file(trial.config.pickle_file_path))
-        if should_check_leaks(trial.config, data_set):
+        if should_check_leaks(data_set, trial.config.drop_leaked):
             dropped = cases_seen_in_training(data_set, trial.folder / "best_model.pth")
     kept = [name not in dropped for name in results.names]
     return float(results.values("DSC")[kept].mean()) if any(kept) and not all(kept) else None

@@ -123,15 +123,19 @@ def _size_warning(sweep: Sweep) -> list[str]:
 
 def _held_out_warning(trials: list[Trial]) -> list[str]:
     """A line where initial weights know cases that a trial holds out, as far as the data is prepared."""
-    started = [trial for trial in trials if trial.config.init_weights is not None]
+    started = [(trial, w) for trial in trials if (w := trial.config.init_weights) is not None]
     if started:
+        from datasets.held_out import training_cases
+        from engine.build import hold_out_from
         from engine.initial_weights import known_held_out_cases
     open_once = functools.cache(open_data_set)
     concerned = []
-    for trial in started:
+    for trial, weights in started:
         with suppress(UserError):
             data_set = open_once(trial.config.pickle_file_path)
-            concerned += [trial] if known_held_out_cases(trial.config, data_set) else []
+            held_out = training_cases(data_set, hold_out_from(trial.config)).val
+            known = known_held_out_cases(weights, held_out, data_set)
+            concerned += [trial] if known else []
     if not concerned:
         return []
     return [

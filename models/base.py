@@ -8,6 +8,7 @@ from __future__ import annotations
 from abc import abstractmethod
 
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from models.vae import DOWNSAMPLING
 from utils.errors import UserError
@@ -68,3 +69,8 @@ def check_image_size(height: int, width: int, multiple: int = DOWNSAMPLING) -> N
             raise UserError(
                 f"image size {side} is not divisible by {multiple}; the nearest that are: {nearest}"
             )
+
+
+def has_batch_norm(system: SegmentationModel) -> bool:
+    """Whether the network keeps running statistics, which fit the weights that they were taken with."""
+    return any(isinstance(module, _BatchNorm) for module in system.modules())

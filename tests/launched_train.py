@@ -65,9 +65,9 @@ def spoil_second_loss() -> None:
 
 def stop_the_launcher() -> None:
     """Send it a SIGTERM in a step, which ends when this process has got one from it."""
-    from engine.training import Trainer
+    from engine.training_step import TrainingStep
 
-    step, calls = Trainer._step, itertools.count(1)
+    step, calls = TrainingStep.__call__, itertools.count(1)
 
     def stopping_step(self, batch):
         if next(calls) == STOPPED_IN_STEP:
@@ -77,7 +77,7 @@ def stop_the_launcher() -> None:
                 time.sleep(0.01)
         return step(self, batch)
 
-    Trainer._step = stopping_step  # type: ignore[method-assign]
+    TrainingStep.__call__ = stopping_step  # type: ignore[method-assign]
 
 
 def work(stopped: bool, folder: str, arguments: list[str]) -> None:

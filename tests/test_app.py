@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import base64
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -44,6 +46,10 @@ def test_the_result_needs_no_files_and_escapes_names() -> None:
     assert "600,000 px, 20.00 %" in drawn and "0.2500" in drawn and "2000 x 1500 px" in drawn
     assert "<script>" not in drawn and "a &amp; b" in drawn
     assert drawn.count('src="data:image/jpeg;base64,') == 2 == drawn.count("src=")
+    ((name, content),) = re.findall('download="(.*?)" href="data:image/png;base64,(.*?)"', drawn)
+    saved = cv2.imdecode(np.frombuffer(base64.b64decode(content), np.uint8), cv2.IMREAD_UNCHANGED)
+    assert name == "&lt;script&gt;_mask.png"
+    np.testing.assert_array_equal(saved, np.where(probability > 0.5, 255, 0))
     assert "0 px, 0.00 %" in web_page.draw(shown, 0.7)
     assert "appears here" in web_page.draw(None, 0.5)
     broken = web_page.Shown("x", pixels, "", Segmentation(probability * np.nan, None))

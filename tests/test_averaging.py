@@ -14,7 +14,7 @@ import export
 from datasets.cases import open_data_set
 from engine.provenance import provenance
 from engine.trained_run import find_run
-from engine.training_record import averaged_run_count
+from engine.training_record import TrainingRecord
 from tests.cases_on_disk import write_data_set
 from tests.run_on_disk import write_run, write_vae
 from utils.errors import UserError
@@ -62,8 +62,8 @@ def test_a_mean_counts_as_its_runs(runs: list[Path], tmp_path: Path) -> None:
     average(runs[:2], tmp_path / "two")
     in_turn = average([runs[2], tmp_path / "two"], tmp_path / "in_turn")
     assert (
-        averaged_run_count(tmp_path / "in_turn" / FILE)
-        == averaged_run_count(tmp_path / "at_once" / FILE)
+        TrainingRecord.read(tmp_path / "in_turn" / FILE).averaged_runs
+        == TrainingRecord.read(tmp_path / "at_once" / FILE).averaged_runs
         == 3
     )
     for key, value in at_once.items():
@@ -122,12 +122,11 @@ def test_a_run_named_twice_is_refused(runs: list[Path], tmp_path: Path) -> None:
 
 
 def test_batch_normalisation_is_refused(runs: list[Path], tmp_path: Path) -> None:
-    from engine.averaging import load_average
+    from engine.combined_runs import load_average
 
-    config, checkpoint = find_run(runs[0])
     system: Any = torch.nn.Sequential(torch.nn.BatchNorm2d(2))
     with pytest.raises(UserError, match="batch normalisation"):
-        load_average(system, [(config, checkpoint), find_run(runs[1])])
+        load_average(system, [find_run(runs[0]), find_run(runs[1])])
 
 
 def test_a_graph_is_not_averaged(runs: list[Path], tmp_path: Path) -> None:

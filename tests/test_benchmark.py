@@ -325,7 +325,7 @@ def test_what_was_measured_is_kept_when_a_task_fails(
 def test_the_optimiser_is_the_one_asked_for(vae: Path, options: list[str], expected: type) -> None:
     arguments = benchmark.parse_arguments(["--image-size", "32", "--batch-size", "2", *options])
     ours = Ours(benchmark.workload_from(arguments), str(vae))
-    assert type(ours.optimizer) is expected
+    assert type(ours.optimizer.optimizer) is expected
     before = [p.clone() for p in ours.system.parameters() if p.requires_grad]
     ours.train_steps(1)
     trained = [p for p in ours.system.parameters() if p.requires_grad]

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import compare
-from engine.scoring import format_summary
+from engine.evaluation import format_summary
 from tests.drawn_figures import keep_figures
 from utils import comparison, cross_domain
 from utils.case_scores import score_cases

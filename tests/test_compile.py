@@ -94,11 +94,8 @@ def test_only_a_training_on_a_gpu_is_compiled(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: on_gpu)
     monkeypatch.setattr("engine.compiling.compile_losses", compiled.append)
     monkeypatch.setattr("engine.compiling.shutil.which", lambda name: name)
-    system = build(vae)
-    for asked in (False, True):
-        config = make_config({"pickle_file_path": "x.json", "compile": asked})
-        compile_on_gpu(config, system)
-        assert bool(compiled) == (asked and on_gpu)
+    compile_on_gpu(build(vae))
+    assert bool(compiled) == on_gpu
 
 
 def test_nothing_is_compiled_without_a_compiler(
@@ -108,7 +105,7 @@ def test_nothing_is_compiled_without_a_compiler(
     monkeypatch.setattr("engine.compiling.compile_losses", compiled.append)
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("engine.compiling.shutil.which", lambda _: None)
-    compile_on_gpu(make_config({"pickle_file_path": "x.json", "compile": True}), build(vae))
+    compile_on_gpu(build(vae))
     assert not compiled
     assert "needs a C compiler" in caplog.text
 
@@ -116,12 +113,11 @@ def test_nothing_is_compiled_without_a_compiler(
 def test_train_compiles_where_the_config_asks_for_it(
     tmp_path: Path, vae: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked: list[bool] = []
-    monkeypatch.setattr(
-        "engine.compiling.compile_on_gpu", lambda config, _: asked.append(config.compile)
-    )
-    train.main(arguments(tmp_path, vae, "compile=true", "epochs=1"))
-    assert asked == [True]
+    compiled: list[SegmentationModel] = []
+    monkeypatch.setattr("engine.compiling.compile_on_gpu", compiled.append)
+    for asked in (False, True):
+        train.main(arguments(tmp_path, vae, f"compile={asked}", "epochs=1", out=f"{asked}"))
+        assert bool(compiled) == asked
 
 
 def losses_and_gradient(

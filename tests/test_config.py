@@ -132,6 +132,18 @@ def test_the_page_of_all_keys_is_current() -> None:
     assert (ROOT / "docs" / "config.md").read_text() == describe_fields()
 
 
+def test_a_base_that_is_missing_is_told_with_the_file_that_names_it(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("base: gone.yaml\n")
+    with pytest.raises(UserError, match=r"gone\.yaml.*, which .*mine\.yaml names as its base"):
+        load_config(tmp_path / "mine.yaml")
+
+
+def test_a_wrong_override_is_shown_beside_the_file(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("pickle_file_path: x\n")
+    with pytest.raises(UserError, match=r"mine\.yaml epochs=many:\n.*got 'many'"):
+        load_config(tmp_path / "mine.yaml", ["epochs=many"])
+
+
 def test_paths_may_begin_at_home(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/ann")
     config = make_config({"pickle_file_path": "~/data/x_train_test_names.json"})
@@ -148,6 +160,9 @@ def test_paths_may_begin_at_home(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ({"batchsize": 3}, "did you mean 'batch_size'"),
         ({"batchsize": None}, "did you mean 'batch_size'"),
+        ({"learning_rate": 1e-3}, "did you mean 'lr'"),
+        ({"sweep": {"grid": {}}}, "it has a `sweep:` section, so it is run by sweep.py"),
+        ({"head_weights": "1 1 1"}, r"head_weights: expected a list, as \[1, 1, 1\], got '1 1 1'"),
         ({"epochs": "many"}, "epochs: .*integer.*'many'"),
         ({"epochs": True}, "epochs: .*number, got True"),
         ({"evaluation_size": True}, "evaluation_size"),

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from engine.device import make_accelerator, out_of_memory_told, use_gpus
+from engine.device import make_accelerator, reporting_out_of_memory, use_gpus
 from tests.run_on_disk import ROOT
 from utils.config import load_config
 from utils.errors import UserError
@@ -174,6 +174,17 @@ def test_what_a_scheduler_chose_is_kept(two_gpus: pytest.MonkeyPatch) -> None:
         use_gpus([0, 1, 2])
 
 
+def test_the_gpus_that_a_scheduler_chose_are_counted(two_gpus: pytest.MonkeyPatch) -> None:
+    for gpus, left in (([1], "GPU-b"), ([], ""), ([7], "GPU-a,GPU-b")):
+        two_gpus.setenv("CUDA_VISIBLE_DEVICES", "GPU-a,GPU-b")
+        use_gpus(gpus)
+        assert os.environ["CUDA_VISIBLE_DEVICES"] == left
+    two_gpus.setenv("CUDA_VISIBLE_DEVICES", "GPU-a,GPU-b")
+    with pytest.raises(Replaced):
+        use_gpus([1, 0])
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "GPU-b,GPU-a"
+
+
 def test_gpus_that_are_not_there(two_gpus: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match=r"names \[2\].*GPUs 0 to 1"):
         use_gpus([0, 2])
@@ -216,8 +227,8 @@ def test_running_out_of_memory_is_told_with_what_to_change() -> None:
     ):
         with (
             pytest.raises(UserError, match=r"8 images of 224 px.*batch_size=N"),
-            out_of_memory_told(8, 224),
+            reporting_out_of_memory(8, 224),
         ):
             raise error
-    with pytest.raises(RuntimeError, match="mat1 and mat2"), out_of_memory_told(8, 224):
+    with pytest.raises(RuntimeError, match="mat1 and mat2"), reporting_out_of_memory(8, 224):
         raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")

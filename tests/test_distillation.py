@@ -18,7 +18,7 @@ import distill
 from distillation.crops import Pool
 from distillation.scores import decode, encode, r_squared
 from distillation.student import make_student, start_student
-from distillation.training import LONGEST_STEP, Budget, Distiller
+from distillation.training import LONGEST_STEP, VALIDATION_SEED, Budget, Distiller
 from models.tiny_vae import load_tiny_vae
 from tests.test_tiny_vae import BUNDLED, random_start, random_vae, write_checkpoint
 from utils.checkpoints import weights_sha256
@@ -180,6 +180,7 @@ def test_a_chunk_that_cannot_be_read_is_drawn_again(
         (["--minutes", "inf"], "--minutes must be a finite number above 0"),
         (["--seed", "-1"], "--seed: expected at least 0, got -1"),
         (["--seed", str(2**64)], "--seed must be below"),
+        (["--seed", str(VALIDATION_SEED)], "--seed must be below 9,000,000 or from 10,000,020 on"),
         (["--work", "a_file"], "--work must be a folder, but a_file is a file"),
         (["--work", "a_file/in/it"], "--work must be a folder, but a_file is a file"),
         (["--out", "a_file"], "--out must be a folder, but a_file is a file"),

@@ -27,6 +27,7 @@ import train
 from datasets.loading import SegmentationDataset
 from engine.saved_state import load_state, save_state
 from engine.training import Trainer
+from engine.training_step import TrainingStep
 from tests.kill_test import same_end
 from tests.small_run import ROOT, arguments
 from utils.errors import UserError
@@ -57,14 +58,14 @@ def disk_takes_files_up_to(size: int) -> Iterator[None]:
 
 def in_step(monkeypatch: pytest.MonkeyPatch, number: int, action: Callable[[], object]) -> None:
     """Call `action` before the given training step."""
-    step, count = Trainer._step, itertools.count(1)
+    step, count = TrainingStep.__call__, itertools.count(1)
 
     def counted(self, batch):
         if next(count) == number:
             action()
         return step(self, batch)
 
-    monkeypatch.setattr(Trainer, "_step", counted)
+    monkeypatch.setattr(TrainingStep, "__call__", counted)
 
 
 def done(folder: Path) -> tuple[int, int]:

@@ -11,10 +11,11 @@ import export
 import train
 import valid
 from datasets.cases import open_data_set
-from engine.build import training_cases
+from datasets.held_out import training_cases
+from engine.build import hold_out_from
 from engine.initial_weights import known_held_out_cases
 from engine.training import Trainer
-from engine.training_record import cases_trained_on, selection_of
+from engine.training_record import TrainingRecord, cases_trained_on, names_sha256
 from tests.cases_on_disk import write_data_set
 from tests.small_run import arguments
 from utils.checkpoints import load_weights, save_weights
@@ -42,7 +43,9 @@ def weights_at_start(monkeypatch: pytest.MonkeyPatch) -> list[Weights]:
     fit = Trainer.fit
 
     def watched(self: Trainer) -> None:
-        parts = {name: part.state_dict() for name, part in self.evaluated_system.parts().items()}
+        parts = {
+            name: part.state_dict() for name, part in self.step.evaluated_system.parts().items()
+        }
         seen.append({key: value.clone() for key, value in flat(parts).items()})
         fit(self)
 
@@ -136,6 +139,47 @@ def test_weights_that_saw_test_cases_are_refused(finished: Path, tmp_path: Path,
         train.main(arguments(tmp_path, vae, f"pickle_file_path={other}", start, out="next"))
 
 
+def passed_on(folder: Path, **record: str) -> Path:
+    """Weights without a config beside them, that say on which data they were trained."""
+    folder.mkdir()
+    (folder / "best_model.safetensors").write_bytes(save({}, record))
+    return folder / "best_model.safetensors"
+
+
+def test_another_split_is_noticed_through_runs_on_other_data(
+    finished: Path, tmp_path: Path, vae: Path
+) -> None:
+    first = passed_on(tmp_path / "first", data_set="blobs", training_cases="of another split")
+    config = load_config(finished / "config.yaml")
+    spots = Path(other_data_set(tmp_path).partition("=")[2])
+    changes = {"pickle_file_path": spots, "init_weights": first}
+    (finished / "config.yaml").write_text(dump_config(config.model_copy(update=changes)))
+    start = f"init_weights={finished / 'best_model.pth'}"
+    with pytest.raises(UserError, match=rf"started from {first}, which was trained on another"):
+        train.main([*arguments(tmp_path, vae, start, out="next"), "--dry-run"])
+
+
+def test_weights_start_a_training_on_their_own_data_wherever_it_lies(tmp_path: Path) -> None:
+    data_set = open_data_set(write_data_set(tmp_path, train=2, test=1))
+    names = tuple(case.name for case in data_set.train)
+    gone = "datasets/gone/blobs_train_test_names.json"
+    start = write_config(tmp_path / "start", pickle_file_path=gone)
+    with pytest.raises(UserError, match="no split file"):
+        cases_trained_on(start, data_set)
+    record = {"training_cases": names_sha256(names)}
+    start.with_name("environment.json").write_text(json.dumps(record))
+    assert cases_trained_on(start, data_set) == names
+
+
+def test_all_cases_count_as_known_where_only_a_hash_of_them_is_recorded(tmp_path: Path) -> None:
+    data_set = open_data_set(write_data_set(tmp_path, train=9, test=3))
+    names = [case.name for case in data_set.train]
+    held_out = data_set.train[:2]
+    for cases, known in ((names, 2), (names[1:], 0)):
+        start = passed_on(tmp_path / f"{known}", training_cases=names_sha256(cases))
+        assert len(known_held_out_cases(start, held_out, data_set)) == known
+
+
 def test_weights_of_an_absent_set_of_the_same_name_start_a_training(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -162,6 +206,10 @@ def test_cases_are_remembered_through_runs_of_one_place(tmp_path: Path) -> None:
         tmp_path / "other", pickle_file_path="spots_train_test_names.json", init_weights=first
     )
     assert cases_trained_on(other, data_set) == tuple(case.name for case in data_set.train)
+
+
+def selection_of(checkpoint: Path) -> str:
+    return TrainingRecord.read(checkpoint).selection()
 
 
 def test_a_start_that_was_chosen_on_test_is_remembered(tmp_path: Path) -> None:
@@ -221,7 +269,10 @@ def test_the_plan_warns_of_held_out_cases_that_the_start_knows(
     config = load_config(finished / "config.yaml")
     data_set = open_data_set(config.pickle_file_path)
     other_seed = config.model_copy(update={"seed": 5})
-    trained, held_out = training_cases(config, data_set)[0], training_cases(other_seed, data_set)[1]
+    trained, held_out = (
+        training_cases(data_set, hold_out_from(config))[0],
+        training_cases(data_set, hold_out_from(other_seed))[1],
+    )
     known = len(set(trained) & set(held_out))
     assert known > 0
     assert "warning" not in plan(start)
@@ -245,14 +296,22 @@ def test_all_cases_count_as_known_where_it_is_not_known_which_were_held_out(tmp_
         weights = start.with_suffix(".safetensors")
         weights.write_bytes(save({}, {"averaged_runs": runs}))
         config = make_config({"pickle_file_path": data_set.split_file, "init_weights": weights})
-        held_out = training_cases(config, data_set)[1]
+        held_out = training_cases(data_set, hold_out_from(config))[1]
         assert len(held_out) == 1
-        assert len(known_held_out_cases(config, data_set)) == known, (
+        assert len(known_held_out_cases(weights, held_out, data_set)) == known, (
             "a mean has seen what any run has"
         )
     weights.write_bytes(save({}))
     weights.with_name("environment.json").write_text('{"training_cases": "of an earlier split"}')
-    assert len(known_held_out_cases(config, data_set)) == 1
+    assert len(known_held_out_cases(weights, held_out, data_set)) == 1
+
+
+def test_a_run_in_place_of_its_weights_is_told(finished: Path, tmp_path: Path, vae: Path) -> None:
+    start = f"init_weights={finished}"
+    with pytest.raises(
+        UserError, match=r"no weights at .*, a folder: name the file in it, best_model"
+    ):
+        train.main(arguments(tmp_path, vae, start, out="next"))
 
 
 def test_the_same_split_may_be_trained_further(finished: Path, tmp_path: Path, vae: Path) -> None:

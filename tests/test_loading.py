@@ -29,6 +29,7 @@ from datasets.cases import (
     resize_mask,
 )
 from datasets.decoding import decode
+from datasets.held_out import training_cases
 from datasets.image_headers import ImageError
 from datasets.loading import (
     EpochSampler,
@@ -38,7 +39,7 @@ from datasets.loading import (
 )
 from datasets.masks import binary_mask, decode_mask
 from datasets.prepared import read_metadata_groups
-from engine.build import training_cases, training_sets
+from engine.build import hold_out_from, training_sets
 from tests.cases_on_disk import write_data_set
 from tests.dataset_archives import turned
 from utils.config import make_config
@@ -261,7 +262,7 @@ def test_folds_are_disjoint_and_cover_train(tmp_path: Path) -> None:
     values = {"pickle_file_path": data_set.split_file, "folds": 4, "seed": 3}
     held_parts = []
     for fold in range(4):
-        train, held = training_cases(make_config(values | {"fold": fold}), data_set)
+        train, held = training_cases(data_set, hold_out_from(make_config(values | {"fold": fold})))
         held_parts.append([case.name for case in held])
         assert {case.name for case in train} == names - set(held_parts[-1])
     assert sorted(name for part in held_parts for name in part) == sorted(names)
@@ -271,7 +272,10 @@ def test_folds_are_disjoint_and_cover_train(tmp_path: Path) -> None:
 def test_held_out_cases_depend_on_the_seed(tmp_path: Path) -> None:
     data_set = open_data_set(write_data_set(tmp_path, train=20, test=1, size=32))
     values = {"pickle_file_path": data_set.split_file, "val_fraction": 0.5}
-    one, other = (training_cases(make_config(values | {"seed": s}), data_set)[1] for s in (3, 4))
+    one, other = (
+        training_cases(data_set, hold_out_from(make_config(values | {"seed": s})))[1]
+        for s in (3, 4)
+    )
     assert len(one) == len(other) == 10 and one != other
 
 
@@ -282,7 +286,9 @@ def test_training_cases_follow_the_config(tmp_path: Path) -> None:
     def first(**changes: object) -> Sample:
         values = {"pickle_file_path": data_set.split_file, "image_size": 32, "folds": 3}
         config = make_config(values | changes)
-        return training_sets(config, data_set, system, progress=False)[0][0, 0]
+        return training_sets(
+            config, training_cases(data_set, hold_out_from(config)), system, progress=False
+        )[0][0, 0]
 
     plain, other = first(augment=False), first(augment=False, seed=6)
     assert not torch.equal(first()["image"], plain["image"])
@@ -297,13 +303,13 @@ def test_a_split_may_name_the_cases_that_choose_the_checkpoint(tmp_path: Path) -
     data_set = open_data_set(split_file)
     assert len(data_set.train) == 6, "cases that were seen in training, as the held-out ones are"
     values = {"pickle_file_path": split_file, "val_fraction": 0.5}
-    train, val = training_cases(make_config(values), data_set)
+    train, val = training_cases(data_set, hold_out_from(make_config(values)))
     assert [case.name for case in val] == held
     assert [case.name for case in train] == split["train"]["name_list"]
-    on_test = training_cases(make_config(values | {"select_on": "test"}), data_set)
+    on_test = training_cases(data_set, hold_out_from(make_config(values | {"select_on": "test"})))
     assert [len(cases) for cases in on_test] == [6, 2]
     with pytest.raises(UserError, match=r"names 2 cases to choose the checkpoint by .*folds=0"):
-        training_cases(make_config(values | {"folds": 2}), data_set)
+        training_cases(data_set, hold_out_from(make_config(values | {"folds": 2})))
 
 
 @pytest.mark.parametrize("how", ["val_fraction=0.1", "folds=2", "select_on=test"])
@@ -312,7 +318,7 @@ def test_a_cohort_for_testing_only_is_not_trained_on(tmp_path: Path, how: str) -
     key, value = how.split("=")
     config = make_config({"pickle_file_path": data_set.split_file, "fold": 0, key: value})
     with pytest.raises(UserError, match="blobs has no training cases, only 2 to test on"):
-        training_cases(config, data_set)
+        training_cases(data_set, hold_out_from(config))
 
 
 def test_one_patient_cannot_be_held_out_and_trained_on(tmp_path: Path) -> None:
@@ -320,7 +326,9 @@ def test_one_patient_cannot_be_held_out_and_trained_on(tmp_path: Path) -> None:
     groups = {case.name: "A" for case in data_set.train}
     (data_set.folder / "groups.json").write_text(json.dumps(groups))
     with pytest.raises(UserError, match=r"all 3 training cases .* \(val_fraction 0.1, 1 group"):
-        training_cases(make_config({"pickle_file_path": data_set.split_file}), data_set)
+        training_cases(
+            data_set, hold_out_from(make_config({"pickle_file_path": data_set.split_file}))
+        )
 
 
 def test_published_path_finds_the_prepared_set(
@@ -667,7 +675,7 @@ def test_held_out_cases_of_a_group_are_those_of_the_data_set(tmp_path: Path) -> 
     data_set = open_data_set(config.pickle_file_path)
     groups = tmp_path / "blobs" / "groups.json"
     groups.write_text(json.dumps({case.name: str(i // 3) for i, case in enumerate(data_set.train)}))
-    train, held = training_cases(config, data_set)
+    train, held = training_cases(data_set, hold_out_from(config))
     assert (
         len(held) == 3
         and len({read_metadata_groups(data_set.folder)[case.name] for case in held}) == 1
@@ -675,7 +683,7 @@ def test_held_out_cases_of_a_group_are_those_of_the_data_set(tmp_path: Path) -> 
     assert len(train) == 6
     groups.write_text("[]")
     with pytest.raises(UserError, match=r"groups\.json: expected case names.*prepare"):
-        training_cases(config, data_set)
+        training_cases(data_set, hold_out_from(config))
 
 
 def test_colours_are_jittered_by_a_tenth() -> None:
@@ -693,7 +701,9 @@ def test_cases_that_choose_the_checkpoint_are_not_augmented(tmp_path: Path) -> N
     data_set = open_data_set(write_data_set(tmp_path, train=9, test=1, size=32))
     system: Any = SimpleNamespace(latent_shape=lambda size: (4, 4, 4), noise_probability=1.0)
     config = make_config({"pickle_file_path": data_set.split_file, "image_size": 32, "folds": 3})
-    _, val = training_sets(config, data_set, system, progress=False)
+    _, val = training_sets(
+        config, training_cases(data_set, hold_out_from(config)), system, progress=False
+    )
     plain = torch.from_numpy(val.pixels(0)[0]).permute(2, 0, 1) / 255
     for epoch in range(8):
         torch.testing.assert_close(val[epoch, 0]["image"], plain)

@@ -18,7 +18,7 @@ from engine.memory import (
     PeakMemory,
     describe_memory,
     estimate_memory,
-    out_of_memory,
+    out_of_memory_error,
     split_batch,
 )
 from models.base import SegmentationModel
@@ -173,7 +173,7 @@ def test_what_is_told(
     available: int | None, has_saved: bool, expected: str, not_expected: str | None
 ) -> None:
     estimate = MemoryEstimate(12, weights=100, gradients=100, optimizer=200, step=1200)
-    error = out_of_memory(
+    error = out_of_memory_error(
         estimate,
         image_size=224,
         accumulate=1,

@@ -186,7 +186,7 @@ def test_the_memory_of_a_network_that_looks_at_values(
     def too_large(*_: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr("engine.training.Trainer._step", too_large)
+    monkeypatch.setattr("engine.training_step.TrainingStep.__call__", too_large)
     with pytest.raises(UserError, match="out of memory with batches of 2 at 32 px: set a smaller"):
         train.main([*command, "resume=never"])
 

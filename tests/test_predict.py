@@ -291,6 +291,17 @@ def test_a_tiff_in_which_0_is_white_is_inverted(depth: type) -> None:
         assert bright.note == "" and bright.pixels.min() == 240
 
 
+def test_images_with_a_note_are_counted(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = picture_folder(tmp_path / "scans", count=2)
+    (folder / "dark.png").write_bytes(encoded(np.full((8, 8), 1000, np.uint16)))
+    out = tmp_path / "out"
+    predict.main(["--run", str(run), str(folder), "--out", str(out)])
+    told = capsys.readouterr().out
+    assert f"warning: 1 of these images have a note, see {out / 'predictions.csv'}" in told
+
+
 def test_windows_are_parsed() -> None:
     assert parse_window("auto") == "auto" and parse_window("-100,300.5") == (-100, 300.5)
     for text in ("5", "3,1", "1,1", "a,b", "nan,1", "0,inf", "1,2,3"):
@@ -1078,8 +1089,10 @@ def test_resume_goes_on_where_it_stopped(
     first = journal.read_text().split("\n")[1].split(",")[0]
     (parts / "overlays" / f"{first}.jpg").unlink()
 
-    with pytest.raises(UserError, match="already holds predictions"):
-        predict.main([*command, str(parts)])
+    with monkeypatch.context() as patch:
+        patch.setattr("engine.backends.open_backend", lambda _: pytest.fail("loaded the model"))
+        with pytest.raises(UserError, match="already holds predictions"):
+            predict.main([*command, str(parts)])
     calls[0] = -100
     with monkeypatch.context() as patch:
         patch.setattr(TorchBackend, "__call__", killed)

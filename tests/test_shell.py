@@ -114,6 +114,26 @@ def test_validation_alone(checkout: Path) -> None:
     ]
 
 
+def test_validation_of_all_leaves_out_what_has_no_weights(checkout: Path) -> None:
+    for name in ("busi", "glas", "mine"):
+        prepare(checkout, name)
+
+    def validated(*arguments: str) -> list[str]:
+        (checkout / "calls").unlink(missing_ok=True)
+        return calls(checkout, "valid.sh", *arguments)
+
+    every = validated()
+    assert len(every) == 3, "without any run each one is asked for, and says what is missing"
+    run = checkout / "ckpt" / "wave_gms_mine" / "epochs_4"
+    provided = checkout / "ckpt" / "provided_models" / "busi"
+    for folder, file in ((run, "best_model.pth"), (provided, "config.yaml")):
+        folder.mkdir(parents=True)
+        (folder / file).touch()
+    assert validated() == [every[0], every[2]]
+    assert len(validated("glas")) == 1
+    assert len(validated("snapshot_path=elsewhere")) == 3
+
+
 @pytest.mark.parametrize("script", ["train.sh", "valid.sh"])
 def test_options_of_the_scripts_in_python_are_refused(checkout: Path, script: str) -> None:
     process = start(checkout, script, "phantom", "--dry-run")

@@ -67,15 +67,23 @@ def test_a_run_writes_what_it_promises(a_run: Path) -> None:
 def keep_cases(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     """A list that the names of the cases of each training step from here on are added to."""
     from engine.training import Trainer
+    from engine.training_step import TrainingStep
 
-    step = Trainer._step
+    step, fit = TrainingStep.__call__, Trainer.fit
     kept: list[list[str]] = []
+    training: list[Trainer] = []
+
+    def noting_fit(self):
+        training.append(self)
+        fit(self)
 
     def keeping_step(self, batch):
-        kept.append([self.train_set.cases[index].name for index in batch["index"].tolist()])
+        cases = training[-1].train_set.cases
+        kept.append([cases[index].name for index in batch["index"].tolist()])
         return step(self, batch)
 
-    monkeypatch.setattr(Trainer, "_step", keeping_step)
+    monkeypatch.setattr(Trainer, "fit", noting_fit)
+    monkeypatch.setattr(TrainingStep, "__call__", keeping_step)
     return kept
 
 
@@ -83,7 +91,8 @@ def test_a_seed_fixes_the_run_and_workers_change_nothing(
     finished: Path, tmp_path: Path, vae: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(  # the same cases for both seeds
-        "engine.build.hold_out", lambda names, part, _, groups: hold_out(names, part, 2333, groups)
+        "datasets.held_out.hold_out",
+        lambda names, part, _, groups: hold_out(names, part, 2333, groups),
     )
     cases = keep_cases(monkeypatch)
     train.main(arguments(tmp_path, vae, "num_workers=2", out="b"))
@@ -96,9 +105,9 @@ def test_a_seed_fixes_the_run_and_workers_change_nothing(
 
 def stop_in_step(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
     """Make a SIGTERM arrive during the given training step."""
-    from engine.training import Trainer
+    from engine.training_step import TrainingStep
 
-    step, left = Trainer._step, [number]
+    step, left = TrainingStep.__call__, [number]
 
     def stopping_step(self, batch):
         left[0] -= 1
@@ -106,7 +115,7 @@ def stop_in_step(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
             os.kill(os.getpid(), signal.SIGTERM)
         return step(self, batch)
 
-    monkeypatch.setattr(Trainer, "_step", stopping_step)
+    monkeypatch.setattr(TrainingStep, "__call__", stopping_step)
 
 
 @pytest.mark.parametrize("number", [1, 3, 5])
@@ -245,9 +254,9 @@ def test_dropout_of_a_baseline_resumes_too(
 def test_a_network_does_not_draw_what_the_augmentation_drew(
     tmp_path: Path, vae: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from engine.training import Trainer
+    from engine.training_step import TrainingStep
 
-    step = Trainer._step
+    step = TrainingStep.__call__
     noise: list[torch.Tensor] = []
     drawn: list[torch.Tensor] = []
 
@@ -256,7 +265,7 @@ def test_a_network_does_not_draw_what_the_augmentation_drew(
         drawn.append(torch.randn(batch["noise"].shape[1:]))
         return step(self, batch)
 
-    monkeypatch.setattr(Trainer, "_step", drawing_step)
+    monkeypatch.setattr(TrainingStep, "__call__", drawing_step)
     train.main(arguments(tmp_path, vae, "epochs=1"))
     monkeypatch.setattr("accelerate.Accelerator.process_index", 1)
     train.main(arguments(tmp_path, vae, "epochs=1", out="of_another_process"))

@@ -180,6 +180,82 @@ def test_test_cases_that_a_run_was_trained_on_are_told_and_left_out(
     assert "too high" not in told
 
 
+def test_the_cases_of_a_run_are_known_where_its_split_file_has_changed(
+    tmp_path: Path, vae: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train.main(arguments(tmp_path, vae, "epochs=1"))
+    run, split_file = (
+        tmp_path / "run" / "epochs_1",
+        tmp_path / "blobs" / "blobs_train_test_names.json",
+    )
+    cases = json.loads((run / "cases.json").read_text())
+    split = json.loads(split_file.read_text())
+    assert sorted(cases["train"] + cases["held_out"]) == sorted(split["train"]["name_list"])
+    assert cases["held_out"] and cases["test"] == split["test"]["name_list"]
+
+    def seen(*moved: str) -> list[str]:
+        split_file.write_bytes(redrawn(split_file, *moved).read_bytes())
+        valid.main(["--run", str(run)])
+        summary = json.loads((run / "valid_results_blobs" / "summary.json").read_text())
+        return summary["provenance"]["test_cases_trained_on"]
+
+    assert seen("case_0", "case_9") == ["case_0"]
+    assert "1 of its 3 test cases (case_0)" in capsys.readouterr().out
+    assert seen("case_0") == [], "one fewer to test on, and none that was trained on"
+    assert "another split" not in capsys.readouterr().out
+
+
+def test_the_held_out_cases_are_scored(
+    tmp_path: Path, vae: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folds = ("epochs=1", "folds=3")
+    scored: list[str] = []
+    for fold in range(3):
+        train.main(arguments(tmp_path, vae, *folds, f"fold={fold}", out=f"fold_{fold}"))
+        run = tmp_path / f"fold_{fold}" / "epochs_1"
+        capsys.readouterr()
+        valid.main(["--run", str(run), "--held-out"])
+        told = capsys.readouterr().out
+        assert "blobs: 3 held-out cases" in told and "warning" not in told
+        results = run / "held_out_results_blobs"
+        with (results / "results.csv").open() as file:
+            scored += [
+                row["Name"] for row in csv.DictReader(file) if row["Name"].startswith("case")
+            ]
+        summary = json.loads((results / "summary.json").read_text())
+        assert summary["provenance"]["selection"].endswith("; scored on the cases that chose it")
+        assert summary["provenance"]["test_cases_trained_on"] == []
+        assert len(list((run / "held_out_masks_blobs" / "binary").iterdir())) == 3
+        assert not list(run.glob("valid_results_*"))
+        with (run / "history.csv").open() as file:
+            (row,) = csv.DictReader(file)
+        assert summary["metrics"]["DSC"]["mean"] == pytest.approx(float(row["val_dice"]), abs=1e-6)
+    data_set = open_data_set(tmp_path / "blobs" / "blobs_train_test_names.json")
+    assert sorted(scored) == sorted(case.name for case in data_set.train), "each of them once"
+
+    held_out = json.loads((run / "cases.json").read_text())["held_out"]
+    start = f"init_weights={run / 'best_model.pth'}"
+    train.main(arguments(tmp_path, vae, *folds, "fold=0", start, out="again"))
+    valid.main(["--run", str(tmp_path / "again" / "epochs_1"), "--held-out"])
+    assert "were trained on 3 of the 3 held-out cases" in capsys.readouterr().out
+
+    groups = {"by": "near-duplicates", "groups": [[held_out[0], scored[0]]]}
+    (tmp_path / "blobs" / "check").mkdir()
+    (tmp_path / "blobs" / "check" / "same_source_groups.json").write_text(json.dumps(groups))
+    valid.main(["--run", str(run), "--held-out"])
+    summary = json.loads((results / "summary.json").read_text())
+    assert summary["without_leaked"]["dropped"] == [held_out[0]]
+
+    (run / "cases.json").unlink()
+    with pytest.raises(
+        UserError, match=r"no record \(cases\.json beside it\) of which cases of blobs"
+    ):
+        valid.main(["--run", str(run), "--held-out"])
+    train.main(arguments(tmp_path, vae, "epochs=1", "select_on=test", out="on_test"))
+    with pytest.raises(UserError, match="held out no case of train; it was chosen on test"):
+        valid.main(["--run", str(tmp_path / "on_test" / "epochs_1"), "--held-out"])
+
+
 def test_seen_test_cases_need_the_split_of_the_same_data(
     finished: Path, tmp_path: Path, vae: Path
 ) -> None:
@@ -194,6 +270,7 @@ def test_seen_test_cases_need_the_split_of_the_same_data(
     assert seen(tmp_path / "grouped", "blobs_grouped") == ["case_3"]
     assert seen(tmp_path, "spots") == [], "other data, whose cases share the names"
 
+    (finished / "cases.json").unlink()  # as earlier versions left it
     record = finished / "environment.json"
     trained_on = json.loads(record.read_text())
     record.write_text(json.dumps(trained_on | {"training_cases": "those of another split"}))
@@ -259,7 +336,7 @@ def test_the_threshold_is_inclusive_and_used(
     pictured = []
     for name in ("write_report", "write_overlays", "draw_examples"):
         monkeypatch.setattr(
-            f"engine.scoring.{name}",
+            f"engine.evaluation.{name}",
             lambda *given, threshold=None, **_: pictured.append(threshold or given[-1]),
         )
     valid.main(arguments(tmp_path, vae, "threshold=0.9999"))
@@ -275,6 +352,7 @@ def test_scores_without_leaked_cases(
     run = finished / "config.yaml"
 
     def trained_on(split_file: Path) -> None:
+        (finished / "cases.json").unlink(missing_ok=True)  # of the training that there was
         config = load_config(run).model_copy(update={"pickle_file_path": split_file})
         run.write_text(dump_config(config))
 
@@ -354,6 +432,8 @@ def test_a_checkpoint_elsewhere(finished: Path, tmp_path: Path, vae: Path) -> No
     assert "no record" in summary["provenance"]["selection"]
     with pytest.raises(UserError, match=r"no checkpoint at .*best_model\.pth.*train\.py"):
         valid.main(arguments(tmp_path, vae))
+    with pytest.raises(UserError, match=r"no checkpoint at .*Here is --run .*run/epochs_2$"):
+        valid.main(arguments(tmp_path, vae, "epochs=7"))
 
 
 def test_another_checkpoint_of_a_run_spares_the_results_of_its_best(
@@ -417,6 +497,11 @@ def test_a_run_is_validated_by_its_folder(finished: Path, tmp_path: Path) -> Non
     assert (other.parent / "valid_results_blobs" / "results.csv").exists()
     with pytest.raises(UserError, match="is not the folder of a run: it has no config"):
         valid.main(["--run", str(tmp_path)])
+    for near in (finished.parent, finished / "best_model.pth"):
+        with pytest.raises(
+            UserError, match=rf"is not the folder of a run.*Here is --run {finished}"
+        ):
+            valid.main(["--run", str(near)])
 
 
 def test_an_output_that_is_not_a_number(finished: Path, tmp_path: Path, vae: Path) -> None:
@@ -468,7 +553,8 @@ def test_several_data_sets_become_a_matrix(
     assert (finished / "valid_results_one" / "results.csv").exists()
     rows = list(csv.reader((finished / "cross_domain" / "cross_domain_DSC.csv").open()))
     assert rows[0] == ["train set", "one", "two"] and rows[1][0] == "blobs"
-    valid.main([*arguments(tmp_path, vae, "save_seg_img_path=masks"), "--datasets", "one", "two"])
+    two = str(Path("datasets", "two", "two_train_test_names.json"))  # by its path, too
+    valid.main([*arguments(tmp_path, vae, "save_seg_img_path=masks"), "--datasets", "one", two])
     masks = {path.parent.parent.name for path in (tmp_path / "masks").rglob("binary/*.png")}
     assert masks == {"one", "two"}, "cases of the same name would replace each other"
 

@@ -76,6 +76,12 @@ def read_metadata(path: Path) -> dict[str, str]:
         return file.metadata() or {}
 
 
+def _instead(path: Path) -> str:
+    """Where `path` is the folder of a run, that its weights are a file in it."""
+    file = path / "best_model.pth"
+    return f", a folder: name the file in it, {file.name}" if file.is_file() else ""
+
+
 def load_weights(path: Path, system: SegmentationModel, key: str = "model_weight") -> None:
     """Copy the weights in `path`, which the config names under `key`, into the trainable parts of `system`.
 
@@ -88,7 +94,7 @@ def load_weights(path: Path, system: SegmentationModel, key: str = "model_weight
     path = Path(path)
     if not path.is_file():
         raise UserError(
-            f"no weights at {path.absolute()}; train a model (sh train.sh) or set `{key}:` to a "
+            f"no weights at {path.absolute()}{_instead(path)}; train a model (sh train.sh) or set `{key}:` to a "
             "checkpoint"
         )
     found = _read(path)

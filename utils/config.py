@@ -85,7 +85,7 @@ class Config(BaseModel):
     num_workers: Count = Field(2, description="Loader processes; in valid.py also those that score")
     cache_mb: Count = Field(
         4096,
-        description="Memory for decoded images in MiB; cases beyond it are decoded on every access",
+        description="Memory for decoded images in MiB, of each process; cases beyond it are decoded on every access",
     )
     drop_leaked: bool | None = Field(
         None,
@@ -184,7 +184,8 @@ class Config(BaseModel):
     # Hardware
     GPUs: tuple[Count, ...] = Field(
         (0,),
-        description="GPUs to use, one process each (as many when resumed), [] for the CPU; ignored on a machine without GPUs",
+        description="GPUs to use, one process each (as many when resumed), [] for the CPU; they count those that "
+        "CUDA_VISIBLE_DEVICES shows, where that is set. Ignored on a machine without GPUs",
     )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         "auto",
@@ -344,6 +345,11 @@ class Config(BaseModel):
         return data_set_name(self.pickle_file_path)
 
     @property
+    def is_wave_gms(self) -> bool:
+        """False for a baseline or a network of one's own, for which the keys on the VAE mean nothing."""
+        return self.model == "wave-gms"
+
+    @property
     def run_folder(self) -> Path:
         """Where the run writes: `<snapshot_path>/epochs_<epochs>`."""
         return self.snapshot_path / f"epochs_{self.epochs}"
@@ -376,17 +382,28 @@ SECTIONS = {
 }
 """Headings of docs/config.md, by the first key below each."""
 
+OTHER_NAMES = {
+    "learning_rate": "lr", "base_lr": "lr", "wd": "weight_decay", "bs": "batch_size", "max_epochs": "epochs",
+    "num_epochs": "epochs", "img_size": "image_size", "resolution": "image_size", "output_dir": "snapshot_path",
+    "device": "GPUs", "amp": "precision", "checkpoint": "model_weight", "pretrained": "init_weights",
+}  # fmt: skip
+"""What other frameworks call a key, for the message about one that is unknown."""
+
 
 def _explain(error: ValidationError, where: str) -> str:
     lines = []
     for problem in error.errors(include_url=False):
         key = str(problem["loc"][0]) if problem["loc"] else ""
-        if problem["type"] == "extra_forbidden":
-            lines.append(unknown_key(key, Config.model_fields, "docs/config.md"))
+        if key == "sweep":
+            lines.append("it has a `sweep:` section, so it is run by sweep.py")
+        elif problem["type"] == "extra_forbidden":
+            lines.append(unknown_key(key, Config.model_fields, "docs/config.md", OTHER_NAMES))
         elif problem["type"] == "missing":
             lines.append(f"{key} is missing: {Config.model_fields[key].description}")
         elif problem["type"] == "value_error":
             lines.append(str(problem["ctx"]["error"]))
+        elif problem["type"] == "tuple_type":
+            lines.append(f"{key}: expected a list, as [1, 1, 1], got {shown(problem['input'])}")
         else:
             lines.append(f"{key}: {problem['msg']}, got {shown(problem['input'])}")
     return f"{where}:\n" + "\n".join(f"  {line}" for line in dict.fromkeys(lines))
@@ -415,7 +432,7 @@ def load_config(path: Path | str, overrides: Sequence[str] = ()) -> Config:
             "vae_model=sd_vae and, as vae_weights, the VAE of Stable Diffusion",
             path,
         )
-    return make_config(values, str(path))
+    return make_config(values, " ".join([str(path), *overrides]))
 
 
 def dump_config(config: Config) -> str:

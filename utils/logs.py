@@ -12,10 +12,18 @@ from utils.interruption import Interrupted
 log = logging.getLogger("wavegms")
 
 
+class _Plain(logging.Formatter):
+    """The message alone, after `warning: ` where it is one."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        text = super().format(record)
+        return f"warning: {text}" if record.levelno == logging.WARNING else text
+
+
 def log_to(file: Path | None = None, level: int = logging.INFO) -> None:
     """Send the project's log lines to the terminal and, if given, append them to a file."""
     handlers: list[logging.Handler] = [logging.StreamHandler(sys.stdout)]
-    handlers[0].setFormatter(logging.Formatter("%(message)s"))
+    handlers[0].setFormatter(_Plain("%(message)s"))
     handlers[0].addFilter(lambda record: not hasattr(record, "file_only"))
     if file is not None:
         file.parent.mkdir(parents=True, exist_ok=True)

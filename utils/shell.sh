@@ -84,8 +84,16 @@ prepared() {
     done | sort -u
 }
 
+# has_weights NAME: whether there is a trained run of the data set, or weights that come with the repository.
+has_weights() {
+    for file in ckpt/wave_gms_"$1"/epochs_*/best_model.* ckpt/provided_models/"$1"/config.yaml; do
+        [ -f "$file" ] && return
+    done
+    return 1
+}
+
 # each_data_set "STEP..." [dataset ...] [key=value ...]: run STEP.py for each data set in turn.
-# Without a data set: every prepared one. One without configs of its own gets configs/own_*.yaml.
+# Without a data set: every prepared one, for validation alone every one that has weights. One without configs of its own gets configs/own_*.yaml.
 each_data_set() {
     steps=$1
     shift
@@ -97,10 +105,17 @@ each_data_set() {
             *) names="$names $argument" ;;
         esac
     done
-    [ -n "$names" ] || names=$(prepared)
     if [ -z "$names" ]; then
-        echo "error: no data set is prepared; see: $PYTHON -m datasets.prepare --list" >&2
-        exit 2
+        names=$(prepared)
+        if [ -z "$names" ]; then
+            echo "error: no data set is prepared; see: $PYTHON -m datasets.prepare --list" >&2
+            exit 2
+        fi
+        trained=$(for name in $names; do has_weights "$name" && echo "$name"; done) || :
+        case "$steps $*" in
+            *\ snapshot_path=* | *\ model_weight=* | train*) ;; # the weights may be elsewhere, or to come
+            *) [ -z "$trained" ] || names=$trained ;;
+        esac
     fi
     for name in $names; do
         for step in $steps; do

@@ -7,7 +7,7 @@ command line comes last.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +77,10 @@ def read_mapping(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
 
     UserError for anything but a short plain YAML mapping.
     """
-    content = read_yaml(path)
+    try:
+        content = read_yaml(path)
+    except UserError as error:
+        raise UserError(f"{error}, which {seen[-1]} names as its base") if seen else error from None
     resolved = path.resolve()
     if resolved in seen:
         chain = " -> ".join(str(p) for p in (*seen, path))
@@ -110,8 +113,14 @@ def shown(value: object) -> str:
     return text if len(text) <= MAX_SHOWN else text[:MAX_SHOWN] + "..."
 
 
-def unknown_key(key: str, known: Iterable[str], page: str) -> str:
-    """The message about a key that is none of `known`, which `page` describes."""
-    close = difflib.get_close_matches(key, known, n=1)
+def unknown_key(
+    key: str, known: Iterable[str], page: str, other_names: Mapping[str, str] | None = None
+) -> str:
+    """The message about a key that is none of `known`, which `page` describes.
+
+    `other_names` are those that `known` have elsewhere.
+    """
+    meant = (other_names or {}).get(key)
+    close = [meant] if meant else difflib.get_close_matches(key, known, n=1)
     hint = f"did you mean {close[0]!r}?" if close else f"see {page} for all keys"
     return f"unknown key {key!r}; {hint}"

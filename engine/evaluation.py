@@ -1,11 +1,12 @@
-"""Score a trained model on the test split of a data set, and write all results."""
+"""Evaluation of a trained model: the test split of a data set scored, and all results written."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from datasets.cases import Case, DataSet
 from datasets.leaks import leaked_test_cases, same_source_file
@@ -13,10 +14,11 @@ from datasets.splits import Split
 from engine.case_predictions import predict_cases, report_cases, save_each
 from engine.device import resolved_precision
 from engine.examples import draw_examples, names_by_quantile, write_overlays
+from engine.initial_weights import fitted_cases
 from engine.provenance import network_name, provenance
-from engine.training_record import cases_trained_on
+from engine.training_record import CASES_FILE, TrainingRecord, cases_trained_on
 from utils.case_scores import score_cases
-from utils.errors import listed
+from utils.errors import UserError, listed
 from utils.metrics import EMPTY_RULES, CaseScores, EmptyRule
 from utils.report import write_report
 from utils.results import MetricStatistics, ScoresWithoutLeaked, Summary, write_results
@@ -37,11 +39,11 @@ def score_test_split(
     data_set: DataSet,
     system: SegmentationModel,
     checkpoint: Path,
-    masks: Path,
+    predictions: Path,
     accelerator: Accelerator,
 ) -> Summary:
-    """Predict and score the test split of one data set; masks go into `masks`, the rest into
-    `results_folder`.
+    """Predict and score the test split of one data set; masks and probabilities go into the folder
+    `predictions`, the rest into `results_folder`.
 
     Returns the summary that is also written as summary.json.
     """
@@ -50,10 +52,80 @@ def score_test_split(
     if made_with["trained_on_another_split"]:
         warn_of_another_split(data_set, checkpoint, seen)
     leaked = set() if config.drop_leaked is False else set(seen)
-    if should_check_leaks(config, data_set):
+    if should_check_leaks(data_set, config.drop_leaked):
         leaked |= cases_seen_in_training(data_set, checkpoint)
     results = results_folder(checkpoint) / f"valid_results_{data_set.name}"
-    predictions = predict_cases(
+    return _score(
+        config, data_set, "test", system, predictions, accelerator, results, made_with, leaked
+    )
+
+
+def score_held_out(
+    config: Config,
+    data_set: DataSet,
+    system: SegmentationModel,
+    checkpoint: Path,
+    predictions: Path,
+    accelerator: Accelerator,
+) -> Summary:
+    """As `score_test_split`, the cases of train that the run held out to choose its checkpoint.
+
+    The results go into a folder `held_out_results_<data set>`. UserError where the run held out none, or it
+    is not recorded which.
+    """
+    held_out = held_out_cases(checkpoint, data_set)
+    fitted = fitted_cases(checkpoint, data_set)
+    names = tuple(case.name for case in held_out)
+    seen = sorted(fitted.intersection(names))
+    if seen:
+        log.warning(
+            "%s started from weights that were trained on %d of the %d held-out cases (%s): the scores are too high",
+            *(checkpoint, len(seen), len(names), listed(seen, limit=SHOWN)),
+        )
+    made_with = provenance(config, data_set, checkpoint, resolved_precision(accelerator))
+    made_with |= {
+        "selection": f"{made_with['selection']}; scored on the cases that chose it",
+        "trained_on_another_split": bool(seen),
+        "test_cases_trained_on": seen,
+    }
+    leaked = set() if config.drop_leaked is False else set(seen)
+    if should_check_leaks(data_set, config.drop_leaked):
+        train = tuple(case.name for case in data_set.train if case.name in fitted)
+        leaked |= leaked_test_cases(data_set.folder, Split(train, names))
+    results = results_folder(checkpoint) / f"held_out_results_{data_set.name}"
+    scored = replace(data_set, test=held_out)
+    return _score(
+        config, scored, "held-out", system, predictions, accelerator, results, made_with, leaked
+    )
+
+
+def held_out_cases(checkpoint: Path, data_set: DataSet) -> tuple[Case, ...]:
+    """The cases of `data_set` that the checkpoint's run held out to choose it, as recorded."""
+    record = TrainingRecord.read(checkpoint)
+    if record.cases is None or not set(record.cases_of(data_set)):
+        raise UserError(
+            f"{checkpoint} has no record ({CASES_FILE} beside it) of which cases of {data_set.name} its run held out: "
+            "name the folder of a run of train.py on this data set, trained by this version"
+        )
+    held_out = tuple(case for case in data_set.train if case.name in record.cases.held_out)
+    if not held_out:
+        raise UserError(f"{checkpoint}: its run held out no case of train; it was chosen on test")
+    return held_out
+
+
+def _score(
+    config: Config,
+    data_set: DataSet,
+    kind: str,
+    system: SegmentationModel,
+    predictions: Path,
+    accelerator: Accelerator,
+    results: Path,
+    made_with: dict[str, Any],
+    leaked: set[str],
+) -> Summary:
+    """Predict and score the test cases of `data_set`, which are of that `kind`, and write everything."""
+    predicted = predict_cases(
         system,
         data_set.test,
         image_size=config.image_size,
@@ -64,7 +136,7 @@ def score_test_split(
         tta=config.tta,
     )
     scores = score_cases(
-        save_each(predictions, masks, config.threshold),
+        save_each(predicted, predictions, config.threshold),
         hd95_empty=config.hd95_empty,
         workers=config.num_workers,
         total=len(data_set.test),
@@ -76,10 +148,10 @@ def score_test_split(
         leaked=leaked,
         hd95_empty=config.hd95_empty,
     )
-    title = f"{network_name(config)} on {data_set.name}"
-    write_pictures(results, data_set.test, masks, scores, summary, title, config.threshold)
-    log.info(format_summary(data_set.name, summary))
-    log.info("masks and probabilities: %s", masks)
+    title = f"{network_name(config)} on {data_set.name}, {kind} cases"
+    write_pictures(results, data_set.test, predictions, scores, summary, title, config.threshold)
+    log.info(format_summary(data_set.name, summary, kind))
+    log.info("masks and probabilities: %s", predictions)
     log.info("scores, examples.png and report.html: %s", results)
     return summary
 
@@ -87,24 +159,24 @@ def score_test_split(
 def write_pictures(
     results: Path,
     cases: Sequence[Case],
-    masks: Path,
+    predictions: Path,
     scores: Mapping[str, CaseScores],
     summary: Summary,
     title: str,
     threshold: float,
 ) -> None:
-    """report.html, overlays and examples.png, from the predictions saved in `masks`."""
+    """report.html, overlays and examples.png, from the saved `predictions`."""
     write_report(
         results / "report.html",
-        report_cases(cases, masks),
+        report_cases(cases, predictions),
         scores=scores,
         summary=summary,
         title=title,
         threshold=threshold,
     )
-    write_overlays(results / "overlays", report_cases(cases, masks), threshold)
+    write_overlays(results / "overlays", report_cases(cases, predictions), threshold)
     shown = set(names_by_quantile(scores).values())
-    examples = report_cases([case for case in cases if case.name in shown], masks)
+    examples = report_cases([case for case in cases if case.name in shown], predictions)
     by_name = {case.name: case for case in examples}
     draw_examples(results / "examples.png", scores, by_name, threshold)
 
@@ -131,16 +203,15 @@ def warn_of_another_split(data_set: DataSet, checkpoint: Path, seen: Sequence[st
     )
 
 
-def should_check_leaks(config: Config, data_set: DataSet) -> bool:
-    """Whether to look for near-duplicates: as `drop_leaked` says, or else where the data set was checked."""
-    if config.drop_leaked is None:
+def should_check_leaks(data_set: DataSet, drop_leaked: bool | None) -> bool:
+    """Whether to look for near-duplicates: as `drop_leaked` says; with None, in checked data sets."""
+    if drop_leaked is None:
         return same_source_file(data_set.folder).is_file()
-    return config.drop_leaked
+    return drop_leaked
 
 
 def cases_seen_in_training(data_set: DataSet, checkpoint: Path) -> set[str]:
-    """Test cases that the weights were trained on, or on a near-duplicate of; needs
-    a checked data set.
+    """Test cases that the weights were trained on, or on a near-duplicate of. Needs a checked data set.
 
     What counts is the split that the checkpoint was trained on; where that is unknown, the data set's.
     """
@@ -154,8 +225,8 @@ def cases_seen_in_training(data_set: DataSet, checkpoint: Path) -> set[str]:
     )
 
 
-def format_summary(data_set: str, summary: Summary) -> str:
-    """The numbers of a validation for the terminal."""
+def format_summary(data_set: str, summary: Summary, kind: str = "test") -> str:
+    """The numbers of a validation for the terminal; `kind` is that of the cases."""
     metrics, hd95 = summary["metrics"], summary["hd95"]
     other: EmptyRule = "zero" if hd95["rule"] == "diagonal" else "diagonal"
 
@@ -172,7 +243,7 @@ def format_summary(data_set: str, summary: Summary) -> str:
     kept = summary["without_leaked"]
     return "\n".join(
         [
-            f"{data_set}: {summary['count']} test cases, "
+            f"{data_set}: {summary['count']} {kind} cases, "
             f"{summary['misses']} missed, {summary['false_alarms']} false alarm(s)",
             line("Dice", metrics["DSC"], 100, "%"),
             line("IoU", metrics["IoU"], 100, "%"),

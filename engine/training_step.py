@@ -1,0 +1,153 @@
+"""One training step: a batch forward and backward, and the optimiser's update where one is due."""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from datasets.loading import Sample
+from engine.cuda_graphs import TrainingPass, can_capture
+from engine.epoch_losses import check_finite
+from engine.optimizers import make_optimizer
+from engine.schedule import warmup_then_cosine
+from models.base import SegmentationModel
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from engine.training import TrainingOptions
+
+
+class TrainingStep:
+    """What a step changes: the weights, their average, the optimiser and the learning rate.
+
+    Attributes:
+        wrapped: `system` as accelerate runs it, in mixed precision and with gradients averaged over the
+            processes.
+        loss_names: what a step returns.
+        average: of the weights, where `ema_decay` asks for one.
+        buffers: such as running statistics of batch normalisation, which the forward pass already changes.
+    """
+
+    def __init__(
+        self,
+        system: SegmentationModel,
+        options: TrainingOptions,
+        steps_per_epoch: int,
+        accelerator: Accelerator,
+    ) -> None:
+        self.system, self.accelerator = system, accelerator
+        self.clip_norm, self.may_skip = options.clip_norm, options.skip_nonfinite > 0
+        self.loss_names = (*system.loss_names, "dice")
+        self.peak_rate = options.lr
+        self.rate_factor = warmup_then_cosine(
+            options.warmup_epochs * steps_per_epoch, options.epochs * steps_per_epoch
+        )
+        optimizer = make_optimizer(
+            options.optimizer, system.parameters(), options.lr, options.weight_decay
+        )
+        self.scheduler = LambdaLR(optimizer, self.rate_factor)
+        self.wrapped, self.optimizer = accelerator.prepare(system, optimizer)
+        self.average: AveragedModel | None = None
+        if options.ema_decay:
+            average = get_ema_multi_avg_fn(options.ema_decay)
+            self.average = AveragedModel(system, multi_avg_fn=average)
+        to_capture = options.accumulate == 1 and can_capture(system, accelerator)
+        self.training_pass = TrainingPass(self.wrapped, accelerator, to_capture)
+        self.buffers = [b for part in system.parts().values() for b in part.buffers()]
+        self._discarded = False  # a batch of the step that is being accumulated had no finite loss
+
+    @property
+    def evaluated_system(self) -> SegmentationModel:
+        """The weights that are validated and kept: the average, where there is one."""
+        return self.system if self.average is None else cast(SegmentationModel, self.average.module)
+
+    @property
+    def last_rate(self) -> float:
+        """Learning rate of the step before."""
+        return self.peak_rate * self.rate_factor(self.scheduler.last_epoch - 1)
+
+    def capture(self, batch_size: int, image_size: int) -> None:
+        """Capture the step, where it will be replayed, before the loader's threads are at work."""
+        if self.training_pass.to_capture:
+            shapes = self.system.batch_shapes(batch_size, image_size)
+            device = self.accelerator.device
+            self.training_pass.capture(*(torch.zeros(shape, device=device) for shape in shapes))
+
+    def __call__(self, batch: Sample) -> torch.Tensor:
+        """One batch forward and backward, with an update where one is due.
+
+        If the loss is not finite and may be skipped, the batch and the whole update that it belongs to are
+        discarded. Returns the losses in the order of `loss_names`, float64, means over the processes, on
+        the device, without waiting for it.
+        """
+        before = [buffer.clone() for buffer in self.buffers] if self.may_skip else []
+        with self.accelerator.accumulate(self.wrapped):
+            losses = self.training_pass(batch["image"], batch["mask"], batch["noise"])
+            loss = losses["loss"]
+            values = torch.stack([losses[n].detach().double() for n in self.loss_names])
+            values = cast(torch.Tensor, self.accelerator.reduce(values, "mean"))
+            if self.may_skip and not torch.isfinite(values[0]):
+                self._discarded = True
+                for buffer, kept in zip(self.buffers, before, strict=True):
+                    buffer.copy_(kept)
+            else:
+                self.accelerator.backward(loss)
+            if self.accelerator.sync_gradients:
+                self._update()
+        return values
+
+    def _update(self) -> None:
+        """A step of the optimiser, left out where the loss of one of its batches was not finite."""
+        taken, self._discarded = not self._discarded, False
+        if taken:
+            if self.clip_norm:
+                self.accelerator.clip_grad_norm_(self.wrapped.parameters(), self.clip_norm)
+            self.optimizer.step()
+            taken = not self.accelerator.optimizer_step_was_skipped  # by fp16's scaler
+        if taken and self.average is not None:
+            self.average.update_parameters(self.system)
+        self.optimizer.zero_grad()
+        with warnings.catch_warnings():
+            if not taken:  # torch warns of a schedule that begins before the optimiser
+                warnings.simplefilter("ignore")
+            self.scheduler.step()
+
+    def check_finite(self, epoch: int) -> None:
+        """NonFiniteLoss, which names the epoch, unless all weights that are trained are finite."""
+        trained = [p for p in self.system.parameters() if p.requires_grad]
+        check_finite([*trained, *self.buffers], epoch)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that `load_state_dict` needs to go on exactly."""
+        scaler, average = self.accelerator.scaler, None
+        if self.average is not None:
+            average = _weights(self.evaluated_system) | {"n_averaged": self.average.n_averaged}
+        return {
+            "weights": _weights(self.system),
+            "average": average,
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+            "scaler": None if scaler is None else scaler.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a `state_dict`; KeyError, ValueError or RuntimeError where it is of another step."""
+        for name, part in self.system.parts().items():
+            part.load_state_dict(state["weights"][name])
+        if self.average is not None:
+            for name, part in self.evaluated_system.parts().items():
+                part.load_state_dict(state["average"][name])
+            self.average.n_averaged.copy_(state["average"]["n_averaged"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scheduler.load_state_dict(state["scheduler"])
+        if self.accelerator.scaler is not None and state["scaler"] is not None:
+            self.accelerator.scaler.load_state_dict(state["scaler"])
+
+
+def _weights(system: SegmentationModel) -> dict[str, Any]:
+    return {name: part.state_dict() for name, part in system.parts().items()}
