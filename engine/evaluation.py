@@ -6,7 +6,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from datasets.cases import Case, DataSet
 from datasets.leaks import leaked_test_cases, same_source_file
@@ -21,7 +21,7 @@ from utils.case_scores import score_cases
 from utils.errors import UserError, listed
 from utils.metrics import EMPTY_RULES, CaseScores, EmptyRule
 from utils.report import write_report
-from utils.results import MetricStatistics, ScoresWithoutLeaked, Summary, write_results
+from utils.results import MetricStatistics, Provenance, ScoresWithoutLeaked, Summary, write_results
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -121,7 +121,7 @@ def _score(
     predictions: Path,
     accelerator: Accelerator,
     results: Path,
-    made_with: dict[str, Any],
+    made_with: Provenance,
     leaked: set[str],
 ) -> Summary:
     """Predict and score the test cases of `data_set`, which are of that `kind`, and write everything."""

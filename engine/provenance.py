@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from datasets.cases import DataSet
 from datasets.prepared import METADATA_GROUPS
@@ -16,6 +16,7 @@ from utils.checkpoints import weights_sha256
 from utils.config import Config
 from utils.environment import describe_environment
 from utils.files import sha256
+from utils.results import Provenance
 
 if TYPE_CHECKING:
     from models.base import SegmentationModel
@@ -34,9 +35,7 @@ def input_hashes(
     return hashes | {name: weights_sha256(part) for name, part in system.frozen().items()}
 
 
-def provenance(
-    config: Config, data_set: DataSet, checkpoint: Path, precision: str
-) -> dict[str, Any]:
+def provenance(config: Config, data_set: DataSet, checkpoint: Path, precision: str) -> Provenance:
     """What a score rests on: weights and how they were chosen, data, settings, versions.
 
     `precision` is the one that the predictions are computed in, see `resolved_precision`.

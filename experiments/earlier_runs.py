@@ -190,7 +190,7 @@ def fitting_results(folder: Path, config: Config, checkpoint: Path) -> Results |
         "tta": config.tta,
         "image_size": config.image_size,
         "evaluation_size": config.evaluation_size or config.image_size,
-        "vae_weights": config.vae_weights if config.model == "wave-gms" else None,
+        "vae_weights": config.vae_weights if config.is_wave_gms else None,
     }
     files = {"checkpoint": checkpoint}
     with suppress(UserError):  # the data may be elsewhere

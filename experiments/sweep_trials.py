@@ -97,7 +97,7 @@ def check_inputs(sweep: Sweep, config: Config) -> None:
     folder of the repository, such as ckpt.
     """
     name = config.vae_weights
-    if config.model == "wave-gms" and not may_be_hub_id(name) and weights_folder(name) is None:
+    if config.is_wave_gms and not may_be_hub_id(name) and weights_folder(name) is None:
         raise UserError(
             f"{sweep.path}: vae_weights: there is no folder {name} here or in {REPOSITORY}"
         )

@@ -125,8 +125,9 @@ def how_scored(summary: Summary) -> str:
         said.append("trained on another split, test cases may have been in training")
     if without_leaked:
         said.append(f"{len(without_leaked['dropped'])} of {summary['count']} test cases leaked")
+    values: Mapping[str, object] = made_with
     for key, trained in made_with.get("trained_otherwise", {}).items():
-        now = f"{key} {made_with[key]}" if key in made_with else f"another {key}"
+        now = f"{key} {values[key]}" if key in values else f"another {key}"
         said.append(f"scored with {now}, trained with {trained}")
     if made_with.get("tta"):
         said.append("test-time augmentation")

@@ -75,13 +75,41 @@ class ScoresWithoutLeaked(Scores):
     """The cases left out."""
 
 
+class Provenance(TypedDict, total=False):
+    """What a score rests on; files of earlier versions lack some of the keys."""
+
+    selection: str
+    """How the checkpoint was chosen."""
+    trained_on: str | None
+    """Name of the data set; None where it is not known."""
+    trained_on_another_split: bool
+    test_cases_trained_on: list[str] | None
+    """Of the scored cases those that the weights were trained on; None where it is not known."""
+    trained_otherwise: dict[str, Any]
+    """Keys of the config that were another at the training, with their values then."""
+    data_set: str
+    model: str
+    vae_model: str | None
+    guidance_method: str | None
+    vae_weights: str | None
+    init_weights: str | None
+    checkpoint: str
+    sha256: dict[str, str]
+    """Of the checkpoint and of the split file."""
+    image_size: int
+    evaluation_size: int | str
+    threshold: float
+    tta: bool
+    precision: str
+    environment: dict[str, Any]
+
+
 class Summary(Scores):
     """What summary.json holds."""
 
     without_leaked: ScoresWithoutLeaked | None
     bootstrap: dict[str, float]
-    provenance: dict[str, Any]
-    """How the checkpoint was chosen, weights, versions, data set, split, image size, threshold."""
+    provenance: Provenance
 
 
 @dataclass(frozen=True)
@@ -126,7 +154,7 @@ def write_results(
         **summarise(ordered, hd95_empty),
         "without_leaked": {"dropped": dropped, **summarise(kept, hd95_empty)} if dropped else None,
         "bootstrap": {"resamples": RESAMPLES, "confidence": CONFIDENCE, "seed": SEED},
-        "provenance": dict(provenance),
+        "provenance": cast(Provenance, dict(provenance)),
     }
     text = json.dumps(summary, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
     atomic_write(folder / CSV_NAME, _to_csv(ordered, summary["metrics"]))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +12,7 @@ from utils.errors import UserError
 
 def create_run_folder(folder: Path) -> None:
     """Make `folder` and make sure that it can be written to; UserError otherwise."""
-    probe = folder / f".write_test.{os.getpid()}.tmp"
+    probe = folder / f".write_test.{secrets.token_hex(4)}.tmp"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         try:
