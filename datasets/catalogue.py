@@ -37,6 +37,8 @@ class DatasetSpec:
     """The same for masks; several masks of one case are united."""
     any_label: bool = False
     """Whether masks number their objects, so that any value above 0 is foreground."""
+    labels: tuple[int, ...] = ()
+    """The values of masks that are foreground, where they number classes."""
     normal_prefix: str = ""
     """How the names of cases without a lesion begin; these are left out unless asked for."""
     group_columns: tuple[str, str] | None = None

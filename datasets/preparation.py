@@ -111,7 +111,7 @@ def prepare_own(
     """Prepare any other data set from a folder or zip of images and one of masks.
 
     An image `<name><image_suffix>.*` belongs to the mask `<name><mask_suffix>.*`. With `any_label` in
-    `spec`, any value above 0 is foreground. Otherwise as `prepare_published`.
+    `spec`, any value above 0 is foreground, with `labels` these values are. Otherwise as `prepare_published`.
     """
     image_source, mask_source = options.open(images), options.open(masks)
     files = own_cases(members([image_source]), members([mask_source]), image_suffix, mask_suffix)
@@ -139,6 +139,7 @@ def prepare_own(
         "image_suffix": image_suffix,
         "mask_suffix": mask_suffix,
         "any_label": spec.any_label,
+        "label": list(spec.labels),
         "groups_sha256": file_digest(options.groups),
         **_split_record(options, split),
     }
@@ -353,6 +354,7 @@ def _write(
             for line in (case.name, *(file.identity() for file in (case.image, *case.masks)))
         ]
         plan += ["any label"] if spec.any_label else []
+        plan += [f"label {spec.labels}"] if spec.labels else []
         if staging.begin(plan):
             print(f"resuming in {staging.folder}", file=sys.stderr)
         notes = write_cases(spec, wanted, staging, options.limits, problems)

@@ -49,6 +49,7 @@ OPTIONS = {
         "image_suffix",
         "mask_suffix",
         "any_label",
+        "label",
         "splits",
         "groups",
         "seed",
@@ -114,7 +115,9 @@ def parser() -> argparse.ArgumentParser:
     add("--masks", type=Path, metavar="DIR", help="own data: folder or zip of masks")
     add("--image-suffix", default="", metavar="S", help="own data: <name>S.* is an image")
     add("--mask-suffix", default="", metavar="S", help="own data: <name>S.* is a mask")
-    add("--any-label", action="store_true", help="own data: any value above 0 is foreground")
+    values = arguments.add_mutually_exclusive_group().add_argument
+    values("--any-label", action="store_true", help="own data: any value above 0 is foreground")
+    values("--label", type=_labels, default=(), metavar="N,N", help="own data: these values are")
     add("--groups", type=Path, metavar="CSV", help="case name, group (patient, lesion, ...)")
     add("--skip-unusable", action="store_true", help="leave out cases that cannot be used")
     add("--cases", type=int, metavar="N", help=f"phantom: number of cases [{PHANTOM_CASES}]")
@@ -122,6 +125,16 @@ def parser() -> argparse.ArgumentParser:
     add("--follow-links", action="store_true", help="follow symbolic links in folders")
     add("--limit", action="append", default=[], metavar="NAME=N", help="see docs/datasets.md")
     return arguments
+
+
+def _labels(text: str) -> tuple[int, ...]:
+    """The values of `--label`."""
+    parts = text.split(",")
+    if not all(part.strip().isdecimal() and int(part) < 1 << 16 for part in parts):
+        raise argparse.ArgumentTypeError(
+            f"expected values of the masks, 0 to 65535, separated by commas, as in 1,2; got {text!r}"
+        )
+    return tuple(sorted({int(part) for part in parts}))
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -206,7 +219,7 @@ def _prepare(
         prepare_published(spec, arguments.source, options, arguments.include_normal)
     elif arguments.images and arguments.masks:
         suffixes = (arguments.image_suffix, arguments.mask_suffix)
-        spec = replace(spec, any_label=arguments.any_label)
+        spec = replace(spec, any_label=arguments.any_label, labels=arguments.label)
         prepare_own(spec, arguments.images, arguments.masks, options, *suffixes)
     else:
         raise UserError(
@@ -243,6 +256,7 @@ def _asked_sources(spec: DatasetSpec, arguments: argparse.Namespace) -> list[str
 def _asked_reading(arguments: argparse.Namespace) -> dict[str, Any]:
     """The manifest's entries for suffixes and labels; without the folders, an empty one leaves it open."""
     values = {key: getattr(arguments, key) for key in ("image_suffix", "mask_suffix", "any_label")}
+    values["label"] = list(arguments.label)
     named = arguments.images and arguments.masks
     return {key: value for key, value in values.items() if named or value}
 

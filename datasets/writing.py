@@ -105,7 +105,14 @@ def _read_mask(
     """Foreground of a mask (H, W) as bool, a note if it held odd values, and its orientation tag."""
     content = file.read()
     try:
-        return *decode_mask(content, limits.megapixels, spec.any_label), orientation(content)
+        mask, odd = decode_mask(
+            content,
+            limits.megapixels,
+            spec.any_label,
+            spec.labels,
+            refuse_classes=not spec.archives,  # what the published sets hold is known
+        )
+        return mask, odd, orientation(content)
     except UserError as error:
         raise UserError(f"{file}: {error}") from None
 

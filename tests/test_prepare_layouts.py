@@ -838,6 +838,89 @@ def test_the_orientation_tag_is_found(suffix: str, tag: int) -> None:
         orientation(content[:end])
 
 
+def regions(*values: int, kind: type = np.uint8) -> np.ndarray:
+    """A mask with one square of 6 px for each value."""
+    mask: np.ndarray = np.zeros((24, 32), kind)
+    for index, value in enumerate(values):
+        mask[2:8, 2 + 7 * index : 8 + 7 * index] = value
+    return mask
+
+
+@pytest.mark.parametrize(
+    ("mask", "values"),
+    [
+        (regions(1, 2), "0, 1, 2"),
+        (regions(1, 2, 3), "0, 1, 2, 3"),
+        (regions(1, 2, 3, kind=np.uint16), "0, 1, 2, 3"),
+        (regions(128, 255), "0, 128, 255"),
+        (regions(40, 80, 120, 160), "0, 40, 80, 120, 160"),
+        (cv2.merge([regions(0, 255), regions(0, 0), regions(255, 0)]), "0, 29, 76"),  # blue, red
+    ],
+)
+def test_classes_are_refused_until_it_is_said_which_are_foreground(
+    own: list[str],
+    tmp_path: Path,
+    mask: np.ndarray,
+    values: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "masks" / "3.png").write_bytes(png(mask))
+    assert prepare(own) == 2
+    error = capsys.readouterr().err
+    label = values.rpartition(" ")[2]
+    assert f"3.png: the mask holds the values {values}, expected 0 and one other; " in error
+    assert f"--any-label (all above 0) or --label {label} (only these values)" in error
+    folder = tmp_path / "data" / "mine" / "masks" / "3.png"
+    assert prepare([*own, "--label", label]) == 0
+    chosen = read(folder) > 0
+    assert chosen.any() and chosen.sum() == 36 and (mask[chosen] == mask.max()).any()
+    (tmp_path / "data" / "mine").rename(tmp_path / "before")
+    assert prepare([*own, "--any-label"]) == 0
+    assert np.array_equal(read(folder) > 0, mask.reshape(24, 32, -1).max(axis=2) > 0)
+
+
+def test_labels_that_are_foreground_are_recorded(
+    own: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    masks = {f"{i}.png": png(regions(*range(1, 1 + i % 4))) for i in range(10)}
+    write_folder(tmp_path / "masks", masks)
+    assert prepare([*own, "--label", "2,3"]) == 0
+    folder = tmp_path / "data" / "mine"
+    for index in range(10):
+        kept = regions(*range(1, 1 + index % 4)) >= 2
+        assert np.array_equal(read(folder / "masks" / f"{index}.png") > 0, kept)
+    assert json.loads((folder / "dataset.json").read_bytes())["label"] == [2, 3]
+    assert prepare([*own, "--label", "3,2"]) == 0
+    capsys.readouterr()
+    assert prepare([*own, "--label", "1"]) == 2
+    assert "label 2, 3, asked for 1" in capsys.readouterr().err
+    assert prepare(own) == 2
+    assert "label 2, 3, asked for ''" in capsys.readouterr().err
+    for wrong in ("a", "1;2", "-1", "", "70000"):
+        assert prepare([*own, f"--label={wrong}"]) == 2
+        assert "argument --label: expected values of the masks" in capsys.readouterr().err
+    assert prepare([*own, "--label", "1", "--any-label"]) == 2
+    assert "not allowed with argument" in capsys.readouterr().err
+
+
+def smoothed(high: int, scale: int = 1) -> np.ndarray:
+    """A disc whose edge is smoothed, enlarged without smoothing."""
+    disc = cv2.circle(np.zeros((96, 128), np.uint8), (60, 50), 31, 255, -1)
+    grey = cv2.resize(disc, (32, 24), interpolation=cv2.INTER_AREA).astype(float) * high / 255
+    return np.kron(np.round(grey).astype(np.uint8), np.ones((scale, scale), np.uint8))
+
+
+@pytest.mark.parametrize("mask", [smoothed(255), smoothed(254), smoothed(76), smoothed(255, 4)])
+def test_smoothed_edges_are_not_taken_for_classes(
+    own: list[str], tmp_path: Path, mask: np.ndarray, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "masks" / "3.png").write_bytes(png(mask))
+    assert prepare(own) == 0
+    assert "3.png: values from 0 to" in capsys.readouterr().err
+    written = read(tmp_path / "data" / "mine" / "masks" / "3.png")
+    assert np.array_equal(written > 0, mask >= mask.max() / 2)
+
+
 @pytest.mark.parametrize("kind", [np.uint8, np.uint16])
 def test_any_label_is_foreground_where_asked_for(
     own: list[str], tmp_path: Path, kind: type, capsys: pytest.CaptureFixture[str]
