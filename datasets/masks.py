@@ -18,6 +18,12 @@ MAX_CLASS = 31
 """Up to this greatest value, a mask of more than two values is taken to number objects or classes."""
 CLASS_SQUARE = 5
 """Side in pixels of a square of one value that no smoothed edge fills."""
+JPEG_CUT = "JPEG, whose edges are blurred; cut at half of its range of values"
+JPEG_LABELS = (
+    "JPEG, which keeps values only nearly, so --any-label and --label also take pixels beside the edges, or "
+    "miss some: leave them out, or save the masks as PNG from their source"
+)
+"""What is said of a mask file that is a JPEG of more than two values."""
 
 
 def read_binary_mask(path: Path) -> tuple[np.ndarray, str | None]:
@@ -40,8 +46,13 @@ def decode_mask(
     """
     grey = _grey(content, max_megapixels, any_label)
     mask, note = binary_mask(grey, any_label, labels)
-    if note and refuse_classes and not is_jpeg(content):
+    if is_jpeg(content):
+        if (note or any_label or labels) and np.unique(grey).size > 2:
+            note = JPEG_LABELS if any_label or labels else JPEG_CUT
+    elif note and refuse_classes:
         _refuse_classes(grey)
+    if note and _is_drawn_in_one_colour(grey):
+        note = None
     alpha = _alpha(content, max_megapixels)
     if alpha is None:
         return mask, note
@@ -65,7 +76,7 @@ def _grey(content: bytes, max_megapixels: float, any_label: bool, flags: int = 0
     if pixels is None or (pixels.dtype.kind != "f" and not pixels.any()):
         # grey rounds the darkest colours to 0: labels of 1 in one channel, or of a dark palette
         pixels = decode(content, cv2.IMREAD_COLOR | flags, max_megapixels).max(axis=2)
-    if not pixels.any() and _draws_in_one_colour(content):
+    if not pixels.any() and _hides_labels(content):
         raise ImageError(
             "the mask's palette gives all of its labels one colour, so nothing can be seen of them; save the "
             "labels as grey values"
@@ -73,7 +84,7 @@ def _grey(content: bytes, max_megapixels: float, any_label: bool, flags: int = 0
     return pixels
 
 
-def _draws_in_one_colour(content: bytes) -> bool:
+def _hides_labels(content: bytes) -> bool:
     """Whether several entries of a PNG's palette are used in a picture that shows only one colour."""
     if not content.startswith(b"\x89PNG") or content[25] != 3:
         return False
@@ -95,6 +106,12 @@ def _alpha(content: bytes, max_megapixels: float) -> np.ndarray | None:
             return None
     pixels = decode(content, cv2.IMREAD_UNCHANGED, max_megapixels)
     return pixels[..., 3] if pixels.ndim == 3 and pixels.shape[2] == 4 else None
+
+
+def _is_drawn_in_one_colour(grey: np.ndarray) -> bool:
+    """Whether a mask (H, W) holds 0 and one other value that is no small number, as red and palettes give."""
+    values = np.unique(grey)
+    return len(values) == 2 and values[0] == 0 and values[1] > MAX_CLASS
 
 
 def _refuse_classes(grey: np.ndarray) -> None:

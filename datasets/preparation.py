@@ -20,6 +20,7 @@ from datasets.catalogue import IMAGE_EXTENSIONS, DatasetSpec, spec_for
 from datasets.decoding import MAX_MEGAPIXELS
 from datasets.group_tables import TAB_SUFFIXES, check_groups, cut_groups_note, read_group_table
 from datasets.layouts import PairedFiles, common_suffix, own_cases, published_cases
+from datasets.masks import JPEG_CUT, JPEG_LABELS
 from datasets.prepared import NOTES
 from datasets.splits import (
     SEED,
@@ -365,9 +366,12 @@ def _write(
                 f"{len(problems)} of {len(names)} cases are unusable and were left out, listed in "
                 f"{staging.final / NOTES} with the reasons"
             )
-        if notes:
-            shown = listed(notes, NOTES_SHOWN, separator="\n  ")
-            _warn(f"{len(notes)} odd files, listed in {staging.final / NOTES}:\n  {shown}")
+        for kind in (JPEG_CUT, JPEG_LABELS):
+            if blurred := sum(note.endswith(kind) for note in notes):
+                _warn(f"{blurred} masks are {kind}")
+        if odd := [note for note in notes if not note.endswith((JPEG_CUT, JPEG_LABELS))]:
+            shown = listed(odd, NOTES_SHOWN, separator="\n  ")
+            _warn(f"{len(odd)} odd files, listed in {staging.final / NOTES}:\n  {shown}")
         notes = [f"left out: {case}: {problems[case]}" for case in sorted(problems)] + notes
         if cut := cut_groups_note(spec.name, group_of, split):
             _warn(cut)

@@ -9,6 +9,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 
 from datasets.cases import Case, CaseError, open_data_set, read_case
 from datasets.decoding import decode, read_pixels
@@ -782,6 +783,43 @@ def test_masks_with_other_values_are_cut_at_half_and_named(
     assert np.array_equal(read(folder / "masks" / "0.png"), (soft >= 128) * np.uint8(255))
     assert np.array_equal(read(folder / "masks" / "1.png"), square(2, 2))
     assert np.array_equal(read(folder / "masks" / "2.png"), square(1, 1))
+
+
+def test_jpeg_masks_are_one_note_and_no_reason_for_any_label(
+    own: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for index in range(10):
+        (tmp_path / "masks" / f"{index}.png").unlink()
+        write_folder(tmp_path / "masks", {f"{index}.jpg": jpg(square(index, index, 9))})
+    assert prepare(own) == 0
+    error = capsys.readouterr().err
+    assert "warning: 10 masks are JPEG, whose edges are blurred; cut at half of its range" in error
+    assert "odd files" not in error and "--any-label" not in error
+    folder = tmp_path / "data" / "mine"
+    assert "4.jpg: JPEG, whose" in (folder / "notes.txt").read_text()
+    assert np.array_equal(read(folder / "masks" / "4.png"), square(4, 4, 9))
+    folder.rename(tmp_path / "cut at half")
+    assert prepare([*own, "--any-label"]) == 0
+    assert "warning: 10 masks are JPEG, which keeps values only nearly, so --any-label" in (
+        capsys.readouterr().err
+    )
+
+
+def test_masks_in_one_colour_need_no_note(
+    own: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    red = np.zeros((24, 32, 3), np.uint8)
+    red[..., 2] = square(3, 3)
+    palette = Image.fromarray(square(4, 4) // 255).convert("P")
+    palette.putpalette([0, 0, 0, 0, 128, 0])
+    palette.save(tmp_path / "masks" / "4.png")
+    write_folder(tmp_path / "masks", {"3.png": png(red), "5.png": png(square(5, 5) // 255 * 2)})
+    assert prepare(own) == 0
+    error = capsys.readouterr().err
+    assert "warning: 1 odd files" in error and "5.png: values from 0 to 2" in error
+    for index in (3, 4, 5):
+        written = read(tmp_path / "data" / "mine" / "masks" / f"{index}.png")
+        assert np.array_equal(written, square(index, index))
 
 
 def test_images_that_a_tag_turns_upright_are_noted(
