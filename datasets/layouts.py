@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -10,6 +11,13 @@ from pathlib import PurePosixPath
 from datasets.archives import Member
 from datasets.catalogue import IMAGE_EXTENSIONS, DatasetSpec
 from datasets.splits import name_problem, nfc
+
+_NO_PICTURES = {
+    *(".txt", ".md", ".pdf", ".html", ".csv", ".tsv", ".tab", ".xls", ".xlsx"),
+    *(".json", ".xml", ".yaml", ".yml", ".py", ".log", ".db"),
+}
+"""Endings of files that lie beside images and are none."""
+_NOT_READ = "is in a format that is not read; convert it to PNG"
 
 
 @dataclass(frozen=True)
@@ -57,12 +65,23 @@ def own_cases(
     of_image = re.compile(f"(.*){re.escape(nfc(image_suffix))}", re.DOTALL)
     number = r"(?:_\d+)?" if mask_suffix else ""
     of_mask = re.compile(f"(.*){re.escape(nfc(mask_suffix))}{number}", re.DOTALL)
-    images_of, masks = _by_name(filter(_is_read, images), of_image), list(masks)
+    images, masks = list(images), list(masks)
+    images_of = _by_name(filter(_is_read, images), of_image)
     if mask_suffix:
         certain = nfc(mask_suffix) if image_suffix else ""
         images_of, masks = _apart(images_of, masks, of_mask, certain)
     read = list(filter(_is_read, masks))
-    paired = _paired(images_of, _by_name(read, of_mask), _by_name(masks, of_mask))
+    masks_of, masks_in_any_format = _by_name(read, of_mask), _by_name(masks, of_mask)
+    unread = {
+        name: files[0]
+        for name, files in _by_name(filter(_may_be_picture, images), of_image).items()
+        if name not in images_of
+        and any(mask.place() != files[0].place() for mask in masks_in_any_format.get(name, ()))
+    }
+    lone = {name: files for name, files in masks_of.items() if name not in unread}
+    paired = _paired(images_of, lone, masks_in_any_format)
+    for name, image in unread.items():
+        paired.problems[name] = f"the image {image} {_NOT_READ}"
     image_stems = {file.stem for files in images_of.values() for file in files}
     others = (file for file in read if not of_mask.fullmatch(file.stem))
     paired.lone_masks.extend(file.path for file in others if file.stem not in image_stems)
@@ -108,6 +127,23 @@ def _is_read(file: Member) -> bool:
     return file.suffix in IMAGE_EXTENSIONS
 
 
+def _may_be_picture(file: Member) -> bool:
+    """Whether a file may be an image in a format that is not read."""
+    return not _is_read(file) and file.suffix not in _NO_PICTURES
+
+
+def unread_endings(files: Sequence[Member]) -> str:
+    """How many files end in what, as `6 in .webp, 2 in .nii.gz`, if none is read; otherwise ''."""
+    if any(map(_is_read, files)):
+        return ""
+    endings = (
+        ".nii.gz" if file.path.lower().endswith(".nii.gz") else file.suffix or "no ending"
+        for file in files
+        if _may_be_picture(file)
+    )
+    return ", ".join(f"{count} in {ending}" for ending, count in Counter(endings).most_common(5))
+
+
 def _by_name(files: Iterable[Member], stem: re.Pattern[str]) -> dict[str, list[Member]]:
     """Files by the name in the first group of `stem`, without those that it does not match."""
     files_of: dict[str, list[Member]] = {}
@@ -141,9 +177,7 @@ def _paired(
         elif more_images:
             paired.problems[name] = _two("images", image, more_images[0])
         elif not case_masks and name in in_any_format:
-            paired.problems[name] = (
-                f"the mask {in_any_format[name][0]} is in a format that is not read; convert it to PNG"
-            )
+            paired.problems[name] = f"the mask {in_any_format[name][0]} {_NOT_READ}"
         elif not case_masks:
             paired.problems[name] = f"no mask for the image {image}"
         elif image.place() in {mask.place() for mask in case_masks}:

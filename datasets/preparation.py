@@ -19,7 +19,7 @@ from datasets.archives import DEFAULT_LIMITS, Limits, Source, members, open_sour
 from datasets.catalogue import IMAGE_EXTENSIONS, DatasetSpec, spec_for
 from datasets.decoding import MAX_MEGAPIXELS
 from datasets.group_tables import TAB_SUFFIXES, check_groups, cut_groups_note, read_group_table
-from datasets.layouts import PairedFiles, common_suffix, own_cases, published_cases
+from datasets.layouts import PairedFiles, common_suffix, own_cases, published_cases, unread_endings
 from datasets.masks import JPEG_CUT, JPEG_LABELS
 from datasets.prepared import NOTES
 from datasets.splits import (
@@ -116,6 +116,12 @@ def prepare_own(
     """
     image_source, mask_source = options.open(images), options.open(masks)
     files = own_cases(members([image_source]), members([mask_source]), image_suffix, mask_suffix)
+    for source in (image_source, mask_source):
+        if endings := unread_endings(list(members([source]))):
+            raise UserError(
+                f"{source.title} holds no image that is read: its files end so: {endings}. Convert them to PNG, "
+                f"each slice of a volume (read are {', '.join(IMAGE_EXTENSIONS)}), and unpack archives"
+            )
     if not files.cases and not files.problems:
         raise UserError(
             f"no images named *{image_suffix} in {images}; "

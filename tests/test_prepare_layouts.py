@@ -312,6 +312,38 @@ def test_a_mask_in_a_format_that_is_not_read_is_named(
     assert "3.gif is in a format that is not read; convert it to PNG" in error
 
 
+def test_images_in_formats_that_are_not_read_are_named(
+    own: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for index in range(4, 7):
+        image = tmp_path / "images" / f"{index}.png"
+        image.rename(image.with_suffix(".webp"))
+    (tmp_path / "images" / "7.png").unlink()
+    write_folder(tmp_path / "images", {"7.json": b"{}", "8.txt": b"", "readme.webp": b""})
+    assert prepare(own) == 2
+    error = capsys.readouterr().err
+    assert "3 problem(s)" in error
+    assert "6.webp is in a format that is not read; convert it to PNG" in error
+    assert "1 masks have no image and were left out: '7.png'" in error
+    assert prepare([*own, "--skip-unusable"]) == 0
+
+
+@pytest.mark.parametrize("part", ["images", "masks"])
+def test_a_folder_without_any_format_that_is_read_names_its_endings(
+    own: list[str], tmp_path: Path, part: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for index, path in enumerate(sorted((tmp_path / part).iterdir())):
+        path.rename(path.with_suffix((".WebP", ".nii.gz", "")[min(index // 6, 2)]))
+    write_folder(tmp_path / part, {"notes.txt": b""})
+    assert prepare(own) == 2
+    error = capsys.readouterr().err
+    assert (
+        f"{tmp_path / part} holds no image that is read: its files end so: 6 in .webp, 4 in .nii.gz"
+        in error
+    )
+    assert "read are .png, .jpg" in error and error.count("\n") == 1
+
+
 def test_own_data_with_patients_is_split_by_patient(tmp_path: Path) -> None:
     write_folder(tmp_path / "images", {f"{i}.png": png(picture(i)) for i in range(10)})
     write_folder(tmp_path / "masks", {f"{i}.png": png(square(i, i)) for i in range(10)})
