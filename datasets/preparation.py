@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import cv2
+import numpy as np
 from tqdm import tqdm
 
 from datasets.archives import DEFAULT_LIMITS, Limits, Source, members, open_source
@@ -364,7 +365,8 @@ def _write(
         plan += [f"label {spec.labels}"] if spec.labels else []
         if staging.begin(plan):
             print(f"resuming in {staging.folder}", file=sys.stderr)
-        notes = write_cases(spec, wanted, staging, options.limits, problems)
+        written = write_cases(spec, wanted, staging, options.limits, problems)
+        notes = written.notes
         if problems:
             split = _without(spec, split, problems, options)
             record = {**record, "unusable": len(problems)}
@@ -382,6 +384,7 @@ def _write(
         if cut := cut_groups_note(spec.name, group_of, split):
             _warn(cut)
             notes = [cut, *notes]
+        _report_masks(written.areas, own=not spec.archives)
         left_out = len(files.cases) - len(wanted)
         if left_out:
             print(f"{left_out} cases of the source are not in the split and were left out")
@@ -390,6 +393,20 @@ def _write(
         if options.limits.megapixels != MAX_MEGAPIXELS:
             record = {**record, "max_megapixels": options.limits.megapixels}
         return staging.finish(split, _manifest(spec, split, record), groups, notes)
+
+
+def _report_masks(areas: Sequence[float], own: bool) -> None:
+    """Say how many masks are empty and how large they are; of own data, warn where that is odd."""
+    empty, median = sum(area == 0 for area in areas), float(np.median(areas))
+    line = (
+        f"masks: {empty} of {len(areas)} empty; median foreground {100 * median:.1f} % of the image"
+    )
+    if own and empty > len(areas) / 2:
+        _warn(f"{line}. Is --masks their folder? Foreground is what is brighter, or --label")
+    elif own and median > 0.5:
+        _warn(f"{line}. Are they inverted? Foreground is what is brighter, or --label")
+    else:
+        print(line)
 
 
 def _without(

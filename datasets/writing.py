@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 
 import cv2
 import numpy as np
@@ -23,40 +24,51 @@ from utils.images import encode_png
 from utils.machine import available_cores
 
 
+@dataclass
+class Written:
+    """What is known of cases that were written."""
+
+    notes: list[str] = field(default_factory=list)
+    """On odd files."""
+    areas: list[float] = field(default_factory=list)
+    """Foreground of each mask as a part of it, 0 to 1."""
+
+
 def write_cases(
     spec: DatasetSpec,
     cases: Sequence[SourceCase],
     staging: Staging,
     limits: Limits,
     problems: dict[str, str],
-) -> list[str]:
-    """Write all cases with a pool of threads; adds to `problems`, returns notes on odd files."""
-    notes: list[str] = []
+) -> Written:
+    """Write all cases with a pool of threads; adds to `problems`."""
+    written = Written()
 
-    def write(case: SourceCase) -> tuple[str, str | None, list[str]]:
+    def write(case: SourceCase) -> tuple[str, str | None, Written]:
         try:
             return case.name, None, write_case(spec, case, staging, limits)
         except UserError as error:
-            return case.name, str(error), []
+            return case.name, str(error), Written()
 
     pool = ThreadPoolExecutor(available_cores())
     try:
         done = pool.map(write, cases)
-        for name, problem, case_notes in tqdm(
+        for name, problem, one in tqdm(
             done, f"preparing {spec.name}", len(cases), unit="case", disable=None
         ):
             if problem:
                 problems[name] = problem
-            notes += case_notes
+            written.notes += one.notes
+            written.areas += one.areas
     finally:
         pool.shutdown(cancel_futures=True)
-    return notes
+    return written
 
 
-def write_case(spec: DatasetSpec, case: SourceCase, staging: Staging, limits: Limits) -> list[str]:
+def write_case(spec: DatasetSpec, case: SourceCase, staging: Staging, limits: Limits) -> Written:
     """Copy the image as it is and write the union of the masks as PNG of 0 and 255.
 
-    Returns notes on a 16-bit image that is nearly black, on one that a tag turns upright, perhaps
+    Notes are on a 16-bit image that is nearly black, on one that a tag turns upright, perhaps
     without its mask, and on masks with odd values (see `binary_mask`), the same ones where an
     earlier run has written the case. Raises UserError where a file cannot be decoded, the aspect
     ratios of image and mask differ by over 1 %, or the masks differ in size.
@@ -65,7 +77,8 @@ def write_case(spec: DatasetSpec, case: SourceCase, staging: Staging, limits: Li
     image_name = case.name + case.image.suffix
     mask_name = spec.mask_stem(case.name) + ".png"
     if staging.has("images", image_name, len(image)) and staging.has("masks", mask_name):
-        return staging.read_notes(case.name)
+        union = staging.read_mask(mask_name)
+        return Written(staging.read_notes(case.name), [float(union.mean())])
     pixels = _decoded(case.image, image, cv2.IMREAD_COLOR, limits)
     height, width = pixels.shape[:2]
     masks: list[np.ndarray] = []
@@ -96,7 +109,7 @@ def write_case(spec: DatasetSpec, case: SourceCase, staging: Staging, limits: Li
     staging.write_notes(case.name, notes)
     staging.write("images", image_name, image)
     staging.write("masks", mask_name, encode_png(union.astype(np.uint8) * 255))
-    return notes
+    return Written(notes, [float(union.mean())])
 
 
 def _read_mask(

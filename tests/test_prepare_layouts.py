@@ -908,6 +908,40 @@ def test_the_orientation_tag_is_found(suffix: str, tag: int) -> None:
         orientation(content[:end])
 
 
+@pytest.mark.parametrize(
+    ("empty", "inverted", "line"),
+    [
+        (0, False, "masks: 0 of 10 empty; median foreground 4.7 % of the image\n"),
+        (5, False, "masks: 5 of 10 empty; median foreground 2.3 % of the image\n"),
+        (
+            6,
+            False,
+            "warning: masks: 6 of 10 empty; median foreground 0.0 % of the image. Is --masks",
+        ),
+        (
+            0,
+            True,
+            "warning: masks: 0 of 10 empty; median foreground 95.3 % of the image. Are they inv",
+        ),
+    ],
+)
+def test_how_much_of_the_images_is_foreground_is_said(
+    own: list[str],
+    tmp_path: Path,
+    empty: int,
+    inverted: bool,
+    line: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for index in range(10):
+        mask = square(index, index) if index >= empty else square(0, 0, 0)
+        write_folder(tmp_path / "masks", {f"{index}.png": png(~mask if inverted else mask)})
+    assert prepare(own) == 0
+    printed = capsys.readouterr()
+    assert line in (printed.err if line.startswith("warning") else printed.out)
+    assert ("masks:" in printed.err) == line.startswith("warning")
+
+
 def regions(*values: int, kind: type = np.uint8) -> np.ndarray:
     """A mask with one square of 6 px for each value."""
     mask: np.ndarray = np.zeros((24, 32), kind)
