@@ -128,6 +128,8 @@ def prepare_own(
             f"no images named *{image_suffix} in {images}; "
             f"expected files ending in {', '.join(IMAGE_EXTENSIONS)}"
         )
+    if not files.cases and not image_suffix and not mask_suffix:
+        _refuse_same_names_in_folders(files.repeated)
     if not files.cases and mask_suffix:
         without = own_cases(members([image_source]), members([mask_source]), image_suffix)
         _refuse_needless_suffix(mask_suffix, files, without)
@@ -138,6 +140,11 @@ def prepare_own(
         raise UserError(
             f"none of the {len(files.problems)} images has a mask of its name: expected one for {example!r}, "
             f"the masks are named like {quoted(files.lone_masks, 2)}. Give {advice}"
+        )
+    if files.by_folder:
+        print(
+            f"images repeat a name, so cases are named by their folders: {quoted(sorted(files.cases), 3)}"
+            + ("" if options.groups else "; where folders are patients, give --groups")
         )
     group_of = read_group_table(options.groups, None)
     split = _choose_split(spec, files, group_of, True, options)
@@ -152,6 +159,16 @@ def prepare_own(
         **_split_record(options, split),
     }
     return _write(spec, files, split, group_of, record, options)
+
+
+def _refuse_same_names_in_folders(repeated: Sequence[str]) -> None:
+    """UserError where several folders hold images and masks, under the same few names in each."""
+    stems = sorted({Path(path).stem for path in repeated}, key=lambda stem: ("mask" in stem, stem))
+    if 1 < len(stems) <= len(repeated) / len(stems):
+        raise UserError(
+            f"each of {len({Path(path).parent for path in repeated})} folders holds files named {quoted(stems, 5)}: "
+            f"say which are images and which masks, as in --image-suffix {stems[0]} --mask-suffix {stems[1]}"
+        )
 
 
 def _refuse_needless_suffix(mask_suffix: str, files: PairedFiles, without: PairedFiles) -> None:
@@ -283,6 +300,8 @@ def _choose_split(
     names = sorted({*files.cases, *files.problems} - left_out)
     if options.test_only:
         return Split(train=(), test=tuple(names))
+    if len(names) < 2 and files.problems:
+        raise UserError(listed_problems(spec.name, files.problems, "remove them there"))
     if group_of:
         # a case that the table does not name is a group of its own
         groups = {name: group_of.get(name, f"case {name}") for name in names}

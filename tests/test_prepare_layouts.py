@@ -281,6 +281,67 @@ def test_own_data_problems_are_listed(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "no images named * in" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("top", ["", "study/all/"])
+def test_a_folder_for_each_patient_names_the_cases(
+    tmp_path: Path, top: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files: dict[str, bytes] = {}
+    for index in range(8):
+        case = f"{top}P0{index // 2}/visit{index % 2}"
+        files |= {f"{case}/image.png": png(picture(index))}
+        files |= {f"{case}/mask.png": png(square(index, index)), f"{case}/report.txt": b""}
+    both = write_zip(tmp_path / "both.zip", files)
+    places = ["--images", both, "--masks", both]
+    suffixes = ["--image-suffix", "image", "--mask-suffix", "mask"]
+    folder = run("mine", tmp_path, *places, *suffixes)
+    assert "cases are named by their folders: 'P00_visit0', 'P00_visit1'" in capsys.readouterr().out
+    assert (folder / "images" / "P01_visit1.png").read_bytes() == png(picture(3))
+    assert np.array_equal(read(folder / "masks" / "P01_visit1.png"), square(3, 3))
+    assert len(list((folder / "images").iterdir())) == 8
+    assert prepare(["mine", "--root", str(tmp_path / "other"), *map(str, places)]) == 2
+    error = capsys.readouterr().err
+    assert (
+        "each of 8 folders holds files named 'image', 'mask': say which are images and which"
+        in error
+    )
+    assert error.endswith("--image-suffix image --mask-suffix mask\n") and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("place", ["zip", "folder", "folder of masks"])
+@pytest.mark.parametrize("parts", [[""], ["train/", "test/"]])
+def test_folders_called_images_and_masks_tell_which_is_which(
+    tmp_path: Path, parts: list[str], place: str
+) -> None:
+    files = {}
+    for index in range(4):
+        for at, part in enumerate(parts):
+            files[f"set/{part}images/k{index}.png"] = png(picture(index + 4 * at))
+            files[f"set/{part}masks/k{index}.png"] = png(square(index, 4 * at))
+    images: Path = write_folder(tmp_path / "both", files)
+    if place == "zip":
+        images = write_zip(tmp_path / "both.zip", files)
+    masks = images
+    if place == "folder of masks" and parts == [""]:
+        masks = images / "set" / "masks"
+    folder = run("mine", tmp_path, "--images", images, "--masks", masks)
+    for at, part in enumerate(parts):
+        name = f"{part.rstrip('/')}_k2".lstrip("_")
+        assert (folder / "images" / f"{name}.png").read_bytes() == png(picture(2 + 4 * at))
+        assert np.array_equal(read(folder / "masks" / f"{name}.png"), square(2, 4 * at))
+    assert len(list((folder / "images").iterdir())) == 4 * len(parts)
+
+
+def test_problems_are_shown_before_a_split_is_drawn(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_folder(tmp_path / "images", {f"{i}/scan.png": png(picture(i)) for i in range(3)})
+    write_folder(tmp_path / "masks", {"scan.png": png(square(1, 1))})
+    places = f"--images {tmp_path}/images --masks {tmp_path}/masks --root {tmp_path}/data"
+    assert prepare(["mine", *places.split()]) == 2
+    error = capsys.readouterr().err
+    assert "1 problem(s):\n  scan: two images, " in error and "at least 2 cases" not in error
+
+
 @pytest.mark.parametrize("place", ["folder", "zip", "two names of a folder"])
 def test_an_image_is_not_its_own_mask(
     tmp_path: Path, place: str, capsys: pytest.CaptureFixture[str]
