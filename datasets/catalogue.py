@@ -127,6 +127,12 @@ CATALOGUE: dict[str, DatasetSpec] = {
 }
 
 
+def without_extension(name: str) -> str:
+    """The name of a case from that of its file, which may also be without extension."""
+    stem, dot, extension = name.rpartition(".")
+    return stem if dot + extension.lower() in IMAGE_EXTENSIONS else name
+
+
 ALIASES = {"kvasir": "kvasir-instrument"}
 """Other names that published split files and folders give to a data set."""
 

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from datasets.catalogue import IMAGE_EXTENSIONS
+from datasets.catalogue import without_extension
 from datasets.splits import Split, nfc, quoted
 from utils.errors import UserError, listed
 
@@ -51,7 +51,7 @@ def read_group_table(
     group_of: dict[str, str] = {}
     conflicts: list[str] = []
     for file_name, group in pairs:
-        case = _without_extension(file_name)
+        case = without_extension(file_name)
         if group and group_of.setdefault(case, group) != group:
             conflicts.append(f"{case!r} in {group_of[case]!r} and in {group!r}")
     if conflicts:
@@ -66,11 +66,6 @@ def _one_column(header: str) -> str:
     used = next((name for mark, name in _OTHER_SEPARATORS.items() if mark in header), None)
     this_one = f" (this one uses {used})" if used else ""
     return f"its lines have one column: separate them by commas{this_one}"
-
-
-def _without_extension(name: str) -> str:
-    stem, dot, extension = name.rpartition(".")
-    return stem if dot + extension.lower() in IMAGE_EXTENSIONS else name
 
 
 def cut_groups_note(data_set: str, group_of: Mapping[str, str], split: Split) -> str | None:

@@ -30,7 +30,7 @@ from datasets.splits import (
     quoted,
     random_split,
     read_split,
-    read_split_nfc,
+    read_split_for,
 )
 from datasets.staging import Staging, staged
 from datasets.writing import listed_problems, write_cases
@@ -289,7 +289,7 @@ def _choose_split(
         name for name in files.cases if spec.normal_prefix and name.startswith(spec.normal_prefix)
     }
     if options.splits is not None:
-        split = read_split_nfc(options.splits)
+        split = read_split_for(options.splits, {*files.cases, *files.problems})
         _refuse_other_split(options.splits, split, files)
         more = normal - {*split.train, *split.test}
         if include_normal and len(more) > 1:
@@ -335,7 +335,7 @@ def file_digest(path: Path | None) -> str | None:
 
 def _split_record(options: PreparationOptions, split: Split) -> dict[str, Any]:
     """The manifest's entries on the split: for a split file, of the file as it was given."""
-    given = read_split(options.splits) if options.splits else split
+    given = read_split(options.splits, plain_lists=True) if options.splits else split
     origin = options.splits.name if options.splits else "drawn"
     origin = TEST_ONLY if options.test_only else origin
     return {"seed": options.seed, "splits": origin, "splits_sha256": split_digest(given)}

@@ -191,7 +191,9 @@ def _asked_for(spec: DatasetSpec, arguments: argparse.Namespace) -> dict[str, An
         "cases": arguments.cases,
         "include_normal": arguments.include_normal or None,
         "splits": TEST_ONLY if arguments.test_only else None,
-        "splits_sha256": split_digest(read_split(arguments.splits)) if arguments.splits else None,
+        "splits_sha256": split_digest(read_split(arguments.splits, plain_lists=True))
+        if arguments.splits
+        else None,
         "groups_sha256": file_digest(arguments.groups),
         "sources": _asked_sources(spec, arguments),
         **_asked_reading(arguments),

@@ -652,6 +652,32 @@ def test_a_part_without_any_usable_case_is_an_error(
     assert "no train case is usable" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("plain", [True, False])
+def test_split_files_may_hold_plain_lists_and_names_of_files(
+    own: list[str], tmp_path: Path, plain: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for part in ("images", "masks"):  # a case that is called as a file is
+        (tmp_path / part / "9.png").rename(tmp_path / part / "9.jpg.png")
+    parts = {"train": ["0.png", "1.PNG", "2", "9.jpg"], "test": ["3.jpg", "4"], "val": ["5.png"]}
+    data = parts if plain else {part: {"name_list": names} for part, names in parts.items()}
+    file = tmp_path / "split.json"
+    file.write_text(json.dumps(data))
+    assert prepare([*own, "--splits", str(file)]) == 0
+    split = read_split(tmp_path / "data" / "mine" / "mine_train_test_names.json")
+    assert split == Split(("0", "1", "2", "9.jpg", "5"), ("3", "4"), ("5",))
+    assert prepare([*own, "--splits", str(file)]) == 0
+    file.write_text(json.dumps({"train": ["0.png", "1"], "test": ["0.jpg"]}))
+    (tmp_path / "data" / "mine").rename(tmp_path / "before")
+    capsys.readouterr()
+    assert prepare([*own, "--splits", str(file)]) == 2
+    assert "1 names are in both train and test: '0' (image extensions are left" in (
+        capsys.readouterr().err
+    )
+    file.write_text(json.dumps({"train": ["0", "1"], "test": []}))
+    assert prepare([*own, "--splits", str(file)]) == 2
+    assert "name some cases of 'train' there" in capsys.readouterr().err
+
+
 def test_a_cohort_for_testing_only(
     own: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
