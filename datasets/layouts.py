@@ -17,6 +17,9 @@ _NO_PICTURES = {
     *(".json", ".xml", ".yaml", ".yml", ".py", ".log", ".db"),
 }
 """Endings of files that lie beside images and are none."""
+_SAME_FILE = "are the same file; give --mask-suffix"
+_NNUNET_CHANNEL = "_0000"
+"""How the names of images end in the layout of nnU-Net, and not those of their masks."""
 _IMAGE_FOLDERS = {"image", "images", "img", "imgs", "imagestr"}
 _MASK_FOLDERS = {
     *("mask", "masks", "label", "labels", "labelstr", "gt", "ground_truth", "groundtruth"),
@@ -211,6 +214,25 @@ def _is_read(file: Member) -> bool:
     return file.suffix in IMAGE_EXTENSIONS
 
 
+def images_as_masks(files: PairedFiles) -> str | None:
+    """What to say where most images are taken for their own masks, for want of a suffix."""
+    names = sorted(name for name, problem in files.problems.items() if problem.endswith(_SAME_FILE))
+    if files.cases or len(names) <= len(files.problems) / 2:
+        return None
+    problem, every, rests = files.problems[names[0]], set(names), Counter[str]()
+    for name in names:
+        shorter = (name[:end] for end in range(len(name) - 1, 0, -1))
+        if (stem := next((each for each in shorter if each in every), None)) is not None:
+            rests[re.sub(r"(?<=.)_\d+$", "", name.removeprefix(stem))] += 1
+    suffix, count = max(rests.items(), key=lambda item: item[1], default=("", 0))
+    if count <= len(names) / 4:
+        return problem
+    many = f"({count} of {len(names)} names are another one with this ending)"
+    if suffix == _NNUNET_CHANNEL:
+        return f"{problem.removesuffix('--mask-suffix')}--image-suffix {suffix} {many}"
+    return f"{problem} {suffix} {many}"
+
+
 def _may_be_picture(file: Member) -> bool:
     """Whether a file may be an image in a format that is not read."""
     return not _is_read(file) and file.suffix not in _NO_PICTURES
@@ -268,9 +290,7 @@ def _paired(
         elif not case_masks:
             paired.problems[name] = f"no mask for the image {image}"
         elif image.place() in {mask.place() for mask in case_masks}:
-            paired.problems[name] = (
-                f"image and mask of {image} are the same file; give --mask-suffix"
-            )
+            paired.problems[name] = f"image and mask of {image} {_SAME_FILE}"
         elif twice:
             paired.problems[name] = _two("masks", *twice)
         else:

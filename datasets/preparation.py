@@ -20,7 +20,14 @@ from datasets.archives import DEFAULT_LIMITS, Limits, Source, members, open_sour
 from datasets.catalogue import IMAGE_EXTENSIONS, DatasetSpec, spec_for
 from datasets.decoding import MAX_MEGAPIXELS
 from datasets.group_tables import TAB_SUFFIXES, check_groups, cut_groups_note, read_group_table
-from datasets.layouts import PairedFiles, common_suffix, own_cases, published_cases, unread_endings
+from datasets.layouts import (
+    PairedFiles,
+    common_suffix,
+    images_as_masks,
+    own_cases,
+    published_cases,
+    unread_endings,
+)
 from datasets.masks import JPEG_CUT, JPEG_LABELS
 from datasets.prepared import NOTES
 from datasets.splits import (
@@ -128,6 +135,8 @@ def prepare_own(
             f"no images named *{image_suffix} in {images}; "
             f"expected files ending in {', '.join(IMAGE_EXTENSIONS)}"
         )
+    if problem := images_as_masks(files):
+        raise UserError(f"{spec.name} is not prepared, {len(files.problems)} problem(s): {problem}")
     if not files.cases and not image_suffix and not mask_suffix:
         _refuse_same_names_in_folders(files.repeated)
     if not files.cases and mask_suffix:

@@ -362,6 +362,21 @@ def test_an_image_is_not_its_own_mask(
     assert prepare([*map(str, arguments), "--mask-suffix", "_mask"]) == 0
 
 
+@pytest.mark.parametrize("ending", ["_seg.png", "_seg_1.png"])
+def test_a_forgotten_mask_suffix_is_one_line(
+    own: list[str], tmp_path: Path, ending: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_folder(tmp_path / "images", {f"1{i}.png": png(picture(i)) for i in range(10)})
+    write_folder(tmp_path / "images", {f"{i}{ending}": png(square(i, 1)) for i in range(9)})
+    write_folder(tmp_path / "images", {f"1{i}{ending}": png(square(i, 1)) for i in range(10)})
+    own[own.index("--masks") + 1] = str(tmp_path / "images")
+    assert prepare(own) == 2
+    error = capsys.readouterr().err
+    assert "39 problem(s): image and mask of" in error and error.count("\n") == 1
+    assert "same file; give --mask-suffix _seg (19 of 39 names" in error
+    assert prepare([*own, "--mask-suffix", "_seg", "--skip-unusable"]) == 0
+
+
 def test_a_mask_in_a_format_that_is_not_read_is_named(
     own: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
