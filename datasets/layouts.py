@@ -121,6 +121,10 @@ def _matched(
     image_stems = {file.stem for files in images_of.values() for file in files}
     others = (file for file in read if not of_mask.stem.fullmatch(file.stem))
     paired.lone_masks.extend(file.path for file in others if file.stem not in image_stems)
+    if paired.lone_masks:
+        image_places = {file.place() for files in images_of.values() for file in files}
+        are_images = {file.path for file in read if file.place() in image_places}
+        paired.lone_masks[:] = [path for path in paired.lone_masks if path not in are_images]
     return paired
 
 

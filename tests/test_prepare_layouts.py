@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import unicodedata
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
@@ -375,6 +376,26 @@ def test_a_forgotten_mask_suffix_is_one_line(
     assert "39 problem(s): image and mask of" in error and error.count("\n") == 1
     assert "same file; give --mask-suffix _seg (19 of 39 names" in error
     assert prepare([*own, "--mask-suffix", "_seg", "--skip-unusable"]) == 0
+
+
+@pytest.mark.parametrize("pack", [write_folder, write_zip])
+def test_the_folder_of_an_nnunet_set_holds_images_and_masks(
+    tmp_path: Path,
+    pack: Callable[[Path, dict[str, bytes]], Path],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    files = {"dataset.json": b"{}"}
+    for index in range(5):
+        files[f"imagesTr/us_{index:03}_0000.png"] = png(picture(index))
+        files[f"labelsTr/us_{index:03}.png"] = png(square(index, index) // 255)
+    files["labelsTr/us_009.png"] = png(square(9, 9) // 255)
+    both = pack(tmp_path / "both.zip", files)
+    places = ["--images", both, "--masks", both]
+    assert prepare(["mine", "--root", str(tmp_path / "data"), *map(str, places)]) == 2
+    assert "give --image-suffix _0000 (5 of 11 names" in capsys.readouterr().err
+    run("mine", tmp_path, *places, "--image-suffix", "_0000")
+    error = capsys.readouterr().err
+    assert "1 masks have no image and were left out: 'labelsTr/us_009.png'" in error
 
 
 def test_a_mask_in_a_format_that_is_not_read_is_named(
