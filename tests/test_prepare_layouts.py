@@ -505,6 +505,30 @@ def test_groups_of_other_cases_are_refused(
     assert not (tmp_path / "data" / "mine").exists()
 
 
+@pytest.mark.parametrize("patients", [2, 10])
+def test_swapped_columns_of_groups_are_told(
+    own: list[str], tmp_path: Path, patients: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = tmp_path / "patients.csv"
+    table.write_text("patient,case\n" + "".join(f"p{i % patients},{i}.png\n" for i in range(10)))
+    assert prepare([*own, "--groups", str(table)]) == 2
+    error = capsys.readouterr().err
+    assert ("in two groups" if patients == 2 else "names none of the cases") in error
+    assert error.endswith(
+        "Are the columns swapped? The first names the case, the second its group\n"
+    )
+
+
+def test_names_of_groups_may_be_paths(own: list[str], tmp_path: Path) -> None:
+    table = tmp_path / "patients.csv"
+    folders = ("Bilder/", "C:\\Bilder\\", "/data/all/", "", "./")
+    rows = (f"{folders[i % 5]}{i}.png,p{i // 2}\n" for i in range(10))
+    table.write_text("case,patient\n" + "".join(rows))
+    assert prepare([*own, "--groups", str(table)]) == 0
+    groups = json.loads((tmp_path / "data" / "mine" / "groups.json").read_bytes())
+    assert groups == {str(i): f"p{i // 2}" for i in range(10)}
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
