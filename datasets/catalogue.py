@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from datasets.windowing import Window
 from utils.errors import UserError
 
 SPLIT_FILE_ENDING = "_train_test_names"
@@ -39,6 +40,8 @@ class DatasetSpec:
     """Whether masks number their objects, so that any value above 0 is foreground."""
     labels: tuple[int, ...] = ()
     """The values of masks that are foreground, where they number classes."""
+    window: Window = None
+    """Which values of images of more than 8 bits become black and white; all images are PNG then."""
     normal_prefix: str = ""
     """How the names of cases without a lesion begin; these are left out unless asked for."""
     group_columns: tuple[str, str] | None = None

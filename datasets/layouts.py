@@ -10,6 +10,7 @@ from pathlib import PurePosixPath
 
 from datasets.archives import Member
 from datasets.catalogue import IMAGE_EXTENSIONS, DatasetSpec
+from datasets.pictures import DICOM_SUFFIXES
 from datasets.splits import name_problem, nfc
 
 _NO_PICTURES = {
@@ -102,7 +103,8 @@ def _matched(
     above = (_common_folders(images), _common_folders(masks)) if by_folder else (None, None)
     of_image = _Naming(re.compile(f"(.*){re.escape(nfc(image_suffix))}", re.DOTALL), above[0])
     of_mask = _Naming(re.compile(f"(.*){re.escape(nfc(mask_suffix))}{number}", re.DOTALL), above[1])
-    images_of = _by_name(filter(_is_read, images), of_image)
+    images_of = _by_name((file for file in images if file.suffix in DICOM_SUFFIXES), of_image)
+    images_of |= _by_name(filter(_is_read, images), of_image)
     if mask_suffix:
         certain = nfc(mask_suffix) if image_suffix else ""
         images_of, masks = _apart(images_of, masks, of_mask, certain)
@@ -155,7 +157,7 @@ def _folders(file: Member) -> tuple[str, ...]:
 
 def _common_folders(files: Sequence[Member]) -> tuple[str, ...]:
     """The first folders of all files, as far as they are the same."""
-    paths = [_folders(file) for file in files if _is_read(file)]
+    paths = [_folders(file) for file in files if _is_read(file) or file.suffix in DICOM_SUFFIXES]
     common: list[str] = []
     for parts in zip(*paths, strict=False):
         if len(set(parts)) > 1:
@@ -242,9 +244,9 @@ def _may_be_picture(file: Member) -> bool:
     return not _is_read(file) and file.suffix not in _NO_PICTURES
 
 
-def unread_endings(files: Sequence[Member]) -> str:
-    """How many files end in what, as `6 in .webp, 2 in .nii.gz`, if none is read; otherwise ''."""
-    if any(map(_is_read, files)):
+def unread_endings(files: Sequence[Member], read: Sequence[str]) -> str:
+    """How many files end in what, as `6 in .webp, 2 in .nii.gz`, if none in `read`; otherwise ''."""
+    if any(file.suffix in read for file in files):
         return ""
     endings = (
         ".nii.gz" if file.path.lower().endswith(".nii.gz") else file.suffix or "no ending"

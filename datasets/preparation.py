@@ -29,6 +29,7 @@ from datasets.layouts import (
     unread_endings,
 )
 from datasets.masks import JPEG_CUT, JPEG_LABELS
+from datasets.pictures import SUFFIXES
 from datasets.prepared import NOTES
 from datasets.splits import (
     SEED,
@@ -40,6 +41,7 @@ from datasets.splits import (
     read_split_for,
 )
 from datasets.staging import Staging, staged
+from datasets.windowing import window_text
 from datasets.writing import listed_problems, write_cases
 from utils.errors import UserError, listed
 from utils.images import encode_png
@@ -124,11 +126,11 @@ def prepare_own(
     """
     image_source, mask_source = options.open(images), options.open(masks)
     files = own_cases(members([image_source]), members([mask_source]), image_suffix, mask_suffix)
-    for source in (image_source, mask_source):
-        if endings := unread_endings(list(members([source]))):
+    for source, read in ((image_source, SUFFIXES), (mask_source, IMAGE_EXTENSIONS)):
+        if endings := unread_endings(list(members([source])), read):
             raise UserError(
                 f"{source.title} holds no image that is read: its files end so: {endings}. Convert them to PNG, "
-                f"each slice of a volume (read are {', '.join(IMAGE_EXTENSIONS)}), and unpack archives"
+                f"each slice of a volume (read are {', '.join(read)}), and unpack archives"
             )
     if not files.cases and not files.problems:
         raise UserError(
@@ -164,6 +166,7 @@ def prepare_own(
         "mask_suffix": mask_suffix,
         "any_label": spec.any_label,
         "label": list(spec.labels),
+        "window": window_text(spec.window),
         "groups_sha256": file_digest(options.groups),
         **_split_record(options, split),
     }
@@ -391,6 +394,7 @@ def _write(
         ]
         plan += ["any label"] if spec.any_label else []
         plan += [f"label {spec.labels}"] if spec.labels else []
+        plan += [f"window {window_text(spec.window)}"] if spec.window else []
         if staging.begin(plan):
             print(f"resuming in {staging.folder}", file=sys.stderr)
         written = write_cases(spec, wanted, staging, options.limits, problems)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import unicodedata
 from collections.abc import Callable
@@ -17,7 +18,9 @@ from datasets.decoding import decode, read_pixels
 from datasets.image_headers import ImageError, orientation
 from datasets.integrity import check_data_set
 from datasets.phantom import phantom_case
+from datasets.pictures import read_picture
 from datasets.splits import Split, random_split, read_split, write_split
+from datasets.windowing import parse_window
 from tests.dataset_archives import (
     bmp,
     jpg,
@@ -1209,6 +1212,85 @@ def test_12_bits_in_16_are_noted_by_preparation_and_check(
     assert "3.png: 16 bits, but no value over 4095: nearly black to the model; spread" in error
     assert prepare(["mine", "--check", "--root", str(tmp_path / "data")]) == 0
     assert "16 bits, nearly black to the model: 1 (3)" in capsys.readouterr().out
+
+
+def dicom(pixels: np.ndarray, **elements: object) -> bytes:
+    """A grey DICOM file of 16 bits."""
+    pydicom = pytest.importorskip("pydicom")
+    data = pydicom.Dataset()
+    data.file_meta = pydicom.dataset.FileMetaDataset()
+    data.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+    data.SOPClassUID = pydicom.uid.UltrasoundImageStorage
+    data.SOPInstanceUID = pydicom.uid.generate_uid()
+    data.Rows, data.Columns = pixels.shape
+    data.SamplesPerPixel, data.PixelRepresentation = 1, 0
+    data.PhotometricInterpretation = "MONOCHROME2"
+    data.BitsAllocated, data.BitsStored, data.HighBit = 16, 16, 15
+    data.PixelData = pixels.tobytes()
+    for key, value in elements.items():
+        setattr(data, key, value)
+    file = io.BytesIO()
+    pydicom.dcmwrite(file, data, enforce_file_format=True)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("window", ["-100,3000", "auto"])
+def test_images_of_more_than_8_bits_are_windowed_as_prediction_does(
+    own: list[str], tmp_path: Path, window: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    deep = np.random.default_rng(0).integers(0, 4096, (24, 32)).astype(np.uint16)
+    files = {"1.dcm": dicom(deep, RescaleSlope=1, RescaleIntercept=-500), "2.png": png(deep)}
+    files |= {
+        "3.png": png(picture(3)),
+        "4.jpg": jpg(picture(4)),
+        "5.tif": turned(picture(5), 6, ".tif"),
+    }
+    values = deep.astype(np.float32)
+    files |= {"6.tif": cv2.imencode(".tiff", values)[1].tobytes()}
+    files |= {"7.tif": cv2.imencode(".tiff", (values - 1000).astype(np.int16))[1].tobytes()}
+    for name in files:
+        (tmp_path / "images" / f"{name[0]}.png").unlink()
+    write_folder(tmp_path / "images", files)
+    write_folder(tmp_path / "masks", {"5.png": png(square(1, 1, 6, height=32, width=24))})
+    assert prepare([*own, "--window", window]) == 0
+    folder = tmp_path / "data" / "mine"
+    assert {path.suffix for path in (folder / "images").iterdir()} == {".png"}
+    opened = open_data_set(folder / "mine_train_test_names.json")
+    prepared = {case.name: read_case(case)[0] for case in opened.train + opened.test}
+    for name, content in files.items():
+        expected = read_picture(content, window=parse_window(window)).pixels
+        assert np.array_equal(prepared[name[0]], expected), name
+    assert prepare([*own, "--window", window]) == 0
+    assert prepare([*own, "--window", "0,7"]) == 2
+    assert f"window {window}, asked for 0,7" in capsys.readouterr().err
+    assert prepare([*own, "--window", "7,0"]) == 2
+    assert "a window is `auto` or LOW,HIGH with LOW below HIGH" in capsys.readouterr().err
+
+
+def test_dicom_is_windowed_as_its_file_says(own: list[str], tmp_path: Path) -> None:
+    deep = np.arange(768, dtype=np.uint16).reshape(24, 32)
+    content = dicom(deep, WindowCenter=400, WindowWidth=300)
+    (tmp_path / "images" / "3.png").unlink()
+    write_folder(tmp_path / "images", {"3.dcm": content, "4.dcm": b"beside its image"})
+    assert prepare(own) == 0
+    image = read(tmp_path / "data" / "mine" / "images" / "3.png")
+    assert np.array_equal(image, read_picture(content).pixels[..., 0])
+    assert (tmp_path / "data" / "mine" / "images" / "4.png").read_bytes() == png(picture(4))
+
+
+def test_a_dicom_file_that_cannot_be_read_is_named(
+    own: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in "3456":
+        (tmp_path / "images" / f"{name}.png").unlink()
+    deep = np.zeros((1200, 1000), np.uint16)
+    files = {"3.dcm": b"junk", "4.dcm": dicom(deep), "5.dcm": dicom(deep[:24, :32])[:-9]}
+    write_folder(tmp_path / "images", files | {"6.tif": b""})
+    assert prepare([*own, "--limit", "megapixels=1"]) == 2
+    error = capsys.readouterr().err
+    assert "3.dcm: has no DICM marker" in error
+    assert "1000 x 1200 px is over the limit of 1 megapixels (--limit megapixels=N)" in error
+    assert "5.dcm: the DICOM pixels cannot be decoded" in error and "4 problem(s)" in error
 
 
 @pytest.mark.parametrize(
