@@ -75,7 +75,7 @@ def own_cases(
 
     With a `mask_suffix`, `<name><mask_suffix>_<number>.*` are further masks of the image, and images
     and masks may lie in one folder. Where images repeat a name, folders called images and masks tell which
-    is which, or each case is named by its folders, if most of these images have a mask then.
+    is which, or else, where most repeat one, each case is named by its folders, if most then have a mask.
     """
     images, masks = list(images), list(masks)
     files = _matched(images, masks, image_suffix, mask_suffix)
@@ -86,7 +86,8 @@ def own_cases(
         other = _matched(images, masks, image_suffix, mask_suffix, by_folder)
         repeated = set(files.repeated) & {image.path for image in images}
         paired = repeated & {case.image.path for case in other.cases.values()}
-        if not other.repeated and len(paired) > len(repeated) / 2:
+        renames_more = by_folder and len(files.cases) >= len(repeated)
+        if not other.repeated and not renames_more and len(paired) > len(repeated) / 2:
             return other
     return files
 

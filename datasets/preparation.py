@@ -175,10 +175,11 @@ def prepare_own(
 
 def _refuse_same_names_in_folders(repeated: Sequence[str]) -> None:
     """UserError where several folders hold images and masks, under the same few names in each."""
+    folders = {Path(path).parent for path in repeated}
     stems = sorted({Path(path).stem for path in repeated}, key=lambda stem: ("mask" in stem, stem))
-    if 1 < len(stems) <= len(repeated) / len(stems):
+    if 1 < len(stems) <= len(folders) and "mask" in stems[-1]:
         raise UserError(
-            f"each of {len({Path(path).parent for path in repeated})} folders holds files named {quoted(stems, 5)}: "
+            f"each of {len(folders)} folders holds files named {quoted(stems, 5)}: "
             f"say which are images and which masks, as in --image-suffix {stems[0]} --mask-suffix {stems[1]}"
         )
 
@@ -434,9 +435,9 @@ def _report_masks(areas: Sequence[float], own: bool) -> None:
         f"masks: {empty} of {len(areas)} empty; median foreground {100 * median:.1f} % of the image"
     )
     if own and empty > len(areas) / 2:
-        _warn(f"{line}. Is --masks their folder? Foreground is what is brighter, or --label")
+        _warn(f"{line}. Are these the masks of the images?")
     elif own and median > 0.5:
-        _warn(f"{line}. Are they inverted? Foreground is what is brighter, or --label")
+        _warn(f"{line}. Are the masks inverted? The brighter part is taken for foreground")
     else:
         print(line)
 

@@ -335,6 +335,15 @@ def test_folders_called_images_and_masks_tell_which_is_which(
     assert len(list((folder / "images").iterdir())) == 4 * len(parts)
 
 
+def test_a_few_repeated_names_do_not_rename_all_cases(
+    own: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_folder(tmp_path / "images", {"sub/3.png": png(picture(9))})
+    write_folder(tmp_path / "masks", {"sub/3.png": png(square(9, 9))})
+    assert prepare(own) == 2
+    assert "1 problem(s):\n  3: two images, " in capsys.readouterr().err
+
+
 def test_problems_are_shown_before_a_split_is_drawn(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -1066,12 +1075,12 @@ def test_the_orientation_tag_is_found(suffix: str, tag: int) -> None:
         (
             6,
             False,
-            "warning: masks: 6 of 10 empty; median foreground 0.0 % of the image. Is --masks",
+            "warning: masks: 6 of 10 empty; median foreground 0.0 % of the image. Are these",
         ),
         (
             0,
             True,
-            "warning: masks: 0 of 10 empty; median foreground 95.3 % of the image. Are they inv",
+            "warning: masks: 0 of 10 empty; median foreground 95.3 % of the image. Are the masks inv",
         ),
     ],
 )
