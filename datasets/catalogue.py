@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from datasets.windowing import Window
 from utils.errors import UserError
 
 SPLIT_FILE_ENDING = "_train_test_names"
@@ -37,6 +38,10 @@ class DatasetSpec:
     """The same for masks; several masks of one case are united."""
     any_label: bool = False
     """Whether masks number their objects, so that any value above 0 is foreground."""
+    labels: tuple[int, ...] = ()
+    """The values of masks that are foreground, where they number classes."""
+    window: Window = None
+    """Which values of images of more than 8 bits become black and white; all images are PNG then."""
     normal_prefix: str = ""
     """How the names of cases without a lesion begin; these are left out unless asked for."""
     group_columns: tuple[str, str] | None = None
@@ -123,6 +128,12 @@ CATALOGUE: dict[str, DatasetSpec] = {
         ),
     )
 }
+
+
+def without_extension(name: str) -> str:
+    """The name of a case from that of its file, which may also be without extension."""
+    stem, dot, extension = name.rpartition(".")
+    return stem if dot + extension.lower() in IMAGE_EXTENSIONS else name
 
 
 ALIASES = {"kvasir": "kvasir-instrument"}

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import csv
+import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from datasets.catalogue import IMAGE_EXTENSIONS
+from datasets.catalogue import without_extension
 from datasets.splits import Split, nfc, quoted
 from utils.errors import UserError, listed
 
 _OTHER_SEPARATORS = {";": "semicolons", "\t": "tabs"}
 TAB_SUFFIXES = (".tab", ".tsv")
 """Of tables that may be separated by tabs in place of commas."""
+_SWAPPED = "Are the columns swapped? The first names the case, the second its group"
 
 
 def read_group_table(
@@ -23,8 +25,8 @@ def read_group_table(
 
     `columns` are the headers of name and group. Without them, and `or_first_two` where the table has
     others, the first two columns are meant. A `.tab` or `.tsv` may be separated by tabs. Names may carry
-    an image extension; names and groups are returned in Unicode NFC; rows without a group are left
-    out. Raises UserError where the file cannot be read, has no such columns, or names one case in two
+    an image extension and folders; names and groups are returned in Unicode NFC; rows without a group are
+    left out. Raises UserError where the file cannot be read, has no such columns, or names one case in two
     groups.
     """
     if path is None:
@@ -51,12 +53,15 @@ def read_group_table(
     group_of: dict[str, str] = {}
     conflicts: list[str] = []
     for file_name, group in pairs:
-        case = _without_extension(file_name)
+        case = without_extension(re.split(r"[/\\]", file_name)[-1])
         if group and group_of.setdefault(case, group) != group:
             conflicts.append(f"{case!r} in {group_of[case]!r} and in {group!r}")
     if conflicts:
+        groups = [group for _, group in pairs if group]
+        swapped = len(set(groups)) == len(groups)  # as the names of cases are
         raise UserError(
             f"{path} names a case in two groups: {listed(conflicts, 5)}. Give each case one group"
+            + (f". {_SWAPPED}" if swapped else "")
         )
     return group_of
 
@@ -66,11 +71,6 @@ def _one_column(header: str) -> str:
     used = next((name for mark, name in _OTHER_SEPARATORS.items() if mark in header), None)
     this_one = f" (this one uses {used})" if used else ""
     return f"its lines have one column: separate them by commas{this_one}"
-
-
-def _without_extension(name: str) -> str:
-    stem, dot, extension = name.rpartition(".")
-    return stem if dot + extension.lower() in IMAGE_EXTENSIONS else name
 
 
 def cut_groups_note(data_set: str, group_of: Mapping[str, str], split: Split) -> str | None:
@@ -99,9 +99,11 @@ def check_groups(table: Path | None, group_of: Mapping[str, str], split: Split) 
     if table is None or not missing:
         return
     if len(missing) == len(names):
+        cases = {without_extension(group) for group in group_of.values()}
+        advice = "Write the case names into its column of names"
         raise UserError(
             f"{table} names none of the cases: it holds {quoted(group_of, 3) or 'no groups'}, "
-            f"the cases are {quoted(names, 3)}. Write the case names into its column of names"
+            f"the cases are {quoted(names, 3)}. {advice if cases.isdisjoint(names) else _SWAPPED}"
         )
     print(
         f"warning: {table} has no group for {len(missing)} of {len(names)} cases, each of which is "

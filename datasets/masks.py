@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
@@ -10,8 +11,19 @@ import numpy as np
 
 from datasets.decoding import decode, read_stored
 from datasets.image_headers import ImageError, is_jpeg, orientation
+from utils.errors import listed
 
 MAX_ASPECT_DIFFERENCE = 0.01
+MAX_CLASS = 31
+"""Up to this greatest value, a mask of more than two values is taken to number objects or classes."""
+CLASS_SQUARE = 5
+"""Side in pixels of a square of one value that no smoothed edge fills."""
+JPEG_CUT = "JPEG, whose edges are blurred; cut at half of its range of values"
+JPEG_LABELS = (
+    "JPEG, which keeps values only nearly, so --any-label and --label also take pixels beside the edges, or "
+    "miss some: leave them out, or save the masks as PNG from their source"
+)
+"""What is said of a mask file that is a JPEG of more than two values."""
 
 
 def read_binary_mask(path: Path) -> tuple[np.ndarray, str | None]:
@@ -20,21 +32,35 @@ def read_binary_mask(path: Path) -> tuple[np.ndarray, str | None]:
 
 
 def decode_mask(
-    content: bytes, max_megapixels: float, any_label: bool = False
+    content: bytes,
+    max_megapixels: float,
+    any_label: bool = False,
+    labels: Sequence[int] = (),
+    refuse_classes: bool = False,
 ) -> tuple[np.ndarray, str | None]:
-    """Foreground and note of a mask file, as `binary_mask`; with `any_label`, all that is above 0.
+    """Foreground and note of a mask file, as `binary_mask`.
 
     Raises ImageError as that and `decode`, and where the alpha channel contradicts the colours: these have no
-    foreground, or some that is transparent.
+    foreground, or some that is transparent. With `refuse_classes`, also where a lossless mask seems to
+    number objects or classes, and neither `any_label` nor `labels` says which are foreground.
     """
-    mask, note = _foreground(content, max_megapixels, any_label)
+    grey = _grey(content, max_megapixels, any_label)
+    mask, note = binary_mask(grey, any_label, labels)
+    if is_jpeg(content):
+        if (note or any_label or labels) and np.unique(grey).size > 2:
+            note = JPEG_LABELS if any_label or labels else JPEG_CUT
+    elif note and refuse_classes:
+        _refuse_classes(grey)
+    if note and _is_drawn_in_one_colour(grey):
+        note = None
     alpha = _alpha(content, max_megapixels)
     if alpha is None:
         return mask, note
-    opaque = alpha > (0 if any_label else int(alpha.max()) // 2)
+    opaque = alpha > (0 if any_label or labels else int(alpha.max()) // 2)
     if opaque.any() and not opaque.all():
         # the tag of orientation does not turn the alpha channel
-        drawn, _ = _foreground(content, max_megapixels, any_label, cv2.IMREAD_IGNORE_ORIENTATION)
+        as_stored = _grey(content, max_megapixels, any_label, cv2.IMREAD_IGNORE_ORIENTATION)
+        drawn, _ = binary_mask(as_stored, any_label, labels)
         if not drawn.any() or (drawn & ~opaque).any():
             raise ImageError(
                 "the mask's transparency (alpha channel) shows another shape than its colours; "
@@ -43,24 +69,22 @@ def decode_mask(
     return mask, note
 
 
-def _foreground(
-    content: bytes, max_megapixels: float, any_label: bool, flags: int = 0
-) -> tuple[np.ndarray, str | None]:
-    """`binary_mask` of a file's colours, decoded with these further flags."""
+def _grey(content: bytes, max_megapixels: float, any_label: bool, flags: int = 0) -> np.ndarray:
+    """A mask file's colours as grey (H, W), decoded with these further flags."""
     flags |= cv2.IMREAD_ANYDEPTH
     pixels = None if any_label else decode(content, cv2.IMREAD_GRAYSCALE | flags, max_megapixels)
     if pixels is None or (pixels.dtype.kind != "f" and not pixels.any()):
         # grey rounds the darkest colours to 0: labels of 1 in one channel, or of a dark palette
         pixels = decode(content, cv2.IMREAD_COLOR | flags, max_megapixels).max(axis=2)
-    if not pixels.any() and _draws_in_one_colour(content):
+    if not pixels.any() and _hides_labels(content):
         raise ImageError(
             "the mask's palette gives all of its labels one colour, so nothing can be seen of them; save the "
             "labels as grey values"
         )
-    return binary_mask(pixels, any_label)
+    return pixels
 
 
-def _draws_in_one_colour(content: bytes) -> bool:
+def _hides_labels(content: bytes) -> bool:
     """Whether several entries of a PNG's palette are used in a picture that shows only one colour."""
     if not content.startswith(b"\x89PNG") or content[25] != 3:
         return False
@@ -84,12 +108,42 @@ def _alpha(content: bytes, max_megapixels: float) -> np.ndarray | None:
     return pixels[..., 3] if pixels.ndim == 3 and pixels.shape[2] == 4 else None
 
 
-def binary_mask(grey: np.ndarray, any_label: bool = False) -> tuple[np.ndarray, str | None]:
+def _is_drawn_in_one_colour(grey: np.ndarray) -> bool:
+    """Whether a mask (H, W) holds 0 and one other value that is no small number, as red and palettes give."""
+    values = np.unique(grey)
+    return len(values) == 2 and values[0] == 0 and values[1] > MAX_CLASS
+
+
+def _refuse_classes(grey: np.ndarray) -> None:
+    """ImageError where the values of a mask (H, W) seem to number objects or classes.
+
+    So does a value between the least and the greatest where these are small, or where it fills a square.
+    Smoothed edges do neither; values next to the least or the greatest are taken for these.
+    """
+    values = np.unique(grey)
+    low, high = int(values[0]), int(values[-1])
+    near = (high - low) // 64
+    between = values[(values > low + near) & (values < high - near)]
+    if high > MAX_CLASS:
+        square = np.ones((CLASS_SQUARE, CLASS_SQUARE), np.uint8)
+        numbers = grey if grey.dtype in (np.uint8, np.uint16) else grey.astype(np.float32)
+        filled = grey[cv2.erode(numbers, square) == cv2.dilate(numbers, square)]
+        between = np.intersect1d(between, filled)
+    if between.size:
+        raise ImageError(
+            f"the mask holds the values {listed(map(str, values), 10)}, expected 0 and one other; of objects or "
+            f"classes, say which are foreground: --any-label (all above 0) or --label {high} (only these values)"
+        )
+
+
+def binary_mask(
+    grey: np.ndarray, any_label: bool = False, labels: Sequence[int] = ()
+) -> tuple[np.ndarray, str | None]:
     """Foreground of a mask (H, W) as bool, and a note if it held more than 0 and one other value.
 
     Masks of 0/1 and 0/255 (0/65535 at 16 bits) are taken as they are, others are thresholded at half
-    of their range; with `any_label`, all that is above 0 is foreground. Raises ImageError for
-    floating-point values, which do not tell their range.
+    of their range; with `any_label`, all that is above 0 is foreground, with `labels`, these values are.
+    Raises ImageError for floating-point values, which do not tell their range.
     """
     if grey.dtype.kind == "f":
         raise ImageError(
@@ -98,6 +152,8 @@ def binary_mask(grey: np.ndarray, any_label: bool = False) -> tuple[np.ndarray, 
         )
     if any_label:
         return grey > 0, None
+    if labels:
+        return np.isin(grey, labels), None
     low, high = int(grey.min()), int(grey.max())
     full = np.iinfo(grey.dtype).max
     if high <= 1 or np.isin(grey, (0, full)).all():

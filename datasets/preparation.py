@@ -13,13 +13,23 @@ from pathlib import Path
 from typing import Any
 
 import cv2
+import numpy as np
 from tqdm import tqdm
 
 from datasets.archives import DEFAULT_LIMITS, Limits, Source, members, open_source
 from datasets.catalogue import IMAGE_EXTENSIONS, DatasetSpec, spec_for
 from datasets.decoding import MAX_MEGAPIXELS
 from datasets.group_tables import TAB_SUFFIXES, check_groups, cut_groups_note, read_group_table
-from datasets.layouts import PairedFiles, common_suffix, own_cases, published_cases
+from datasets.layouts import (
+    PairedFiles,
+    common_suffix,
+    images_as_masks,
+    own_cases,
+    published_cases,
+    unread_endings,
+)
+from datasets.masks import JPEG_CUT, JPEG_LABELS
+from datasets.pictures import SUFFIXES
 from datasets.prepared import NOTES
 from datasets.splits import (
     SEED,
@@ -28,9 +38,10 @@ from datasets.splits import (
     quoted,
     random_split,
     read_split,
-    read_split_nfc,
+    read_split_for,
 )
 from datasets.staging import Staging, staged
+from datasets.windowing import window_text
 from datasets.writing import listed_problems, write_cases
 from utils.errors import UserError, listed
 from utils.images import encode_png
@@ -111,15 +122,25 @@ def prepare_own(
     """Prepare any other data set from a folder or zip of images and one of masks.
 
     An image `<name><image_suffix>.*` belongs to the mask `<name><mask_suffix>.*`. With `any_label` in
-    `spec`, any value above 0 is foreground. Otherwise as `prepare_published`.
+    `spec`, any value above 0 is foreground, with `labels` these values are. Otherwise as `prepare_published`.
     """
     image_source, mask_source = options.open(images), options.open(masks)
     files = own_cases(members([image_source]), members([mask_source]), image_suffix, mask_suffix)
+    for source, read in ((image_source, SUFFIXES), (mask_source, IMAGE_EXTENSIONS)):
+        if endings := unread_endings(list(members([source])), read):
+            raise UserError(
+                f"{source.title} holds no image that is read: its files end so: {endings}. Convert them to PNG, "
+                f"each slice of a volume (read are {', '.join(read)}), and unpack archives"
+            )
     if not files.cases and not files.problems:
         raise UserError(
             f"no images named *{image_suffix} in {images}; "
             f"expected files ending in {', '.join(IMAGE_EXTENSIONS)}"
         )
+    if problem := images_as_masks(files):
+        raise UserError(f"{spec.name} is not prepared, {len(files.problems)} problem(s): {problem}")
+    if not files.cases and not image_suffix and not mask_suffix:
+        _refuse_same_names_in_folders(files.repeated)
     if not files.cases and mask_suffix:
         without = own_cases(members([image_source]), members([mask_source]), image_suffix)
         _refuse_needless_suffix(mask_suffix, files, without)
@@ -131,6 +152,11 @@ def prepare_own(
             f"none of the {len(files.problems)} images has a mask of its name: expected one for {example!r}, "
             f"the masks are named like {quoted(files.lone_masks, 2)}. Give {advice}"
         )
+    if files.by_folder:
+        print(
+            f"images repeat a name, so cases are named by their folders: {quoted(sorted(files.cases), 3)}"
+            + ("" if options.groups else "; where folders are patients, give --groups")
+        )
     group_of = read_group_table(options.groups, None)
     split = _choose_split(spec, files, group_of, True, options)
     check_groups(options.groups, group_of, split)
@@ -139,10 +165,23 @@ def prepare_own(
         "image_suffix": image_suffix,
         "mask_suffix": mask_suffix,
         "any_label": spec.any_label,
+        "label": list(spec.labels),
+        "window": window_text(spec.window),
         "groups_sha256": file_digest(options.groups),
         **_split_record(options, split),
     }
     return _write(spec, files, split, group_of, record, options)
+
+
+def _refuse_same_names_in_folders(repeated: Sequence[str]) -> None:
+    """UserError where several folders hold images and masks, under the same few names in each."""
+    folders = {Path(path).parent for path in repeated}
+    stems = sorted({Path(path).stem for path in repeated}, key=lambda stem: ("mask" in stem, stem))
+    if 1 < len(stems) <= len(folders) and "mask" in stems[-1]:
+        raise UserError(
+            f"each of {len(folders)} folders holds files named {quoted(stems, 5)}: "
+            f"say which are images and which masks, as in --image-suffix {stems[0]} --mask-suffix {stems[1]}"
+        )
 
 
 def _refuse_needless_suffix(mask_suffix: str, files: PairedFiles, without: PairedFiles) -> None:
@@ -263,7 +302,7 @@ def _choose_split(
         name for name in files.cases if spec.normal_prefix and name.startswith(spec.normal_prefix)
     }
     if options.splits is not None:
-        split = read_split_nfc(options.splits)
+        split = read_split_for(options.splits, {*files.cases, *files.problems})
         _refuse_other_split(options.splits, split, files)
         more = normal - {*split.train, *split.test}
         if include_normal and len(more) > 1:
@@ -274,6 +313,8 @@ def _choose_split(
     names = sorted({*files.cases, *files.problems} - left_out)
     if options.test_only:
         return Split(train=(), test=tuple(names))
+    if len(names) < 2 and files.problems:
+        raise UserError(listed_problems(spec.name, files.problems, "remove them there"))
     if group_of:
         # a case that the table does not name is a group of its own
         groups = {name: group_of.get(name, f"case {name}") for name in names}
@@ -307,7 +348,7 @@ def file_digest(path: Path | None) -> str | None:
 
 def _split_record(options: PreparationOptions, split: Split) -> dict[str, Any]:
     """The manifest's entries on the split: for a split file, of the file as it was given."""
-    given = read_split(options.splits) if options.splits else split
+    given = read_split(options.splits, plain_lists=True) if options.splits else split
     origin = options.splits.name if options.splits else "drawn"
     origin = TEST_ONLY if options.test_only else origin
     return {"seed": options.seed, "splits": origin, "splits_sha256": split_digest(given)}
@@ -353,9 +394,12 @@ def _write(
             for line in (case.name, *(file.identity() for file in (case.image, *case.masks)))
         ]
         plan += ["any label"] if spec.any_label else []
+        plan += [f"label {spec.labels}"] if spec.labels else []
+        plan += [f"window {window_text(spec.window)}"] if spec.window else []
         if staging.begin(plan):
             print(f"resuming in {staging.folder}", file=sys.stderr)
-        notes = write_cases(spec, wanted, staging, options.limits, problems)
+        written = write_cases(spec, wanted, staging, options.limits, problems)
+        notes = written.notes
         if problems:
             split = _without(spec, split, problems, options)
             record = {**record, "unusable": len(problems)}
@@ -363,13 +407,17 @@ def _write(
                 f"{len(problems)} of {len(names)} cases are unusable and were left out, listed in "
                 f"{staging.final / NOTES} with the reasons"
             )
-        if notes:
-            shown = listed(notes, NOTES_SHOWN, separator="\n  ")
-            _warn(f"{len(notes)} odd files, listed in {staging.final / NOTES}:\n  {shown}")
+        for kind in (JPEG_CUT, JPEG_LABELS):
+            if blurred := sum(note.endswith(kind) for note in notes):
+                _warn(f"{blurred} masks are {kind}")
+        if odd := [note for note in notes if not note.endswith((JPEG_CUT, JPEG_LABELS))]:
+            shown = listed(odd, NOTES_SHOWN, separator="\n  ")
+            _warn(f"{len(odd)} odd files, listed in {staging.final / NOTES}:\n  {shown}")
         notes = [f"left out: {case}: {problems[case]}" for case in sorted(problems)] + notes
         if cut := cut_groups_note(spec.name, group_of, split):
             _warn(cut)
             notes = [cut, *notes]
+        _report_masks(written.areas, own=not spec.archives)
         left_out = len(files.cases) - len(wanted)
         if left_out:
             print(f"{left_out} cases of the source are not in the split and were left out")
@@ -378,6 +426,20 @@ def _write(
         if options.limits.megapixels != MAX_MEGAPIXELS:
             record = {**record, "max_megapixels": options.limits.megapixels}
         return staging.finish(split, _manifest(spec, split, record), groups, notes)
+
+
+def _report_masks(areas: Sequence[float], own: bool) -> None:
+    """Say how many masks are empty and how large they are; of own data, warn where that is odd."""
+    empty, median = sum(area == 0 for area in areas), float(np.median(areas))
+    line = (
+        f"masks: {empty} of {len(areas)} empty; median foreground {100 * median:.1f} % of the image"
+    )
+    if own and empty > len(areas) / 2:
+        _warn(f"{line}. Are these the masks of the images?")
+    elif own and median > 0.5:
+        _warn(f"{line}. Are the masks inverted? The brighter part is taken for foreground")
+    else:
+        print(line)
 
 
 def _without(

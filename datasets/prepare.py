@@ -14,6 +14,7 @@ same command. See docs/datasets.md.
 from __future__ import annotations
 
 import argparse
+import re
 import signal
 from collections.abc import Sequence
 from dataclasses import replace
@@ -36,6 +37,7 @@ from datasets.preparation import (
 )
 from datasets.prepared import is_prepared, read_manifest
 from datasets.splits import SEED, read_split
+from datasets.windowing import parse_window, window_text
 from utils.entry import exit_from, non_negative_int
 from utils.errors import UserError
 from utils.interruption import Interrupted
@@ -49,6 +51,8 @@ OPTIONS = {
         "image_suffix",
         "mask_suffix",
         "any_label",
+        "label",
+        "window",
         "splits",
         "groups",
         "seed",
@@ -114,7 +118,17 @@ def parser() -> argparse.ArgumentParser:
     add("--masks", type=Path, metavar="DIR", help="own data: folder or zip of masks")
     add("--image-suffix", default="", metavar="S", help="own data: <name>S.* is an image")
     add("--mask-suffix", default="", metavar="S", help="own data: <name>S.* is a mask")
-    add("--any-label", action="store_true", help="own data: any value above 0 is foreground")
+    # else `--window -160,240` is refused
+    arguments._negative_number_matcher = re.compile(r"-\.?\d")
+    add(
+        "--window",
+        metavar="LOW,HIGH",
+        type=parse_window,
+        help="own data: values of 16 bits and DICOM that become black and white; auto: each image's own",
+    )
+    values = arguments.add_mutually_exclusive_group().add_argument
+    values("--any-label", action="store_true", help="own data: any value above 0 is foreground")
+    values("--label", type=_labels, default=(), metavar="N,N", help="own data: these values are")
     add("--groups", type=Path, metavar="CSV", help="case name, group (patient, lesion, ...)")
     add("--skip-unusable", action="store_true", help="leave out cases that cannot be used")
     add("--cases", type=int, metavar="N", help=f"phantom: number of cases [{PHANTOM_CASES}]")
@@ -122,6 +136,16 @@ def parser() -> argparse.ArgumentParser:
     add("--follow-links", action="store_true", help="follow symbolic links in folders")
     add("--limit", action="append", default=[], metavar="NAME=N", help="see docs/datasets.md")
     return arguments
+
+
+def _labels(text: str) -> tuple[int, ...]:
+    """The values of `--label`."""
+    parts = text.split(",")
+    if not all(part.strip().isdecimal() and int(part) < 1 << 16 for part in parts):
+        raise argparse.ArgumentTypeError(
+            f"expected values of the masks, 0 to 65535, separated by commas, as in 1,2; got {text!r}"
+        )
+    return tuple(sorted({int(part) for part in parts}))
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -178,7 +202,9 @@ def _asked_for(spec: DatasetSpec, arguments: argparse.Namespace) -> dict[str, An
         "cases": arguments.cases,
         "include_normal": arguments.include_normal or None,
         "splits": TEST_ONLY if arguments.test_only else None,
-        "splits_sha256": split_digest(read_split(arguments.splits)) if arguments.splits else None,
+        "splits_sha256": split_digest(read_split(arguments.splits, plain_lists=True))
+        if arguments.splits
+        else None,
         "groups_sha256": file_digest(arguments.groups),
         "sources": _asked_sources(spec, arguments),
         **_asked_reading(arguments),
@@ -206,7 +232,12 @@ def _prepare(
         prepare_published(spec, arguments.source, options, arguments.include_normal)
     elif arguments.images and arguments.masks:
         suffixes = (arguments.image_suffix, arguments.mask_suffix)
-        spec = replace(spec, any_label=arguments.any_label)
+        spec = replace(
+            spec,
+            any_label=arguments.any_label,
+            labels=arguments.label,
+            window=arguments.window,
+        )
         prepare_own(spec, arguments.images, arguments.masks, options, *suffixes)
     else:
         raise UserError(
@@ -243,6 +274,7 @@ def _asked_sources(spec: DatasetSpec, arguments: argparse.Namespace) -> list[str
 def _asked_reading(arguments: argparse.Namespace) -> dict[str, Any]:
     """The manifest's entries for suffixes and labels; without the folders, an empty one leaves it open."""
     values = {key: getattr(arguments, key) for key in ("image_suffix", "mask_suffix", "any_label")}
+    values |= {"label": list(arguments.label), "window": window_text(arguments.window)}
     named = arguments.images and arguments.masks
     return {key: value for key, value in values.items() if named or value}
 

@@ -65,7 +65,7 @@ def is_prepared(folder: Path, asked: Mapping[str, Any]) -> bool:
     manifest = read_manifest(folder)
     if manifest is None:
         return False
-    manifest = {"any_label": False, **manifest}  # older ones do not hold it
+    manifest = {"any_label": False, "label": [], "window": "", **manifest}  # older ones lack these
     unknown = {"image_suffix", "mask_suffix"} - manifest.keys()
     differences = [
         _difference(key, manifest.get(key), value)

@@ -12,11 +12,12 @@ import json
 import random
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 
+from datasets.catalogue import without_extension
 from datasets.safe_pickle import PlainPickleError, read_plain_pickle
 from utils.errors import UserError, listed
 from utils.files import atomic_write
@@ -75,8 +76,8 @@ def name_problem(name: object) -> str | None:
     return "is longer than 200 bytes" if len(encoded) > 200 else None
 
 
-def read_split(path: Path) -> Split:
-    """Read a `.pkl`, `.pickle` or `.json` split file.
+def read_split(path: Path, plain_lists: bool = False) -> Split:
+    """Read a `.pkl`, `.pickle` or `.json` split file; with `plain_lists`, also `{"train": [...], ...}`.
 
     Nothing in the file is ever executed. Raises SplitError where the file is missing, larger than
     2 MiB (pickle) or 64 MiB (JSON), hostile, damaged or malformed, where no case is for testing (none for
@@ -97,18 +98,28 @@ def read_split(path: Path) -> Split:
         raise SplitError(f"{path}: larger than {max_bytes:,} bytes, too large for a list of names")
     try:
         data = _read_json(content) if suffix == ".json" else read_plain_pickle(content)
-        return checked_split(data)
+        return checked_split(data, plain_lists)
     except (SplitError, PlainPickleError) as error:
         raise SplitError(f"{path}: {error}") from None
 
 
-def read_split_nfc(path: Path) -> Split:
-    """`read_split` with the names in NFC; SplitError also where two of them are then one."""
-    split = read_split(path)
+def read_split_for(path: Path, cases: Container[str]) -> Split:
+    """`read_split` of a file that may hold plain lists, its names as those of `cases`.
+
+    They are in NFC, and without an image extension where no case is called so. SplitError also where two of
+    them are then one.
+    """
+
+    def name_of(name: str) -> str:
+        return name if (name := nfc(name)) in cases else without_extension(name)
+
+    split = read_split(path, plain_lists=True)
     try:
-        return checked_split(_split_data(split, nfc))
+        return checked_split(_split_data(split, name_of))
     except SplitError as error:
-        raise SplitError(f"{path}: with all names in Unicode NFC, {error}") from None
+        raise SplitError(
+            f"{path}: with all names in Unicode NFC, {error} (image extensions are left out)"
+        ) from None
 
 
 def _split_data(
@@ -220,13 +231,18 @@ def _fitting(groups: Iterable[list[str]], room: int) -> set[str]:
     return taken
 
 
-def checked_split(data: object) -> Split:
-    """The split in plain data of the published form; SplitError says what is wrong with it."""
+def checked_split(data: object, plain_lists: bool = False) -> Split:
+    """The split in plain data of the published form; SplitError says what is wrong with it.
+
+    With `plain_lists`, a list of names will do for a dict with `name_list`.
+    """
     if not isinstance(data, dict):
         raise SplitError(f"expected a dict with 'train' and 'test', got {type(data).__name__}")
     if set(data) - {"val"} != {"train", "test"}:
         got = quoted((str(key)[:40] for key in data), 5) or "none"
         raise SplitError(f"expected the keys 'train' and 'test', and perhaps 'val', got {got}")
+    if plain_lists:
+        data = {k: {"name_list": v} if isinstance(v, list | tuple) else v for k, v in data.items()}
     parts = {part: _names(data[part], part) for part in ("train", "val", "test") if part in data}
     for one, other in combinations(parts, 2):
         in_both = sorted(set(parts[one]) & set(parts[other]))
@@ -250,7 +266,9 @@ def _names(part: object, which: str) -> tuple[str, ...]:
     if not isinstance(names, list | tuple | set):
         raise SplitError(f"{which!r}: 'name_list' is {type(names).__name__}, expected a list")
     if not names and which == "test":
-        raise SplitError(f"{which!r}: the list of names is empty")
+        raise SplitError(
+            f"{which!r}: the list of names is empty, and nothing could be scored: name some cases of 'train' there"
+        )
     for name in names:
         problem = name_problem(name)
         if problem:

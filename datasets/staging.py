@@ -15,6 +15,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import cv2
+import numpy as np
+
 from datasets.prepared import MANIFEST, METADATA_GROUPS, NOTES, prepared_split_file
 from datasets.splits import Split, write_split
 from utils.errors import UserError
@@ -67,6 +70,11 @@ class Staging:
             return path.read_bytes().endswith(_PNG_END)
         except FileNotFoundError:
             return False
+
+    def read_mask(self, name: str) -> np.ndarray:
+        """The foreground (H, W) of a mask that an earlier run wrote."""
+        content = (self.folder / "masks" / name).read_bytes()
+        return cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_GRAYSCALE) > 0
 
     def write_notes(self, case: str, notes: Sequence[str]) -> None:
         """Keep notes on a case for a run that resumes; to be called before the case is written."""

@@ -40,6 +40,13 @@ def parse_window(text: str) -> Window:
     return low, high
 
 
+def window_text(window: Window) -> str:
+    """A window as `parse_window` reads it, '' for none."""
+    if window is None or isinstance(window, str):
+        return window or ""
+    return f"{window[0]:g},{window[1]:g}"
+
+
 def scale_to_8_bit(
     pixels: np.ndarray, window: Window, ignored: np.ndarray | None = None
 ) -> np.ndarray:

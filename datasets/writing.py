@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 
 import cv2
 import numpy as np
@@ -16,11 +17,22 @@ from datasets.decoding import AS_STORED, decode
 from datasets.image_headers import orientation
 from datasets.layouts import SourceCase
 from datasets.masks import AS_STORED_HINT, aspect_ratio_differs, decode_mask, may_fit_as_stored
+from datasets.pictures import DICOM_SUFFIXES, read_picture
 from datasets.staging import Staging
-from datasets.windowing import dark_note, may_be_dark
+from datasets.windowing import Window, dark_note, may_be_dark
 from utils.errors import UserError, listed
 from utils.images import encode_png
 from utils.machine import available_cores
+
+
+@dataclass
+class Written:
+    """What is known of cases that were written."""
+
+    notes: list[str] = field(default_factory=list)
+    """On odd files."""
+    areas: list[float] = field(default_factory=list)
+    """Foreground of each mask as a part of it, 0 to 1."""
 
 
 def write_cases(
@@ -29,49 +41,61 @@ def write_cases(
     staging: Staging,
     limits: Limits,
     problems: dict[str, str],
-) -> list[str]:
-    """Write all cases with a pool of threads; adds to `problems`, returns notes on odd files."""
-    notes: list[str] = []
+) -> Written:
+    """Write all cases with a pool of threads; adds to `problems`."""
+    written = Written()
 
-    def write(case: SourceCase) -> tuple[str, str | None, list[str]]:
+    def write(case: SourceCase) -> tuple[str, str | None, Written]:
         try:
             return case.name, None, write_case(spec, case, staging, limits)
         except UserError as error:
-            return case.name, str(error), []
+            return case.name, str(error), Written()
 
     pool = ThreadPoolExecutor(available_cores())
     try:
         done = pool.map(write, cases)
-        for name, problem, case_notes in tqdm(
+        for name, problem, one in tqdm(
             done, f"preparing {spec.name}", len(cases), unit="case", disable=None
         ):
             if problem:
                 problems[name] = problem
-            notes += case_notes
+            written.notes += one.notes
+            written.areas += one.areas
     finally:
         pool.shutdown(cancel_futures=True)
-    return notes
+    return written
 
 
-def write_case(spec: DatasetSpec, case: SourceCase, staging: Staging, limits: Limits) -> list[str]:
-    """Copy the image as it is and write the union of the masks as PNG of 0 and 255.
+def write_case(spec: DatasetSpec, case: SourceCase, staging: Staging, limits: Limits) -> Written:
+    """Write image and mask: the image as it is, the union of the masks as PNG of 0 and 255.
 
-    Returns notes on a 16-bit image that is nearly black, on one that a tag turns upright, perhaps
+    A DICOM file, and with `window` in `spec` any image, becomes PNG of 8 bits.
+
+    Notes are on a 16-bit image that is nearly black, on one that a tag turns upright, perhaps
     without its mask, and on masks with odd values (see `binary_mask`), the same ones where an
     earlier run has written the case. Raises UserError where a file cannot be decoded, the aspect
     ratios of image and mask differ by over 1 %, or the masks differ in size.
     """
     image = case.image.read()
-    image_name = case.name + case.image.suffix
+    as_png = spec.window is not None or case.image.suffix in DICOM_SUFFIXES
+    image_name = case.name + (".png" if as_png else case.image.suffix)
     mask_name = spec.mask_stem(case.name) + ".png"
-    if staging.has("images", image_name, len(image)) and staging.has("masks", mask_name):
-        return staging.read_notes(case.name)
-    pixels = _decoded(case.image, image, cv2.IMREAD_COLOR, limits)
+    size = None if as_png else len(image)
+    if staging.has("images", image_name, size) and staging.has("masks", mask_name):
+        union = staging.read_mask(mask_name)
+        return Written(staging.read_notes(case.name), [float(union.mean())])
+    if as_png:
+        pixels = _in_8_bits(case.image, image, spec.window, limits)
+        written = encode_png(pixels)
+    else:
+        pixels = _decoded(case.image, image, cv2.IMREAD_COLOR, limits)
+        written = image
     height, width = pixels.shape[:2]
     masks: list[np.ndarray] = []
     notes = []
-    if may_be_dark(pixels) and (dark := dark_note(_decoded(case.image, image, AS_STORED, limits))):
-        notes.append(f"{case.image}: {dark}; spread its values over 0 to 65535")
+    may_be = not as_png and may_be_dark(pixels)
+    if may_be and (dark := dark_note(_decoded(case.image, image, AS_STORED, limits))):
+        notes.append(f"{case.image}: {dark}; spread its values over 0 to 65535, or give --window")
     as_stored = False
     for file in case.masks:
         mask, odd, tag = _read_mask(spec, file, limits)
@@ -94,9 +118,9 @@ def write_case(spec: DatasetSpec, case: SourceCase, staging: Staging, limits: Li
         )
     union = np.logical_or.reduce(masks)
     staging.write_notes(case.name, notes)
-    staging.write("images", image_name, image)
+    staging.write("images", image_name, written)
     staging.write("masks", mask_name, encode_png(union.astype(np.uint8) * 255))
-    return notes
+    return Written(notes, [float(union.mean())])
 
 
 def _read_mask(
@@ -105,9 +129,27 @@ def _read_mask(
     """Foreground of a mask (H, W) as bool, a note if it held odd values, and its orientation tag."""
     content = file.read()
     try:
-        return *decode_mask(content, limits.megapixels, spec.any_label), orientation(content)
+        mask, odd = decode_mask(
+            content,
+            limits.megapixels,
+            spec.any_label,
+            spec.labels,
+            refuse_classes=not spec.archives,  # what the published sets hold is known
+        )
+        return mask, odd, orientation(content)
     except UserError as error:
         raise UserError(f"{file}: {error}") from None
+
+
+def _in_8_bits(file: Member, content: bytes, window: Window, limits: Limits) -> np.ndarray:
+    """An image as prediction reads it, (H, W, 3) BGR or (H, W) where it is grey."""
+    try:
+        pixels = read_picture(content, limits.megapixels, window, file.suffix).pixels
+    except UserError as error:
+        reason = str(error).replace("--max-megapixels", "--limit megapixels=N")  # as it is here
+        raise UserError(f"{file}: {reason}") from None
+    grey = pixels[..., 0]
+    return grey if (pixels == grey[..., None]).all() else cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR)
 
 
 def _decoded(file: Member, content: bytes, flags: int, limits: Limits) -> np.ndarray:

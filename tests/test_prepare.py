@@ -197,7 +197,7 @@ def test_an_interrupted_run_is_resumed_and_never_looks_complete(
     write = writing.write_case
     written: list[str] = []
 
-    def interrupted(spec: object, case: SourceCase, staging: Staging, limits: object) -> list[str]:
+    def interrupted(spec: object, case: SourceCase, staging: Staging, limits: object) -> object:
         if len(written) == 3:
             raise KeyboardInterrupt
         written.append(case.name)
@@ -237,7 +237,7 @@ def test_notes_survive_an_interruption_and_are_summed_up(
     write = writing.write_case
     done: list[object] = []
 
-    def interrupted(*arguments: object) -> list[str]:
+    def interrupted(*arguments: object) -> object:
         if len(done) == 3:
             raise KeyboardInterrupt
         done.append(arguments)
@@ -254,6 +254,7 @@ def test_notes_survive_an_interruption_and_are_summed_up(
     assert f"8 odd files, listed in {folder / 'notes.txt'}:" in error and "and 3 more" in error
     assert error.count("values from 128 to 128") == 5
     assert len((folder / "notes.txt").read_text().splitlines()) == 8
+    assert "masks: 8 of 8 empty; median foreground 0.0 % of the image" in error
     assert not (folder / "notes").exists()
 
 

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import io
 import json
 import unicodedata
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 
 from datasets.cases import Case, CaseError, open_data_set, read_case
 from datasets.decoding import decode, read_pixels
 from datasets.image_headers import ImageError, orientation
 from datasets.integrity import check_data_set
 from datasets.phantom import phantom_case
+from datasets.pictures import read_picture
 from datasets.splits import Split, random_split, read_split, write_split
+from datasets.windowing import parse_window
 from tests.dataset_archives import (
     bmp,
     jpg,
@@ -280,6 +285,76 @@ def test_own_data_problems_are_listed(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "no images named * in" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("top", ["", "study/all/"])
+def test_a_folder_for_each_patient_names_the_cases(
+    tmp_path: Path, top: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files: dict[str, bytes] = {}
+    for index in range(8):
+        case = f"{top}P0{index // 2}/visit{index % 2}"
+        files |= {f"{case}/image.png": png(picture(index))}
+        files |= {f"{case}/mask.png": png(square(index, index)), f"{case}/report.txt": b""}
+    both = write_zip(tmp_path / "both.zip", files)
+    places = ["--images", both, "--masks", both]
+    suffixes = ["--image-suffix", "image", "--mask-suffix", "mask"]
+    folder = run("mine", tmp_path, *places, *suffixes)
+    assert "cases are named by their folders: 'P00_visit0', 'P00_visit1'" in capsys.readouterr().out
+    assert (folder / "images" / "P01_visit1.png").read_bytes() == png(picture(3))
+    assert np.array_equal(read(folder / "masks" / "P01_visit1.png"), square(3, 3))
+    assert len(list((folder / "images").iterdir())) == 8
+    assert prepare(["mine", "--root", str(tmp_path / "other"), *map(str, places)]) == 2
+    error = capsys.readouterr().err
+    assert (
+        "each of 8 folders holds files named 'image', 'mask': say which are images and which"
+        in error
+    )
+    assert error.endswith("--image-suffix image --mask-suffix mask\n") and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("place", ["zip", "folder", "folder of masks"])
+@pytest.mark.parametrize("parts", [[""], ["train/", "test/"]])
+def test_folders_called_images_and_masks_tell_which_is_which(
+    tmp_path: Path, parts: list[str], place: str
+) -> None:
+    files = {}
+    for index in range(4):
+        for at, part in enumerate(parts):
+            files[f"set/{part}images/k{index}.png"] = png(picture(index + 4 * at))
+            files[f"set/{part}masks/k{index}.png"] = png(square(index, 4 * at))
+    images: Path = write_folder(tmp_path / "both", files)
+    if place == "zip":
+        images = write_zip(tmp_path / "both.zip", files)
+    masks = images
+    if place == "folder of masks" and parts == [""]:
+        masks = images / "set" / "masks"
+    folder = run("mine", tmp_path, "--images", images, "--masks", masks)
+    for at, part in enumerate(parts):
+        name = f"{part.rstrip('/')}_k2".lstrip("_")
+        assert (folder / "images" / f"{name}.png").read_bytes() == png(picture(2 + 4 * at))
+        assert np.array_equal(read(folder / "masks" / f"{name}.png"), square(2, 4 * at))
+    assert len(list((folder / "images").iterdir())) == 4 * len(parts)
+
+
+def test_a_few_repeated_names_do_not_rename_all_cases(
+    own: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_folder(tmp_path / "images", {"sub/3.png": png(picture(9))})
+    write_folder(tmp_path / "masks", {"sub/3.png": png(square(9, 9))})
+    assert prepare(own) == 2
+    assert "1 problem(s):\n  3: two images, " in capsys.readouterr().err
+
+
+def test_problems_are_shown_before_a_split_is_drawn(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_folder(tmp_path / "images", {f"{i}/scan.png": png(picture(i)) for i in range(3)})
+    write_folder(tmp_path / "masks", {"scan.png": png(square(1, 1))})
+    places = f"--images {tmp_path}/images --masks {tmp_path}/masks --root {tmp_path}/data"
+    assert prepare(["mine", *places.split()]) == 2
+    error = capsys.readouterr().err
+    assert "1 problem(s):\n  scan: two images, " in error and "at least 2 cases" not in error
+
+
 @pytest.mark.parametrize("place", ["folder", "zip", "two names of a folder"])
 def test_an_image_is_not_its_own_mask(
     tmp_path: Path, place: str, capsys: pytest.CaptureFixture[str]
@@ -300,6 +375,41 @@ def test_an_image_is_not_its_own_mask(
     assert prepare([*map(str, arguments), "--mask-suffix", "_mask"]) == 0
 
 
+@pytest.mark.parametrize("ending", ["_seg.png", "_seg_1.png"])
+def test_a_forgotten_mask_suffix_is_one_line(
+    own: list[str], tmp_path: Path, ending: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_folder(tmp_path / "images", {f"1{i}.png": png(picture(i)) for i in range(10)})
+    write_folder(tmp_path / "images", {f"{i}{ending}": png(square(i, 1)) for i in range(9)})
+    write_folder(tmp_path / "images", {f"1{i}{ending}": png(square(i, 1)) for i in range(10)})
+    own[own.index("--masks") + 1] = str(tmp_path / "images")
+    assert prepare(own) == 2
+    error = capsys.readouterr().err
+    assert "39 problem(s): image and mask of" in error and error.count("\n") == 1
+    assert "same file; give --mask-suffix _seg (19 of 39 names" in error
+    assert prepare([*own, "--mask-suffix", "_seg", "--skip-unusable"]) == 0
+
+
+@pytest.mark.parametrize("pack", [write_folder, write_zip])
+def test_the_folder_of_an_nnunet_set_holds_images_and_masks(
+    tmp_path: Path,
+    pack: Callable[[Path, dict[str, bytes]], Path],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    files = {"dataset.json": b"{}"}
+    for index in range(5):
+        files[f"imagesTr/us_{index:03}_0000.png"] = png(picture(index))
+        files[f"labelsTr/us_{index:03}.png"] = png(square(index, index) // 255)
+    files["labelsTr/us_009.png"] = png(square(9, 9) // 255)
+    both = pack(tmp_path / "both.zip", files)
+    places = ["--images", both, "--masks", both]
+    assert prepare(["mine", "--root", str(tmp_path / "data"), *map(str, places)]) == 2
+    assert "give --image-suffix _0000 (5 of 11 names" in capsys.readouterr().err
+    run("mine", tmp_path, *places, "--image-suffix", "_0000")
+    error = capsys.readouterr().err
+    assert "1 masks have no image and were left out: 'labelsTr/us_009.png'" in error
+
+
 def test_a_mask_in_a_format_that_is_not_read_is_named(
     own: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -309,6 +419,38 @@ def test_a_mask_in_a_format_that_is_not_read_is_named(
     error = capsys.readouterr().err
     assert "1 problem(s)" in error
     assert "3.gif is in a format that is not read; convert it to PNG" in error
+
+
+def test_images_in_formats_that_are_not_read_are_named(
+    own: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for index in range(4, 7):
+        image = tmp_path / "images" / f"{index}.png"
+        image.rename(image.with_suffix(".webp"))
+    (tmp_path / "images" / "7.png").unlink()
+    write_folder(tmp_path / "images", {"7.json": b"{}", "8.txt": b"", "readme.webp": b""})
+    assert prepare(own) == 2
+    error = capsys.readouterr().err
+    assert "3 problem(s)" in error
+    assert "6.webp is in a format that is not read; convert it to PNG" in error
+    assert "1 masks have no image and were left out: '7.png'" in error
+    assert prepare([*own, "--skip-unusable"]) == 0
+
+
+@pytest.mark.parametrize("part", ["images", "masks"])
+def test_a_folder_without_any_format_that_is_read_names_its_endings(
+    own: list[str], tmp_path: Path, part: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for index, path in enumerate(sorted((tmp_path / part).iterdir())):
+        path.rename(path.with_suffix((".WebP", ".nii.gz", "")[min(index // 6, 2)]))
+    write_folder(tmp_path / part, {"notes.txt": b""})
+    assert prepare(own) == 2
+    error = capsys.readouterr().err
+    assert (
+        f"{tmp_path / part} holds no image that is read: its files end so: 6 in .webp, 4 in .nii.gz"
+        in error
+    )
+    assert "read are .png, .jpg" in error and error.count("\n") == 1
 
 
 def test_own_data_with_patients_is_split_by_patient(tmp_path: Path) -> None:
@@ -373,6 +515,30 @@ def test_groups_of_other_cases_are_refused(
     error = capsys.readouterr().err
     assert "names none of the cases: it holds 'scan_1', 'scan_2', the cases are '0', '1'" in error
     assert not (tmp_path / "data" / "mine").exists()
+
+
+@pytest.mark.parametrize("patients", [2, 10])
+def test_swapped_columns_of_groups_are_told(
+    own: list[str], tmp_path: Path, patients: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = tmp_path / "patients.csv"
+    table.write_text("patient,case\n" + "".join(f"p{i % patients},{i}.png\n" for i in range(10)))
+    assert prepare([*own, "--groups", str(table)]) == 2
+    error = capsys.readouterr().err
+    assert ("in two groups" if patients == 2 else "names none of the cases") in error
+    assert error.endswith(
+        "Are the columns swapped? The first names the case, the second its group\n"
+    )
+
+
+def test_names_of_groups_may_be_paths(own: list[str], tmp_path: Path) -> None:
+    table = tmp_path / "patients.csv"
+    folders = ("Bilder/", "C:\\Bilder\\", "/data/all/", "", "./")
+    rows = (f"{folders[i % 5]}{i}.png,p{i // 2}\n" for i in range(10))
+    table.write_text("case,patient\n" + "".join(rows))
+    assert prepare([*own, "--groups", str(table)]) == 0
+    groups = json.loads((tmp_path / "data" / "mine" / "groups.json").read_bytes())
+    assert groups == {str(i): f"p{i // 2}" for i in range(10)}
 
 
 @pytest.mark.parametrize(
@@ -556,6 +722,32 @@ def test_a_part_without_any_usable_case_is_an_error(
     write_split(tmp_path / "split.json", Split(("3", "absent", "4"), ("5",), ("4",)))
     assert prepare([*own, "--skip-unusable", "--splits", f"{tmp_path}/split.json"]) == 2
     assert "no train case is usable" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("plain", [True, False])
+def test_split_files_may_hold_plain_lists_and_names_of_files(
+    own: list[str], tmp_path: Path, plain: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for part in ("images", "masks"):  # a case that is called as a file is
+        (tmp_path / part / "9.png").rename(tmp_path / part / "9.jpg.png")
+    parts = {"train": ["0.png", "1.PNG", "2", "9.jpg"], "test": ["3.jpg", "4"], "val": ["5.png"]}
+    data = parts if plain else {part: {"name_list": names} for part, names in parts.items()}
+    file = tmp_path / "split.json"
+    file.write_text(json.dumps(data))
+    assert prepare([*own, "--splits", str(file)]) == 0
+    split = read_split(tmp_path / "data" / "mine" / "mine_train_test_names.json")
+    assert split == Split(("0", "1", "2", "9.jpg", "5"), ("3", "4"), ("5",))
+    assert prepare([*own, "--splits", str(file)]) == 0
+    file.write_text(json.dumps({"train": ["0.png", "1"], "test": ["0.jpg"]}))
+    (tmp_path / "data" / "mine").rename(tmp_path / "before")
+    capsys.readouterr()
+    assert prepare([*own, "--splits", str(file)]) == 2
+    assert "1 names are in both train and test: '0' (image extensions are left" in (
+        capsys.readouterr().err
+    )
+    file.write_text(json.dumps({"train": ["0", "1"], "test": []}))
+    assert prepare([*own, "--splits", str(file)]) == 2
+    assert "name some cases of 'train' there" in capsys.readouterr().err
 
 
 def test_a_cohort_for_testing_only(
@@ -784,6 +976,43 @@ def test_masks_with_other_values_are_cut_at_half_and_named(
     assert np.array_equal(read(folder / "masks" / "2.png"), square(1, 1))
 
 
+def test_jpeg_masks_are_one_note_and_no_reason_for_any_label(
+    own: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for index in range(10):
+        (tmp_path / "masks" / f"{index}.png").unlink()
+        write_folder(tmp_path / "masks", {f"{index}.jpg": jpg(square(index, index, 9))})
+    assert prepare(own) == 0
+    error = capsys.readouterr().err
+    assert "warning: 10 masks are JPEG, whose edges are blurred; cut at half of its range" in error
+    assert "odd files" not in error and "--any-label" not in error
+    folder = tmp_path / "data" / "mine"
+    assert "4.jpg: JPEG, whose" in (folder / "notes.txt").read_text()
+    assert np.array_equal(read(folder / "masks" / "4.png"), square(4, 4, 9))
+    folder.rename(tmp_path / "cut at half")
+    assert prepare([*own, "--any-label"]) == 0
+    assert "warning: 10 masks are JPEG, which keeps values only nearly, so --any-label" in (
+        capsys.readouterr().err
+    )
+
+
+def test_masks_in_one_colour_need_no_note(
+    own: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    red = np.zeros((24, 32, 3), np.uint8)
+    red[..., 2] = square(3, 3)
+    palette = Image.fromarray(square(4, 4) // 255).convert("P")
+    palette.putpalette([0, 0, 0, 0, 128, 0])
+    palette.save(tmp_path / "masks" / "4.png")
+    write_folder(tmp_path / "masks", {"3.png": png(red), "5.png": png(square(5, 5) // 255 * 2)})
+    assert prepare(own) == 0
+    error = capsys.readouterr().err
+    assert "warning: 1 odd files" in error and "5.png: values from 0 to 2" in error
+    for index in (3, 4, 5):
+        written = read(tmp_path / "data" / "mine" / "masks" / f"{index}.png")
+        assert np.array_equal(written, square(index, index))
+
+
 def test_images_that_a_tag_turns_upright_are_noted(
     own: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -838,6 +1067,123 @@ def test_the_orientation_tag_is_found(suffix: str, tag: int) -> None:
         orientation(content[:end])
 
 
+@pytest.mark.parametrize(
+    ("empty", "inverted", "line"),
+    [
+        (0, False, "masks: 0 of 10 empty; median foreground 4.7 % of the image\n"),
+        (5, False, "masks: 5 of 10 empty; median foreground 2.3 % of the image\n"),
+        (
+            6,
+            False,
+            "warning: masks: 6 of 10 empty; median foreground 0.0 % of the image. Are these",
+        ),
+        (
+            0,
+            True,
+            "warning: masks: 0 of 10 empty; median foreground 95.3 % of the image. Are the masks inv",
+        ),
+    ],
+)
+def test_how_much_of_the_images_is_foreground_is_said(
+    own: list[str],
+    tmp_path: Path,
+    empty: int,
+    inverted: bool,
+    line: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for index in range(10):
+        mask = square(index, index) if index >= empty else square(0, 0, 0)
+        write_folder(tmp_path / "masks", {f"{index}.png": png(~mask if inverted else mask)})
+    assert prepare(own) == 0
+    printed = capsys.readouterr()
+    assert line in (printed.err if line.startswith("warning") else printed.out)
+    assert ("masks:" in printed.err) == line.startswith("warning")
+
+
+def regions(*values: int, kind: type = np.uint8) -> np.ndarray:
+    """A mask with one square of 6 px for each value."""
+    mask: np.ndarray = np.zeros((24, 32), kind)
+    for index, value in enumerate(values):
+        mask[2:8, 2 + 7 * index : 8 + 7 * index] = value
+    return mask
+
+
+@pytest.mark.parametrize(
+    ("mask", "values"),
+    [
+        (regions(1, 2), "0, 1, 2"),
+        (regions(1, 2, 3), "0, 1, 2, 3"),
+        (regions(1, 2, 3, kind=np.uint16), "0, 1, 2, 3"),
+        (regions(128, 255), "0, 128, 255"),
+        (regions(40, 80, 120, 160), "0, 40, 80, 120, 160"),
+        (cv2.merge([regions(0, 255), regions(0, 0), regions(255, 0)]), "0, 29, 76"),  # blue, red
+    ],
+)
+def test_classes_are_refused_until_it_is_said_which_are_foreground(
+    own: list[str],
+    tmp_path: Path,
+    mask: np.ndarray,
+    values: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "masks" / "3.png").write_bytes(png(mask))
+    assert prepare(own) == 2
+    error = capsys.readouterr().err
+    label = values.rpartition(" ")[2]
+    assert f"3.png: the mask holds the values {values}, expected 0 and one other; " in error
+    assert f"--any-label (all above 0) or --label {label} (only these values)" in error
+    folder = tmp_path / "data" / "mine" / "masks" / "3.png"
+    assert prepare([*own, "--label", label]) == 0
+    chosen = read(folder) > 0
+    assert chosen.any() and chosen.sum() == 36 and (mask[chosen] == mask.max()).any()
+    (tmp_path / "data" / "mine").rename(tmp_path / "before")
+    assert prepare([*own, "--any-label"]) == 0
+    assert np.array_equal(read(folder) > 0, mask.reshape(24, 32, -1).max(axis=2) > 0)
+
+
+def test_labels_that_are_foreground_are_recorded(
+    own: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    masks = {f"{i}.png": png(regions(*range(1, 1 + i % 4))) for i in range(10)}
+    write_folder(tmp_path / "masks", masks)
+    assert prepare([*own, "--label", "2,3"]) == 0
+    folder = tmp_path / "data" / "mine"
+    for index in range(10):
+        kept = regions(*range(1, 1 + index % 4)) >= 2
+        assert np.array_equal(read(folder / "masks" / f"{index}.png") > 0, kept)
+    assert json.loads((folder / "dataset.json").read_bytes())["label"] == [2, 3]
+    assert prepare([*own, "--label", "3,2"]) == 0
+    capsys.readouterr()
+    assert prepare([*own, "--label", "1"]) == 2
+    assert "label 2, 3, asked for 1" in capsys.readouterr().err
+    assert prepare(own) == 2
+    assert "label 2, 3, asked for ''" in capsys.readouterr().err
+    for wrong in ("a", "1;2", "-1", "", "70000"):
+        assert prepare([*own, f"--label={wrong}"]) == 2
+        assert "argument --label: expected values of the masks" in capsys.readouterr().err
+    assert prepare([*own, "--label", "1", "--any-label"]) == 2
+    assert "not allowed with argument" in capsys.readouterr().err
+
+
+def smoothed(high: int, scale: int = 1) -> np.ndarray:
+    """A disc whose edge is smoothed, enlarged without smoothing."""
+    disc = cv2.circle(np.zeros((96, 128), np.uint8), (60, 50), 31, 255, -1)
+    grey = cv2.resize(disc, (32, 24), interpolation=cv2.INTER_AREA).astype(float) * high / 255
+    return np.kron(np.round(grey).astype(np.uint8), np.ones((scale, scale), np.uint8))
+
+
+@pytest.mark.parametrize("mask", [smoothed(255), smoothed(254), smoothed(76), smoothed(255, 4)])
+def test_smoothed_edges_are_not_taken_for_classes(
+    own: list[str], tmp_path: Path, mask: np.ndarray, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "masks" / "3.png").write_bytes(png(mask))
+    assert prepare(own) == 0
+    assert "3.png: values from 0 to" in capsys.readouterr().err
+    written = read(tmp_path / "data" / "mine" / "masks" / "3.png")
+    assert np.array_equal(written > 0, mask >= mask.max() / 2)
+
+
 @pytest.mark.parametrize("kind", [np.uint8, np.uint16])
 def test_any_label_is_foreground_where_asked_for(
     own: list[str], tmp_path: Path, kind: type, capsys: pytest.CaptureFixture[str]
@@ -875,6 +1221,85 @@ def test_12_bits_in_16_are_noted_by_preparation_and_check(
     assert "3.png: 16 bits, but no value over 4095: nearly black to the model; spread" in error
     assert prepare(["mine", "--check", "--root", str(tmp_path / "data")]) == 0
     assert "16 bits, nearly black to the model: 1 (3)" in capsys.readouterr().out
+
+
+def dicom(pixels: np.ndarray, **elements: object) -> bytes:
+    """A grey DICOM file of 16 bits."""
+    pydicom = pytest.importorskip("pydicom")
+    data = pydicom.Dataset()
+    data.file_meta = pydicom.dataset.FileMetaDataset()
+    data.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+    data.SOPClassUID = pydicom.uid.UltrasoundImageStorage
+    data.SOPInstanceUID = pydicom.uid.generate_uid()
+    data.Rows, data.Columns = pixels.shape
+    data.SamplesPerPixel, data.PixelRepresentation = 1, 0
+    data.PhotometricInterpretation = "MONOCHROME2"
+    data.BitsAllocated, data.BitsStored, data.HighBit = 16, 16, 15
+    data.PixelData = pixels.tobytes()
+    for key, value in elements.items():
+        setattr(data, key, value)
+    file = io.BytesIO()
+    pydicom.dcmwrite(file, data, enforce_file_format=True)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("window", ["-100,3000", "auto"])
+def test_images_of_more_than_8_bits_are_windowed_as_prediction_does(
+    own: list[str], tmp_path: Path, window: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    deep = np.random.default_rng(0).integers(0, 4096, (24, 32)).astype(np.uint16)
+    files = {"1.dcm": dicom(deep, RescaleSlope=1, RescaleIntercept=-500), "2.png": png(deep)}
+    files |= {
+        "3.png": png(picture(3)),
+        "4.jpg": jpg(picture(4)),
+        "5.tif": turned(picture(5), 6, ".tif"),
+    }
+    values = deep.astype(np.float32)
+    files |= {"6.tif": cv2.imencode(".tiff", values)[1].tobytes()}
+    files |= {"7.tif": cv2.imencode(".tiff", (values - 1000).astype(np.int16))[1].tobytes()}
+    for name in files:
+        (tmp_path / "images" / f"{name[0]}.png").unlink()
+    write_folder(tmp_path / "images", files)
+    write_folder(tmp_path / "masks", {"5.png": png(square(1, 1, 6, height=32, width=24))})
+    assert prepare([*own, "--window", window]) == 0
+    folder = tmp_path / "data" / "mine"
+    assert {path.suffix for path in (folder / "images").iterdir()} == {".png"}
+    opened = open_data_set(folder / "mine_train_test_names.json")
+    prepared = {case.name: read_case(case)[0] for case in opened.train + opened.test}
+    for name, content in files.items():
+        expected = read_picture(content, window=parse_window(window)).pixels
+        assert np.array_equal(prepared[name[0]], expected), name
+    assert prepare([*own, "--window", window]) == 0
+    assert prepare([*own, "--window", "0,7"]) == 2
+    assert f"window {window}, asked for 0,7" in capsys.readouterr().err
+    assert prepare([*own, "--window", "7,0"]) == 2
+    assert "a window is `auto` or LOW,HIGH with LOW below HIGH" in capsys.readouterr().err
+
+
+def test_dicom_is_windowed_as_its_file_says(own: list[str], tmp_path: Path) -> None:
+    deep = np.arange(768, dtype=np.uint16).reshape(24, 32)
+    content = dicom(deep, WindowCenter=400, WindowWidth=300)
+    (tmp_path / "images" / "3.png").unlink()
+    write_folder(tmp_path / "images", {"3.dcm": content, "4.dcm": b"beside its image"})
+    assert prepare(own) == 0
+    image = read(tmp_path / "data" / "mine" / "images" / "3.png")
+    assert np.array_equal(image, read_picture(content).pixels[..., 0])
+    assert (tmp_path / "data" / "mine" / "images" / "4.png").read_bytes() == png(picture(4))
+
+
+def test_a_dicom_file_that_cannot_be_read_is_named(
+    own: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in "3456":
+        (tmp_path / "images" / f"{name}.png").unlink()
+    deep = np.zeros((1200, 1000), np.uint16)
+    files = {"3.dcm": b"junk", "4.dcm": dicom(deep), "5.dcm": dicom(deep[:24, :32])[:-9]}
+    write_folder(tmp_path / "images", files | {"6.tif": b""})
+    assert prepare([*own, "--limit", "megapixels=1"]) == 2
+    error = capsys.readouterr().err
+    assert "3.dcm: has no DICM marker" in error
+    assert "1000 x 1200 px is over the limit of 1 megapixels (--limit megapixels=N)" in error
+    assert "5.dcm: the DICOM pixels cannot be decoded" in error and "4 problem(s)" in error
 
 
 @pytest.mark.parametrize(
