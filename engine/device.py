@@ -34,19 +34,19 @@ def use_gpus(gpus: Sequence[int]) -> None:
     if "LOCAL_RANK" in os.environ:
         return
     if "CUDA_VISIBLE_DEVICES" in os.environ:
+        # before they are counted: where NVML is missing, counting them touches CUDA
+        shown = os.environ["CUDA_VISIBLE_DEVICES"].split(",")
+        if max(gpus, default=0) < len(shown):
+            chosen = [shown[gpu] for gpu in gpus]
+            if chosen != shown[: len(gpus)] or not gpus:
+                os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(chosen)
         visible = torch.cuda.device_count()
         if 0 < visible < len(gpus):
             raise UserError(
                 f"GPUs names {len(gpus)}, but CUDA_VISIBLE_DEVICES shows only {visible} of them"
             )
-        if visible and max(gpus, default=0) < visible:
-            shown = os.environ["CUDA_VISIBLE_DEVICES"].split(",")
-            chosen = [shown[gpu] for gpu in gpus]
-            if chosen != shown[: len(gpus)] or not gpus:
-                os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(chosen)
     else:
-        # before they are counted: where NVML is missing, counting them touches CUDA
-        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, gpus))
+        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, gpus))  # before they are counted, too
         visible = torch.cuda.device_count()
         if visible < len(gpus):
             del os.environ["CUDA_VISIBLE_DEVICES"]
