@@ -46,7 +46,9 @@ def use_gpus(gpus: Sequence[int]) -> None:
                 f"GPUs names {len(gpus)}, but CUDA_VISIBLE_DEVICES shows only {visible} of them"
             )
     else:
-        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, gpus))  # before they are counted, too
+        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(
+            map(str, gpus)
+        )  # before they are counted, too
         visible = torch.cuda.device_count()
         if visible < len(gpus):
             del os.environ["CUDA_VISIBLE_DEVICES"]

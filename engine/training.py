@@ -9,8 +9,8 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -144,30 +144,17 @@ class Trainer:
             log.info("this run has already finished its %d epochs", self.options.epochs)
             return
         is_main, launched = self.accelerator.is_main_process, self.accelerator.num_processes > 1
-        try:
-            with (
-                HistoryWriter(self.folder, self.title) if is_main else nullcontext() as history,
-                StopRequest(second_exits=not launched) as stop,
-            ):
-                while self.progress.epoch < self.options.epochs:
-                    started = time.monotonic()
-                    self._train_epoch(stop)
-                    self._finish_epoch(history, time.monotonic() - started)
-                    if signal_number := self._stop_signal(stop):
-                        raise Interrupted(signal_number)
-        except RuntimeError as error:
-            if worker_died(error):
-                raise LoaderDied(error) from None
-            if is_out_of_memory(error):
-                raise self._out_of_memory() from error
-            raise
-        except ValueError as error:
-            if "more than 1 value per channel" in str(error):
-                raise UserError(
-                    f"the network has batch normalisation, which cannot train on a batch of {self.options.batch_size} "
-                    "(per process): set batch_size to 2 or more"
-                ) from error
-            raise
+        with (
+            self._explaining_errors(),
+            HistoryWriter(self.folder, self.title) if is_main else nullcontext() as history,
+            StopRequest(second_exits=not launched) as stop,
+        ):
+            while self.progress.epoch < self.options.epochs:
+                started = time.monotonic()
+                self._train_epoch(stop)
+                self._finish_epoch(history, time.monotonic() - started)
+                if signal_number := self._stop_signal(stop):
+                    raise Interrupted(signal_number)
 
     def _train_epoch(self, stop: StopRequest) -> None:
         progress = self.progress
@@ -389,6 +376,25 @@ class Trainer:
         return sample_panel(
             images.cpu(), torch.stack([case["mask"] for case in cases]), probabilities.cpu()
         )
+
+    @contextmanager
+    def _explaining_errors(self) -> Iterator[None]:
+        """What torch raises for a dead loader, too little memory or a batch of one becomes a UserError."""
+        try:
+            yield
+        except RuntimeError as error:
+            if worker_died(error):
+                raise LoaderDied(error) from None
+            if is_out_of_memory(error):
+                raise self._out_of_memory() from error
+            raise
+        except ValueError as error:
+            if "more than 1 value per channel" in str(error):
+                raise UserError(
+                    f"the network has batch normalisation, which cannot train on a batch of {self.options.batch_size} "
+                    "(per process): set batch_size to 2 or more"
+                ) from error
+            raise
 
     def _out_of_memory(self) -> UserError:
         from engine.memory import available_memory, estimate_memory, out_of_memory_error
