@@ -125,7 +125,7 @@ def test_a_step_is_captured_before_the_loader_is_at_work(
         events.append("read")
         return read(data_set, key)
 
-    monkeypatch.setattr("engine.training.can_capture", lambda *_: True)
+    monkeypatch.setattr("engine.training_step.can_capture", lambda *_: True)
     monkeypatch.setattr("engine.cuda_graphs.capture_training_step", capture)
     monkeypatch.setattr(SegmentationDataset, "__getitem__", noted)
     train.main(arguments(tmp_path, vae, "ch=16", "vae_model=tiny_vae", "epochs=1"))
