@@ -152,10 +152,11 @@ def _with_checkpoint(config: Config, weights: Path | None) -> TrainedRun:
 
 
 def _runs_near(path: Path) -> str:
-    """The runs in a folder, or the one that a file lies in, for the end of a message."""
-    folders = sorted(path.glob("epochs_*")) if path.is_dir() else [path.parent]
+    """The runs in a folder, or beside what is none, for the end of a message."""
+    near = path if path.is_dir() else path.parent
+    folders = [near, *sorted(near.glob("epochs_*"))]
     runs = [str(each) for each in folders if (each / "config.yaml").is_file()]
-    return f". Here is --run {listed(runs, 5)}" if runs else ""
+    return f". Runs near by: {listed(runs, 5)}" if runs else ""
 
 
 def provided_for(config: Config) -> Path | None:

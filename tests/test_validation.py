@@ -432,7 +432,7 @@ def test_a_checkpoint_elsewhere(finished: Path, tmp_path: Path, vae: Path) -> No
     assert "no record" in summary["provenance"]["selection"]
     with pytest.raises(UserError, match=r"no checkpoint at .*best_model\.pth.*train\.py"):
         valid.main(arguments(tmp_path, vae))
-    with pytest.raises(UserError, match=r"no checkpoint at .*Here is --run .*run/epochs_2$"):
+    with pytest.raises(UserError, match=r"no checkpoint at .*Runs near by: .*run/epochs_2$"):
         valid.main(arguments(tmp_path, vae, "epochs=7"))
 
 
@@ -497,9 +497,9 @@ def test_a_run_is_validated_by_its_folder(finished: Path, tmp_path: Path) -> Non
     assert (other.parent / "valid_results_blobs" / "results.csv").exists()
     with pytest.raises(UserError, match="is not the folder of a run: it has no config"):
         valid.main(["--run", str(tmp_path)])
-    for near in (finished.parent, finished / "best_model.pth"):
+    for near in (finished.parent, finished / "best_model.pth", finished.with_name("epochs_7")):
         with pytest.raises(
-            UserError, match=rf"is not the folder of a run.*Here is --run {finished}"
+            UserError, match=rf"is not the folder of a run.*Runs near by: {finished}"
         ):
             valid.main(["--run", str(near)])
 
