@@ -77,7 +77,7 @@ def score_run(
     accelerator = make_accelerator(config.precision, 1, config.deterministic)
 
     from datasets.cases import open_data_set, open_prepared
-    from engine.evaluation import results_folder, score_held_out, score_test_split
+    from engine.evaluation import results_folder, score
     from engine.trained_run import load_system
     from utils.runs import writing_to
 
@@ -92,9 +92,8 @@ def score_run(
         if config.save_seg_img_path and len(data_sets) > 1:  # whose cases may share names
             predictions = predictions / data_set.name
         with writing_to(results):
-            score = score_held_out if held_out else score_test_split
             summaries[data_set.name] = score(
-                config, data_set, system, checkpoint, predictions, accelerator
+                config, data_set, system, checkpoint, predictions, accelerator, held_out
             )
     if len(summaries) > 1 and not held_out:
         from utils.cross_domain import write_matrix

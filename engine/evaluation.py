@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,57 +34,98 @@ log = logging.getLogger("wavegms")
 SHOWN = 4  # cases in a message
 
 
-def score_test_split(
+@dataclass(frozen=True)
+class CasesToScore:
+    """Cases of a data set, and what their scores rest on."""
+
+    cases: tuple[Case, ...]
+    kind: str
+    """`test` or `held-out`."""
+    made_with: Provenance
+    leaked: set[str]
+    """Names of those that the network may have seen in training."""
+
+
+def score(
     config: Config,
     data_set: DataSet,
     system: SegmentationModel,
     checkpoint: Path,
     predictions: Path,
     accelerator: Accelerator,
+    held_out: bool = False,
 ) -> Summary:
-    """Predict and score the test split of one data set; masks and probabilities go into the folder
-    `predictions`, the rest into `results_folder`.
+    """Predict and score the test split of a data set, or the cases that the run held out of train.
 
-    Returns the summary that is also written as summary.json.
+    Masks and probabilities go into the folder `predictions`, the rest into the checkpoint's
+    `results_folder`: `valid_results_<data set>` or `held_out_results_<data set>`. Returns the summary that
+    is also written as summary.json.
     """
-    made_with = provenance(config, data_set, checkpoint, resolved_precision(accelerator))
+    find = held_out_part if held_out else test_split
+    scored = find(config, data_set, checkpoint, resolved_precision(accelerator))
+    prefix = "held_out_results" if held_out else "valid_results"
+    results = results_folder(checkpoint) / f"{prefix}_{data_set.name}"
+    predicted = predict_cases(
+        system,
+        scored.cases,
+        image_size=config.image_size,
+        evaluation_size=config.evaluation_size,
+        batch_size=config.batch_size,
+        num_workers=config.num_workers,
+        accelerator=accelerator,
+        tta=config.tta,
+    )
+    scores = score_cases(
+        save_each(predicted, predictions, config.threshold),
+        hd95_empty=config.hd95_empty,
+        workers=config.num_workers,
+        total=len(scored.cases),
+    )
+    summary = write_results(
+        results,
+        scores,
+        provenance=scored.made_with,
+        leaked=scored.leaked,
+        hd95_empty=config.hd95_empty,
+    )
+    title = f"{network_name(config)} on {data_set.name}, {scored.kind} cases"
+    write_pictures(results, scored.cases, predictions, scores, summary, title, config.threshold)
+    log.info(format_summary(data_set.name, summary, scored.kind))
+    log.info("masks and probabilities: %s", predictions)
+    log.info("scores, examples.png and report.html: %s", results)
+    return summary
+
+
+def test_split(config: Config, data_set: DataSet, checkpoint: Path, precision: str) -> CasesToScore:
+    """The test cases; a warning where the weights have seen some, or that is not known."""
+    made_with = provenance(config, data_set, checkpoint, precision)
     seen: list[str] = made_with["test_cases_trained_on"] or []
     if made_with["trained_on_another_split"]:
         warn_of_another_split(data_set, checkpoint, seen)
     leaked = set() if config.drop_leaked is False else set(seen)
     if should_check_leaks(data_set, config.drop_leaked):
         leaked |= cases_seen_in_training(data_set, checkpoint)
-    results = results_folder(checkpoint) / f"valid_results_{data_set.name}"
-    return _score(
-        config, data_set, "test", system, predictions, accelerator, results, made_with, leaked
-    )
+    return CasesToScore(data_set.test, "test", made_with, leaked)
 
 
-def score_held_out(
-    config: Config,
-    data_set: DataSet,
-    system: SegmentationModel,
-    checkpoint: Path,
-    predictions: Path,
-    accelerator: Accelerator,
-) -> Summary:
-    """As `score_test_split`, the cases of train that the run held out to choose its checkpoint.
+def held_out_part(
+    config: Config, data_set: DataSet, checkpoint: Path, precision: str
+) -> CasesToScore:
+    """The cases of train that the checkpoint's run held out; a warning where its start has seen some.
 
-    The results go into a folder `held_out_results_<data set>`. UserError where the run held out none, or it
-    is not recorded which.
+    UserError where it held out none, or it is not recorded which.
     """
-    held_out = held_out_cases(checkpoint, data_set)
-    fitted = fitted_cases(checkpoint, data_set)
-    names = tuple(case.name for case in held_out)
+    cases = held_out_cases(checkpoint, data_set)
+    names, fitted = tuple(case.name for case in cases), fitted_cases(checkpoint, data_set)
     seen = sorted(fitted.intersection(names))
     if seen:
         log.warning(
             "%s started from weights that were trained on %d of the %d held-out cases (%s): the scores are too high",
             *(checkpoint, len(seen), len(names), listed(seen, limit=SHOWN)),
         )
-    made_with = provenance(config, data_set, checkpoint, resolved_precision(accelerator))
+    made_with = provenance(config, data_set, checkpoint, precision)
     made_with |= {
-        "selection": f"{made_with['selection']}; scored on the cases that chose it",
+        "selection": f"{made_with['selection']}; scored on the held-out cases, which choose the checkpoint",
         "trained_on_another_split": bool(seen),
         "test_cases_trained_on": seen,
     }
@@ -92,11 +133,7 @@ def score_held_out(
     if should_check_leaks(data_set, config.drop_leaked):
         train = tuple(case.name for case in data_set.train if case.name in fitted)
         leaked |= leaked_test_cases(data_set.folder, Split(train, names))
-    results = results_folder(checkpoint) / f"held_out_results_{data_set.name}"
-    scored = replace(data_set, test=held_out)
-    return _score(
-        config, scored, "held-out", system, predictions, accelerator, results, made_with, leaked
-    )
+    return CasesToScore(cases, "held-out", made_with, leaked)
 
 
 def held_out_cases(checkpoint: Path, data_set: DataSet) -> tuple[Case, ...]:
@@ -111,49 +148,6 @@ def held_out_cases(checkpoint: Path, data_set: DataSet) -> tuple[Case, ...]:
     if not held_out:
         raise UserError(f"{checkpoint}: its run held out no case of train; it was chosen on test")
     return held_out
-
-
-def _score(
-    config: Config,
-    data_set: DataSet,
-    kind: str,
-    system: SegmentationModel,
-    predictions: Path,
-    accelerator: Accelerator,
-    results: Path,
-    made_with: Provenance,
-    leaked: set[str],
-) -> Summary:
-    """Predict and score the test cases of `data_set`, which are of that `kind`, and write everything."""
-    predicted = predict_cases(
-        system,
-        data_set.test,
-        image_size=config.image_size,
-        evaluation_size=config.evaluation_size,
-        batch_size=config.batch_size,
-        num_workers=config.num_workers,
-        accelerator=accelerator,
-        tta=config.tta,
-    )
-    scores = score_cases(
-        save_each(predicted, predictions, config.threshold),
-        hd95_empty=config.hd95_empty,
-        workers=config.num_workers,
-        total=len(data_set.test),
-    )
-    summary = write_results(
-        results,
-        scores,
-        provenance=made_with,
-        leaked=leaked,
-        hd95_empty=config.hd95_empty,
-    )
-    title = f"{network_name(config)} on {data_set.name}, {kind} cases"
-    write_pictures(results, data_set.test, predictions, scores, summary, title, config.threshold)
-    log.info(format_summary(data_set.name, summary, kind))
-    log.info("masks and probabilities: %s", predictions)
-    log.info("scores, examples.png and report.html: %s", results)
-    return summary
 
 
 def write_pictures(

@@ -223,7 +223,9 @@ def test_the_held_out_cases_are_scored(
                 row["Name"] for row in csv.DictReader(file) if row["Name"].startswith("case")
             ]
         summary = json.loads((results / "summary.json").read_text())
-        assert summary["provenance"]["selection"].endswith("; scored on the cases that chose it")
+        assert summary["provenance"]["selection"].endswith(
+            "; scored on the held-out cases, which choose the checkpoint"
+        )
         assert summary["provenance"]["test_cases_trained_on"] == []
         assert len(list((run / "held_out_masks_blobs" / "binary").iterdir())) == 3
         assert not list(run.glob("valid_results_*"))
