@@ -22,9 +22,8 @@ from utils.entry import check_values, exit_from, non_negative_int, positive_int
 
 TEACHER = "madebyollin/taesd"
 PARTS = ("encoder", "decoder")
-SCORED = range(
-    9_000_000, 10_000_020
-)  # with these, chunks may come to be those that scores are made on
+SCORED = range(9_000_000, 10_000_020)
+"""Seeds whose chunks may come to be those that scores are made on."""
 SEEDS = 2**63  # seeds are below this: half of what torch takes, which leaves room for seed + i
 
 

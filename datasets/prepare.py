@@ -14,7 +14,6 @@ same command. See docs/datasets.md.
 from __future__ import annotations
 
 import argparse
-import re
 import signal
 from collections.abc import Sequence
 from dataclasses import replace
@@ -38,7 +37,7 @@ from datasets.preparation import (
 from datasets.prepared import is_prepared, read_manifest
 from datasets.splits import SEED, read_split
 from datasets.windowing import parse_window, window_text
-from utils.entry import exit_from, non_negative_int
+from utils.entry import accept_negative_values, exit_from, non_negative_int
 from utils.errors import UserError
 from utils.interruption import Interrupted
 
@@ -118,8 +117,7 @@ def parser() -> argparse.ArgumentParser:
     add("--masks", type=Path, metavar="DIR", help="own data: folder or zip of masks")
     add("--image-suffix", default="", metavar="S", help="own data: <name>S.* is an image")
     add("--mask-suffix", default="", metavar="S", help="own data: <name>S.* is a mask")
-    # else `--window -160,240` is refused
-    arguments._negative_number_matcher = re.compile(r"-\.?\d")
+    accept_negative_values(arguments)
     add(
         "--window",
         metavar="LOW,HIGH",

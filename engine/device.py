@@ -33,8 +33,8 @@ def use_gpus(gpus: Sequence[int]) -> None:
 
     if "LOCAL_RANK" in os.environ:
         return
+    # chosen before they are counted: where NVML is missing, counting them touches CUDA
     if "CUDA_VISIBLE_DEVICES" in os.environ:
-        # before they are counted: where NVML is missing, counting them touches CUDA
         shown = os.environ["CUDA_VISIBLE_DEVICES"].split(",")
         if max(gpus, default=0) < len(shown):
             chosen = [shown[gpu] for gpu in gpus]
@@ -46,9 +46,7 @@ def use_gpus(gpus: Sequence[int]) -> None:
                 f"GPUs names {len(gpus)}, but CUDA_VISIBLE_DEVICES shows only {visible} of them"
             )
     else:
-        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(
-            map(str, gpus)
-        )  # before they are counted, too
+        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, gpus))
         visible = torch.cuda.device_count()
         if visible < len(gpus):
             del os.environ["CUDA_VISIBLE_DEVICES"]

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 import logging
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from utils.entry import accept_negative_values
 from utils.errors import UserError, listed
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def add_model_arguments(parser: argparse.ArgumentParser, onnx: bool = True) -> N
 
 def add_window_argument(parser: argparse.ArgumentParser) -> None:
     """`--window`, for `datasets.windowing.parse_window` to read."""
-    parser._negative_number_matcher = re.compile(r"-\.?\d")  # else `--window -160,240` is refused
+    accept_negative_values(parser)
     parser.add_argument(
         "--window",
         metavar="LOW,HIGH|auto",

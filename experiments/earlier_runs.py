@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Iterable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from datasets.cases import find_split_file
 from datasets.prepared import METADATA_GROUPS
@@ -92,16 +91,7 @@ def check_processes(runs: Iterable[Trained]) -> None:
 
 def trained_processes(folder: Path) -> int:
     """How many processes have trained the run in the folder; 1 where that is not recorded."""
-    return int(_environment(folder).get("processes", 1))
-
-
-def _environment(folder: Path) -> dict[str, Any]:
-    """What train.py has recorded in environment.json; {} where there is none that can be read."""
-    try:
-        content = json.loads((folder / "environment.json").read_text())
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
+    return int(TrainingRecord.read(folder / "best_model.pth").environment.get("processes", 1))
 
 
 def processes_of(trials: Iterable[Trial], workers: int | None) -> list[Trained]:
@@ -146,14 +136,15 @@ def changed_inputs(trial: Trial) -> dict[str, Path]:
 
     As far as they are recorded and here.
     """
-    if not (trial.folder / "best_model.pth").is_file():
+    weights = trial.folder / "best_model.pth"
+    if not weights.is_file():
         return {}
     files = {"file of initial weights": trial.config.init_weights}
     with suppress(UserError):  # the data may be elsewhere
         files["file of groups"] = (
             find_split_file(trial.config.pickle_file_path).parent / METADATA_GROUPS
         )
-    recorded = _environment(trial.folder).get("sha256") or {}
+    recorded = TrainingRecord.read(weights).environment.get("sha256") or {}
     changed = {
         name: path
         for name, path in files.items()

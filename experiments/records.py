@@ -36,9 +36,8 @@ class Record:
     cpu_seconds: dict[str, float] = field(default_factory=dict)
     exit_code: int | None = None
     error: str | None = None
-    vae_sha256: str | None = (
-        None  # of the file of the VAE's weights when the training began, if it was here
-    )
+    vae_sha256: str | None = None
+    """Of the file of the VAE's weights when the training began, if it was here."""
 
     @property
     def trained(self) -> bool:

@@ -50,10 +50,10 @@ class SettingScores:
 class OpenElsewhere(NamedTuple):
     """Names of the settings that other sweeps of a shared search have begun and not ended."""
 
-    abandoned: list[str]  # by a sweep in this folder that has ended
-    tried: list[
-        str
-    ]  # by all others, with their hosts and folders; whether they still run is not known here
+    abandoned: list[str]
+    """By a sweep in this folder that has ended."""
+    tried: list[str]
+    """By all others, with their hosts and folders; whether they still run is not known here."""
 
 
 def validation_curve(trial: Trial) -> dict[int, float]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 from collections.abc import Callable
 from contextlib import suppress
@@ -37,6 +38,11 @@ def described_parser(description: str | None) -> argparse.ArgumentParser:
     return argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+
+
+def accept_negative_values(parser: argparse.ArgumentParser) -> None:
+    """Let values of options begin with a minus, as in `--window -160,240`, which is refused otherwise."""
+    parser._negative_number_matcher = re.compile(r"-\.?\d")
 
 
 def positive_int(text: str) -> int:
