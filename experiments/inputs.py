@@ -7,15 +7,13 @@ from pathlib import Path
 
 from utils.config import Config
 from utils.files import sha256
-from utils.vae_weights import weights_folder
-
-VAE_FILE = "diffusion_pytorch_model.safetensors"
+from utils.vae_weights import FILES, weights_folder
 
 
 def vae_file(vae_weights: str) -> Path | None:
     """The file of the VAE's weights; None where they are not in a folder here, such as those of a hub id."""
     folder = weights_folder(vae_weights)
-    file = folder / VAE_FILE if folder else None
+    file = folder / FILES[1] if folder else None
     return file if file and file.is_file() else None
 
 

@@ -11,11 +11,10 @@ from torch import Tensor, nn
 
 from utils.errors import UserError, first_line
 from utils.files import REPOSITORY
-from utils.vae_weights import may_be_hub_id, weights_folder
+from utils.vae_weights import FILES, may_be_hub_id, weights_folder
 
 LATENT_CHANNELS = 4
 DOWNSAMPLING = 8
-FILES = ("config.json", "diffusion_pytorch_model.safetensors")
 
 
 class FrozenVAE(nn.Module):

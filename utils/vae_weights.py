@@ -7,6 +7,8 @@ from pathlib import Path
 
 from utils.files import REPOSITORY
 
+FILES = ("config.json", "diffusion_pytorch_model.safetensors")
+"""What the folder of a VAE holds, in diffusers' layout."""
 HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")  # owner/name
 
 
