@@ -15,7 +15,7 @@ from engine.trained_run import load_system
 from models.base import SegmentationModel
 from models.baseline import Baseline, build_baseline
 from models.build import build_system
-from models.losses import LossWeights, dice_loss
+from models.losses import LossWeights, dice_loss, focal_tversky_loss
 from models.sft import haar_details
 from models.wave_gms import WaveGMS
 from tests.autoencoders import save_sd_vae, save_tiny_vae
@@ -291,6 +291,25 @@ def test_optional_losses_are_added_and_heads_weighted(name: str, vae_folders) ->
         of_first, of_second = first[key] - last[key], second[key] - last[key]
         expected = 0.25 * of_first + 0.5 * of_second + last[key]
         torch.testing.assert_close(result[key], expected, rtol=1e-4, atol=1e-6, msg=key)
+
+
+def test_each_mask_loss_is_the_one_of_its_name(
+    vae_folders, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = LossWeights(tversky=1, heads=(0, 0, 1))
+    system = build("wave-gms", vae_folders, loss_weights=weights).train()
+    decode, decoded = system.vae.decode_to_grey, []
+
+    def kept(latent: Tensor) -> Tensor:
+        decoded.append(decode(latent))
+        return decoded[-1]
+
+    monkeypatch.setattr(system.vae, "decode_to_grey", kept)
+    image, mask, noise = batch(system)
+    result = system(image, mask, noise)
+    probability = decoded[0].clamp(0, 1)
+    torch.testing.assert_close(result["seg"], dice_loss(probability, mask))
+    torch.testing.assert_close(result["tversky"], focal_tversky_loss(probability, mask))
 
 
 def test_a_head_without_weight_is_not_decoded(vae_folders, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -766,3 +766,12 @@ def test_curves_are_drawn_with_gaps(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     draw_curves(tmp_path / "curves.png", rows[:1], "title")
     low, high = drawn[1].axes[0].get_xlim()
     assert [tick for tick in drawn[1].axes[0].get_xticks() if low <= tick <= high] == [1]
+
+
+def test_a_step_that_the_scaler_skips_leaves_the_average(
+    tmp_path: Path, vae: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("accelerate.Accelerator.optimizer_step_was_skipped", True)
+    train.main(arguments(tmp_path, vae, "epochs=1", "ema_decay=0.9"))
+    state = torch.load(tmp_path / "run" / "epochs_1" / "last.pth", weights_only=True)
+    assert state["average"]["n_averaged"] == 0
