@@ -55,7 +55,11 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         metavar="PART",
         help="overlap of neighbouring tiles, as a fraction (0.5)",
     )
-    add("--tta", action="store_true", help="average over flips and quarter turns; adds uncertainty")
+    add(
+        "--tta",
+        action="store_true",
+        help="average over flips and quarter turns, or with keep_upright over the mirror image; adds uncertainty",
+    )
     add_window_argument(parser)
     add(
         "--overlay",
@@ -118,6 +122,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         **asdict(method),
         "window": arguments.window,
         "overlay": arguments.overlay,
+        **({"orientations": backend.orientations} if arguments.tta else {}),
     }
     folder = OutputFolder(arguments.out, settings, arguments.overlay, arguments.tta, threshold)
     to_do = folder.open(jobs, arguments.resume, arguments.overwrite)

@@ -66,6 +66,7 @@ class SegmentationDataset(Dataset[Sample]):
         image_size: int,
         *,
         augment: bool = False,
+        keep_upright: bool = False,
         seed: int = 0,
         noise_shape: tuple[int, ...] = (4, 1, 1),
         noise_probability: float = 0.0,
@@ -78,7 +79,7 @@ class SegmentationDataset(Dataset[Sample]):
         self.seed = seed
         self.noise_shape = noise_shape
         self.noise_probability = noise_probability
-        self.transform = training_augmentation() if augment else to_unit_range()
+        self.transform = training_augmentation(keep_upright) if augment else to_unit_range()
         kept = min(len(self.cases), cache_bytes // (CHANNELS_KEPT * image_size**2))
         self._cache = np.empty((kept, image_size, image_size, CHANNELS_KEPT), dtype=np.uint8)
         self._fill_cache(progress, title)

@@ -32,6 +32,8 @@ class Backend(Protocol):
     """Side S of its square input, pixels."""
     threshold: float
     """Probability from which a pixel is foreground, as the model was validated."""
+    orientations: int
+    """How many orientations of an image the model is for: 8, or 2 where images keep their top."""
     origin: dict[str, str]
     """What its probabilities depend on besides the image: hashes of all weights, and the precision."""
 
@@ -49,6 +51,11 @@ def open_backend(arguments: argparse.Namespace) -> Backend:
     return OnnxBackend(arguments.onnx)
 
 
+def orientations_of(keep_upright: bool) -> int:
+    """Orientations of an image that show the same thing to a model."""
+    return 2 if keep_upright else 8
+
+
 class TorchBackend:
     """A trained run, on the first of its GPUs if there is one."""
 
@@ -63,6 +70,7 @@ class TorchBackend:
         self._predict = Predictor(system.to(accelerator.device), accelerator)
         self.image_size = config.image_size
         self.threshold = config.threshold
+        self.orientations = orientations_of(config.keep_upright)
         self.origin = {
             "weights_sha256": sha256(checkpoint),
             **{f"{name} sha256": weights_sha256(part) for name, part in system.frozen().items()},
@@ -113,6 +121,7 @@ class OnnxBackend:
             )
         self.image_size = int(metadata["image_size"])
         self.threshold = float(metadata["threshold"])
+        self.orientations = orientations_of(metadata.get("keep_upright") == "True")
         self.origin = {"weights_sha256": sha256(path)}
         log.info("model: %s, ONNX Runtime, %s", path, self._session.get_providers()[0])
 

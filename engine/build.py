@@ -69,6 +69,7 @@ def training_sets(
         cases.train,
         config.image_size,
         augment=config.augment,
+        keep_upright=config.keep_upright,
         seed=config.seed,
         noise_shape=system.latent_shape(config.image_size),
         noise_probability=system.noise_probability,

@@ -48,10 +48,12 @@ def predict_cases(
     num_workers: int,
     accelerator: Accelerator,
     tta: bool = False,
+    keep_upright: bool = False,
 ) -> Iterator[Prediction]:
     """Predict the cases one batch at a time, in their order.
 
-    With `tta`, the probability is the mean over the eight orientations of the image.
+    With `tta`, the probability is the mean over the orientations of the image, see
+    `mean_over_orientations`.
 
     The probability is resized (bilinear) to the evaluation size, before the threshold; so is the truth
     (nearest), from the size of its file. UserError for a case whose probability is not a number, or
@@ -63,7 +65,9 @@ def predict_cases(
     for batch in batches_of(make_loader(dataset, batch_size, num_workers=num_workers)):
         with reporting_out_of_memory(len(batch["image"]), image_size):
             images = batch["image"].to(accelerator.device)
-            output = mean_over_orientations(predict, images) if tta else predict(images)
+            output = (
+                mean_over_orientations(predict, images, keep_upright) if tta else predict(images)
+            )
             probabilities = output.float().cpu().numpy()
         indices: Tensor = batch["index"]
         for index, probability in zip(indices.tolist(), probabilities[:, 0], strict=True):
@@ -85,17 +89,21 @@ def predict_cases(
             yield Prediction(case, probability, resize_mask(truth, height, width).astype(bool))
 
 
-def mean_over_orientations(network: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+def mean_over_orientations(
+    network: Callable[[Tensor], Tensor], images: Tensor, keep_upright: bool = False
+) -> Tensor:
     """Test-time augmentation: the mean output (B, C, S, S) over four quarter turns, each mirrored too.
 
-    Every output is turned back before the mean (Wang et al. 2019, arXiv 1807.07356).
+    With `keep_upright`, over the image and its mirror image alone. Every output is turned back before
+    the mean (Wang et al. 2019, arXiv 1807.07356).
     """
+    turns_taken = 1 if keep_upright else 4
     total = torch.zeros((), device=images.device)
-    for turns in range(4):
+    for turns in range(turns_taken):
         turned = images.rot90(turns, (2, 3)).contiguous()  # a transpose costs each forward a tenth
         mirrored = network(turned.flip(3)).float().flip(3)
         total = total + (network(turned).float() + mirrored).rot90(-turns, (2, 3))
-    return total / 8
+    return total / (2 * turns_taken)
 
 
 def mask_path(folder: Path, name: str) -> Path:

@@ -74,6 +74,7 @@ def score(
         num_workers=config.num_workers,
         accelerator=accelerator,
         tta=config.tta,
+        keep_upright=config.keep_upright,
     )
     scores = score_cases(
         save_each(predicted, predictions, config.threshold),

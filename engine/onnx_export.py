@@ -42,6 +42,7 @@ def graph_metadata(config: Config, checkpoint: Path, system: SegmentationModel) 
         "input": f"RGB in [0, 1], resized to {size}: by area where it shrinks, else bilinear",
         "output": "probability of the foreground; a pixel is in the mask from `threshold` on",
         "threshold": str(config.threshold),
+        "keep_upright": str(config.keep_upright),
         "model": config.model,
         **(
             {"vae_model": config.vae_model, "guidance_method": config.guidance_method or ""}

@@ -2,16 +2,18 @@
 
 An image is resized to the model's square, or cut into overlapping tiles of it that are blended.
 With test-time augmentation each square goes through the model in its eight orientations (four
-quarter turns, each also mirrored); the outputs are turned back, their mean is the probability and
-their standard deviation the uncertainty (Wang et al. 2019, arXiv 1807.07356).
+quarter turns, each also mirrored), or in two, as it is and mirrored, if the model is for upright
+images; the outputs are turned back, their mean is the probability and their standard deviation the
+uncertainty (Wang et al. 2019, arXiv 1807.07356).
 
 Shapes: image (H, W, 3) uint8, square (S, S, 3) uint8, probability (H, W) float32 in [0, 1].
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import Generic, Protocol, TypeVar
 
 import cv2
@@ -33,7 +35,7 @@ class PredictionOptions:
     overlap: float = 0.5
     """Fraction of a tile's side that the next one also covers, in [0, 1)."""
     tta: bool = False
-    """Average over the eight orientations."""
+    """Average over the orientations that the model is for."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,8 @@ def segment(
 
     held = 0
     for key, pixels in pictures:
-        image = _ImageInProgress(key, _canvas(pixels, backend.image_size, method), method.tta)
+        canvas = _canvas(pixels, backend.image_size, method)
+        image = _ImageInProgress(key, canvas, backend.orientations if method.tta else 1)
         for square in image.squares():
             squares.append(square)
             owners.append(image)
@@ -88,7 +91,9 @@ def segment(
 
 
 def orientations(square: np.ndarray) -> Iterator[np.ndarray]:
-    """The eight orientations of (S, S, ...): quarter turns, each as it is and mirrored."""
+    """The eight orientations of (S, S, ...), from the upright one on: quarter turns, each as it is and
+    mirrored.
+    """
     for turns in range(4):
         turned = np.rot90(square, turns)
         yield turned
@@ -214,15 +219,12 @@ def blending_window(side: int) -> np.ndarray:
 class _ImageInProgress(Generic[T]):
     """One image on its way through the model: squares go out, and outputs come back, in one order."""
 
-    def __init__(self, key: T, canvas: _Canvas, tta: bool) -> None:
+    def __init__(self, key: T, canvas: _Canvas, orientations: int) -> None:
         self.key = key
         self.canvas = canvas
         self._placed = 0
         self._outputs: list[np.ndarray] = []
-        self._orientations: Callable[[np.ndarray], Iterable[np.ndarray]] = (
-            orientations if tta else lambda square: (square,)
-        )
-        self._expected = 8 if tta else 1
+        self._expected = orientations  # of each square
 
     @property
     def complete(self) -> bool:
@@ -230,7 +232,7 @@ class _ImageInProgress(Generic[T]):
 
     def squares(self) -> Iterator[np.ndarray]:
         for square in self.canvas.squares():
-            yield from self._orientations(square)
+            yield from islice(orientations(square), self._expected)
 
     def add(self, probability: np.ndarray) -> None:
         self._outputs.append(upright(len(self._outputs), probability))

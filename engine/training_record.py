@@ -34,8 +34,10 @@ NETWORK_KEYS = (
     "ch",
     "ch_mult",
     "image_size",
+    "keep_upright",
 )
-"""Keys of the config by which the same weights give another probability."""
+"""Keys of the config by which the same weights give another probability (the last, with test-time
+augmentation)."""
 
 DATA_SET, TRAINING_CASES = "data_set", "training_cases"
 SELECTION = "selection"

@@ -88,9 +88,10 @@ def build_page(backend: Backend, max_megapixels: float, window: Window = None) -
                 )
                 # else Gradio makes an empty file for each upload, and leaves it behind
                 file.preprocess = lambda payload: payload and payload.path
+                ways = "mirror images" if backend.orientations == 2 else "flips and quarter turns"
                 tta = gradio.Checkbox(
                     label="Uncertainty",
-                    info="From flips and quarter turns; takes eight times as long",
+                    info=f"From {ways}; takes {backend.orientations} times as long",
                     elem_id="uncertainty",
                 )
                 threshold = gradio.Slider(

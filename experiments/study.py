@@ -62,7 +62,8 @@ class Study(BaseModel):
         "compared with each of the others",
     )
     tta: bool = Field(
-        True, description="Also score with test-time augmentation, eight predictions per case"
+        True,
+        description="Also score with test-time augmentation, eight predictions per case (two with `keep_upright`)",
     )
     folder: FilePath = Field(description="Where the runs are written, and the report without --out")
 

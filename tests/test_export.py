@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 
@@ -188,6 +189,22 @@ def test_prediction_without_torch(model: Path, run: Path, tmp_path: Path) -> Non
         assert torch_map is not None and onnx_map is not None
         np.testing.assert_allclose(torch_map / 65535, onnx_map / 65535, atol=1e-4)
     assert '"threshold": 0.45' in (tmp_path / "b" / "settings.json").read_text()
+
+
+def test_a_model_for_upright_images_stays_one(tmp_path: Path, vae: Path, model: Path) -> None:
+    from engine.backends import OnnxBackend
+
+    tiny = ("vae_model=tiny_vae", "ch_mult=[1, 1, 1, 1]")
+    write_run(tmp_path / "epochs_1", vae, *tiny, "keep_upright=true")
+    export.main(["--run", str(tmp_path / "epochs_1")])
+    assert OnnxBackend(tmp_path / "epochs_1" / "model.onnx").orientations == 2
+    assert OnnxBackend(model).orientations == 8
+
+    scan = tmp_path / "scan.png"
+    cv2.imwrite(str(scan), np.full((20, 30, 3), 99, np.uint8))
+    arguments = ["--run", str(tmp_path / "epochs_1"), str(scan), "--out", str(tmp_path / "out")]
+    assert predict.main([*arguments, "--tta"]) == 0
+    assert '"orientations": 2' in (tmp_path / "out" / "settings.json").read_text()
 
 
 def test_other_files_are_refused(tmp_path: Path, model: Path) -> None:

@@ -233,6 +233,24 @@ def test_augmentation_draws_what_was_published() -> None:
     assert torch.stack(shifts).amax(0).tolist() == pytest.approx([0.15, 0.15], abs=0.02)
 
 
+def test_upright_images_are_mirrored_and_never_turned_over() -> None:
+    from torchvision import tv_tensors
+
+    side, centre = 64, slice(24, 40)
+    grid = torch.stack(torch.meshgrid(*[torch.arange(side).float()] * 2, indexing="ij"))
+    transform = training_augmentation(keep_upright=True)
+    mirrored, tilted = 0, 0
+    for seed in range(200):
+        torch.manual_seed(seed)
+        _, moved = transform(tv_tensors.Image(torch.zeros(3, side, side)), tv_tensors.Mask(grid))
+        rows, columns = moved[:, centre, centre]
+        assert rows[-1].mean() > rows[0].mean(), "the top stays above"
+        mirrored += int(columns[:, -1].mean() < columns[:, 0].mean())
+        tilted += int(not torch.equal(rows[:, 0], rows[:, -1]))
+    assert mirrored == pytest.approx(100, abs=25)
+    assert tilted == pytest.approx(80, abs=25), "by up to 20 degrees they are"
+
+
 def test_images_are_interpolated_when_they_are_turned() -> None:
     from torchvision import tv_tensors
 

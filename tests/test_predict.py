@@ -68,6 +68,7 @@ class GreyBackend:
 
     image_size = 16
     threshold = 0.5
+    orientations = 8
 
     def __init__(self, answer: Callable[[np.ndarray], np.ndarray] | None = None) -> None:
         self.answer = answer or (lambda images: images.mean(1))
@@ -194,6 +195,19 @@ def test_augmentation_gives_mean_and_deviation(tiles: bool) -> None:
     np.testing.assert_allclose(result.probability, 0.5, atol=1e-6)
     assert result.uncertainty is not None
     np.testing.assert_allclose(result.uncertainty, 0.5, atol=1e-6)
+
+
+def test_upright_images_are_mirrored_and_not_turned() -> None:
+    top = np.zeros((16, 16), np.float32)
+    top[:8, :4] = 1  # what the model always sees: something at the top left
+    backend = GreyBackend(lambda images: np.repeat(top[None], len(images), axis=0))
+    backend.orientations = 2
+    pictures = [("a", noise(16, 16))]
+    ((_, result),) = segment(backend, pictures, PredictionOptions(tta=True), batch_size=3)
+    np.testing.assert_allclose(result.probability, (top + top[:, ::-1]) / 2)
+    np.testing.assert_allclose(result.uncertainty, (top + top[:, ::-1]) / 2)
+    ((_, plain),) = segment(backend, pictures, PredictionOptions(), batch_size=3)
+    assert plain.uncertainty is None
 
 
 def test_batches_change_nothing_and_keep_the_order() -> None:

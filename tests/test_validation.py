@@ -414,6 +414,8 @@ def test_test_time_augmentation(finished: Path, tmp_path: Path, vae: Path) -> No
     mirrored = mean_over_orientations(network, images.flip(3))
     torch.testing.assert_close(mirrored, mean.flip(3))
     torch.testing.assert_close(mean_over_orientations(lambda x: x, images), images)
+    upright = mean_over_orientations(network, images, keep_upright=True)
+    torch.testing.assert_close(upright, images[:, :1] * (slanted + slanted.flip(1)) / 2)
 
     def first() -> np.ndarray:
         return read(finished / "predicted_masks_blobs" / "logits" / "case_9.png")
@@ -421,7 +423,10 @@ def test_test_time_augmentation(finished: Path, tmp_path: Path, vae: Path) -> No
     valid.main(arguments(tmp_path, vae))
     plain = first()
     valid.main(arguments(tmp_path, vae, "tta=true"))
-    assert (first() != plain).any()
+    augmented = first()
+    assert (augmented != plain).any()
+    valid.main(arguments(tmp_path, vae, "tta=true", "keep_upright=true"))
+    assert (first() != plain).any() and (first() != augmented).any()
 
 
 def test_a_checkpoint_elsewhere(finished: Path, tmp_path: Path, vae: Path) -> None:

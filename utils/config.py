@@ -72,6 +72,11 @@ class Config(BaseModel):
         224, description="Side of the square input in pixels, a multiple of 8"
     )
     augment: bool = Field(True, description="Augment the training images, see docs/models.md")
+    keep_upright: bool = Field(
+        False,
+        description="Images have a top, as in ultrasound: mirror them left to right only, in training and in test-time "
+        "augmentation; `false` also flips them upside down and turns them by quarters, as published",
+    )
     val_fraction: Fraction = Field(
         0.1,
         description="Fraction of train held out to choose the checkpoint; fixed by case name and seed; not used where the "
@@ -246,7 +251,8 @@ class Config(BaseModel):
         0.5, description="Probability from which a pixel is foreground"
     )
     tta: bool = Field(
-        False, description="Validate on the mean over eight orientations of each image"
+        False,
+        description="Validate on the mean over eight orientations of each image, two with `keep_upright`",
     )
     evaluation_size: PositiveInt | Literal["native"] | None = Field(
         None,
