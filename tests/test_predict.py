@@ -205,6 +205,7 @@ def test_upright_images_are_mirrored_and_not_turned() -> None:
     pictures = [("a", noise(16, 16))]
     ((_, result),) = segment(backend, pictures, PredictionOptions(tta=True), batch_size=3)
     np.testing.assert_allclose(result.probability, (top + top[:, ::-1]) / 2)
+    assert result.uncertainty is not None
     np.testing.assert_allclose(result.uncertainty, (top + top[:, ::-1]) / 2)
     ((_, plain),) = segment(backend, pictures, PredictionOptions(), batch_size=3)
     assert plain.uncertainty is None
