@@ -107,8 +107,11 @@ class TrainingStep:
         if taken:
             if self.clip_norm:
                 self.accelerator.clip_grad_norm_(self.wrapped.parameters(), self.clip_norm)
+            scale = self._loss_scale()
             self.optimizer.step()
-            taken = not self.accelerator.optimizer_step_was_skipped  # by fp16's scaler
+            taken = (
+                self._loss_scale() >= scale
+            )  # fp16's scaler lowers it where it leaves a step out
         if taken and self.average is not None:
             self.average.update_parameters(self.system)
         self.optimizer.zero_grad()
@@ -116,6 +119,10 @@ class TrainingStep:
             if not taken:  # torch warns of a schedule that begins before the optimiser
                 warnings.simplefilter("ignore")
             self.scheduler.step()
+
+    def _loss_scale(self) -> float:
+        """What fp16's scaler multiplies losses by; 1 in other precisions."""
+        return 1.0 if self.accelerator.scaler is None else self.accelerator.scaler.get_scale()
 
     def check_finite(self, epoch: int) -> None:
         """NonFiniteLoss, which names the epoch, unless all weights that are trained are finite."""
@@ -144,9 +151,20 @@ class TrainingStep:
                 part.load_state_dict(state["average"][name])
             self.average.n_averaged.copy_(state["average"]["n_averaged"])
         self.optimizer.load_state_dict(state["optimizer"])
+        keep_layout_of_weights(self.optimizer)
         self.scheduler.load_state_dict(state["scheduler"])
         if self.accelerator.scaler is not None and state["scaler"] is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
+
+
+def keep_layout_of_weights(optimizer: torch.optim.Optimizer) -> None:
+    """Lay out what is kept for a weight like the weight itself: fused kernels pair the two by their place
+    in memory, and a run may have been saved in another layout (`channels_last`, or another device).
+    """
+    for weight, kept in optimizer.state.items():
+        for name, value in kept.items():
+            if value.shape == weight.shape and value.stride() != weight.stride():
+                kept[name] = torch.empty_like(weight).copy_(value)
 
 
 def _weights(system: SegmentationModel) -> dict[str, Any]:

@@ -26,7 +26,8 @@ def gradients_of(model: nn.Module, seed: int = 0) -> list[Tensor]:
     """Random gradients, the same for the same seed, which `model` gets."""
     random = torch.Generator().manual_seed(seed)
     for parameter in model.parameters():
-        parameter.grad = torch.randn(parameter.shape, generator=random).to(parameter.device)
+        drawn = torch.randn(parameter.shape, generator=random)
+        parameter.grad = torch.empty_like(parameter).copy_(drawn)  # laid out as autograd does
     return [p.grad for p in model.parameters() if p.grad is not None]
 
 
