@@ -85,8 +85,8 @@ def fingerprint(system: SegmentationModel) -> str:
 
 
 def check_common(first: TrainedRun, other: TrainedRun, same_start: bool = True) -> None:
-    """UserError if the runs differ in network, split or how the checkpoint was chosen, or if one is an
-    ensemble; with `same_start` also if they differ in initial weights.
+    """UserError if the runs differ in network, in `keep_upright`, in split or how the checkpoint was chosen,
+    or if one is an ensemble; with `same_start` also if they differ in initial weights.
     """
     records = [TrainingRecord.read(run.checkpoint) for run in (first, other)]
     for record in records:
@@ -98,8 +98,8 @@ def check_common(first: TrainedRun, other: TrainedRun, same_start: bool = True) 
     one, two = (record.to_pass_on() | ignored for record in records)
     differ = [key for key in one.keys() | two if one.get(key) != two.get(key)]
     differ += trained_values_that_differ(first.config, other.config)
-    if same_start and first.config.init_weights != other.config.init_weights:
-        differ.append("init_weights")
+    others = ("keep_upright", *(["init_weights"] if same_start else []))
+    differ += [k for k in others if getattr(first.config, k) != getattr(other.config, k)]
     if differ:
         raise UserError(
             f"{other.checkpoint} does not go with the first run, which has another {', '.join(sorted(differ))}"

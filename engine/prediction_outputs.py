@@ -214,7 +214,11 @@ class OutputFolder:
             settings = json.loads(self._settings_file.read_text(encoding="utf-8-sig"))
         except (OSError, ValueError):
             return None
-        return settings if isinstance(settings, dict) else None
+        if not isinstance(settings, dict):
+            return None
+        if settings.get("tta"):  # files from before there was another number do not say it
+            settings.setdefault("orientations", 8)
+        return settings
 
     def _check_settings(self) -> None:
         before = self._earlier_settings()

@@ -67,6 +67,7 @@ def provenance(config: Config, data_set: DataSet, checkpoint: Path, precision: s
         "evaluation_size": config.evaluation_size or config.image_size,
         "threshold": config.threshold,
         "tta": config.tta,
+        "keep_upright": config.keep_upright,
         "precision": precision,
         "environment": describe_environment(),
     }

@@ -34,10 +34,9 @@ NETWORK_KEYS = (
     "ch",
     "ch_mult",
     "image_size",
-    "keep_upright",
 )
-"""Keys of the config by which the same weights give another probability (the last, with test-time
-augmentation)."""
+"""Keys of the config by which the same weights give another probability; with test-time augmentation,
+`keep_upright` too."""
 
 DATA_SET, TRAINING_CASES = "data_set", "training_cases"
 SELECTION = "selection"
@@ -300,11 +299,14 @@ def selection_note(run: Config) -> str:
 
 
 def trained_values_that_differ(config: Config, run: Config | None) -> dict[str, Any]:
-    """What the run that trained the weights had for each of NETWORK_KEYS that is another in `config`."""
+    """What the run that trained the weights had for each of the keys that `config` scores with and has
+    another value for, see NETWORK_KEYS.
+    """
     if run is None:
         return {}
+    keys = [*NETWORK_KEYS, *(["keep_upright"] if config.tta else [])]
     trained, now = run.model_dump(mode="json"), config.model_dump(mode="json")
-    return {key: trained[key] for key in NETWORK_KEYS if trained[key] != now[key]}
+    return {key: trained[key] for key in keys if trained[key] != now[key]}
 
 
 def names_sha256(names: Iterable[str]) -> str:

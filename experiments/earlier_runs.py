@@ -179,6 +179,7 @@ def fitting_results(folder: Path, config: Config, checkpoint: Path) -> Results |
     asked = {
         "threshold": config.threshold,
         "tta": config.tta,
+        **({"keep_upright": config.keep_upright} if config.tta else {}),
         "image_size": config.image_size,
         "evaluation_size": config.evaluation_size or config.image_size,
         "vae_weights": config.vae_weights if config.is_wave_gms else None,

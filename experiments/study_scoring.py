@@ -12,7 +12,7 @@ The first writes into the run folder
 
 and the second
 
-    tta/valid_results_<data set>/              with test-time augmentation, eight predictions per case
+    tta/valid_results_<data set>/              with test-time augmentation
 """
 
 from __future__ import annotations

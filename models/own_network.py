@@ -41,7 +41,8 @@ def build_own_network(spec: str, image_size: int) -> SegmentationModel:
     """What the function that `spec` names returns for `in_channels=3, out_channels=1, image_size`.
 
     That is a network from image to logits, trained as a baseline is, or a SegmentationModel, which
-    brings its own losses. Errors within the user's code are left as they are.
+    brings its own losses. It is `capturable` only if the function has set that. Errors within the user's
+    code are left as they are.
 
     Raises:
         UserError: there is no such module or function, it cannot be called so, or what it returns
@@ -71,6 +72,8 @@ def build_own_network(spec: str, image_size: int) -> SegmentationModel:
     if not any(parameter.requires_grad for parameter in network.parameters()):
         raise UserError(f"{called}: the network has no parameter to train")
     system = network if isinstance(network, SegmentationModel) else Baseline(network)
+    # WaveGMS promises it for its own parts and losses alone
+    system.capturable = bool(vars(system).get("capturable", False))
     saved = {id(p) for part in system.parts().values() for p in part.parameters()}
     lost = [name for name, p in system.named_parameters() if p.requires_grad and id(p) not in saved]
     if lost:

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import random
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from models.base import SegmentationModel
 from models.baseline import Baseline
+from models.latent_mapping import ResAttnUNet_DS
+from models.losses import LossWeights
+from models.tiny_vae import TinyVAE, load_tiny_vae
+from models.wave_gms import WaveGMS
 
 
 def build(in_channels: int, out_channels: int, image_size: int) -> nn.Module:
@@ -31,6 +37,18 @@ class SquaredError(Baseline):
 
 def with_own_loss(**settings: int) -> nn.Module:
     return SquaredError(build(**settings))
+
+
+def wave_gms(**_: int) -> SegmentationModel:
+    """Of the parts of the published one, though they could be others."""
+    vae = TinyVAE(load_tiny_vae(Path(__file__).parents[1] / "ckpt" / "tiny_vae"))
+    return WaveGMS(vae, ResAttnUNet_DS(ch=16, ch_mult=(1, 1, 1, 1)), LossWeights(align=0.0))
+
+
+def capturable(**settings: int) -> SegmentationModel:
+    system = wave_gms(**settings)
+    system.capturable = True
+    return system
 
 
 def of_two_classes(in_channels: int, out_channels: int, image_size: int) -> nn.Module:

@@ -88,6 +88,7 @@ def test_scores_say_that_weights_were_averaged(runs: list[Path], tmp_path: Path)
         ("select_on=test", "another selection"),
         ("pickle_file_path=other_train_test_names.json", "another data_set, training_cases"),
         ("image_size=40", "another image_size"),
+        ("keep_upright=true", "another keep_upright"),
     ],
 )
 def test_runs_that_do_not_fit_are_refused(

@@ -179,13 +179,15 @@ def test_runs_that_cannot_be_compared_are_refused(tmp_path, two_runs):
 def test_the_page_says_how_each_run_was_scored(tmp_path, capsys):
     chosen_on_test = {"selection": "checkpoint chosen on the TEST split", "threshold": 0.4}
     special = {"selection": "chosen on val", "trained_on_another_split": True, "tta": True}
+    special |= {"init_weights": "ckpt/other.pth"}
     a = validated(tmp_path / "a", shift=0, provenance=chosen_on_test, hd95_empty="zero")
     b = validated(tmp_path / "b", shift=1, provenance=special, hd95_empty="zero")
     run_compare(a, b, "--out", tmp_path)
     printed = capsys.readouterr().out
     assert "- a: checkpoint chosen on the TEST split; threshold 0.4\n" in printed
     assert (
-        "- b: chosen on val; trained on another split, test cases may have been in training; "
+        "- b: chosen on val; started from ckpt/other.pth; "
+        "trained on another split, test cases may have been in training; "
         "test-time augmentation\n" in printed
     )
     assert "HD95: misses as 0" in printed

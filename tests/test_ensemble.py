@@ -101,6 +101,7 @@ def test_it_is_used_and_exported_like_a_run(runs: list[Path], tmp_path: Path) ->
     ("change", "named"),
     [
         ("image_size=40", "another image_size"),
+        ("keep_upright=true", "another keep_upright"),
         ("vae_model=tiny_vae", "another vae_model"),
         ("select_on=test", "another selection"),
         ("init_weights=start.pth", "started from weights that were trained on different data"),

@@ -790,6 +790,9 @@ def test_scores_of_another_way_of_scoring_are_not_reported(
         ({"evaluation_size": "native"}, {"evaluation_size": "native"}, True),
         ({"evaluation_size": "native"}, {"evaluation_size": 224}, False),
         ({"hd95_empty": "zero"}, {}, False),
+        ({"tta": True}, {"tta": True, "keep_upright": True}, False),
+        ({"tta": True, "keep_upright": True}, {"tta": True, "keep_upright": True}, True),
+        ({"keep_upright": True}, {"keep_upright": False}, True),  # the same without augmentation
     ],
 )
 def test_scores_fit_where_they_were_made_as_the_config_says(

@@ -119,6 +119,8 @@ def how_scored(summary: Summary) -> str:
     made_with, without_leaked = summary["provenance"], summary["without_leaked"]
     said = [made_with.get("selection", "no record of how the checkpoint was chosen")]
     seen = made_with.get("test_cases_trained_on")
+    if made_with.get("init_weights"):
+        said.append(f"started from {made_with['init_weights']}")
     if seen:
         said.append(f"trained on {len(seen)} of {summary['count']} test cases, scores are too high")
     elif made_with.get("trained_on_another_split"):

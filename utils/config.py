@@ -74,8 +74,8 @@ class Config(BaseModel):
     augment: bool = Field(True, description="Augment the training images, see docs/models.md")
     keep_upright: bool = Field(
         False,
-        description="Images have a top, as in ultrasound: mirror them left to right only, in training and in test-time "
-        "augmentation; `false` also flips them upside down and turns them by quarters, as published",
+        description="Images have a top, as in ultrasound: of flips and quarter turns, take only the mirror image left to "
+        "right, in training and in test-time augmentation; `false` takes all, as published",
     )
     val_fraction: Fraction = Field(
         0.1,
@@ -204,7 +204,8 @@ class Config(BaseModel):
     cuda_graphs: bool = Field(
         True,
         description="On one GPU, launch all kernels of a training step or a prediction at once, as CUDA graphs; not "
-        "for baselines and networks of your own, and only predictions where `accumulate` is above 1",
+        "for baselines, for networks of your own only if they are `capturable` (docs/models.md), and only predictions "
+        "where `accumulate` is above 1",
     )
     compile: bool = Field(
         False,

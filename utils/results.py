@@ -100,6 +100,7 @@ class Provenance(TypedDict, total=False):
     evaluation_size: int | str
     threshold: float
     tta: bool
+    keep_upright: bool
     precision: str
     environment: dict[str, Any]
 
