@@ -70,6 +70,7 @@ def describe_run(
     return "\n".join(
         [
             parameter_table(system, config.model),
+            *_note_on_unused(config),
             f"starts from: {config.init_weights or 'random weights'}",
             f"data set: {data_set.name} ({data_set.split_file}), {config.image_size} px",
             f"cases: {len(cases.train)} train, {len(cases.val)} {config.select_on} for choosing, "
@@ -88,6 +89,16 @@ def describe_run(
             f"writes to: {config.run_folder}",
         ]
     )
+
+
+def _note_on_unused(config: Config) -> list[str]:
+    """A line where keys were changed that the model does not use; none otherwise."""
+    unused = config.changed_and_unused
+    if not unused:
+        return []
+    return [
+        f"warning: model {config.model} does not use {', '.join(unused)}: what the config sets there changes nothing"
+    ]
 
 
 def _note_on_start(weights: Path | None, cases: TrainingCases, data_set: DataSet) -> list[str]:

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from experiments.runner import NOT_INHERITED, Trial
-from utils.config import FilePath, load_config, make_config
+from utils.config import FilePath, check_used, load_config, make_config
 from utils.errors import UserError
 from utils.tables import markdown_table
 from utils.yaml_files import read_yaml, shown, unknown_key
@@ -126,6 +126,7 @@ def _make_trial(study: Study, base: dict[str, Any], run: Run) -> Trial:
             "name `seeds`, `splits` and `folder` of the study instead"
         )
     config = make_config(base | given | NOT_INHERITED | own, f"{run.system} of the study")
+    check_used(config, study.systems[run.system], f"{run.system} of the study")
     if config.resume == "never":
         raise UserError(
             f"{run.name}: resume: never would lose runs that were stopped; leave it out"

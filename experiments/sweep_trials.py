@@ -18,7 +18,7 @@ from datasets.cases import find_split_file
 from datasets.splits import read_split
 from experiments.runner import NOT_INHERITED, Trial
 from experiments.sweep_settings import BEST_NAME, Range, Sweep
-from utils.config import Config
+from utils.config import Config, check_used
 from utils.errors import UserError
 from utils.files import REPOSITORY
 from utils.vae_weights import may_be_hub_id, weights_folder
@@ -40,13 +40,17 @@ class Setting:
 def list_settings(sweep: Sweep) -> list[Setting]:
     """All variants with all combinations of the grid, each with its runs.
 
-    Every config is built here; UserError if one does not fit or two have the same name.
+    Every config is built here; UserError if one does not fit, two have the same name, or one has a key
+    that its model does not use.
     """
     variants = sweep.settings.variants or {"": {}}
     settings = [
         make_setting(sweep, variants[name] | values, name=name, named=list(values))
         for name, values in itertools.product(variants, _combinations(sweep.settings.grid))
     ]
+    for setting in settings:
+        where = f"{sweep.path}: setting {setting.name}"
+        check_used(setting.trials[0].config, setting.values, where)
     names = [setting.name for setting in settings]
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
@@ -118,16 +122,20 @@ def check_search(sweep: Sweep) -> None:
     """Build the configs at the ends of all ranges and for all choices; UserError if one does not fit.
 
     All their combinations are built; where these are more than MAX_CORNERS, each value on its own. Also
-    refused: two choices of one name, a fractional step of a whole number, and missing weights.
+    refused: two choices of one name, a fractional step of a whole number, missing weights, and a key that
+    one of the models does not use.
     """
-    ends = {key: ends_of(values) for key, values in sweep.settings.search.items()}
+    search = sweep.settings.search
+    ends = {key: ends_of(values) for key, values in search.items()}
+    for model in ends.get("model", [sweep.base.model]):
+        check_used(sweep.config({"model": model}), search, f"{sweep.path}: sweep.search")
     if math.prod(map(len, ends.values())) <= MAX_CORNERS:
         combinations = _combinations(ends)
     else:
         combinations = [{key: value} for key, values in ends.items() for value in values]
     for combination in combinations:
         check_inputs(sweep, make_setting(sweep, combination, named=[]).trials[0].config)
-    for key, values in sweep.settings.search.items():
+    for key, values in search.items():
         _check_values(sweep, key, values)
 
 

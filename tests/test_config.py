@@ -4,7 +4,14 @@ from pathlib import Path
 
 import pytest
 
-from utils.config import Config, describe_fields, dump_config, load_config, make_config
+from utils.config import (
+    WAVE_GMS_KEYS,
+    Config,
+    describe_fields,
+    dump_config,
+    load_config,
+    make_config,
+)
 from utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -221,6 +228,32 @@ def test_bad_overrides_are_refused(tmp_path: Path, override: str) -> None:
     path = write(tmp_path / "c.yaml", "pickle_file_path: x")
     with pytest.raises(UserError, match=r"epochs|key=value"):
         load_config(path, [override])
+
+
+OF_WAVE_GMS = {
+    "align_loss": 0,
+    "ch": 64,
+    "ch_mult": [1, 1, 2, 2],
+    "checkpoint_decoder": True,
+    "guidance_method": "wavelet",
+    "head_weights": [0, 0, 1],
+    "latent_loss": "l1",
+    "vae_model": "tiny_vae",
+    "vae_weights": "ckpt/tiny_vae",
+    "w_dice": 2,
+    "w_rec": 2,
+    "w_tversky": 1,
+}
+
+
+@pytest.mark.parametrize("model", ["smp/Unet?encoder=resnet18", "my_package.nets:build"])
+def test_keys_that_another_model_does_not_use(model: str) -> None:
+    values = {"pickle_file_path": "x", "lr": 0.1}
+    assert set(OF_WAVE_GMS) == WAVE_GMS_KEYS
+    assert make_config(values | OF_WAVE_GMS).changed_and_unused == []
+    assert make_config(values | {"model": model}).changed_and_unused == []
+    changed = make_config(values | OF_WAVE_GMS | {"model": model}).changed_and_unused
+    assert changed == sorted(set(OF_WAVE_GMS) - {"vae_weights"})
 
 
 def test_no_path_can_be_said_in_words() -> None:

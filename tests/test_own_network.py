@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import random
 import re
@@ -20,6 +21,7 @@ from models.losses import LossWeights
 from models.own_network import check_training
 from tests.own_networks import SquaredError
 from tests.small_run import arguments
+from tests.test_config import OF_WAVE_GMS
 from utils.config import load_config, make_config
 from utils.errors import UserError
 
@@ -173,6 +175,31 @@ def test_a_dry_run_plans_it(tmp_path: Path, vae: Path, capsys: pytest.CaptureFix
     plan = capsys.readouterr().out
     assert "network: build of " in plan and "trainable parameters: 249" in plan
     assert "network tests.own_networks:build" in plan and "latent mapping" not in plan
+
+
+def history(folder: Path) -> list[dict[str, str]]:
+    """The rows of a run's history.csv, without times."""
+    with (folder / "epochs_1" / "history.csv").open() as file:
+        return [
+            {key: value for key, value in row.items() if "second" not in key}
+            for row in csv.DictReader(file)
+        ]
+
+
+def test_keys_of_wave_gms_change_nothing_and_the_plan_says_so(
+    tmp_path: Path, vae: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    values = OF_WAVE_GMS | {"vae_weights": "not/read"}
+    changed = [f"{key}={value}" for key, value in values.items()]
+    model = ("model=tests.own_networks:build", "epochs=1")
+    train.main(arguments(tmp_path, vae, *model))
+    assert "does not use" not in capsys.readouterr().out
+    told = "warning: model tests.own_networks:build does not use align_loss, ch, ch_mult, checkpoint_decoder, "
+    train.main([*arguments(tmp_path, vae, *model, *changed, out="other"), "--dry-run"])
+    assert capsys.readouterr().out.count(told) == 1
+    train.main(arguments(tmp_path, vae, *model, *changed, out="other"))
+    assert capsys.readouterr().out.count(told) == 1
+    assert history(tmp_path / "run") == history(tmp_path / "other") != []
 
 
 def test_the_memory_of_a_network_that_looks_at_values(

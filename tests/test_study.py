@@ -116,6 +116,14 @@ def test_runs_score_their_own_weights(tmp_path: Path) -> None:
         ),
         ({"settings": {"select_on": "test"}}, "Wave-GMS, published.*expected val.*own column"),
         ({"systems": {"a": {}, "b": {"select_on": "test"}}}, "b, published.*select_on is test"),
+        (
+            {"systems": {"a": {}, "b": {"model": "smp/Unet", "w_tversky": 1, "ch": 16}}},
+            "b of the study: model smp/Unet does not use ch, w_tversky, .*only where",
+        ),
+        (
+            {"settings": {"model": "my:build"}, "systems": {"a": {}, "b": {"w_dice": 2}}},
+            "b of the study: model my:build does not use w_dice,",
+        ),
         ({"systems": {"SFT": {}, "SFT +": {}}}, "'SFT' and 'SFT \\+' would share the folder sft"),
         ({"systems": {"Wave-GMS": {}, "wave-gms": {}}}, "would share the folder wave-gms"),
         ({"systems": {"我们": {}}}, "'我们' has no letter or digit of ASCII"),
@@ -126,6 +134,13 @@ def test_wrong_settings(tmp_path: Path, changes: dict[str, object], message: str
     path = write(tmp_path / "s.yaml", **changes)
     with pytest.raises(UserError, match=f"(?s){message}"):
         trials_of(load_study(path))
+
+
+def test_settings_may_hold_keys_that_one_of_the_models_does_not_use(tmp_path: Path) -> None:
+    settings = {"vae_weights": "ckpt/tiny_vae", "w_tversky": 1}
+    systems = {"Wave-GMS": {"w_dice": 2}, "U-Net": {"model": "smp/Unet", "w_tversky": None}}
+    loaded = load_study(write(tmp_path / "s.yaml", settings=settings, systems=systems, seeds=[1]))
+    assert [trial.config.w_tversky for trial in trials_of(loaded).values()] == [1, 0]
 
 
 def test_folder_names() -> None:

@@ -39,6 +39,7 @@ from utils.statistics import describe, t_interval
 
 ROOT = Path(__file__).resolve().parents[1]
 SHIPPED = sorted((ROOT / "configs" / "sweeps").glob("*.yaml"))
+UNET = "smp/Unet"
 
 
 def write_sweep(tmp_path: Path, settings: object, **values: object) -> Path:
@@ -137,6 +138,30 @@ def test_there_are_shipped_sweeps() -> None:
             {"search": {"validate_every": {"low": 1, "high": 2}}, "trials": 3, "prune": True},
             "where validate_every is searched",
         ),
+        (
+            {"grid": {"model": ["wave-gms", UNET], "w_tversky": [0, 1]}},
+            r"setting model=smp-Unet_w_tversky=0: model smp/Unet does not use w_tversky, .*only where",
+        ),
+        ({"variants": {"a": {"model": "my:build", "ch": 16}, "b": {}}}, "setting a: .* use ch,"),
+        (
+            {"variants": {"a": {}, "b": {"model": UNET}}, "grid": {"vae_weights": ["x", "y"]}},
+            "setting b_vae_weights=x: model smp/Unet does not use vae_weights,",
+        ),
+        (
+            {"search": {"model": ["wave-gms", UNET], "latent_loss": ["l1", "mse"]}, "trials": 3},
+            "sweep.search: model smp/Unet does not use latent_loss,",
+        ),
+        (
+            {
+                "search": {
+                    "model": ["wave-gms", UNET],
+                    "w_rec": {"low": 0, "high": 1},
+                    "lr": [n / 1000 for n in range(1, 400)],
+                },
+                "trials": 3,
+            },
+            "sweep.search: model smp/Unet does not use w_rec,",
+        ),
         ({"seeds": [1], "storage": "sqlite:///x"}, "storage is only for search"),
         ({"seeds": [1], "workers": 0}, "sweep.workers: .*greater than or equal to 1, got 0"),
     ],
@@ -147,6 +172,19 @@ def test_what_does_not_fit_is_told_before_anything_runs(
     with pytest.raises(UserError, match=message):
         run(write_sweep(tmp_path, settings))
     assert not (tmp_path / "out").exists()
+
+
+def test_keys_that_only_the_model_of_other_trials_uses(tmp_path: Path) -> None:
+    """Those of the whole sweep, those set back to their default, and those of Wave-GMS's own variants."""
+    variants = {"a": {"w_dice": 2}, "unet": {"model": UNET, "ch": None, "lr": 0.1}}
+    path = write_sweep(tmp_path, {"variants": variants, "seeds": [1, 2]}, w_tversky=1, ch=16)
+    assert [setting.name for setting in list_settings(load_sweep(path))] == ["a", "unet"]
+    for model in ("wave-gms", UNET):
+        grid = {"lr": [0.1, 0.2]} | ({"w_tversky": [0, 1]} if model == "wave-gms" else {})
+        path = write_sweep(tmp_path, {"grid": grid}, model=model, w_tversky=1)
+        assert run(path, "--dry-run") == 0
+    with pytest.raises(UserError, match="model smp/Unet does not use w_tversky"):
+        run(write_sweep(tmp_path, {"grid": {"w_tversky": [0, 1]}}, model=UNET), "--dry-run")
 
 
 @pytest.mark.parametrize(

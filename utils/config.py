@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -353,14 +354,38 @@ class Config(BaseModel):
 
     @property
     def is_wave_gms(self) -> bool:
-        """False for a baseline or a network of one's own, for which the keys on the VAE mean nothing."""
+        """False for a baseline or a network of one's own, which do not use WAVE_GMS_KEYS."""
         return self.model == "wave-gms"
+
+    def unused(self, keys: Iterable[str]) -> list[str]:
+        """Those of `keys` that this run's model does not use, in alphabetical order."""
+        return [] if self.is_wave_gms else sorted(WAVE_GMS_KEYS.intersection(keys))
+
+    @property
+    def changed_and_unused(self) -> list[str]:
+        """Keys that differ from their default, though this run's model does not use them.
+
+        `vae_weights` is left out: configs set it once for all models.
+        """
+        fields = type(self).model_fields
+        return self.unused(
+            key
+            for key in fields
+            if key != "vae_weights" and getattr(self, key) != fields[key].default
+        )
 
     @property
     def run_folder(self) -> Path:
         """Where the run writes: `<snapshot_path>/epochs_<epochs>`."""
         return self.snapshot_path / f"epochs_{self.epochs}"
 
+
+WAVE_GMS_KEYS = frozenset({
+    "align_loss", "ch", "ch_mult", "checkpoint_decoder", "guidance_method", "head_weights", "latent_loss",
+    "vae_model", "vae_weights", "w_dice", "w_rec", "w_tversky",
+})  # fmt: skip
+"""Keys that only `model: wave-gms` uses, that is Wave-GMS and GMS. Baselines and networks of one's own are
+built and trained without them (`models.build.build_system`)."""
 
 MACHINE_SETTINGS = frozenset({
     "GPUs", "cache_mb", "channels_last", "checkpoint_decoder", "compile", "cuda_graphs", "deterministic",
@@ -425,6 +450,19 @@ def make_config(values: dict[str, Any], where: str = "config") -> Config:
         raise UserError(_explain(error, where)) from error
 
 
+def check_used(config: Config, values: Mapping[str, Any], where: str) -> None:
+    """UserError where one of `values`, set for this run alone, is of a key that its model does not use.
+
+    Runs that differ in it would be the same. None, which means the default, is let through.
+    """
+    unused = config.unused(key for key, value in values.items() if value is not None)
+    if unused:
+        raise UserError(
+            f"{where}: model {config.model} does not use {', '.join(unused)}, so that runs which differ only in "
+            "this would be the same: set it only where the model is wave-gms"
+        )
+
+
 def load_config(path: Path | str, overrides: Sequence[str] = ()) -> Config:
     """Read a YAML config with its bases, apply `key=value` overrides and validate the result.
 
@@ -471,6 +509,12 @@ def describe_fields() -> str:
         "",
         "A run can be resumed with other values of the keys marked *on resume*; the split file and the frozen",
         "weights must hold the same, wherever they lie.",
+        "",
+        *textwrap.wrap(
+            f"Only `model: wave-gms` uses {', '.join(f'`{key}`' for key in sorted(WAVE_GMS_KEYS))}. The plan of a run "
+            "with another model warns where these are changed, except of `vae_weights`.",
+            width=105,
+        ),
         "",
         "This page is written by `python -m utils.config > docs/config.md`.",
     ]
