@@ -42,8 +42,8 @@ def build_system(
         image_size: side in pixels, a multiple of 8.
         loss_weights, latent_loss: see `models.losses`.
         model: `wave-gms`; or a baseline such as `smp/Unet?encoder=resnet18`, or a function of one's
-            own as `package.module:function`, for which the arguments on VAE and latents have no
-            meaning.
+            own as `package.module:function?option=value`, for which the arguments on VAE and latents
+            have no meaning.
         checkpoint_decoder: decode twice in training rather than keep the activations.
         pretrained: load the weights that a baseline's name asks for; False where others replace them.
 

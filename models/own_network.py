@@ -1,6 +1,7 @@
 """A network of the user's own, named in the config as `package.module:function`.
 
-Naming it imports the module and calls the function: it is the one place where a config runs code.
+Options follow as in `package.module:function?width=32&depth=3`, each value written as in YAML. Naming it
+imports the module and calls the function: it is the one place where a config runs code.
 
 Shapes: image (B, 3, S, S) in [0, 1] -> logits (B, 1, S, S).
 """
@@ -11,7 +12,9 @@ import importlib
 import inspect
 import logging
 import random
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterable
+from difflib import get_close_matches
 from typing import Any
 
 import numpy as np
@@ -22,6 +25,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from models.base import SegmentationModel
 from models.baseline import Baseline
 from utils.errors import UserError, listed
+from utils.yaml_files import parse_yaml, shown
 
 log = logging.getLogger("wavegms")
 
@@ -31,28 +35,43 @@ COLUMNS = frozenset(
 )
 """Names that history.csv has for something else than a loss."""
 
+EXPONENT = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")
+"""Numbers as 1e-3, which are text in YAML 1.1."""
+
 
 def is_own_network(model: str) -> bool:
-    """Whether `model` of a config names a function, `package.module:function`."""
+    """Whether `model` of a config names a function, `package.module:function`, with options or without."""
     return ":" in model and not model.startswith("smp/")
 
 
 def build_own_network(spec: str, image_size: int) -> SegmentationModel:
-    """What the function that `spec` names returns for `in_channels=3, out_channels=1, image_size`.
+    """What the function that `spec` names returns for `in_channels=3, out_channels=1, image_size`
+    and the options in `spec`.
 
     That is a network from image to logits, trained as a baseline is, or a SegmentationModel, which
     brings its own losses. It is `capturable` only if the function has set that. Errors within the user's
     code are left as they are.
 
     Raises:
-        UserError: there is no such module or function, it cannot be called so, or what it returns
-            cannot be trained, is of another shape, or trains what it would not save.
+        UserError: there is no such module or function, it cannot be called so or does not take an
+            option, or what it returns cannot be trained, is of another shape, or trains what it would
+            not save.
     """
-    function = _import(spec)
-    arguments = {"in_channels": 3, "out_channels": 1, "image_size": image_size}
-    called = f"{spec}({', '.join(f'{name}={value}' for name, value in arguments.items())})"
+    name, _, query = spec.partition("?")
+    given = {"in_channels": 3, "out_channels": 1, "image_size": image_size}
+    options = _options(spec, query)
+    if twice := given.keys() & options.keys():
+        raise UserError(
+            f"model {spec!r}: {', '.join(sorted(twice))} cannot be an option, since every network is given it: leave "
+            "it out (image_size is a key of the config)"
+        )
+    function = _import(name)
+    arguments = given | options
+    called = f"{name}({', '.join(f'{key}={value!r}' for key, value in arguments.items())})"
     try:
-        inspect.signature(function).bind(**arguments)
+        signature = inspect.signature(function)
+        _check_options(spec, options, signature, given)
+        signature.bind(**arguments)
     except TypeError as error:
         raise UserError(f"{called}: the function cannot be called so, {error}") from error
     except ValueError:
@@ -144,6 +163,41 @@ class _LastOperation(TorchDispatchMode):
     ) -> Any:
         self.name = function.overloadpacket.__name__
         return function(*args, **(kwargs or {}))
+
+
+def _options(spec: str, query: str) -> dict[str, str | float | bool | None]:
+    """The options in `name=value&name=value`; UserError where one is given twice or is no plain value."""
+    options: dict[str, str | float | bool | None] = {}
+    for option in query.split("&") if query else ():
+        name, _, text = option.partition("=")
+        if name in options:
+            raise UserError(f"model {spec!r}: the option {name!r} is given twice; leave one out")
+        value = float(text) if EXPONENT.fullmatch(text) else parse_yaml(text, f"model {spec!r}")
+        if value is not None and not isinstance(value, (str, int, float)):
+            raise UserError(
+                f"model {spec!r}: the option {name!r} is {shown(value)}, expected a number, a word, true, false or "
+                "null; quote text that YAML takes for something else"
+            )
+        options[name] = value
+    return options
+
+
+def _check_options(
+    spec: str, options: Iterable[str], signature: inspect.Signature, given: Iterable[str]
+) -> None:
+    """UserError for an option that a function of this signature does not take."""
+    kinds = {name: parameter.kind for name, parameter in signature.parameters.items()}
+    if inspect.Parameter.VAR_KEYWORD in kinds.values():
+        return
+    by_name = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    known = [name for name, kind in kinds.items() if kind in by_name and name not in given]
+    for option in options:
+        if option not in known:
+            close = get_close_matches(option, known, n=1)
+            hint = (
+                f"did you mean {close[0]!r}?" if close else f"it takes {', '.join(known) or 'none'}"
+            )
+            raise UserError(f"model {spec!r}: the function has no option {option!r}; {hint}")
 
 
 def _import(spec: str) -> Callable[..., Any]:

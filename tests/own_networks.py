@@ -27,6 +27,24 @@ def build(in_channels: int, out_channels: int, image_size: int) -> nn.Module:
     )
 
 
+def of_width(
+    in_channels: int, out_channels: int, image_size: int, *, width: int = 8, depth: int = 1
+) -> nn.Module:
+    hidden = [nn.Conv2d(width, width, 3, padding=1) for _ in range(depth - 1)]
+    first = nn.Conv2d(in_channels, width, 3, padding=1)
+    return nn.Sequential(first, *hidden, nn.ReLU(), nn.Conv2d(width, out_channels, 1))
+
+
+RECEIVED: dict[str, object] = {}
+"""What `noting` was last called with."""
+
+
+def noting(**settings: object) -> nn.Module:
+    RECEIVED.clear()
+    RECEIVED.update(settings)
+    return nn.Conv2d(3, 1, 1)
+
+
 class SquaredError(Baseline):
     loss_names = ("loss", "squares")
 
@@ -68,6 +86,10 @@ class Named(nn.Module):
 
 def without_settings() -> nn.Module:
     return build(3, 1, 32)
+
+
+def with_option(width: int, **_: int) -> nn.Module:
+    return nn.Conv2d(3, 1, width)
 
 
 def of_one_channel(**_: int) -> nn.Module:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import html
 import json
 import random
 import re
@@ -13,13 +14,14 @@ import numpy as np
 import pytest
 import torch
 
+import compare
 import train
 import valid
 from models.baseline import Baseline
 from models.build import build_system
 from models.losses import LossWeights
 from models.own_network import check_training
-from tests.own_networks import SquaredError
+from tests.own_networks import RECEIVED, SquaredError
 from tests.small_run import arguments
 from tests.test_config import OF_WAVE_GMS
 from utils.config import load_config, make_config
@@ -69,6 +71,25 @@ def test_a_model_with_its_own_loss_is_taken_as_it_is() -> None:
         (
             "tests.own_networks:without_settings",
             "image_size=32.*: the function cannot be called so",
+        ),
+        (
+            "tests.own_networks:of_width?width=8&deph=2",
+            r"of_width\?width=8&deph=2': the function has no option 'deph'; did you mean 'depth'",
+        ),
+        ("tests.own_networks:of_width?encoder=a", "no option 'encoder'; it takes width, depth$"),
+        ("tests.own_networks:build?width=8", "the function has no option 'width'; it takes none"),
+        ("tests.own_networks:build?image_size=8", "image_size cannot be an option"),
+        ("tests.own_networks:of_width?width=8&width=9", "the option 'width' is given twice"),
+        ("tests.own_networks:of_width?width=[8,9]", r"'width' is \[8, 9\], expected a number"),
+        ("tests.own_networks:of_width?width=@8", "width=@8' is not plain YAML"),
+        ("tests.own_networks:of_width?width=2020-01-01", "is datetime.*quote text"),
+        (
+            "tests.own_networks:with_option",
+            r"with_option\(in_channels=3, .*cannot be called so, missing .*'width'",
+        ),
+        (
+            "tests.own_networks:nothing?a=b",
+            r"nothing\(.*image_size=32, a='b'\) returned a NoneType",
         ),
         ("tests.own_networks:nothing", "returned a NoneType, expected a torch.nn.Module"),
         (
@@ -155,7 +176,73 @@ def test_an_error_within_the_module_is_left_as_it_is(
         build("needs_more:build")
 
 
-@pytest.mark.parametrize("model", ["unet", "a b:c", "os.path:", ":build", "a:b:c", "1a:b", "a:b()"])
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("32", 32),
+        ("-0.5", -0.5),
+        ("1e-3", 0.001),
+        ("2.E+1", 20.0),
+        ("true", True),
+        ("null", None),
+        ("gelu", "gelu"),
+        ("'32'", "32"),
+        ("a=b:c?d", "a=b:c?d"),
+        ("1e-3x", "1e-3x"),
+    ],
+)
+def test_options_are_values_of_yaml(text: str, value: object) -> None:
+    model = f"tests.own_networks:noting?first={text}&second_2=x"
+    build(make_config({"pickle_file_path": "x", "model": model}).model)
+    expected = {"in_channels": 3, "out_channels": 1, "image_size": 32}
+    assert expected | {"first": value, "second_2": "x"} == RECEIVED
+    assert type(RECEIVED["first"]) is type(value)
+
+
+def test_runs_of_other_options_are_trained_scored_and_compared(
+    tmp_path: Path, vae: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    models = [f"tests.own_networks:of_width?width={width}&depth=2" for width in (4, 8)]
+    runs = []
+    for model, parameters in zip(models, (265, 817), strict=True):
+        out = f"of {parameters}"
+        train.main(arguments(tmp_path, vae, f"model={model}", "epochs=1", out=out))
+        plan = capsys.readouterr().out
+        assert f"network {model}" in plan and f"trainable parameters: {parameters}\n" in plan
+        runs.append(tmp_path / out / "epochs_1")
+        valid.main(["--run", str(runs[-1])])
+        results = runs[-1] / "valid_results_blobs"
+        summary = json.loads((results / "summary.json").read_text())
+        assert summary["count"] == 3 and summary["provenance"]["model"] == model
+        assert f"{html.escape(model)} on blobs" in (results / "report.html").read_text()
+    with pytest.raises(UserError, match=r"model: .*width=4&depth=2.*width=8&depth=2"):
+        train.main(arguments(tmp_path, vae, f"model={models[1]}", "epochs=1", out="of 265"))
+    compare.main([*map(str, runs), "--out", str(tmp_path / "compared")])
+    assert "| of 265 (reference) | of 817 |" in (tmp_path / "compared/comparison.md").read_text()
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        "unet",
+        "a b:c",
+        "os.path:",
+        ":build",
+        "a:b:c",
+        "1a:b",
+        "a:b()",
+        "a:b?",
+        "a:b?width",
+        "a:b?width=",
+        "a:b?=3",
+        "a:b?1a=3",
+        "a:b?c=3&",
+        "a:b?c=3&d",
+        "a:b?c=3 4",
+        "a:b?c=#3",
+        "a?c=3:b",
+    ],
+)
 def test_other_forms_are_refused_by_the_config(model: str) -> None:
     with pytest.raises(UserError, match=r"model is .*package\.module:function"):
         make_config({"pickle_file_path": "x", "model": model})

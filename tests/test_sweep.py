@@ -174,6 +174,25 @@ def test_what_does_not_fit_is_told_before_anything_runs(
     assert not (tmp_path / "out").exists()
 
 
+def test_options_of_an_own_network_are_swept(tmp_path: Path) -> None:
+    models = [f"tests.own_networks:of_width?width={width}&depth=2" for width in (4, 8)]
+    path = write_sweep(tmp_path, {"grid": {"model": models}, "seeds": [1]})
+    settings = list_settings(load_sweep(path))
+    names = [f"model=tests.own_networks-of_width-width={width}-depth=2" for width in (4, 8)]
+    assert [setting.name for setting in settings] == names
+    assert [setting.trials[0].config.model for setting in settings] == models
+    assert [setting.trials[0].folder.parent.name for setting in settings] == [
+        f"{name}_seed=1" for name in names
+    ]
+    for setting in settings:
+        setting.trials[0].config_file.parent.mkdir(parents=True)
+        setting.trials[0].config_file.write_text(dump_config(setting.trials[0].config))
+        assert load_config(setting.trials[0].config_file) == setting.trials[0].config
+    assert run(path, "--dry-run") == 0
+    search = {"search": {"model": models, "lr": [0.1, 0.2]}, "trials": 2}
+    assert run(write_sweep(tmp_path, search), "--dry-run") == 0
+
+
 def test_keys_that_only_the_model_of_other_trials_uses(tmp_path: Path) -> None:
     """Those of the whole sweep, those set back to their default, and those of Wave-GMS's own variants."""
     variants = {"a": {"w_dice": 2}, "unet": {"model": UNET, "ch": None, "lr": 0.1}}

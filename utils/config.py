@@ -33,7 +33,9 @@ from utils.yaml_files import parse_overrides, read_mapping, shown, unknown_key
 
 log = logging.getLogger("wavegms")
 
-MODEL_FORM = re.compile(r"wave-gms|smp/.*|[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
+_NAME = r"[^\W\d]\w*"
+_OPTION = rf"{_NAME}=[^&#|\s]+"
+MODEL_FORM = re.compile(rf"wave-gms|smp/.*|{_NAME}(\.{_NAME})*:{_NAME}(\?{_OPTION}(&{_OPTION})*)?")
 
 
 def _no_bool(value: object) -> object:
@@ -104,7 +106,8 @@ class Config(BaseModel):
     model: str = Field(
         "wave-gms",
         description="`wave-gms`, a baseline such as `smp/Unet?encoder=resnet18`, or a function of your own that "
-        "builds a network, `package.module:function`, see models.md; it is imported and called",
+        "builds a network, `package.module:function` or with options `package.module:function?width=32&depth=3`, see "
+        "models.md; it is imported and called",
     )
     vae_model: Literal["litevae", "litevae-b", "litevae-m", "litevae-l", "tiny_vae", "sd_vae"] = (
         Field(
@@ -291,7 +294,8 @@ class Config(BaseModel):
         if not MODEL_FORM.fullmatch(value):
             raise ValueError(
                 f"model is {shown(value)}, expected wave-gms, a baseline such as "
-                "smp/Unet?encoder=resnet18, or a function of your own as package.module:function"
+                "smp/Unet?encoder=resnet18, or a function of your own as package.module:function or "
+                "package.module:function?width=32&depth=3"
             )
         return value
 

@@ -46,7 +46,8 @@ class _PlainLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def _parse_yaml(text: str, where: str) -> object:
+def parse_yaml(text: str, where: str) -> object:
+    """The value that `text` is as YAML; UserError that names `where` for anything but plain YAML."""
     try:
         return yaml.load(text, Loader=_PlainLoader)
     except Exception as error:  # the constructors of its tags raise whatever Python raises
@@ -66,7 +67,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         text = path.read_text(encoding="utf-8")
     except (OSError, ValueError, RuntimeError) as error:  # the last two: names that are not paths
         raise UserError(f"cannot read the config {str(path)!r}: {error}") from error
-    content = _parse_yaml(text, str(path))
+    content = parse_yaml(text, str(path))
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
         raise UserError(f"{path} must hold `key: value` lines, got {type(content).__name__}")
     return content
@@ -100,7 +101,7 @@ def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
         key, separator, text = override.partition("=")
         if not separator or not key:
             raise UserError(f"an override is written key=value, got {override!r}")
-        values[key.strip()] = _parse_yaml(text, f"the override {override!r}")
+        values[key.strip()] = parse_yaml(text, f"the override {override!r}")
     return values
 
 
