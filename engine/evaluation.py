@@ -16,7 +16,7 @@ from engine.device import resolved_precision
 from engine.examples import draw_examples, names_by_quantile, write_overlays
 from engine.initial_weights import fitted_cases
 from engine.provenance import network_name, provenance
-from engine.training_record import CASES_FILE, TrainingRecord, cases_trained_on
+from engine.training_record import CASES_FILE, NO_SCORE_CHOSE, TrainingRecord, cases_trained_on
 from utils.case_scores import score_cases
 from utils.errors import UserError, listed
 from utils.metrics import EMPTY_RULES, CaseScores, EmptyRule
@@ -125,8 +125,10 @@ def held_out_part(
             *(checkpoint, len(seen), len(names), listed(seen, limit=SHOWN)),
         )
     made_with = provenance(config, data_set, checkpoint, precision)
+    chosen = NO_SCORE_CHOSE not in made_with["selection"]
     made_with |= {
-        "selection": f"{made_with['selection']}; scored on the held-out cases, which choose the checkpoint",
+        "selection": f"{made_with['selection']}; scored on the held-out cases"
+        + (", which choose the checkpoint" if chosen else ""),
         "trained_on_another_split": bool(seen),
         "test_cases_trained_on": seen,
     }

@@ -46,6 +46,8 @@ ENSEMBLE_RUNS = "ensemble_runs"
 
 CASES_FILE = "cases.json"
 _TEST_SPLIT = "the TEST split"
+NO_SCORE_CHOSE = "which no score chose"
+"""Of a checkpoint, in the words on how it was chosen."""
 
 
 @dataclass(frozen=True)
@@ -194,7 +196,7 @@ class TrainingRecord:
         if self.config is None or (self.checkpoint.suffix == ".safetensors" and not is_best):
             return "no record beside the checkpoint of how it was chosen"
         if not is_best:
-            return f"{self.checkpoint.name} of the run, which no score chose"
+            return f"{self.checkpoint.name} of the run, {NO_SCORE_CHOSE}"
         return _choice(self.config.select_on)
 
     def selection(self) -> str:

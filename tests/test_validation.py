@@ -24,7 +24,7 @@ from tests.small_run import arguments
 from utils.comparison import how_scored
 from utils.config import dump_config, load_config
 from utils.errors import UserError
-from utils.results import Summary
+from utils.results import Summary, read_results
 
 
 def scores(folder: Path) -> list[dict[str, str]]:
@@ -208,7 +208,7 @@ def test_the_cases_of_a_run_are_known_where_its_split_file_has_changed(
 def test_the_held_out_cases_are_scored(
     tmp_path: Path, vae: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folds = ("epochs=1", "folds=3")
+    folds = ("epochs=1", "folds=3", "save_freq=1")
     scored: list[str] = []
     for fold in range(3):
         train.main(arguments(tmp_path, vae, *folds, f"fold={fold}", out=f"fold_{fold}"))
@@ -234,6 +234,12 @@ def test_the_held_out_cases_are_scored(
         assert summary["metrics"]["DSC"]["mean"] == pytest.approx(float(row["val_dice"]), abs=1e-6)
     data_set = open_data_set(tmp_path / "blobs" / "blobs_train_test_names.json")
     assert sorted(scored) == sorted(case.name for case in data_set.train), "each of them once"
+
+    valid.main(["--run", str(run), "--held-out", f"model_weight={run / 'epoch_1.pth'}"])
+    of_epoch = read_results(run / "epoch_1" / "held_out_results_blobs").summary["provenance"]
+    assert of_epoch["selection"] == (
+        "epoch_1.pth of the run, which no score chose; scored on the held-out cases"
+    )
 
     held_out = json.loads((run / "cases.json").read_text())["held_out"]
     start = f"init_weights={run / 'best_model.pth'}"
