@@ -18,6 +18,7 @@ from engine.initial_weights import fitted_cases
 from engine.provenance import network_name, provenance
 from engine.training_record import CASES_FILE, NO_SCORE_CHOSE, TrainingRecord, cases_trained_on
 from utils.case_scores import score_cases
+from utils.comparison import HELD_OUT_PREFIX, RESULTS_PREFIX
 from utils.errors import UserError, listed
 from utils.metrics import EMPTY_RULES, CaseScores, EmptyRule
 from utils.report import write_report
@@ -63,8 +64,8 @@ def score(
     """
     find = held_out_part if held_out else test_split
     scored = find(config, data_set, checkpoint, resolved_precision(accelerator))
-    prefix = "held_out_results" if held_out else "valid_results"
-    results = results_folder(checkpoint) / f"{prefix}_{data_set.name}"
+    prefix = HELD_OUT_PREFIX if held_out else RESULTS_PREFIX
+    results = results_folder(checkpoint) / f"{prefix}{data_set.name}"
     predicted = predict_cases(
         system,
         scored.cases,

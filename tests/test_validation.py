@@ -21,6 +21,7 @@ from engine.training_record import seen_test_cases
 from engine.validation import dice_and_iou
 from tests.cases_on_disk import write_data_set
 from tests.small_run import arguments
+from utils import cross_validation
 from utils.comparison import how_scored
 from utils.config import dump_config, load_config
 from utils.errors import UserError
@@ -235,11 +236,20 @@ def test_the_held_out_cases_are_scored(
     data_set = open_data_set(tmp_path / "blobs" / "blobs_train_test_names.json")
     assert sorted(scored) == sorted(case.name for case in data_set.train), "each of them once"
 
+    runs = [tmp_path / f"fold_{fold}" / "epochs_1" for fold in range(3)]
+    cross_validation.main([*map(str, runs), "--out", str(tmp_path / "pooled")])
+    assert "blobs: 9 held-out cases" in capsys.readouterr().out
+    pooled = read_results(tmp_path / "pooled")
+    assert pooled.names == sorted(scored)
+    assert pooled.summary["provenance"]["selection"].startswith("cross-validation, in each of 3")
+
     valid.main(["--run", str(run), "--held-out", f"model_weight={run / 'epoch_1.pth'}"])
     of_epoch = read_results(run / "epoch_1" / "held_out_results_blobs").summary["provenance"]
     assert of_epoch["selection"] == (
         "epoch_1.pth of the run, which no score chose; scored on the held-out cases"
     )
+    with pytest.raises(UserError, match=r"differ in selection: .* and 'epoch_1\.pth"):
+        cross_validation.read_folds([*runs[:2], run / "epoch_1"])
 
     held_out = json.loads((run / "cases.json").read_text())["held_out"]
     start = f"init_weights={run / 'best_model.pth'}"

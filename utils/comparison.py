@@ -27,6 +27,7 @@ from utils.statistics import (
 from utils.tables import csv_text, markdown_table
 
 RESULTS_PREFIX = "valid_results_"
+HELD_OUT_PREFIX = "held_out_results_"
 PLOTTED = ("DSC", "IoU", "HD95")
 WITHOUT_LEAKED = "DSC without leaked"
 # of a difference, beside the run's own scores in comparison.csv
@@ -66,24 +67,26 @@ def write_comparison(folder: Path, runs: Mapping[str, Results]) -> str:
     return page
 
 
-def find_results(run: Path, dataset: str | None) -> Path:
-    """The folder of validation results that `run` is or holds."""
+def find_results(
+    run: Path, dataset: str | None, prefix: str = RESULTS_PREFIX, command: str = "valid.py"
+) -> Path:
+    """The folder of validation results that `run` is or holds; `command` would write it."""
     if (run / "results.csv").is_file():
-        if dataset and run.name != RESULTS_PREFIX + dataset:
+        if dataset and run.name != prefix + dataset:
             raise UserError(f"{run} is not of --dataset {dataset}; give the run folder instead")
         return run
     if not run.is_dir():
         raise UserError(f"{run} is not a folder; expected ckpt/<experiment>/epochs_<N>")
-    folders = (path.parent.name for path in run.glob(f"{RESULTS_PREFIX}*/results.csv"))
-    validated_on = sorted(name.removeprefix(RESULTS_PREFIX) for name in folders)
+    folders = (path.parent.name for path in run.glob(f"{prefix}*/results.csv"))
+    validated_on = sorted(name.removeprefix(prefix) for name in folders)
     names = ", ".join(validated_on)
     if not validated_on:
-        raise UserError(f"{run} was not validated: it holds no valid_results_*; run valid.py")
+        raise UserError(f"{run} was not validated: it holds no {prefix}*; run {command}")
     if dataset is None and len(validated_on) > 1:
         raise UserError(f"{run} was validated on {names}; choose one with --dataset")
     if dataset is not None and dataset not in validated_on:
         raise UserError(f"{run} was not validated on {dataset}, only on {names}")
-    return run / (RESULTS_PREFIX + (dataset or validated_on[0]))
+    return run / (prefix + (dataset or validated_on[0]))
 
 
 def label_runs(folders: list[Path]) -> list[str]:

@@ -137,6 +137,7 @@ def write_results(
     provenance: Mapping[str, Any],
     leaked: Collection[str] = (),
     hd95_empty: EmptyRule = "diagonal",
+    further: Mapping[str, Any] | None = None,
 ) -> Summary:
     """Write results.csv and summary.json into `folder`, each at once or not at all.
 
@@ -144,7 +145,7 @@ def write_results(
     names cases that the network may have seen in training; if some are among the scored ones, the
     summary says every number with and without them. `provenance` goes into the summary as it is
     and must be JSON: how the checkpoint was chosen, model, hashes of weights, versions, data set,
-    split, image size, threshold. Returns the summary.
+    split, image size, threshold; so do the keys of `further`, beside it. Returns the summary.
     """
     if not scores:
         raise UserError(f"no case to summarise for {folder}: score at least one case")
@@ -157,7 +158,8 @@ def write_results(
         "bootstrap": {"resamples": RESAMPLES, "confidence": CONFIDENCE, "seed": SEED},
         "provenance": cast(Provenance, dict(provenance)),
     }
-    text = json.dumps(summary, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+    content = {**summary, **(further or {})}
+    text = json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
     atomic_write(folder / CSV_NAME, _to_csv(ordered, summary["metrics"]))
     atomic_write(folder / SUMMARY_NAME, text)
     return summary

@@ -1,0 +1,345 @@
+"""A cross-validation as one result: every case of train once, scored by the run that held it out.
+
+    python -m utils.cross_validation ckpt/fold_*/epochs_1000 --out ckpt/cross_validation/wave_gms
+
+pools the held-out scores of the K runs of `folds: K`, of which `python valid.py --run RUN --held-out` has
+scored each. For another checkpoint than the best, give the folder of its results (RUN/epoch_1000). Runs
+that are not the K folds of one training, or were not scored alike, are refused. Written to --out, for
+`python compare.py` to compare two systems case by case: results.csv and summary.json as of a validation,
+the latter with the Dice of each fold below `folds`.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypedDict
+
+from utils.entry import described_parser, exit_from
+from utils.errors import UserError, listed
+from utils.runs import writing_to
+
+if TYPE_CHECKING:
+    from engine.training_record import RunCases, TrainingRecord
+    from utils.config import Config
+    from utils.results import Results, Summary
+
+OF_ONE_FOLD = (
+    "checkpoint", "environment", "init_weights", "sha256", "test_cases_trained_on", "trained_on_another_split",
+)  # keys of the provenance that may be another in each fold  # fmt: skip
+CHOOSES_THE_EPOCH = "validate_every"
+START, SPLIT = "file of initial weights", "split file"  # among the hashes of a run's inputs
+SHOWN = 4  # cases in a message
+
+
+class FoldScores(TypedDict):
+    """A fold by itself."""
+
+    fold: int
+    count: int
+    misses: int
+    dice: float
+    """Mean over its cases."""
+    checkpoint: str
+    sha256: str | None
+
+
+class AcrossFolds(TypedDict):
+    """`folds` of summary.json: the mean Dice of each fold; their mean, and deviation with divisor K - 1."""
+
+    mean: float
+    std: float
+    each: list[FoldScores]
+
+
+@dataclass(frozen=True)
+class Fold:
+    """The held-out scores of one run, and what is recorded of its training."""
+
+    results: Results
+    record: TrainingRecord
+    config: Config
+    cases: RunCases
+
+    @property
+    def folder(self) -> Path:
+        """Of the run."""
+        return self.record.checkpoint.parent
+
+    @property
+    def command(self) -> str:
+        """What scores its held-out cases again."""
+        is_best = self.record.checkpoint.stem == "best_model"
+        return held_out_command(self.folder) + (
+            "" if is_best else f" model_weight={self.record.checkpoint}"
+        )
+
+
+def read_folds(runs: Sequence[Path], dataset: str | None = None) -> list[Fold]:
+    """The folds of one cross-validation, in order.
+
+    UserError unless they are all of its folds, each once, trained and scored alike, and hold out every
+    case once.
+    """
+    folds = [read_fold(run, dataset) for run in runs]
+    check_alike(folds)
+    check_complete(folds)
+    folds.sort(key=lambda fold: fold.config.fold)
+    check_cases(folds)
+    return folds
+
+
+def held_out_command(run: Path) -> str:
+    return f"python valid.py --run {run} --held-out"
+
+
+def read_fold(run: Path, dataset: str | None = None) -> Fold:
+    """The held-out scores of a run, or those of its checkpoint to which the folder `run` belongs."""
+    from engine.training_record import CASES_FILE, TrainingRecord
+    from utils.comparison import HELD_OUT_PREFIX, find_results
+    from utils.files import sha256
+    from utils.results import read_results
+
+    results = read_results(find_results(run, dataset, HELD_OUT_PREFIX, held_out_command(run)))
+    made_with = results.summary["provenance"]
+    beside, above = results.folder.parent, results.folder.parent.parent
+    folder = beside if (beside / "config.yaml").is_file() else above
+    checkpoint = folder / Path(made_with.get("checkpoint", "best_model.pth")).name
+    record = TrainingRecord.read(checkpoint)
+    if record.config is None or record.cases is None:
+        raise UserError(
+            f"{results.folder} does not lie in the folder of a run, whose config.yaml and {CASES_FILE} say which fold "
+            "it held out: name a run as train.py wrote it (ckpt/<experiment>/epochs_<N>)"
+        )
+    fold = Fold(results, record, record.config, record.cases)
+    if not fold.config.folds:
+        raise UserError(
+            f"{folder} was trained without folds (folds: 0): train one run for each fold, with folds=5 and fold=0 "
+            "to fold=4, and score each with --held-out"
+        )
+    scored = made_with.get("sha256", {}).get("checkpoint")
+    if scored and checkpoint.is_file() and sha256(checkpoint) != scored:
+        raise UserError(
+            f"{results.folder} holds the scores of earlier weights than {checkpoint} has now: run {fold.command} again"
+        )
+    return fold
+
+
+def check_alike(folds: Sequence[Fold]) -> None:
+    """UserError unless all were trained with the same settings but `fold`, and scored with the same.
+
+    Settings of the machine may differ. Weights to start from may be one file for all, or one for each fold.
+    """
+    first, *others = folds
+    for other in others:
+        for told_by, remedy in (
+            (trained_with, "train all folds with the same settings apart from fold"),
+            (scored_with, f"score them alike, such as with {held_out_command(other.folder)}"),
+        ):
+            one, two = told_by(first), told_by(other)
+            differ = [
+                f"{key}: {one[key]!r} and {two[key]!r}"
+                for key in one
+                if key in two and one[key] != two[key]
+            ]
+            if differ:
+                raise UserError(
+                    f"{first.results.folder} and {other.results.folder} do not belong to one cross-validation, they "
+                    f"differ in {'; '.join(differ)}: {remedy}"
+                )
+    starts = {start_of(fold) for fold in folds}
+    if len(starts) > 1 and (None in starts or len(starts) < len(folds)):
+        listing = "; ".join(f"{fold.folder}: {fold.config.init_weights}" for fold in folds)
+        raise UserError(
+            f"the folds did not start alike, init_weights differs ({listing}): train all from random weights, from "
+            "one file, or each from a file of its own"
+        )
+
+
+def trained_with(fold: Fold) -> dict[str, Any]:
+    """What the training of a fold has in common with that of the others, as far as it is recorded."""
+    from utils.config import CHANGEABLE_ON_RESUME
+
+    ignored = (CHANGEABLE_ON_RESUME - {CHOOSES_THE_EPOCH}) | {"fold", "init_weights"}
+    settings = fold.config.model_dump(mode="json", exclude=set(ignored))
+    recorded = fold.record.environment
+    inputs = recorded.get("sha256") or {}
+    return (
+        {"data set": fold.config.dataset}
+        | settings
+        | {key: recorded[key] for key in ("precision", "processes") if key in recorded}
+        | {name: value for name, value in inputs.items() if name not in (START, SPLIT)}
+    )
+
+
+def scored_with(fold: Fold) -> dict[str, Any]:
+    """What the scoring of a fold has in common with that of the others, as far as it is recorded."""
+    summary = fold.results.summary
+    made_with = {
+        key: value for key, value in summary["provenance"].items() if key not in OF_ONE_FOLD
+    }
+    return made_with | {"hd95_empty": summary["hd95"]["rule"]}
+
+
+def start_of(fold: Fold) -> str | None:
+    """The hash of the initial weights, or their path where it is not recorded; None for random ones."""
+    if fold.config.init_weights is None:
+        return None
+    inputs = fold.record.environment.get("sha256") or {}
+    return inputs.get(START) or str(fold.config.init_weights)
+
+
+def check_complete(folds: Sequence[Fold]) -> None:
+    """UserError unless each of the folds is there once."""
+    number = folds[0].config.folds
+    by_fold: dict[int, Fold] = {}
+    for fold in folds:
+        other = by_fold.setdefault(fold.config.fold, fold)
+        if other is not fold:
+            raise UserError(
+                f"{other.folder} and {fold.folder} are both fold {fold.config.fold} of {number}: name one run for each"
+            )
+    missing = [str(index) for index in range(number) if index not in by_fold]
+    if missing:
+        raise UserError(
+            f"of {number} folds, {', '.join(missing)} {'are' if len(missing) > 1 else 'is'} missing: name these runs "
+            f"too, trained with folds={number} fold={missing[0]} and scored with valid.py --held-out"
+        )
+
+
+def check_cases(folds: Sequence[Fold]) -> None:
+    """UserError unless the folds scored all cases that they held out, and these are train, each once."""
+    held_out_by: dict[str, Fold] = {}
+    for fold in folds:
+        held_out, scored = set(fold.cases.held_out), set(fold.results.names)
+        if held_out != scored:
+            raise UserError(
+                f"{fold.results.folder} does not score what its run held out: {_told(held_out - scored)} not scored, "
+                f"{_told(scored - held_out)} not held out. If the split file has changed since the training, restore "
+                f"it; then run {fold.command}"
+            )
+        twice = sorted(scored & held_out_by.keys())
+        if twice:
+            raise UserError(
+                f"{held_out_by[twice[0]].folder} and {fold.folder} both held out {listed(twice, SHOWN)}: the split "
+                "file, or the groups, of the data set changed between them; train all folds on the same"
+            )
+        held_out_by |= dict.fromkeys(scored, fold)
+    for fold in folds:
+        unscored = (set(fold.cases.train) | set(fold.cases.held_out)) ^ held_out_by.keys()
+        if unscored:
+            raise UserError(
+                f"{fold.folder} had other cases in train than the folds hold out together ({_told(unscored)}): the "
+                "split file of the data set changed between the trainings; train all folds on the same"
+            )
+
+
+def _told(names: Iterable[str]) -> str:
+    """How many cases, and some of them."""
+    every = sorted(names)
+    return f"{len(every)} ({listed(every, SHOWN)})" if every else "none"
+
+
+def write_cross_validation(folder: Path, folds: Sequence[Fold]) -> tuple[Summary, AcrossFolds]:
+    """Write results.csv and summary.json of all cases into `folder`; `folds` as `read_folds` returns them."""
+    from utils.results import write_results
+    from utils.statistics import describe
+
+    summaries = [fold.results.summary for fold in folds]
+    each: list[FoldScores] = [
+        {
+            "fold": fold.config.fold,
+            "count": len(fold.results.names),
+            "misses": fold.results.summary["misses"],
+            "dice": float(fold.results.values("DSC").mean()),
+            "checkpoint": str(fold.record.checkpoint),
+            "sha256": fold.results.summary["provenance"].get("sha256", {}).get("checkpoint"),
+        }
+        for fold in folds
+    ]
+    dice = describe([scores["dice"] for scores in each])
+    across: AcrossFolds = {"mean": dice.mean, "std": dice.std, "each": each}
+    leaked = [
+        name for one in summaries if (kept := one["without_leaked"]) for name in kept["dropped"]
+    ]
+    summary = write_results(
+        folder,
+        {name: scores for fold in folds for name, scores in fold.results.scores.items()},
+        provenance=shared_provenance(folds),
+        leaked=leaked,
+        hd95_empty=summaries[0]["hd95"]["rule"],
+        further={"folds": across},
+    )
+    return summary, across
+
+
+def shared_provenance(folds: Sequence[Fold]) -> dict[str, Any]:
+    """What all folds' scores rest on; `selection` says whether the scored cases chose the checkpoints."""
+    from engine.training_record import NO_SCORE_CHOSE
+
+    all_of: list[dict[str, Any]] = [{**fold.results.summary["provenance"]} for fold in folds]
+    first, *others = all_of
+    shared = {
+        key: value
+        for key, value in first.items()
+        if all(key in other and other[key] == value for other in others)
+    }
+    selection = first.get("selection", "no record of how the checkpoint was chosen")
+    said = f"cross-validation, in each of {len(folds)} folds: {selection}"
+    if NO_SCORE_CHOSE not in selection:
+        said += " (the best epoch), so that the scores are a little too high"
+    seen = [each.get("test_cases_trained_on") for each in all_of]
+    starts = dict.fromkeys(each["init_weights"] for each in all_of if each.get("init_weights"))
+    return shared | {
+        "selection": said,
+        "init_weights": ", ".join(starts) or None,
+        "test_cases_trained_on": sorted(name for names in seen for name in names or ()),
+        "trained_on_another_split": any(seen),
+    }
+
+
+def format_folds(across: AcrossFolds) -> str:
+    """A line for each fold, and their mean and deviation, for the terminal."""
+    lines = [
+        f"  {'fold ' + str(fold['fold']):<24}{100 * fold['dice']:7.2f} %   "
+        f"({fold['count']} cases, {fold['misses']} missed: {Path(fold['checkpoint']).parent})"
+        for fold in across["each"]
+    ]
+    mean = f"  {'mean of the folds':<24}{100 * across['mean']:7.2f} %   "
+    return "\n".join(
+        ["Dice by fold", *lines, f"{mean}(standard deviation {100 * across['std']:.2f})"]
+    )
+
+
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = described_parser(__doc__)
+    add = parser.add_argument
+    add(
+        "runs",
+        nargs="+",
+        type=Path,
+        metavar="RUN",
+        help="ckpt/<experiment>/epochs_<N> of each fold",
+    )
+    add("--dataset", help="which data set, where the held-out cases of more than one were scored")
+    add("--out", type=Path, required=True, metavar="FOLDER", help="one for each system")
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    arguments = parse_arguments(argv)
+    folds = read_folds(arguments.runs, arguments.dataset)
+
+    from engine.evaluation import format_summary
+
+    with writing_to(arguments.out):
+        summary, across = write_cross_validation(arguments.out, folds)
+    print(format_summary(folds[0].config.dataset, summary, "held-out"))
+    print(format_folds(across))
+    print(f"written to {arguments.out}; compare two systems with compare.py FOLDER_A FOLDER_B")
+
+
+if __name__ == "__main__":
+    exit_from(main)
