@@ -68,6 +68,14 @@ def test_same_seed_same_interval_and_p_value_other_seed_another_interval():
     assert sign_flip_test(values - 0.78) == sign_flip_test(values - 0.78)
 
 
+def test_an_interval_can_be_recomputed_as_metrics_md_says():
+    for count in (2, 131, 300):  # the last ones in several chunks
+        values = np.random.default_rng(count).random(count)
+        drawn = np.random.default_rng(2333).integers(0, len(values), (10_000, len(values)))
+        expected = np.quantile(values[drawn].mean(axis=1), [0.025, 0.975])
+        assert bootstrap_interval(values) == pytest.approx(expected)
+
+
 def test_a_large_sample_is_resampled_in_chunks(monkeypatch):
     monkeypatch.setattr(statistics, "CHUNK", 90)
     values = sample(40)
