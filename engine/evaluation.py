@@ -18,11 +18,18 @@ from engine.initial_weights import fitted_cases
 from engine.provenance import network_name, provenance
 from engine.training_record import CASES_FILE, NO_SCORE_CHOSE, TrainingRecord, cases_trained_on
 from utils.case_scores import score_cases
-from utils.comparison import HELD_OUT_PREFIX, RESULTS_PREFIX
 from utils.errors import UserError, listed
 from utils.metrics import EMPTY_RULES, CaseScores, EmptyRule
 from utils.report import write_report
-from utils.results import MetricStatistics, Provenance, ScoresWithoutLeaked, Summary, write_results
+from utils.results import (
+    HELD_OUT_PREFIX,
+    RESULTS_PREFIX,
+    MetricStatistics,
+    Provenance,
+    ScoresWithoutLeaked,
+    Summary,
+    write_results,
+)
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

@@ -14,7 +14,7 @@ from utils.errors import UserError
 from utils.figures import png
 from utils.files import atomic_write
 from utils.metrics import EMPTY_RULES, LOWER_IS_BETTER, METRICS
-from utils.results import Results, Summary, check_same_cases, read_results
+from utils.results import RESULTS_PREFIX, Results, Summary, check_same_cases, read_results
 from utils.statistics import (
     RESAMPLES,
     PairedDifference,
@@ -26,8 +26,6 @@ from utils.statistics import (
 )
 from utils.tables import csv_text, markdown_table
 
-RESULTS_PREFIX = "valid_results_"
-HELD_OUT_PREFIX = "held_out_results_"
 PLOTTED = ("DSC", "IoU", "HD95")
 WITHOUT_LEAKED = "DSC without leaked"
 # of a difference, beside the run's own scores in comparison.csv

@@ -98,9 +98,9 @@ def held_out_command(run: Path) -> str:
 def read_fold(run: Path, dataset: str | None = None) -> Fold:
     """The held-out scores of a run, or those of its checkpoint to which the folder `run` belongs."""
     from engine.training_record import CASES_FILE, TrainingRecord
-    from utils.comparison import HELD_OUT_PREFIX, find_results
+    from utils.comparison import find_results
     from utils.files import sha256
-    from utils.results import read_results
+    from utils.results import HELD_OUT_PREFIX, read_results
 
     results = read_results(find_results(run, dataset, HELD_OUT_PREFIX, held_out_command(run)))
     made_with = results.summary["provenance"]

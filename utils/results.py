@@ -24,6 +24,9 @@ from utils.statistics import CONFIDENCE, RESAMPLES, SEED, describe
 from utils.tables import csv_text
 
 COLUMNS = ("Name", *METRICS, *SIZES)
+RESULTS_PREFIX = "valid_results_"
+HELD_OUT_PREFIX = "held_out_results_"
+"""What the folders of results are called, before the name of the data set."""
 CSV_NAME = "results.csv"
 SUMMARY_NAME = "summary.json"
 NAMES_SHOWN = 5
