@@ -107,11 +107,9 @@ class TrainingStep:
         if taken:
             if self.clip_norm:
                 self.accelerator.clip_grad_norm_(self.wrapped.parameters(), self.clip_norm)
-            scale = self._loss_scale()
+            scale = self._loss_scale()  # fp16's scaler lowers it where it leaves a step out
             self.optimizer.step()
-            taken = (
-                self._loss_scale() >= scale
-            )  # fp16's scaler lowers it where it leaves a step out
+            taken = self._loss_scale() >= scale
         if taken and self.average is not None:
             self.average.update_parameters(self.system)
         self.optimizer.zero_grad()
