@@ -727,6 +727,26 @@ def test_cases_that_choose_the_checkpoint_are_not_augmented(tmp_path: Path) -> N
         torch.testing.assert_close(val[epoch, 0]["image"], plain)
 
 
+def test_the_config_says_whether_training_images_stay_upright(tmp_path: Path) -> None:
+    data_set = open_data_set(write_data_set(tmp_path, train=9, test=1, size=32))
+    system: Any = SimpleNamespace(latent_shape=lambda size: (4, 4, 4), noise_probability=0.0)
+    for case in data_set.train:
+        picture = np.zeros((32, 32, 3), np.uint8)
+        picture[:16] = 255  # bright above
+        cv2.imwrite(str(case.image), picture)
+
+    def stay_upright(keep_upright: bool) -> bool:
+        settings = {"pickle_file_path": data_set.split_file, "image_size": 32, "folds": 3}
+        config = make_config(settings | {"keep_upright": keep_upright})
+        cases = training_cases(data_set, hold_out_from(config))
+        train, _ = training_sets(config, cases, system, progress=False)
+        images = (train[epoch, index]["image"] for epoch in range(8) for index in range(len(train)))
+        return all(image[:, :16].mean() > image[:, 16:].mean() + 0.2 for image in images)
+
+    assert stay_upright(True)
+    assert not stay_upright(False)
+
+
 def test_the_middle_of_the_range_is_foreground() -> None:
     grey = np.array([[0, 99, 100, 200]], np.uint8)
     assert binary_mask(grey)[0].tolist() == [[False, False, True, True]]
