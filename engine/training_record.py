@@ -188,14 +188,18 @@ class TrainingRecord:
         except UserError:  # the split file is not here
             return False
 
+    @property
+    def is_best(self) -> bool:
+        """Whether the checkpoint is the run's best by validation, not another of its epochs."""
+        return self.checkpoint.stem == "best_model"
+
     def own_selection(self) -> str:
         """How the checkpoint itself was chosen, whatever it started from."""
         if SELECTION in self.metadata:
             return self.metadata[SELECTION]
-        is_best = self.checkpoint.stem == "best_model"
-        if self.config is None or (self.checkpoint.suffix == ".safetensors" and not is_best):
+        if self.config is None or (self.checkpoint.suffix == ".safetensors" and not self.is_best):
             return "no record beside the checkpoint of how it was chosen"
-        if not is_best:
+        if not self.is_best:
             return f"{self.checkpoint.name} of the run, {NO_SCORE_CHOSE}"
         return _choice(self.config.select_on)
 

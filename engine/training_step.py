@@ -107,9 +107,10 @@ class TrainingStep:
         if taken:
             if self.clip_norm:
                 self.accelerator.clip_grad_norm_(self.wrapped.parameters(), self.clip_norm)
-            scale = self._loss_scale()  # fp16's scaler lowers it where it leaves a step out
+            scale = self._loss_scale()
             self.optimizer.step()
-            taken = self._loss_scale() >= scale
+            was_skipped = self.accelerator.optimizer_step_was_skipped
+            taken = not was_skipped and self._loss_scale() >= scale
         if taken and self.average is not None:
             self.average.update_parameters(self.system)
         self.optimizer.zero_grad()
@@ -119,8 +120,11 @@ class TrainingStep:
             self.scheduler.step()
 
     def _loss_scale(self) -> float:
-        """What fp16's scaler multiplies losses by; 1 in other precisions."""
-        return 1.0 if self.accelerator.scaler is None else self.accelerator.scaler.get_scale()
+        """What fp16's scaler multiplies losses by, and lowers where it leaves a step out, which fused AdamW
+        does unnoticed. Reading it waits for the GPU, so it is 1 where no average has to know.
+        """
+        scaler = self.accelerator.scaler
+        return 1.0 if scaler is None or self.average is None else scaler.get_scale()
 
     def check_finite(self, epoch: int) -> None:
         """NonFiniteLoss, which names the epoch, unless all weights that are trained are finite."""

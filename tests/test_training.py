@@ -120,28 +120,42 @@ def stop_in_step(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
     monkeypatch.setattr(TrainingStep, "__call__", stopping_step)
 
 
+def end_of(folder: Path) -> torch.Tensor:
+    """The weights of a run's last.pth in one row."""
+    return torch.cat([weight.flatten().cpu() for weight in weights(folder / "epochs_2").values()])
+
+
+def stop_and_resume(
+    tmp_path: Path, vae: Path, monkeypatch: pytest.MonkeyPatch, *settings: str, later: str = ""
+) -> tuple[float, float]:
+    """Stop a run in its fourth step and go on, `later` with another setting.
+
+    Returns how far the weights move after the stop in a run that was not stopped, and how far from its
+    end the resumed one ends.
+    """
+    parts = arguments(tmp_path, vae, *settings, out="parts")
+    train.main(arguments(tmp_path, vae, *settings, out="whole"))
+    with monkeypatch.context() as patch:
+        stop_in_step(patch, 4)
+        with pytest.raises(Interrupted):
+            train.main(parts)
+    at_stop = end_of(tmp_path / "parts")
+    train.main([*parts, later] if later else parts)
+    whole, resumed = end_of(tmp_path / "whole"), end_of(tmp_path / "parts")
+    return (whole - at_stop).norm().item(), (whole - resumed).norm().item()
+
+
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_a_run_goes_on_in_another_memory_layout(
     optimizer: str, tmp_path: Path, vae: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The moments of the optimiser go with their own weights; rounding alone differs."""
-    common = ("lr=1e-4", f"optimizer={optimizer}")
-    parts = arguments(tmp_path, vae, *common, out="parts")
-    train.main(arguments(tmp_path, vae, *common, out="whole"))
-    with monkeypatch.context() as patch:
-        stop_in_step(patch, 4)
-        with pytest.raises(Interrupted):
-            train.main(parts)
-
-    def all_weights(name: str) -> torch.Tensor:
-        values = weights(tmp_path / name / "epochs_2").values()
-        return torch.cat([value.flatten() for value in values])
-
-    at_stop = all_weights("parts")
-    train.main([*parts, "channels_last=false"])
-    moved = (all_weights("whole") - at_stop).norm()
+    settings = ("lr=1e-4", f"optimizer={optimizer}")
+    moved, differs = stop_and_resume(
+        tmp_path, vae, monkeypatch, *settings, later="channels_last=false"
+    )
     assert moved > 0
-    assert (all_weights("whole") - all_weights("parts")).norm() < 0.1 * moved
+    assert differs < 0.1 * moved
 
 
 @pytest.mark.parametrize("number", [1, 3, 5])

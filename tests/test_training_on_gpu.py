@@ -16,9 +16,8 @@ from engine.cuda_graphs import Predictor, TrainingPass
 from engine.device import make_accelerator
 from tests.small_run import arguments
 from tests.test_cuda_graphs import batch, build
-from tests.test_training import stop_in_step, weights
+from tests.test_training import end_of, stop_and_resume
 from utils.config import load_config
-from utils.interruption import Interrupted
 
 pytestmark = [
     pytest.mark.gpu,
@@ -47,10 +46,6 @@ def low_scale(monkeypatch: pytest.MonkeyPatch) -> None:
         return accelerator
 
     monkeypatch.setattr(train, "make_accelerator", with_low_scale)
-
-
-def end_of(folder: Path) -> Tensor:
-    return torch.cat([weight.flatten().cpu() for weight in weights(folder / "epochs_2").values()])
 
 
 def start_of(command: list[str]) -> Tensor:
@@ -109,24 +104,21 @@ def test_a_run_with_graphs_moves_the_weights_as_one_without(
 
 
 @pytest.mark.usefixtures("low_scale")
-@pytest.mark.parametrize("settings", [*SETTINGS, ("precision=fp32", "then: channels_last=false")])
+@pytest.mark.parametrize(
+    ("settings", "later"),
+    [*((each, "") for each in SETTINGS), (("precision=fp32",), "channels_last=false")],
+)
 def test_a_stopped_run_goes_on(
-    settings: tuple[str, ...], tmp_path: Path, vae: Path, monkeypatch: pytest.MonkeyPatch
+    settings: tuple[str, ...],
+    later: str,
+    tmp_path: Path,
+    vae: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    later = [s.removeprefix("then: ") for s in settings if s.startswith("then: ")]
-    always = [s for s in settings if not s.startswith("then: ")]
-    common = ("lr=1e-4", "deterministic=true", "log_every=1", *always)
-    parts = arguments(tmp_path, vae, *common, out="parts")
-    train.main(arguments(tmp_path, vae, *common, out="whole"))
-    with monkeypatch.context() as patch:
-        stop_in_step(patch, 4)
-        with pytest.raises(Interrupted):
-            train.main(parts)
-    at_stop = end_of(tmp_path / "parts")
-    train.main([*parts, *later])
-    whole, resumed = end_of(tmp_path / "whole"), end_of(tmp_path / "parts")
-    assert (whole - at_stop).norm() > 0
-    assert (whole - resumed).norm() < 0.1 * (whole - at_stop).norm()
+    common = ("lr=1e-4", "deterministic=true", "log_every=1", *settings)
+    moved, differs = stop_and_resume(tmp_path, vae, monkeypatch, *common, later=later)
+    assert moved > 0
+    assert differs < 0.1 * moved
 
 
 @pytest.mark.parametrize("keep_upright", [False, True])

@@ -71,10 +71,8 @@ class Fold:
     @property
     def command(self) -> str:
         """What scores its held-out cases again."""
-        is_best = self.record.checkpoint.stem == "best_model"
-        return held_out_command(self.folder) + (
-            "" if is_best else f" model_weight={self.record.checkpoint}"
-        )
+        checkpoint = "" if self.record.is_best else f" model_weight={self.record.checkpoint}"
+        return held_out_command(self.folder) + checkpoint
 
 
 def read_folds(runs: Sequence[Path], dataset: str | None = None) -> list[Fold]:
