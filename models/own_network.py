@@ -1,20 +1,12 @@
 """A network of the user's own, named in the config as `package.module:function`.
 
-Options follow as in `package.module:function?width=32&depth=3`, each value written as in YAML. Naming it
-imports the module and calls the function: it is the one place where a config runs code.
-
 Shapes: image (B, 3, S, S) in [0, 1] -> logits (B, 1, S, S).
 """
 
 from __future__ import annotations
 
-import importlib
-import inspect
 import logging
 import random
-import re
-from collections.abc import Callable, Iterable
-from difflib import get_close_matches
 from typing import Any
 
 import numpy as np
@@ -25,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from models.base import SegmentationModel
 from models.baseline import Baseline
 from utils.errors import UserError, listed
-from utils.yaml_files import parse_yaml, shown
+from utils.own_functions import OwnFunction
 
 log = logging.getLogger("wavegms")
 
@@ -34,9 +26,6 @@ COLUMNS = frozenset(
     {"epoch", "lr", "dice", "train_dice", "val_dice", "val_iou", "test_dice", "test_iou"}
 )
 """Names that history.csv has for something else than a loss."""
-
-EXPONENT = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")
-"""Numbers as 1e-3, which are text in YAML 1.1."""
 
 
 def is_own_network(model: str) -> bool:
@@ -57,26 +46,11 @@ def build_own_network(spec: str, image_size: int) -> SegmentationModel:
             option, or what it returns cannot be trained, is of another shape, or trains what it would
             not save.
     """
-    name, _, query = spec.partition("?")
+    function = OwnFunction("model", spec)
     given = {"in_channels": 3, "out_channels": 1, "image_size": image_size}
-    options = _options(spec, query)
-    if twice := given.keys() & options.keys():
-        raise UserError(
-            f"model {spec!r}: {', '.join(sorted(twice))} cannot be an option, since every network is given it: leave "
-            "it out (image_size is a key of the config)"
-        )
-    function = _import(name)
-    arguments = given | options
-    called = f"{name}({', '.join(f'{key}={value!r}' for key, value in arguments.items())})"
-    try:
-        signature = inspect.signature(function)
-        _check_options(spec, options, signature, given)
-        signature.bind(**arguments)
-    except TypeError as error:
-        raise UserError(f"{called}: the function cannot be called so, {error}") from error
-    except ValueError:
-        pass  # written in C, it has no signature to read
-    network = function(**arguments)
+    called = function.call_text(**given)
+    log.info("network: %s of %s", function.name.partition(":")[2], function.file)
+    network = function(**given)
     if not isinstance(network, nn.Module):
         raise UserError(f"{called} returned {_described(network)}, expected a torch.nn.Module")
     device = _trial_device()
@@ -163,61 +137,6 @@ class _LastOperation(TorchDispatchMode):
     ) -> Any:
         self.name = function.overloadpacket.__name__
         return function(*args, **(kwargs or {}))
-
-
-def _options(spec: str, query: str) -> dict[str, str | float | bool | None]:
-    """The options in `name=value&name=value`; UserError where one is given twice or is no plain value."""
-    options: dict[str, str | float | bool | None] = {}
-    for option in query.split("&") if query else ():
-        name, _, text = option.partition("=")
-        if name in options:
-            raise UserError(f"model {spec!r}: the option {name!r} is given twice; leave one out")
-        value = float(text) if EXPONENT.fullmatch(text) else parse_yaml(text, f"model {spec!r}")
-        if value is not None and not isinstance(value, (str, int, float)):
-            raise UserError(
-                f"model {spec!r}: the option {name!r} is {shown(value)}, expected a number, a word, true, false or "
-                "null; quote text that YAML takes for something else"
-            )
-        options[name] = value
-    return options
-
-
-def _check_options(
-    spec: str, options: Iterable[str], signature: inspect.Signature, given: Iterable[str]
-) -> None:
-    """UserError for an option that a function of this signature does not take."""
-    kinds = {name: parameter.kind for name, parameter in signature.parameters.items()}
-    if inspect.Parameter.VAR_KEYWORD in kinds.values():
-        return
-    by_name = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    known = [name for name, kind in kinds.items() if kind in by_name and name not in given]
-    for option in options:
-        if option not in known:
-            close = get_close_matches(option, known, n=1)
-            hint = (
-                f"did you mean {close[0]!r}?" if close else f"it takes {', '.join(known) or 'none'}"
-            )
-            raise UserError(f"model {spec!r}: the function has no option {option!r}; {hint}")
-
-
-def _import(spec: str) -> Callable[..., Any]:
-    """The function that `package.module:function` names."""
-    name, _, attribute = spec.partition(":")
-    try:
-        module = importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        if not error.name or not f"{name}.".startswith(f"{error.name}."):
-            raise  # the module is there; one that it imports is not
-        raise UserError(
-            f"model {spec!r}: there is no module {error.name!r}. It is looked for beside train.py, in "
-            "the folders of PYTHONPATH and among the installed packages"
-        ) from error
-    function = getattr(module, attribute, None)
-    if not callable(function):
-        found = "no such name" if function is None else f"a {type(function).__name__}"
-        raise UserError(f"model {spec!r}: expected a function in {module.__file__}, found {found}")
-    log.info("network: %s of %s", attribute, module.__file__)
-    return function
 
 
 def _trial_device() -> str:

@@ -29,13 +29,12 @@ from pydantic_core import PydanticCustomError
 
 from datasets.catalogue import data_set_name
 from utils.errors import UserError
+from utils.own_functions import OWN_FUNCTION
 from utils.yaml_files import parse_overrides, read_mapping, shown, unknown_key
 
 log = logging.getLogger("wavegms")
 
-_NAME = r"[^\W\d]\w*"
-_OPTION = rf"{_NAME}=[^&#|\s]+"
-MODEL_FORM = re.compile(rf"wave-gms|smp/.*|{_NAME}(\.{_NAME})*:{_NAME}(\?{_OPTION}(&{_OPTION})*)?")
+MODEL_FORM = re.compile(rf"wave-gms|smp/.*|{OWN_FUNCTION}")
 
 
 def _no_bool(value: object) -> object:
