@@ -12,6 +12,7 @@ from torch import Tensor
 
 from benchmarks.candidate import THRESHOLD, Candidate, Workload, fresh_system
 from benchmarks.step_parts import Part, convolution_peak
+from datasets.augmentation import published_augmentation
 from datasets.cases import Case, read_image
 from datasets.loading import EpochSampler, SegmentationDataset, make_loader
 from engine.case_predictions import predict_cases
@@ -62,7 +63,7 @@ class Ours(Candidate):
         train_set = SegmentationDataset(
             work.train,
             work.image_size,
-            augment=True,
+            augmentation=published_augmentation(),
             noise_shape=self.noise.shape[1:],
             noise_probability=self.system.noise_probability,
             cache_bytes=CACHE_BYTES,

@@ -19,7 +19,7 @@ from torchvision.transforms import v2
 
 from benchmarks.candidate import THRESHOLD, Candidate, Workload, fresh_system
 from benchmarks.step_parts import Part
-from datasets.augmentation import training_augmentation
+from datasets.augmentation import published_augmentation
 from datasets.cases import Case, read_case, read_image, resize_image
 from engine.validation import dice_and_iou
 from models.losses import LossWeights
@@ -123,7 +123,7 @@ def reference_batches(
     cases: Sequence[Case], image_size: int, batch_size: int, augment: bool
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Images and masks, decoded one by one in this process; augmented, then full batches only."""
-    transform = training_augmentation() if augment else v2.Identity()
+    transform = published_augmentation() if augment else v2.Identity()
     resize = v2.Resize((image_size, image_size), antialias=True)
     end = len(cases) - batch_size + 1 if augment else len(cases)
     for start in range(0, end, batch_size):

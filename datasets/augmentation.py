@@ -1,17 +1,42 @@
-"""The published training augmentation, one draw of random parameters per sample.
+"""Training augmentation, one draw of random parameters per sample: `augment` in the config.
 
-Wave-GMS (arXiv 2510.03216) and GMS (arXiv 2403.18198): flips and quarter turns with probability 0.5
-each, colour jitter with 0.2, shift, scale and rotation together with 0.4. Images that are to stay
-upright are mirrored only, of all flips and quarter turns.
+The published one, of Wave-GMS (arXiv 2510.03216) and GMS (arXiv 2403.18198): flips and quarter turns with
+probability 0.5 each, colour jitter with 0.2, shift, scale and rotation together with 0.4. A stronger one.
+Images that are to stay upright are mirrored only, of all flips and quarter turns.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import v2
+
+from datasets.own_augmentation import OwnAugmentation
+
+Augmentation = Callable[[tv_tensors.Image, tv_tensors.Mask], tuple[Tensor, Tensor]]
+"""From image (3, S, S) and mask (1, S, S), uint8, to the image as float32 in [0, 1] and the mask. Random
+numbers come from torch's global generator."""
+
+
+def augmentation_named(
+    augment: bool | str, *, keep_upright: bool, image_size: int
+) -> Augmentation | None:
+    """What `augment` of the config means: True the published one, False none, or a name.
+
+    `keep_upright` is for those in here; one of the user's own does as it was written. Raises UserError for
+    one that cannot be used.
+    """
+    if augment is False:
+        return None
+    if augment is True:
+        return published_augmentation(keep_upright)
+    if augment == "strong":
+        return strong_augmentation(keep_upright)
+    return OwnAugmentation(augment, image_size)
 
 
 class RandomQuarterTurn(v2.Transform):
@@ -29,31 +54,65 @@ class RandomQuarterTurn(v2.Transform):
         return tv_tensors.wrap(torch.rot90(inpt, params["turns"], (-2, -1)), like=inpt)
 
 
-def training_augmentation(keep_upright: bool = False) -> v2.Transform:
-    """Transform of `tv_tensors.Image` (uint8) and `tv_tensors.Mask`; images come out in [0, 1].
+class RandomGamma(v2.Transform):
+    """Raise intensities in [0, 1] to a power between the two of `gamma`."""
 
-    With `keep_upright` none is turned upside down or by a quarter. Geometry samples masks by nearest
-    neighbour. Random numbers come from torch's global generator.
+    def __init__(self, gamma: tuple[float, float]) -> None:
+        super().__init__()
+        self.gamma = gamma
+
+    def make_params(self, flat_inputs: list[Any]) -> dict[str, float]:
+        return {"gamma": float(torch.empty(()).uniform_(*self.gamma))}
+
+    def transform(self, inpt: Any, params: dict[str, float]) -> Any:
+        return self._call_kernel(v2.functional.adjust_gamma, inpt, params["gamma"])
+
+
+def published_augmentation(keep_upright: bool = False) -> v2.Transform:
+    """With `keep_upright` no image is turned upside down or by a quarter.
+
+    Geometry samples masks by nearest neighbour.
     """
-    other_sides_up = [] if keep_upright else [v2.RandomVerticalFlip(0.5), RandomQuarterTurn(0.5)]
     return v2.Compose(
         [
-            v2.RandomHorizontalFlip(0.5),
-            *other_sides_up,
-            v2.ToDtype({tv_tensors.Image: torch.float32, "others": None}, scale=True),
+            *_flips_and_turns(keep_upright),
+            to_unit_range(),
             v2.RandomApply([v2.ColorJitter(0.1, 0.1, 0.1, 0.1)], p=0.2),
-            v2.RandomApply(
-                [
-                    v2.RandomAffine(
-                        degrees=20,
-                        translate=(0.15, 0.15),
-                        scale=(0.9, 1.1),
-                        interpolation=v2.InterpolationMode.BILINEAR,
-                    )
-                ],
-                p=0.4,
-            ),
+            v2.RandomApply([_affine(scale=(0.9, 1.1))], p=0.4),
         ]
+    )
+
+
+def strong_augmentation(keep_upright: bool = False) -> v2.Transform:
+    """The same with larger changes of scale and intensity, with blur and noise.
+
+    Scale, brightness, contrast, gamma and blur vary as in the code of nnU-Net v2 (Isensee et al., Nature
+    Methods 18, 2021), each more often; rotation and shift as published.
+    """
+    return v2.Compose(
+        [
+            *_flips_and_turns(keep_upright),
+            to_unit_range(),
+            v2.RandomApply([_affine(scale=(0.7, 1.4))], p=0.6),
+            v2.RandomApply([v2.ColorJitter(0.25, 0.25, 0.1, 0.1)], p=0.3),
+            v2.RandomApply([RandomGamma((0.7, 1.5))], p=0.3),
+            v2.RandomApply([v2.GaussianBlur(5, sigma=(0.5, 1.0))], p=0.2),
+            v2.RandomApply([v2.GaussianNoise(sigma=0.05)], p=0.2),
+        ]
+    )
+
+
+def _flips_and_turns(keep_upright: bool) -> list[v2.Transform]:
+    other_sides_up = [] if keep_upright else [v2.RandomVerticalFlip(0.5), RandomQuarterTurn(0.5)]
+    return [v2.RandomHorizontalFlip(0.5), *other_sides_up]
+
+
+def _affine(scale: tuple[float, float]) -> v2.Transform:
+    return v2.RandomAffine(
+        degrees=20,
+        translate=(0.15, 0.15),
+        scale=scale,
+        interpolation=v2.InterpolationMode.BILINEAR,
     )
 
 

@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision import tv_tensors
 from tqdm import tqdm
 
-from datasets.augmentation import to_unit_range, training_augmentation
+from datasets.augmentation import Augmentation, to_unit_range
 from datasets.cases import Case, CaseError, raise_problems, read_resized
 from utils.errors import UserError
 from utils.interruption import STOP_SIGNALS
@@ -65,8 +65,7 @@ class SegmentationDataset(Dataset[Sample]):
         cases: Sequence[Case],
         image_size: int,
         *,
-        augment: bool = False,
-        keep_upright: bool = False,
+        augmentation: Augmentation | None = None,
         seed: int = 0,
         noise_shape: tuple[int, ...] = (4, 1, 1),
         noise_probability: float = 0.0,
@@ -79,7 +78,7 @@ class SegmentationDataset(Dataset[Sample]):
         self.seed = seed
         self.noise_shape = noise_shape
         self.noise_probability = noise_probability
-        self.transform = training_augmentation(keep_upright) if augment else to_unit_range()
+        self.transform: Augmentation = augmentation or to_unit_range()
         kept = min(len(self.cases), cache_bytes // (CHANNELS_KEPT * image_size**2))
         self._cache = np.empty((kept, image_size, image_size, CHANNELS_KEPT), dtype=np.uint8)
         self._fill_cache(progress, title)
@@ -129,10 +128,13 @@ class SegmentationDataset(Dataset[Sample]):
             # of the CPU alone: torch.manual_seed takes milliseconds to prepare that of idle GPUs too
             torch.default_generator.manual_seed(int(seed))
             noise = torch.randn(self.noise_shape) * (torch.rand(()) < self.noise_probability)
-            picture, label = self.transform(
-                tv_tensors.Image(torch.from_numpy(image).permute(2, 0, 1)),
-                tv_tensors.Mask(torch.from_numpy(mask)[None]),
-            )
+            try:
+                picture, label = self.transform(
+                    tv_tensors.Image(torch.from_numpy(image).permute(2, 0, 1)),
+                    tv_tensors.Mask(torch.from_numpy(mask)[None]),
+                )
+            except UserError as error:
+                raise CaseError(f"{self.cases[index].name}: {error}") from error
         return Sample(
             image=picture.as_subclass(torch.Tensor).contiguous(),
             mask=label.as_subclass(torch.Tensor).float(),

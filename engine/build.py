@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import fields
 
+from datasets.augmentation import Augmentation, augmentation_named
 from datasets.cases import DataSet
 from datasets.held_out import HoldOut, TrainingCases
 from datasets.loading import SegmentationDataset
@@ -53,6 +54,13 @@ def hold_out_from(config: Config) -> HoldOut:
     return HoldOut(**{field.name: getattr(config, field.name) for field in fields(HoldOut)})
 
 
+def augmentation_from(config: Config) -> Augmentation | None:
+    """The augmentation of the training images; UserError where one of the user's own cannot be used."""
+    return augmentation_named(
+        config.augment, keep_upright=config.keep_upright, image_size=config.image_size
+    )
+
+
 def training_sets(
     config: Config, cases: TrainingCases, system: SegmentationModel, progress: bool
 ) -> tuple[SegmentationDataset, SegmentationDataset]:
@@ -68,8 +76,7 @@ def training_sets(
     train_set = SegmentationDataset(
         cases.train,
         config.image_size,
-        augment=config.augment,
-        keep_upright=config.keep_upright,
+        augmentation=augmentation_from(config),
         seed=config.seed,
         noise_shape=system.latent_shape(config.image_size),
         noise_probability=system.noise_probability,

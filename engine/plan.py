@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 from datasets.cases import DataSet
 from datasets.held_out import TrainingCases
+from datasets.own_augmentation import OwnAugmentation
+from engine.build import augmentation_from
 from engine.device import describe_device
 from engine.initial_weights import known_held_out_cases
 from engine.schedule import batches_per_epoch
@@ -45,7 +47,7 @@ def parameter_table(system: SegmentationModel, model: str) -> str:
 
 
 def check_run(config: Config, system: SegmentationModel) -> None:
-    """UserError where the config asks for something that this network cannot do in training."""
+    """UserError where the config asks for something that cannot be done in training."""
     if config.ema_decay and has_batch_norm(system):
         raise UserError(
             f"{config.model} has batch normalisation, whose statistics do not fit averaged weights: set "
@@ -53,6 +55,9 @@ def check_run(config: Config, system: SegmentationModel) -> None:
         )
     if is_own_network(config.model):
         check_training(system, config.image_size)
+    augmentation = augmentation_from(config)
+    if isinstance(augmentation, OwnAugmentation):
+        augmentation.try_out()
 
 
 def describe_run(
@@ -75,6 +80,7 @@ def describe_run(
             f"data set: {data_set.name} ({data_set.split_file}), {config.image_size} px",
             f"cases: {len(cases.train)} train, {len(cases.val)} {config.select_on} for choosing, "
             f"{len(data_set.test)} test",
+            f"augmentation: {_augmentation_text(config)}",
             *_note_on_start(config.init_weights, cases, data_set),
             f"effective batch: {effective} = {config.batch_size} x {config.accumulate} accumulated "
             f"x {processes} process(es); peak learning rate {config.lr:g}",
@@ -89,6 +95,16 @@ def describe_run(
             f"writes to: {config.run_folder}",
         ]
     )
+
+
+def _augmentation_text(config: Config) -> str:
+    """How training images are augmented, in words."""
+    if config.augment is False:
+        return "none"
+    if config.augment not in (True, "strong"):
+        return str(config.augment)
+    name = "as published" if config.augment is True else "strong"
+    return f"{name}, upright" if config.keep_upright else name
 
 
 def _note_on_unused(config: Config) -> list[str]:

@@ -6,10 +6,8 @@ Shapes: image (B, 3, S, S) in [0, 1] -> logits (B, 1, S, S).
 from __future__ import annotations
 
 import logging
-import random
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -18,6 +16,7 @@ from models.base import SegmentationModel
 from models.baseline import Baseline
 from utils.errors import UserError, listed
 from utils.own_functions import OwnFunction
+from utils.random_numbers import python_and_numpy_kept
 
 log = logging.getLogger("wavegms")
 
@@ -100,16 +99,14 @@ def check_training(system: SegmentationModel, image_size: int) -> None:
         for name, buffer in owner._buffers.items()
         if buffer is not None
     ]
-    python_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002
-    with torch.random.fork_rng(devices=[torch.cuda.current_device()] if device == "cuda" else []):
+    gpus = [torch.cuda.current_device()] if device == "cuda" else []
+    with python_and_numpy_kept(), torch.random.fork_rng(devices=gpus):
         torch.manual_seed(0)
         of_image, of_mask, of_noise = system.batch_shapes(2, image_size)
         image = torch.rand(of_image).to(device)
         mask = (torch.rand(of_mask) > 0.5).float().to(device)
         noise = torch.zeros(of_noise, device=device)
         losses = system.train()(image, mask, noise)
-    random.setstate(python_state)
-    np.random.set_state(numpy_state)  # noqa: NPY002
     for owner, name, buffer, before in buffers:  # changed in place, or replaced
         owner[name] = buffer.copy_(before)
     for name in (*names, "dice"):

@@ -19,7 +19,12 @@ import torch
 from PIL import Image
 from torchvision.transforms import v2
 
-from datasets.augmentation import RandomQuarterTurn, training_augmentation
+from datasets.augmentation import (
+    RandomGamma,
+    RandomQuarterTurn,
+    published_augmentation,
+    strong_augmentation,
+)
 from datasets.cases import (
     find_split_file,
     open_data_set,
@@ -50,7 +55,7 @@ def collect(workers: int, cache: int = 1 << 20, start: int = 0, *, split: Path) 
     dataset = SegmentationDataset(
         open_data_set(split).train,
         32,
-        augment=True,
+        augmentation=published_augmentation(),
         seed=5,
         noise_shape=(4, 4, 4),
         noise_probability=1.0,
@@ -115,7 +120,9 @@ class CountsThreads(SegmentationDataset):
 
 def test_a_spawned_worker_loads_the_same_with_one_thread(tmp_path: Path) -> None:
     split = write_data_set(tmp_path, train=2)
-    dataset = CountsThreads(open_data_set(split).train, 32, augment=True, cache_bytes=1 << 20)
+    dataset = CountsThreads(
+        open_data_set(split).train, 32, augmentation=published_augmentation(), cache_bytes=1 << 20
+    )
     loader = make_loader(dataset, 2, num_workers=1)
     loader.multiprocessing_context = "spawn"  # the only way on macOS and Windows
     (spawned,), (here,) = loader, make_loader(dataset, 2)
@@ -136,7 +143,12 @@ def test_each_seed_epoch_and_case_has_its_own_random_numbers(tmp_path: Path) -> 
 
     def noise(seed: int, epoch: int, case: int) -> torch.Tensor:
         dataset = SegmentationDataset(
-            cases, 32, augment=True, seed=seed, noise_shape=(4, 4, 4), noise_probability=1.0
+            cases,
+            32,
+            augmentation=published_augmentation(),
+            seed=seed,
+            noise_shape=(4, 4, 4),
+            noise_probability=1.0,
         )
         return dataset[(epoch, case)]["noise"]
 
@@ -168,7 +180,7 @@ def test_geometry_moves_image_and_mask_together() -> None:
     mask = torch.zeros(1, 64, 64, dtype=torch.uint8)
     mask[:, 10:30, 20:40] = 1
     image = (mask * 255).expand(3, -1, -1).contiguous()
-    transform = training_augmentation()
+    transform = published_augmentation()
     for seed in range(20):
         torch.manual_seed(seed)
         moved, label = transform(tv_tensors.Image(image), tv_tensors.Mask(mask))
@@ -195,7 +207,7 @@ def test_augmentation_draws_what_was_published() -> None:
     count, side, centre = 300, 64, slice(24, 40)
     grid = torch.stack(torch.meshgrid(*[torch.arange(side).float()] * 2, indexing="ij"))
     plain = torch.tensor([100, 150, 50], dtype=torch.uint8)[:, None, None].expand(3, side, side)
-    transform = training_augmentation()
+    transform = published_augmentation()
     orientations: Counter[tuple[int, bool]] = Counter()
     hues, lights, angles, scales, shifts = [], [], [], [], []
     between = 0.0
@@ -238,7 +250,7 @@ def test_upright_images_are_mirrored_and_never_turned_over() -> None:
 
     side, centre = 64, slice(24, 40)
     grid = torch.stack(torch.meshgrid(*[torch.arange(side).float()] * 2, indexing="ij"))
-    transform = training_augmentation(keep_upright=True)
+    transform = published_augmentation(keep_upright=True)
     mirrored, tilted = 0, 0
     for seed in range(200):
         torch.manual_seed(seed)
@@ -251,11 +263,63 @@ def test_upright_images_are_mirrored_and_never_turned_over() -> None:
     assert tilted == pytest.approx(80, abs=25), "by up to 20 degrees they are"
 
 
+def test_the_strong_augmentation_changes_scale_and_light_and_adds_blur_and_noise() -> None:
+    """Stripes of the width of a pixel tell blur; a mask of coordinates tells what was moved."""
+    from torchvision import tv_tensors
+
+    count, side, centre = 400, 64, slice(24, 40)
+    grid = torch.stack(torch.meshgrid(*[torch.arange(side).float()] * 2, indexing="ij"))
+    halves = torch.full((3, side, side), 128, dtype=torch.uint8)
+    halves[:, ::2] = 64
+    transform = strong_augmentation(keep_upright=True)
+    scales, lights, noisy, blurred, still = [], [], 0, 0, 0
+    for seed in range(count):
+        torch.manual_seed(seed)
+        image, moved = transform(tv_tensors.Image(halves), tv_tensors.Mask(grid))
+        assert image.dtype == torch.float32 and image.min() >= 0 and image.max() <= 1
+        rows, columns = moved[:, centre, centre]
+        down = torch.stack([(each[-1] - each[0]).mean() / 15 for each in (rows, columns)])
+        assert down[0] > 0.5, "upright, but for 20 degrees"
+        if not torch.equal(rows, grid[0, centre, centre]):
+            scales.append(1 / down.norm().item())
+            continue
+        still += 1
+        dark, light = image[0, 24:40:2], image[0, 25:40:2]
+        noise = light.std().item() > 0.01
+        noisy += noise
+        blurred += bool((light.mean() - dark.mean()) < 0.12)  # contrast leaves 0.75 of 0.25
+        if not noise:
+            lights.append(light.mean().item() / (128 / 255))
+    assert still / count == pytest.approx(0.4, abs=0.08)
+    assert min(scales) == pytest.approx(0.7, abs=0.06) and max(scales) == pytest.approx(
+        1.4, abs=0.1
+    )
+    assert noisy / still == pytest.approx(0.2, abs=0.1)
+    assert blurred / still == pytest.approx(0.2, abs=0.1)
+    assert min(lights) < 0.75 and max(lights) > 1.2, "gamma and brightness"
+
+
+def test_gamma_leaves_black_white_and_masks_alone() -> None:
+    from torchvision import tv_tensors
+
+    image = torch.tensor([0.0, 0.25, 0.5, 1.0]).expand(3, 1, 4)
+    mask = torch.tensor([[[0, 1, 1, 0]]], dtype=torch.uint8)
+    powers = []
+    for seed in range(50):
+        torch.manual_seed(seed)
+        changed, kept = RandomGamma((0.7, 1.5))(tv_tensors.Image(image), tv_tensors.Mask(mask))
+        assert torch.equal(kept, mask) and changed[0, 0].tolist()[::3] == [0.0, 1.0]
+        power = changed[0, 0, 2].log2().neg().item()
+        assert changed[0, 0, 1].item() == pytest.approx(0.25**power, rel=1e-4)
+        powers.append(power)
+    assert min(powers) == pytest.approx(0.7, abs=0.1) and max(powers) == pytest.approx(1.5, abs=0.1)
+
+
 def test_images_are_interpolated_when_they_are_turned() -> None:
     from torchvision import tv_tensors
 
     stripes = (torch.arange(32) % 4 < 2).to(torch.uint8).mul(255).expand(3, 32, 32)
-    transform = training_augmentation()
+    transform = published_augmentation()
     greys = []
     for seed in range(20):
         torch.manual_seed(seed)
@@ -707,7 +771,7 @@ def test_held_out_cases_of_a_group_are_those_of_the_data_set(tmp_path: Path) -> 
 def test_colours_are_jittered_by_a_tenth() -> None:
     (jitter,) = (
         step
-        for each in training_augmentation().transforms
+        for each in published_augmentation().transforms
         for step in getattr(each, "transforms", ())
         if isinstance(step, v2.ColorJitter)
     )
@@ -725,6 +789,29 @@ def test_cases_that_choose_the_checkpoint_are_not_augmented(tmp_path: Path) -> N
     plain = torch.from_numpy(val.pixels(0)[0]).permute(2, 0, 1) / 255
     for epoch in range(8):
         torch.testing.assert_close(val[epoch, 0]["image"], plain)
+
+
+def test_the_config_names_the_augmentation(tmp_path: Path) -> None:
+    data_set = open_data_set(write_data_set(tmp_path, train=9, test=1, size=32))
+    system: Any = SimpleNamespace(latent_shape=lambda size: (4, 4, 4), noise_probability=0.0)
+
+    def darkest(augment: object) -> float:
+        settings = {"pickle_file_path": data_set.split_file, "image_size": 32, "folds": 3}
+        config = make_config(settings | {"augment": augment})
+        cases = training_cases(data_set, hold_out_from(config))
+        train, _ = training_sets(config, cases, system, progress=False)
+        plain = (
+            torch.from_numpy(train.pixels(index)[0]).max() / 255 for index in range(len(train))
+        )
+        return min(
+            (train[epoch, index]["image"].max() / highest).item()
+            for index, highest in enumerate(plain)
+            for epoch in range(12)
+        )
+
+    assert darkest(False) == 1
+    assert 0.85 < darkest(True) < 1, "a jitter of a tenth"
+    assert darkest("strong") < 0.8
 
 
 def test_the_config_says_whether_training_images_stay_upright(tmp_path: Path) -> None:

@@ -252,8 +252,8 @@ def test_reading_a_config_imports_nothing(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "read_only.py").write_text("raise SystemExit('imported')\n")
     path = tmp_path / "config.yaml"
-    path.write_text("pickle_file_path: x\nmodel: read_only:build\n")
-    assert load_config(path).model == "read_only:build"
+    path.write_text("pickle_file_path: x\nmodel: read_only:build\naugment: read_only:build\n")
+    assert load_config(path).model == load_config(path).augment == "read_only:build"
     assert "read_only" not in sys.modules
 
 

@@ -34,6 +34,7 @@ from utils.yaml_files import parse_overrides, read_mapping, shown, unknown_key
 
 log = logging.getLogger("wavegms")
 
+AUGMENT_FORM = re.compile(rf"strong|{OWN_FUNCTION}")
 MODEL_FORM = re.compile(rf"wave-gms|smp/.*|{OWN_FUNCTION}")
 
 
@@ -73,11 +74,16 @@ class Config(BaseModel):
     image_size: PositiveInt = Field(
         224, description="Side of the square input in pixels, a multiple of 8"
     )
-    augment: bool = Field(True, description="Augment the training images, see docs/models.md")
+    augment: Annotated[bool | str, Field(union_mode="left_to_right")] = Field(
+        True,
+        description="Augmentation of the training images: `true`, as published; `false`, none; `strong`, more of it; or a "
+        "function of your own that returns one, `package.module:function` as for `model`, see models.md",
+    )
     keep_upright: bool = Field(
         False,
         description="Images have a top, as in ultrasound: of flips and quarter turns, take only the mirror image left to "
-        "right, in training and in test-time augmentation; `false` takes all, as published",
+        "right, in training (except in an augmentation of your own) and in test-time augmentation; `false` takes "
+        "all, as published",
     )
     val_fraction: Fraction = Field(
         0.1,
@@ -295,6 +301,16 @@ class Config(BaseModel):
                 f"model is {shown(value)}, expected wave-gms, a baseline such as "
                 "smp/Unet?encoder=resnet18, or a function of your own as package.module:function or "
                 "package.module:function?width=32&depth=3"
+            )
+        return value
+
+    @field_validator("augment")
+    @classmethod
+    def _augment_form(cls, value: bool | str) -> bool | str:
+        if isinstance(value, str) and not AUGMENT_FORM.fullmatch(value):
+            raise ValueError(
+                f"augment is {shown(value)}, expected true (as published), false, strong, or a function of your "
+                "own as package.module:function or package.module:function?option=value"
             )
         return value
 
