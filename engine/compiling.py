@@ -14,7 +14,10 @@ log = logging.getLogger("wavegms")
 
 
 def compile_on_gpu(system: SegmentationModel) -> None:
-    """`compile_losses`, but on a GPU only: on a CPU it takes minutes and gains nothing."""
+    """`compile_losses`, but on a GPU only: on a CPU it takes minutes and gains nothing.
+
+    What cannot be compiled runs as it is, with a warning.
+    """
     import torch
 
     if not torch.cuda.is_available():
@@ -26,18 +29,17 @@ def compile_on_gpu(system: SegmentationModel) -> None:
         )
         return
     log.info("compile: the first training step takes some minutes")
+    torch._dynamo.config.suppress_errors = True
     compile_losses(system)
 
 
 def compile_losses(system: SegmentationModel) -> None:
     """Let `torch.compile` fuse the training pass of `system`, at its first call.
 
-    Predictions stay as they are: they are few in a training, and compiling takes minutes. What cannot be
-    compiled, for lack of a compiler say, runs as it is, with a warning.
+    Predictions stay as they are: they are few in a training, and compiling takes minutes.
     """
     import torch
 
-    torch._dynamo.config.suppress_errors = True
     plain = type(system).forward
     compiled = torch.compile(plain, dynamic=False)
 

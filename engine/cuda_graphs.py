@@ -40,7 +40,7 @@ class TrainingPass:
 
     def __call__(self, image: Tensor, mask: Tensor, noise: Tensor) -> dict[str, Tensor]:
         self.capture(image, mask, noise)
-        with self.accelerator.autocast():
+        with self.accelerator.autocast():  # a benchmark's model has none of its own
             losses: dict[str, Tensor] = self.model(image, mask, noise)
         return losses
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from utils.errors import UserError
 
 if TYPE_CHECKING:
+    import torch
     from accelerate import Accelerator
 
     from models.base import SegmentationModel
@@ -146,7 +147,13 @@ def make_accelerator(precision: str, accumulate: int, deterministic: bool) -> Ac
     on_gpu = torch.cuda.is_available()
     chosen = choose_precision(precision, on_gpu)
     set_up_torch(on_gpu, deterministic)
-    return Accelerator(
+    if not on_gpu and torch.cuda.device_count():
+        log.warning(
+            "there is an NVIDIA GPU, but PyTorch cannot use it, perhaps since its driver is too old for CUDA %s "
+            "(`nvidia-smi` names the newest one that it takes): going on with the CPU",
+            torch.version.cuda,
+        )
+    accelerator = Accelerator(
         cpu=not on_gpu,
         mixed_precision="no" if chosen == "fp32" else chosen,
         gradient_accumulation_steps=accumulate,
@@ -156,13 +163,38 @@ def make_accelerator(precision: str, accumulate: int, deterministic: bool) -> Ac
         # weights that take no part in the loss, such as those of the head level3, get no gradient
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
     )
+    check_gpu(accelerator.device)
+    return accelerator
+
+
+def check_gpu(device: torch.device) -> None:
+    """UserError where PyTorch has no kernels for this GPU, which it says only when it first computes."""
+    import torch
+
+    if device.type != "cuda":
+        return
+    try:
+        torch.zeros(1, device=device).add_(1)
+    except RuntimeError as error:
+        if "no kernel image" not in str(error):
+            raise
+        major, minor = torch.cuda.get_device_capability(device)
+        raise UserError(
+            f"PyTorch {torch.__version__} has no kernels for {torch.cuda.get_device_name(device)}, compute "
+            f"capability {major}.{minor}; it has those for {', '.join(torch.cuda.get_arch_list())}. Install a build "
+            "for an older CUDA into .venv (pytorch.org, Get Started), or use the CPU: GPUs=[]"
+        ) from error
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
     """Whether torch found too little memory, on a GPU or for the CPU; it has no one class for that."""
     import torch
 
-    signs = ("out of memory", "DefaultCPUAllocator")
+    signs = (
+        "out of memory",
+        "DefaultCPUAllocator",
+        "STATUS_ALLOC_FAILED",
+    )  # cuBLAS and cuDNN say the last
     return isinstance(error, torch.OutOfMemoryError) or any(sign in str(error) for sign in signs)
 
 

@@ -207,6 +207,8 @@ def available_memory(device: torch.device) -> int | None:
     """Bytes of `device` that this process has or could get; None for the CPU."""
     if device.type != "cuda":
         return None
+    if device.index is None:  # as accelerate names the only one; torch asks for the index below
+        device = torch.device("cuda", torch.cuda.current_device())
     free, total = torch.cuda.mem_get_info(device)
     mine = torch.cuda.memory_reserved(device)
     return min(free + mine, int(total * torch.cuda.get_per_process_memory_fraction(device)))

@@ -175,7 +175,7 @@ class Trainer:
                         self._check_losses(sums)
                         self._show(bar, losses)
                         self._save_if_due(stop)
-            except (CaseError, LoaderDied):  # between two steps, so nothing is lost
+            except (CaseError, LoaderDied):  # between two steps: the main process loses nothing
                 self._check_losses(sums)
                 if self._can_be_saved():
                     self.save()

@@ -103,14 +103,8 @@ class TrainingStep:
 
     def _update(self) -> None:
         """A step of the optimiser, left out where the loss of one of its batches was not finite."""
-        taken, self._discarded = not self._discarded, False
-        if taken:
-            if self.clip_norm:
-                self.accelerator.clip_grad_norm_(self.wrapped.parameters(), self.clip_norm)
-            scale = self._loss_scale()
-            self.optimizer.step()
-            was_skipped = self.accelerator.optimizer_step_was_skipped
-            taken = not was_skipped and self._loss_scale() >= scale
+        discarded, self._discarded = self._discarded, False
+        taken = not discarded and self._step_optimizer()
         if taken and self.average is not None:
             self.average.update_parameters(self.system)
         self.optimizer.zero_grad()
@@ -118,6 +112,16 @@ class TrainingStep:
             if not taken:  # torch warns of a schedule that begins before the optimiser
                 warnings.simplefilter("ignore")
             self.scheduler.step()
+
+    def _step_optimizer(self) -> bool:
+        """Whether the optimiser took its step: fp16's scaler leaves out those whose gradients overflow."""
+        if self.clip_norm:
+            self.accelerator.clip_grad_norm_(self.wrapped.parameters(), self.clip_norm)
+        scale = self._loss_scale()
+        self.optimizer.step()
+        if self.accelerator.optimizer_step_was_skipped:
+            return False
+        return self._loss_scale() >= scale
 
     def _loss_scale(self) -> float:
         """What fp16's scaler multiplies losses by, and lowers where it leaves a step out, which fused AdamW

@@ -11,6 +11,9 @@ import pytest
 from tests.small_run import arguments
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault(
+    "CUBLAS_WORKSPACE_CONFIG", ":4096:8"
+)  # read once, at the first product on a GPU
 os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("WAVEGMS_TEST_GPU", "")
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
@@ -64,14 +67,16 @@ def finished(tmp_path: Path, a_run: Path) -> Path:
 def fresh_engine() -> Iterator[None]:
     """What the engine sets in the process, a test must not see from another.
 
-    That is Accelerate's state, and the processor's flushing of denormal numbers, without which
-    Hypothesis refuses to draw floats.
+    That is Accelerate's state, the choice of kernels, and the processor's flushing of denormal numbers,
+    without which Hypothesis refuses to draw floats.
     """
     yield
     if "torch" in sys.modules:
         import torch
 
         torch.set_flush_denormal(False)
+        torch.use_deterministic_algorithms(False)
+        torch.backends.cudnn.benchmark = False
     if "accelerate.state" in sys.modules:
         from accelerate.state import AcceleratorState, GradientState
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +38,11 @@ def batch() -> Batch:
 
 
 @pytest.fixture(autouse=True)
-def forget_what_was_compiled() -> None:
+def forget_what_was_compiled() -> Iterator[None]:
+    """And let what cannot be compiled fail, unless the test asks for a training on a GPU."""
     torch._dynamo.reset()
+    with torch._dynamo.config.patch(suppress_errors=False):
+        yield
 
 
 def test_without_a_compiler_training_goes_on_as_it_is(
@@ -53,8 +57,15 @@ def test_without_a_compiler_training_goes_on_as_it_is(
         raise RuntimeError("no working compiler")
 
     monkeypatch.setattr(inductor, "compile_fx", broken)
-    plain, compiled = build(vae), build(vae)
-    compile_losses(compiled)
+    plain, compiled, measured = build(vae), build(vae), build(vae)
+    compile_losses(measured)
+    with pytest.raises(torch._dynamo.exc.BackendCompilerFailed):  # as a benchmark asks for it
+        measured(*batch)
+    asked.clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.cuda, "is_available", lambda: True)
+        patch.setattr("engine.compiling.shutil.which", lambda name: name)
+        compile_on_gpu(compiled)
     for system in (plain, compiled):
         system(*batch)["loss"].backward()
     assert asked
@@ -96,6 +107,9 @@ def test_only_a_training_on_a_gpu_is_compiled(
     monkeypatch.setattr("engine.compiling.shutil.which", lambda name: name)
     compile_on_gpu(build(vae))
     assert bool(compiled) == on_gpu
+    assert torch._dynamo.config.suppress_errors == on_gpu, (
+        "in a training, what fails is run as it is"
+    )
 
 
 def test_nothing_is_compiled_without_a_compiler(

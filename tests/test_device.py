@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from engine.device import make_accelerator, reporting_out_of_memory, use_gpus
+from engine.device import check_gpu, make_accelerator, reporting_out_of_memory, use_gpus
 from tests.run_on_disk import ROOT
 from utils.config import load_config
 from utils.errors import UserError
@@ -219,10 +219,40 @@ def test_reproducible_kernels_are_for_the_runs_that_ask_for_them() -> None:
         torch.use_deterministic_algorithms(False)
 
 
+def test_a_gpu_that_torch_has_no_kernels_for_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    device = torch.device("cuda")
+
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError(message)
+
+    monkeypatch.setattr(torch, "zeros", fail)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (7, 0))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "Tesla V100")
+    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: ["sm_75", "sm_80"])
+    message = "CUDA error: no kernel image is available for execution on the device"
+    with pytest.raises(UserError, match=r"for Tesla V100, .* 7\.0; .*sm_75, sm_80\. .*GPUs=\[\]"):
+        check_gpu(device)
+    message = "CUDA error: unspecified launch failure"
+    with pytest.raises(RuntimeError, match="launch failure"):
+        check_gpu(device)
+    check_gpu(torch.device("cpu"))
+
+
+@pytest.mark.parametrize("gpus", [0, 1])
+def test_a_gpu_whose_driver_is_too_old_is_told(
+    gpus: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    assert make_accelerator("fp32", 1, deterministic=False).device.type == "cpu"
+    assert ("PyTorch cannot use it" in caplog.text) == bool(gpus)
+
+
 def test_running_out_of_memory_is_told_with_what_to_change() -> None:
     for error in (
         torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 GB"),
         RuntimeError("CUDA error: out of memory"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
         RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"),
     ):
         with (

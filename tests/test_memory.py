@@ -12,10 +12,12 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import train
+from engine.device import make_accelerator
 from engine.memory import (
     CudaAutocast,
     MemoryEstimate,
     PeakMemory,
+    available_memory,
     describe_memory,
     estimate_memory,
     out_of_memory_error,
@@ -185,6 +187,30 @@ def test_what_is_told(
         raise error
     assert "checkpoint_decoder=true" in str(caught.value)
     assert not_expected is None or not_expected not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["cuda", "cuda:0"])
+def test_the_memory_of_the_gpu_that_accelerate_names(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torch's own check of the device, with the calls of the driver replaced."""
+    monkeypatch.setattr(torch.cuda.memory, "_lazy_init", lambda: None)
+    monkeypatch.setattr(torch._C, "_cuda_getMemoryFraction", lambda _: 0.5, raising=False)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (30, 100))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: 10)
+    assert available_memory(torch.device(name)) == 40
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (80, 100))
+    assert available_memory(torch.device(name)) == 50, "a process that may take half has no more"
+    assert available_memory(torch.device("cpu")) is None
+
+
+@pytest.mark.gpu
+@needs_gpu
+def test_a_gpu_has_memory() -> None:
+    accelerator = make_accelerator("fp32", 1, deterministic=False)
+    available = available_memory(accelerator.device)
+    assert available is not None and available > 1 << 30
 
 
 def test_a_run_out_of_memory_is_told_and_goes_on(
