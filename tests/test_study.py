@@ -464,6 +464,7 @@ def test_systems_are_compared_seed_by_seed(tmp_path: Path) -> None:
 def test_systems_are_also_compared_without_the_leaked_cases(tmp_path: Path) -> None:
     systems = {"ours": {}, "a": {"ema_decay": 0.5}, "b": {"ema_decay": 0.6}}
     path = write(tmp_path / "s.yaml", seeds=[1, 2], systems=systems)
+    kept: dict[str, dict[int, float | None]]
     kept = {"ours": {1: 0.6, 2: 0.7}, "a": {1: 0.59, 2: 0.72}, "b": {1: 0.5, 2: None}}
     rows = [
         replace(row(path, name, seed, dice=0.5), dice_without_leaked=value)
