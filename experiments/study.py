@@ -54,7 +54,7 @@ class Study(BaseModel):
     )
     splits: dict[str, FilePath] = Field(
         min_length=1,
-        description="Split files: `published` and, optionally, `grouped`, without near-duplicates across train and test",
+        description="Split files: `published` and, optionally, `grouped`, without known near-duplicates across train and test",
     )
     systems: dict[str, dict[str, Any]] = Field(
         min_length=1,

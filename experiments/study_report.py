@@ -2,8 +2,8 @@
 
 The first table of `results.md` has one row per system: the mean over the seeds and, where there are several,
 the standard deviation across them. The second one has the differences between the first system and each
-other one, seed by seed. Rows that are already in `results.csv` stay, so that a study can be gathered from the
-CSVs of several machines.
+other one, seed by seed, and their mean with and without the leaked cases. Rows that are already in
+`results.csv` stay, so that a study can be gathered from the CSVs of several machines.
 """
 
 from __future__ import annotations
@@ -34,8 +34,12 @@ from utils.statistics import t_interval
 from utils.tables import markdown_table
 
 EXPLAINED = {
-    "no leaked cases": " *No leaked cases* leaves out the test cases with a near-duplicate in train.",
-    "group split": " *Group split* is training and testing on a split that no near-duplicates cross.",
+    "no leaked cases": " *No leaked cases* leaves out the test cases "
+    "for which a near-duplicate was found in train.",
+    "group split": " *Group split* is training and testing on a split that "
+    "none of the near-duplicates found crosses.",
+    "Dice, chosen on test": " *Dice, chosen on test* is the best on test of the epochs that "
+    "were kept, which need not be all.",
 }
 
 
@@ -128,40 +132,59 @@ def to_markdown(study: Study, scores: Sequence[Score]) -> str:
 def compare_systems(study: Study, scores: Iterable[Score]) -> list[str]:
     """Lines of a second table: the first system's Dice minus each other one's, seed by seed.
 
-    Over the seeds that both have on the published split; nothing where no pair has two of them.
+    Over the seeds that both have on the published split; nothing where no pair has two of them. The mean
+    without the leaked cases has a column where a pair has it for two seeds.
     """
-    dice = {
-        (s.system, s.seed): 100 * s.dice
-        for s in scores
-        if (s.split, s.checkpoint) == (PUBLISHED, ON_VAL)
-    }
-    first, *others = study.systems
-    differences: dict[str, dict[int, float]] = {}  # of the other systems, by seed
-    for other in others:
-        by_seed = {
-            seed: dice[first, seed] - dice[other, seed]
-            for seed in study.seeds
-            if (first, seed) in dice and (other, seed) in dice
-        }
-        if len(by_seed) > 1:
-            differences[other] = by_seed
+    chosen = [s for s in scores if (s.split, s.checkpoint) == (PUBLISHED, ON_VAL)]
+    differences = _differences(study, {(s.system, s.seed): 100 * s.dice for s in chosen})
     if not differences:
         return []
+    kept = {(s.system, s.seed): _dice_without_leaked(s) for s in chosen}
+    without = _differences(study, {run: dice for run, dice in kept.items() if dice is not None})
     seeds = [s for s in study.seeds if any(s in by_seed for by_seed in differences.values())]
     rows = []
     for other, by_seed in differences.items():
         cells = [_signed(by_seed[seed]) if seed in by_seed else "-" for seed in seeds]
-        low, high = (round(bound, 1) + 0.0 for bound in t_interval(list(by_seed.values())))
-        mean = f"{_signed(statistics.fmean(by_seed.values()))} ({low:.1f} to {high:.1f})"
-        rows.append([other, *cells, mean])
-    header = [f"Dice of {first} minus that of", *(f"seed {seed}" for seed in seeds), "mean"]
+        cells.append(_mean_with_interval(list(by_seed.values())))
+        if without:
+            cells.append(_mean_with_interval(list(without.get(other, {}).values())))
+        rows.append([other, *cells])
+    header = [f"Dice of {next(iter(study.systems))} minus that of"]
+    header += [*(f"seed {seed}" for seed in seeds), "mean"]
+    header += ["mean, no leaked cases"] if without else []
+    compared = len(differences)
     return [
         markdown_table(header, rows),
         "",
         "Points of Dice between runs of the same seed; in brackets the 95 % interval of the mean by "
-        "Student's t.",
+        "Student's t"
+        + (f", not adjusted for the {compared} systems compared." if compared > 1 else "."),
         "",
     ]
+
+
+def _differences(
+    study: Study, dice: Mapping[tuple[str, int], float]
+) -> dict[str, dict[int, float]]:
+    """System -> seed -> Dice of the first system less its own, where both have it for two seeds or more."""
+    first, *others = study.systems
+    differences = {
+        other: {
+            seed: dice[first, seed] - dice[other, seed]
+            for seed in study.seeds
+            if (first, seed) in dice and (other, seed) in dice
+        }
+        for other in others
+    }
+    return {other: by_seed for other, by_seed in differences.items() if len(by_seed) > 1}
+
+
+def _mean_with_interval(differences: Sequence[float]) -> str:
+    """`+8.7 (5.8 to 11.6)`, `-` for none."""
+    if not differences:
+        return "-"
+    low, high = (round(bound, 1) + 0.0 for bound in t_interval(differences))
+    return f"{_signed(statistics.fmean(differences))} ({low:.1f} to {high:.1f})"
 
 
 def _signed(points: float) -> str:

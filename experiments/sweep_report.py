@@ -217,6 +217,11 @@ def _legend(rows: Sequence[SettingScores], select_on: str, tested: bool) -> str:
         "optimistic, the more so the more settings are compared. n: trained runs (seeds, folds); SD "
         "across them; 95 % across runs: Student t with n - 1 degrees of freedom."
     )
+    if any(row.across_folds for row in rows):
+        text += (
+            " Folds share training cases, so with folds it is rather too narrow, and SD / sqrt(n) is no "
+            "standard error."
+        )
     if tested:
         text += " 95 % across cases: bootstrap over the test cases, each one's Dice averaged over the runs."
     if any(0 < len(row.test) < len(row.val) for row in rows):

@@ -40,6 +40,7 @@ class SettingScores:
     cpu_seconds: float = 0.0
     untimed_attempts: int = 0  # attempts whose seconds are missing in these sums
     errors: dict[str, str] = field(default_factory=dict)  # of failed trials, by name
+    across_folds: bool = False  # whether the runs hold out different folds of one train part
 
     @property
     def complete(self) -> bool:
@@ -110,6 +111,7 @@ def score_setting(setting: Setting, keys: Sequence[str]) -> SettingScores:
             for trial, record in known.items()
             if record.status == "failed"
         },
+        across_folds=len({trial.config.fold for trial in setting.trials if trial.config.folds}) > 1,
     )
 
 

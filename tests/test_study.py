@@ -458,6 +458,39 @@ def test_systems_are_compared_seed_by_seed(tmp_path: Path) -> None:
     assert lines[start + 2] == f"| a | +10.0 | +15.0 | +2.0 | +9.0 ({low:.1f} to {high:.1f}) |"
     assert lines[start + 3] == "| b | - | 0.0 | 0.0 | 0.0 (-0.2 to 0.2) |"
     assert lines[start + 4] == "", "c has only one seed that ours has"
+    assert "not adjusted for the 2 systems compared" in lines[start + 5]
+
+
+def test_systems_are_also_compared_without_the_leaked_cases(tmp_path: Path) -> None:
+    systems = {"ours": {}, "a": {"ema_decay": 0.5}, "b": {"ema_decay": 0.6}}
+    path = write(tmp_path / "s.yaml", seeds=[1, 2], systems=systems)
+    kept: dict[str, dict[int, float | None]]
+    kept = {"ours": {1: 0.6, 2: 0.7}, "a": {1: 0.59, 2: 0.72}, "b": {1: 0.5, 2: None}}
+    rows = [
+        replace(row(path, name, seed, dice=0.5), dice_without_leaked=value)
+        for name, values in kept.items()
+        for seed, value in values.items()
+    ]
+    rows += [replace(row(path, "a", 1, "tta"), dice_without_leaked=0.1)]
+    (tmp_path / "results.csv").write_text(to_csv(rows))
+    lines = write_study(load_study(path), tmp_path).splitlines()
+    header = "| Dice of ours minus that of | seed 1 | seed 2 | mean | mean, no leaked cases |"
+    start = lines.index(header)
+    low, high = t_interval([1.0, -2.0])
+    nothing = "0.0 | 0.0 | 0.0 (0.0 to 0.0)"
+    assert lines[start + 2] == f"| a | {nothing} | -0.5 ({low:.1f} to {high:.1f}) |"
+    assert lines[start + 3] == f"| b | {nothing} | - |", "one of its seeds does not have it"
+
+
+def test_the_columns_that_need_it_are_explained(tmp_path: Path) -> None:
+    path = write(tmp_path / "s.yaml")
+    rows = [row(path, "Wave-GMS", 1)]
+    (tmp_path / "results.csv").write_text(to_csv(rows))
+    assert "*Dice, chosen on test*" not in write_study(load_study(path), tmp_path)
+    rows.append(row(path, "Wave-GMS", 1, "chosen_on_test", dice=0.4))  # below the other choice
+    (tmp_path / "results.csv").write_text(to_csv(rows))
+    table = write_study(load_study(path), tmp_path)
+    assert "the best on test of the epochs that were kept, which need not be all" in table
 
 
 def test_one_seed_or_one_system_is_compared_with_nothing(tmp_path: Path) -> None:

@@ -313,6 +313,7 @@ def test_trials_combine_variants_grid_seeds_and_folds(tmp_path: Path) -> None:
     assert (config.vae_model, config.w_dice, config.lr) == ("tiny_vae", 2, 0.001)
     assert (config.seed, config.folds, config.fold, config.epochs) == (6, 3, 2, 7)
     assert trial.folder == tmp_path / "out" / trial.name / "epochs_7"
+    assert score_setting(settings[2], []).across_folds
 
 
 def test_folds_do_not_cut_a_split_that_names_its_validation_cases(tmp_path: Path) -> None:
@@ -692,6 +693,15 @@ def test_intervals_across_runs_and_across_cases_are_kept_apart() -> None:
     assert "95 % across runs" in table and "95 % across cases" in table
     assert f"{100 * across_cases.low:.2f} to {100 * across_cases.high:.2f}" in table
     assert "TEST" not in table and "chosen by val Dice, not by test Dice" in table
+
+
+def test_folds_are_told_to_share_training_cases(tmp_path: Path) -> None:
+    caveat = "Folds share training cases, so with folds it is rather too narrow"
+    folds, seeds = (scores("a", [0.8, 0.9], across_folds=given) for given in (True, False))
+    assert caveat in to_markdown("t", [seeds, folds], "val")
+    assert caveat not in to_markdown("t", [seeds], "val")
+    (setting,) = list_settings(load_sweep(write_sweep(tmp_path, {"seeds": [1, 2]})))
+    assert not score_setting(setting, []).across_folds
 
 
 def test_each_row_is_bootstrapped_once(monkeypatch: pytest.MonkeyPatch) -> None:

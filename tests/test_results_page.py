@@ -1,0 +1,140 @@
+"""docs/results.md: the Dice of single runs is that of their cases in docs/results/busi_small_first."""
+
+from __future__ import annotations
+
+import csv
+import re
+from pathlib import Path
+from statistics import fmean
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGE = (ROOT / "docs" / "results.md").read_text()
+SCORES = ROOT / "docs" / "results" / "busi_small_first"
+SMALL, LONGER, UPRIGHT = "small first", "longer", "upright"
+HEADINGS = {
+    SMALL: "### Small images first, on a CPU\n",
+    LONGER: "### Longer at 224 px\n",
+    UPRIGHT: "### Images kept upright\n",
+}
+WAYS = {
+    "chosen on validation": "",
+    "test, chosen on validation": "",
+    "no leaked cases": "",
+    "the last epoch": ", last epoch",
+    "test, the last epoch": ", last epoch",
+    "with test-time augmentation": ", TTA",
+}
+"""Row of the page's tables -> end of the names of its runs in dice.csv."""
+TOGETHER = {
+    (
+        SMALL,
+        r"the two as an [ensemble](predict.md#several-runs-as-one-model)",
+    ): "small first, ensemble",
+    (LONGER, "the two as an ensemble"): "longer, ensemble",
+    (LONGER, "with the two from before, four in all"): "longer, ensemble of four",
+    (UPRIGHT, "the ensemble, with test-time augmentation"): "upright, ensemble, TTA",
+}
+
+
+def rows_in(name: str) -> list[dict[str, str]]:
+    with (SCORES / name).open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+CASES, HELD_OUT = rows_in("dice.csv"), rows_in("held_out_dice.csv")
+
+
+def dice(run: str, leaked: bool = True) -> float:
+    """Mean Dice of the test cases in per cent, with or without the leaked ones."""
+    return 100 * fmean(float(c[run]) for c in CASES if leaked or c["leaked"] == "0")
+
+
+def held_out_dice(run: str) -> float:
+    return 100 * fmean(float(row["dice"]) for row in HELD_OUT if row["run"] == run)
+
+
+def section(kind: str) -> str:
+    return PAGE.partition(HEADINGS[kind])[2].partition("\n### ")[0]
+
+
+def cells(kind: str, row: str) -> list[str]:
+    (line,) = re.findall(rf"^\| {re.escape(row)} \| (.*) \|$", section(kind), re.MULTILINE)
+    return [cell.strip() for cell in line.split("|")]
+
+
+def rounded(*values: float) -> list[str]:
+    """Each value and the mean of all."""
+    return [f"{value:.1f}" for value in (*values, fmean(values))]
+
+
+@pytest.mark.parametrize(
+    ("kind", "row"),
+    [
+        (kind, row)
+        for kind in HEADINGS
+        for row, way in WAYS.items()
+        if f"{kind}, seed 2{way}" in CASES[0] and f"| {row} |" in section(kind)
+    ],
+)
+def test_the_rows_of_single_runs_are_the_means_of_their_cases(kind: str, row: str) -> None:
+    leaked = row != "no leaked cases"
+    runs = [f"{kind}, seed {seed}{WAYS[row]}" for seed in (1, 2)]
+    assert cells(kind, row)[:3] == rounded(*(dice(run, leaked) for run in runs))
+    if kind != SMALL:
+        before = [f"{SMALL}, seed {seed}{WAYS[row]}" for seed in (1, 2)]
+        assert cells(kind, row)[3] == rounded(*(dice(run, leaked) for run in before))[2]
+
+
+@pytest.mark.parametrize(("kind", "row"), TOGETHER)
+def test_the_rows_of_ensembles_are_the_means_of_their_cases(kind: str, row: str) -> None:
+    run = TOGETHER[kind, row]
+    assert cells(kind, row)[2] == f"{dice(run):.1f}"
+    text = " ".join(section(kind).split())
+    without = f"{dice(run, leaked=False):.1f}"
+    assert re.search(rf"{without}(?:[^.]|[.]\d)* without the leaked cases", text), without
+
+
+def test_all_these_rows_are_compared() -> None:
+    known = {(kind, row) for kind in HEADINGS for row in WAYS if f"| {row} |" in section(kind)}
+    missing = {row for row in known if f"{row[0]}, seed 2{WAYS[row[1]]}" not in CASES[0]}
+    assert missing == {(kind, "with test-time augmentation") for kind in (LONGER, UPRIGHT)}
+    assert len(known - missing) == 10
+
+
+def test_the_held_out_cases_are_those_of_the_page() -> None:
+    runs = [f"{UPRIGHT}, seed {seed}" for seed in (1, 2)]
+    assert [sum(row["run"] == run for row in HELD_OUT) for run in runs] == [52, 52]
+    assert cells(UPRIGHT, "held-out cases")[:3] == rounded(*map(held_out_dice, runs))
+
+
+def test_the_test_cases_are_those_of_the_published_split() -> None:
+    assert len({case["case"] for case in CASES}) == len(CASES) == 130
+    assert sum(case["leaked"] == "1" for case in CASES) == 37
+
+
+def test_the_numbers_in_the_text_are_those_of_the_tables() -> None:
+    plain = {kind: rounded(*(dice(f"{kind}, seed {s}") for s in (1, 2))) for kind in HEADINGS}
+    front = " ".join(PAGE.partition("## How a system is scored")[0].split())
+    assert f"[{plain[SMALL][0]} and {plain[SMALL][1]}](#small-images-first-on-a-cpu)" in front
+    assert f"[{plain[UPRIGHT][0]} and {plain[UPRIGHT][1]}](#images-kept-upright)" in front
+    readme = " ".join((ROOT / "README.md").read_text().split())
+    assert f"Dice {plain[SMALL][1]} on the published test split" in readme
+    assert f"{plain[SMALL][0]} with another seed" in readme
+    without = {f"{dice(f'{SMALL}, seed {seed}', leaked=False):.1f}" for seed in (1, 2)}
+    assert all(f"both {value} without the leaks found" in readme for value in without)
+
+
+def test_pairs_that_the_check_misses_cost_what_the_page_says() -> None:
+    page = (ROOT / "docs" / "datasets.md").read_text()
+    (low, high) = re.findall(r"is another ([\d.]+) to ([\d.]+) points lower", page)[0]
+    missed = {"benign_240", "benign_255", "benign_277", "malignant_103"}
+    kept = [case for case in CASES if case["leaked"] == "0"]
+    rest = [case for case in kept if case["case"] not in missed]
+    assert len(rest) == len(kept) - 4
+    losses = [
+        100 * (fmean(float(case[run]) for case in kept) - fmean(float(case[run]) for case in rest))
+        for run in CASES[0].keys() - {"case", "leaked"}
+    ]
+    assert (f"{min(losses):.1f}", f"{max(losses):.1f}") == (low, high)
