@@ -48,7 +48,7 @@ def joined(known: Sequence[KnownGroups]) -> KnownGroups:
             together = set().union(*(members.get(name, {name}) for name in link))
             members.update(dict.fromkeys(together, together))
     ways = {way for groups in known if groups.by for way in groups.by.split(" and ")}
-    group_of = {name: min(group) for name, group in members.items() if len(group) > 1}
+    group_of = {name: min(group) for name, group in members.items()}
     return KnownGroups(" and ".join(sorted(ways)) or None, group_of)
 
 
@@ -60,4 +60,5 @@ def unit_text(groups: int, cases: int, by: str | None) -> str:
         text = f"over {cases} cases, no two known to be of one source (by {by})"
     else:
         text = f"over {cases} cases in {groups} groups (by {by})"
-    return f"{text}; too narrow, as of fewer than {FEW_GROUPS}" if groups < FEW_GROUPS else text
+    few = f"; with fewer than {FEW_GROUPS}, intervals are too narrow"
+    return text + few if groups < FEW_GROUPS else text
