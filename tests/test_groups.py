@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import pathlib
+import re
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +121,20 @@ def test_the_intervals_of_a_summary_are_over_groups(tmp_path: Path) -> None:
     without = summary["without_leaked"]["metrics"]["DSC"]
     assert without["ci95"] == [of_kept.low, of_kept.high]
     assert (without["count"], without["groups"]) == (36, 19)
+
+
+def test_an_interval_can_be_recomputed_from_the_files_as_metrics_md_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pandas = pytest.importorskip("pandas")
+    page = (Path(__file__).parents[1] / "docs" / "metrics.md").read_text()
+    (snippet,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    for known in (PAIRS, named_groups("metadata", [["case_02", "case_09", "a"]]), NOTHING_KNOWN):
+        summary = read_results(write(tmp_path, known=known)).summary
+        monkeypatch.chdir(tmp_path)
+        names: dict[str, Any] = {"json": json, "pathlib": pathlib, "pandas": pandas, "numpy": np}
+        exec(snippet, names)
+        assert names["interval"] == pytest.approx(summary["metrics"]["DSC"]["ci95"])
 
 
 def test_hd95_of_detected_cases_is_over_their_groups() -> None:
