@@ -236,10 +236,12 @@ def to_markdown(comparisons: Sequence[MetricComparison], runs: Mapping[str, Resu
         f"Intervals and tests are {unit}.{together}",
     ]
     if any(joined([recorded_groups(run.summary)]) != known for run in runs.values()):
-        recorded = "; ".join(f"{label} {interval_unit(run.summary)}" for label, run in runs.items())
+        recorded = "; ".join(
+            f"{label}, {interval_unit(run.summary)}" for label, run in runs.items()
+        )
         paragraphs.append(
-            "Not all runs were scored when as much was known of the cases, and here all is used that is known "
-            f"from any of them. In their own summaries the intervals are: {recorded}."
+            "When the runs were scored, not the same was known of the cases; here all of it is used. The intervals in "
+            f"their own summaries are: {recorded}."
         )
     if any(comparison.metric == WITHOUT_LEAKED for comparison in comparisons):
         paragraphs.append(
