@@ -1,7 +1,7 @@
 """Leaks: test cases that show the same lesion, patient or scan as a training case.
 
 A check (datasets/integrity.py) writes which cases show the same; here this is read, to name the
-leaks of a split, or to draw a split without any.
+leaks of a split, to draw a split without any, or to count such cases as one.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from datasets.catalogue import SPLIT_FILE_ENDING, data_set_name
 from datasets.prepared import read_metadata_groups
 from datasets.splits import SEED, Split, cases_by_group, grouped_split, read_split, write_split
 from utils.errors import UserError
+from utils.groups import NOTHING_KNOWN, KnownGroups, named_groups
 
 
 class SameSourceGroups(TypedDict):
@@ -63,6 +64,19 @@ def leaked_test_cases(folder: Path, split: Split | None = None) -> set[str]:
     return grouped_with_train(split or read_split(own_split_file(folder)), groups)
 
 
+def known_groups(folder: Path) -> KnownGroups:
+    """The groups of a data set: those of the last check, which joins metadata and near-duplicates.
+
+    Without a check, those of the metadata that the data set was prepared with, if there are any.
+    """
+    if same_source_file(folder).is_file():
+        checked = read_same_source_groups(folder)
+        return named_groups(checked["by"], checked["groups"])
+    if of_metadata := read_metadata_groups(folder):
+        return named_groups("metadata", cases_by_group(of_metadata, of_metadata))
+    return NOTHING_KNOWN
+
+
 def write_group_split(folder: Path, seed: int = SEED) -> Path:
     """Write a split that keeps each group in one part, beside the data set's own; return its path.
 
@@ -72,13 +86,13 @@ def write_group_split(folder: Path, seed: int = SEED) -> Path:
     split_file = own_split_file(folder)
     split = read_split(split_file)
     names = sorted({*split.train, *split.test})
-    group_of = {name: f"case {name}" for name in names}
-    of_metadata = read_metadata_groups(folder)
-    groups = [group for group in cases_by_group(of_metadata, of_metadata) if len(group) > 1]
-    if not groups or same_source_file(folder).is_file():
-        groups = read_same_source_groups(folder)["groups"]
-    for group in groups:
-        group_of |= {name: f"group {group[0]}" for name in group if name in group_of}
+    known = known_groups(folder)
+    if not known.group_of:
+        read_same_source_groups(folder)  # refused without a check, which may have found no group
+    group_of = {
+        name: f"group {known.group_of[name]}" if name in known.group_of else f"case {name}"
+        for name in names
+    }
     path = folder / f"{data_set_name(split_file)}_grouped{SPLIT_FILE_ENDING}.json"
     write_split(path, grouped_split(group_of, seed))
     return path

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from datasets.cases import Case, DataSet
-from datasets.leaks import leaked_test_cases, same_source_file
+from datasets.leaks import known_groups, leaked_test_cases, same_source_file
 from datasets.splits import Split
 from engine.case_predictions import predict_cases, report_cases, save_each
 from engine.device import resolved_precision
@@ -19,6 +19,7 @@ from engine.provenance import network_name, provenance
 from engine.training_record import CASES_FILE, NO_SCORE_CHOSE, TrainingRecord, cases_trained_on
 from utils.case_scores import score_cases
 from utils.errors import UserError, listed
+from utils.groups import KnownGroups
 from utils.metrics import EMPTY_RULES, CaseScores, EmptyRule
 from utils.report import write_report
 from utils.results import (
@@ -28,6 +29,7 @@ from utils.results import (
     Provenance,
     ScoresWithoutLeaked,
     Summary,
+    interval_unit,
     write_results,
 )
 
@@ -52,6 +54,8 @@ class CasesToScore:
     made_with: Provenance
     leaked: set[str]
     """Names of those that the network may have seen in training."""
+    known: KnownGroups
+    """Which cases of the data set show the same source."""
 
 
 def score(
@@ -95,6 +99,7 @@ def score(
         scores,
         provenance=scored.made_with,
         leaked=scored.leaked,
+        known=scored.known,
         hd95_empty=config.hd95_empty,
     )
     title = f"{network_name(config)} on {data_set.name}, {scored.kind} cases"
@@ -114,7 +119,7 @@ def test_split(config: Config, data_set: DataSet, checkpoint: Path, precision: s
     leaked = set() if config.drop_leaked is False else set(seen)
     if should_check_leaks(data_set, config.drop_leaked):
         leaked |= cases_seen_in_training(data_set, checkpoint)
-    return CasesToScore(data_set.test, "test", made_with, leaked)
+    return CasesToScore(data_set.test, "test", made_with, leaked, known_groups(data_set.folder))
 
 
 def held_out_part(
@@ -144,7 +149,7 @@ def held_out_part(
     if should_check_leaks(data_set, config.drop_leaked):
         train = tuple(case.name for case in data_set.train if case.name in fitted)
         leaked |= leaked_test_cases(data_set.folder, Split(train, names))
-    return CasesToScore(cases, "held-out", made_with, leaked)
+    return CasesToScore(cases, "held-out", made_with, leaked, known_groups(data_set.folder))
 
 
 def held_out_cases(checkpoint: Path, data_set: DataSet) -> tuple[Case, ...]:
@@ -263,6 +268,7 @@ def format_summary(data_set: str, summary: Summary, kind: str = "test") -> str:
                 if kept
                 else []
             ),
+            f"  95 % intervals: bootstrap {interval_unit(summary)}",
             f"  {summary['provenance']['selection']}",
         ]
     )

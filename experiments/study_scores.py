@@ -48,9 +48,10 @@ ON_TEST is the kept epoch that is best on the test split."""
 class Score:
     """One run, scored in one way: a row of `results.csv`.
 
-    `checkpoint` is the way of scoring, a key of `WAYS`. Dice and IoU are in [0, 1], HD95 in pixels. The
-    minutes are those of training; None where an attempt was killed and its time is not known. `settings`
-    is a digest of the run's config, `split_sha256` the hash of the split file.
+    `checkpoint` is the way of scoring, a key of `WAYS`. Dice and IoU are in [0, 1], HD95 in pixels.
+    `dice_low` and `dice_high` bound the interval over groups of cases; in rows of earlier versions over
+    cases. The minutes are those of training; None where an attempt was killed and its time is not known.
+    `settings` is a digest of the run's config, `split_sha256` the hash of the split file.
     """
 
     system: str

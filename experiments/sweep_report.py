@@ -179,12 +179,13 @@ def _rank(row: SettingScores) -> tuple[bool, float]:
 
 def _across_cases(row: SettingScores) -> SampleStatistics:
     """The mean over the test cases with its interval, computed once: a report follows every trial."""
-    return _bootstrapped(tuple(row.cases) if row.cases is not None else ())
+    scores = tuple(row.cases) if row.cases is not None else ()
+    return _bootstrapped(scores, tuple(row.groups) if row.groups is not None else None)
 
 
 @functools.lru_cache(maxsize=1024)
-def _bootstrapped(scores: tuple[float, ...]) -> SampleStatistics:
-    return describe(scores)
+def _bootstrapped(scores: tuple[float, ...], groups: tuple[str, ...] | None) -> SampleStatistics:
+    return describe(scores, groups)
 
 
 def _across_runs(values: Sequence[float]) -> list[str]:

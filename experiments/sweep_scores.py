@@ -12,9 +12,13 @@ from experiments.earlier_runs import fitting_results, own_record
 from experiments.records import Record, Status
 from experiments.runner import Trial
 from experiments.sweep_trials import Setting, text_of
+from utils.groups import joined
+from utils.results import recorded_groups
 
 if TYPE_CHECKING:
     import numpy as np
+
+    from utils.results import Results
 
 CHOOSING = {"val": "val Dice", "test": "best test Dice"}
 """By `select_on`: what the reports call a run's best Dice on the cases that chose its checkpoint."""
@@ -26,7 +30,8 @@ class SettingScores:
 
     `val` is each trained run's best Dice on the cases that choose its checkpoint (`CHOOSING`), `test` the
     mean Dice on the test split of those that are also scored there, `cases` (N,) the Dice of every test case
-    averaged over the trained runs, where all of them are scored.
+    averaged over the trained runs, where all of them are scored, and `groups` (N,) which of these cases show
+    the same source.
     """
 
     name: str
@@ -36,6 +41,7 @@ class SettingScores:
     val: list[float]
     test: list[float] = field(default_factory=list)
     cases: np.ndarray | None = None
+    groups: list[str] | None = None
     wall_seconds: float = 0.0
     cpu_seconds: float = 0.0
     untimed_attempts: int = 0  # attempts whose seconds are missing in these sums
@@ -70,16 +76,15 @@ def best_validation(trial: Trial) -> float | None:
     return max(validation_curve(trial).values(), default=None)
 
 
-def scores_by_case(trial: Trial) -> tuple[list[str], np.ndarray] | None:
-    """Names and Dice (N,) of the test cases; None if the trial was not validated as its config says."""
+def results_on_test(trial: Trial) -> Results | None:
+    """The scores of the test cases; None if the trial was not validated as its config says."""
     folder = trial.folder / f"valid_results_{trial.config.dataset}"
-    results = fitting_results(folder, trial.config, trial.folder / "best_model.pth")
-    return None if results is None else (results.names, results.values("DSC"))
+    return fitting_results(folder, trial.config, trial.folder / "best_model.pth")
 
 
 def outdated_steps(trial: Trial) -> set[str]:
     """The validation, where the scores that lie there are not those that the trial asks for."""
-    return {"valid"} if scores_by_case(trial) is None else set()
+    return {"valid"} if results_on_test(trial) is None else set()
 
 
 def score_setting(setting: Setting, keys: Sequence[str]) -> SettingScores:
@@ -93,16 +98,21 @@ def score_setting(setting: Setting, keys: Sequence[str]) -> SettingScores:
     known = {trial: record for trial, record in records.items() if record is not None}
     trained = [trial for trial, record in known.items() if record.trained]
     validated = [trial for trial in trained if "valid" in known[trial].done]
-    tests = [scores for trial in validated if (scores := scores_by_case(trial)) is not None]
-    same_cases = len(tests) == len(trained) > 0 and all(names == tests[0][0] for names, _ in tests)
+    tests = [results for trial in validated if (results := results_on_test(trial)) is not None]
+    test_dice = [results.values("DSC") for results in tests]
+    same_cases = len(tests) == len(trained) > 0 and all(
+        results.names == tests[0].names for results in tests
+    )
+    groups = joined([recorded_groups(results.summary) for results in tests])
     return SettingScores(
         name=setting.name,
         values=values_of(setting, keys),
         planned=len(setting.trials),
         statuses=Counter(_status(record) for record in records.values()),
         val=[dice for trial in trained if (dice := best_validation(trial)) is not None],
-        test=[float(dice.mean()) for _, dice in tests],
-        cases=np.mean([dice for _, dice in tests], axis=0) if same_cases else None,
+        test=[float(of_run.mean()) for of_run in test_dice],
+        cases=np.mean(test_dice, axis=0) if same_cases else None,
+        groups=groups.labels(tests[0].names) if same_cases else None,
         wall_seconds=sum(sum(record.wall_seconds.values()) for record in known.values()),
         cpu_seconds=sum(sum(record.cpu_seconds.values()) for record in known.values()),
         untimed_attempts=sum(record.untimed_attempts for record in known.values()),

@@ -21,6 +21,7 @@ from utils.config import dump_config, load_config
 from utils.cross_validation import read_folds
 from utils.errors import UserError
 from utils.files import sha256
+from utils.groups import NOTHING_KNOWN, KnownGroups, named_groups
 from utils.results import read_results, write_results
 from utils.statistics import bootstrap_interval
 
@@ -41,6 +42,7 @@ def write_fold(
     made_with: Mapping[str, Any] | None = None,
     environment: Mapping[str, Any] | None = None,
     hd95_empty: Any = "diagonal",
+    known: KnownGroups = NOTHING_KNOWN,
     shift: int = 0,
 ) -> Path:
     """A run that held out `parts[fold]`, and its scores; predictions are off by `shift` or more."""
@@ -83,6 +85,7 @@ def write_fold(
         score_cases(cases, hd95_empty=hd95_empty, progress=False),
         provenance=provenance | dict(made_with or {}),
         leaked=leaked,
+        known=known,
         hd95_empty=hd95_empty,
     )
     return run
@@ -177,6 +180,27 @@ def test_leaked_cases_of_the_folds_are_left_out_together(tmp_path: Path) -> None
     assert summary["provenance"]["test_cases_trained_on"] == ["case_1", "case_6", "case_7"]
 
 
+def test_cases_of_one_source_are_one_across_folds(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    known = named_groups(
+        "near-duplicates", [["case_0", "case_4"], ["case_6", "case_7"], ["case_5", "in_test"]]
+    )
+    runs = write_folds(tmp_path, known=known, missed=("case_0", "case_4"))
+    run_program(*runs, "--out", tmp_path / "out")
+    pooled = read_results(tmp_path / "out")
+    labels = ["a", "b", "c", "d", "a", "e", "f", "f"]
+    dice = pooled.values("DSC")
+    by_group, by_case = bootstrap_interval(dice, labels), bootstrap_interval(dice)
+    assert pooled.summary["metrics"]["DSC"]["ci95"] == pytest.approx(by_group)
+    assert np.ptp(by_group) > 1.1 * np.ptp(by_case)
+    assert pooled.summary["bootstrap"]["groups"] == 6
+    assert pooled.summary["group_of"] == {
+        name: known.group_of[name] for name in CASES if name in known.group_of
+    }
+    assert "bootstrap over 8 cases in 6 groups (by near-duplicates)" in capsys.readouterr().out
+
+
 def test_the_rule_of_hd95_is_that_of_the_folds(tmp_path: Path) -> None:
     runs = write_folds(tmp_path, missed=("case_4",), hd95_empty="zero")
     run_program(*runs, "--out", tmp_path / "out")
@@ -232,6 +256,10 @@ def test_which_data_set_is_asked_where_two_were_scored(tmp_path: Path) -> None:
         ({"made_with": {"model": "smp/Unet"}}, "model: 'wave-gms' and 'smp/Unet': score"),
         ({"made_with": {"selection": LAST}}, "selection: 'checkpoint chosen .*' and 'epoch_2.pth"),
         ({"hd95_empty": "zero"}, "hd95_empty: 'diagonal' and 'zero': score them alike"),
+        (
+            {"known": KnownGroups("near-duplicates")},
+            "groups of cases known by: None and 'near-duplicates': score them alike",
+        ),
         ({"environment": {"processes": 2}}, "processes: 1 and 2: train all folds"),
         (
             {"environment": {"sha256": {"VAE": "other"}}},

@@ -18,7 +18,7 @@ import sweep
 from experiments import runner
 from experiments.records import Record, write_record
 from experiments.runner import Outcome, Steps, Trial
-from experiments.sweep_scores import scores_by_case
+from experiments.sweep_scores import results_on_test
 from experiments.sweep_settings import load_sweep
 from experiments.sweep_slots import held_slot
 from tests.quick_training import make_sweeps_quick, quick_steps, starts
@@ -403,8 +403,9 @@ def test_validation_can_be_added_to_a_finished_search(
     plan = plan_of(path)
     assert states(plan) == ["COMPLETE"] * 3 and [t.value for t in plan.study.trials] == values
     assert all(row.complete for _, row in plan.scores())
-    scored = [scores_by_case(trial) for setting in here for trial in setting.trials]
-    assert scored == [(["case"], [0.5])] * 4
+    for trial in (trial for setting in here for trial in setting.trials):
+        results = results_on_test(trial)
+        assert results is not None and results.names == ["case"] and results.values("DSC") == [0.5]
 
 
 @pytest.mark.parametrize(

@@ -107,6 +107,75 @@ def test_p_value_is_one_without_a_difference_and_never_zero():
 def test_ties_up_to_rounding_count_as_extreme():
     # All signs equal gives the largest sum, whatever order it is added in.
     assert sign_flip_test(np.full(10, 0.1)) == 2 / 2**10
+    # The sum is 0.4; other signs give it too, but for the last bit.
+    assert sign_flip_test(np.array([0.1, 0.8, -0.4, 0.6, 0.3, -0.9])) == 0.8125
+
+
+@pytest.mark.parametrize("count", [6, 60])
+def test_a_difference_that_is_no_number_has_no_p_value(count):
+    assert math.isnan(sign_flip_test(np.array([*np.ones(count), np.nan])))
+    assert math.isnan(sign_flip_test(np.array([*np.ones(count), np.inf])))
+
+
+def test_groups_of_one_give_the_plain_numbers():
+    values, other = sample(131), sample(131, seed=1)
+    each_its_own = [f"case {index}" for index in range(131)][::-1]
+    assert bootstrap_interval(values, each_its_own) == bootstrap_interval(values)
+    assert describe(values, each_its_own) == describe(values)
+    assert paired_difference(values, other, each_its_own) == paired_difference(values, other)
+
+
+@pytest.mark.parametrize("copies", [2, 5])
+def test_copies_of_every_case_in_its_group_tell_nothing_new(copies):
+    values, other = sample(30), sample(30, seed=1)
+    groups = list(range(30)) * copies
+    repeated, repeated_other = np.tile(values, copies), np.tile(other, copies)
+    assert bootstrap_interval(repeated, groups) == pytest.approx(bootstrap_interval(values))
+    one, of_copies = (
+        paired_difference(values, other),
+        paired_difference(repeated, repeated_other, groups),
+    )
+    assert (of_copies.count, of_copies.groups) == (30 * copies, 30)
+    assert (of_copies.low, of_copies.high) == pytest.approx((one.low, one.high))
+    assert of_copies.p_value == pytest.approx(one.p_value, abs=1e-9)
+    assert paired_difference(repeated, repeated_other).p_value < 0.8 * one.p_value
+
+
+def test_the_mean_is_over_cases_where_groups_differ_in_size():
+    values, groups = np.array([1.0, 1, 1, 1, 0]), ["a", "a", "a", "a", "b"]
+    found = describe(values, groups)
+    assert (found.count, found.groups, found.mean) == (5, 2, 0.8)
+    drawn = np.random.default_rng(2333).integers(0, 2, (10_000, 2)).sum(axis=1)  # b's among two
+    means = np.select([drawn == 0, drawn == 1], [1, 4 / 5], 0)
+    assert (found.low, found.high) == tuple(np.quantile(means, [0.025, 0.975]))
+    assert all(map(math.isnan, bootstrap_interval(values, ["a"] * 5)))
+
+
+def test_an_interval_does_not_depend_on_what_groups_are_called():
+    values, groups = sample(40), np.arange(40) // 3
+    renamed = [f"group {(7 * group) % 41}" for group in groups]
+    assert bootstrap_interval(values, renamed) == bootstrap_interval(values, list(groups))
+    with pytest.raises(ValueError, match="40 values, but 39 labels"):
+        bootstrap_interval(values, renamed[1:])
+
+
+def test_intervals_by_group_cover_the_mean_of_pairs_as_often_as_they_say():
+    groups, covered = np.arange(40) // 2, {"cases": 0, "groups": 0}
+    for seed in range(200):
+        rng = np.random.default_rng(seed)
+        values = 0.8 + rng.normal(0, 0.1, 20)[groups] + rng.normal(0, 0.02, 40)
+        for unit, labels in (("cases", None), ("groups", list(groups))):
+            low, high = bootstrap_interval(values, labels, resamples=400, seed=seed)
+            covered[unit] += low <= 0.8 <= high
+    assert covered["cases"] / 200 < 0.88
+    assert 0.88 <= covered["groups"] / 200 <= 0.97
+
+
+def test_groups_flip_as_one():
+    differences = np.array([0.3, 0.2, 0.4, -0.1, 0.25])
+    found = paired_difference(differences, np.zeros(5), ["a", "a", "b", "b", "c"])
+    assert found.p_value == sign_flip_test(np.array([0.5, 0.3, 0.25])) == 0.25
+    assert paired_difference(differences, np.zeros(5)).p_value == 0.125
 
 
 def test_paired_difference_has_the_sign_of_run_less_reference():

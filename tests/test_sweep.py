@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from experiments.earlier_runs import fitting_results
 from experiments.records import Record
 from experiments.sweep_plan import describe_plan, make_plan, write_sweep_report
 from experiments.sweep_report import find_best, plot_settings, to_csv, to_markdown, write_best
-from experiments.sweep_scores import SettingScores, score_setting, scores_by_case
+from experiments.sweep_scores import SettingScores, results_on_test, score_setting
 from experiments.sweep_settings import SweepSettings, describe_settings, load_sweep
 from experiments.sweep_slots import held_slot
 from experiments.sweep_trials import list_settings
@@ -32,6 +33,7 @@ from tests.small_run import arguments
 from utils.config import Config, dump_config, load_config, make_config
 from utils.errors import UserError
 from utils.files import sha256
+from utils.groups import named_groups
 from utils.interruption import Interrupted
 from utils.metrics import METRICS, SIZES, EmptyRule
 from utils.results import write_results
@@ -707,9 +709,9 @@ def test_folds_are_told_to_share_training_cases(tmp_path: Path) -> None:
 def test_each_row_is_bootstrapped_once(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[int] = []
 
-    def counting(values: Any) -> Any:
+    def counting(values: Any, groups: Any = None) -> Any:
         seen.append(len(values))
-        return describe(values)
+        return describe(values, groups)
 
     monkeypatch.setattr("experiments.sweep_report.describe", counting)
     first, second = (np.random.default_rng(seed).beta(8, 2, 51) for seed in (11, 12))
@@ -817,6 +819,25 @@ def test_validated_trials_are_scored_by_case(
     assert float(row["test_dice_cases_high"]) == pytest.approx(expected.high)
 
 
+def test_cases_of_one_source_are_one_in_the_interval_across_cases(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = named_groups("near-duplicates", [["c1", "c2"]])
+    monkeypatch.setattr(f"{__name__}.write_results", partial(write_results, known=known))
+    monkeypatch.setattr(runner, "training_and_validation_steps", validated_steps)
+    run(write_sweep(tmp_path, {"seeds": [1, 2], "validate": True}))
+    (row,) = read_table(tmp_path)
+    assert row["test_cases"] == "2" and float(row["test_dice_mean"]) == pytest.approx(0.55)
+    assert row["test_dice_cases_low"] == row["test_dice_cases_high"] == "", "of one source"
+
+    cases = np.random.default_rng(0).beta(8, 2, 25).repeat(2)
+    groups = [f"lesion {index // 2}" for index in range(50)]
+    grouped = scores("a", [0.8, 0.9], test=[0.7, 0.9], cases=cases, groups=groups)
+    (line,) = csv.DictReader(to_csv([grouped], "val").splitlines())
+    assert float(line["test_dice_cases_low"]) == pytest.approx(describe(cases[::2]).low)
+    assert float(line["test_dice_cases_high"]) == pytest.approx(describe(cases[::2]).high)
+
+
 def test_scores_of_another_way_of_scoring_are_not_reported(
     tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -841,7 +862,7 @@ def test_scores_of_another_way_of_scoring_are_not_reported(
 
     write_scores(first.folder / "valid_results_x", first.config, sha256={"checkpoint": "0" * 64})
     (first.folder / "best_model.pth").touch()
-    assert scores_by_case(first) is None and scores_by_case(second) is not None
+    assert results_on_test(first) is None and results_on_test(second) is not None
     assert run(path, "sweep.validate=false", "tta=true") == 0
     assert read_table(tmp_path)[0]["test_runs"] == "0", "those are without augmentation"
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any, cast
 
@@ -26,6 +27,7 @@ from utils.comparison import how_scored
 from utils.config import dump_config, load_config
 from utils.errors import UserError
 from utils.results import Summary, read_results
+from utils.statistics import bootstrap_interval
 
 
 def scores(folder: Path) -> list[dict[str, str]]:
@@ -263,6 +265,8 @@ def test_the_held_out_cases_are_scored(
     valid.main(["--run", str(run), "--held-out"])
     summary = json.loads((results / "summary.json").read_text())
     assert summary["without_leaked"]["dropped"] == [held_out[0]]
+    assert summary["bootstrap"]["by"] == "near-duplicates"
+    assert summary["group_of"] == {held_out[0]: min(held_out[0], scored[0])}
 
     (run / "cases.json").unlink()
     with pytest.raises(
@@ -415,6 +419,49 @@ def test_scores_without_leaked_cases(
     trained_on(tmp_path / "elsewhere" / "elsewhere_train_test_names.json")
     valid.main(arguments(tmp_path, vae, "drop_leaked=true"))
     assert json.loads(blobs.read_text())["without_leaked"] is None, "it was trained on other data"
+
+
+def test_images_of_one_patient_are_one_for_the_intervals(
+    finished: Path, tmp_path: Path, vae: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = tmp_path / "blobs"
+    split_file = data / "blobs_train_test_names.json"
+    split = json.loads(split_file.read_text())
+    tested = split["test"]["name_list"]
+    again = [f"{name}_again" for name in tested]
+    for name, copied in zip(tested, again, strict=True):
+        for kind in ("images", "masks"):
+            shutil.copyfile(data / kind / f"{name}.png", data / kind / f"{copied}.png")
+    split_file.write_text(json.dumps(split | {"test": {"name_list": tested + again}}))
+
+    def width(interval: Any) -> float:
+        return interval[1] - interval[0]
+
+    def told_and_summary() -> tuple[str, str, Summary]:
+        capsys.readouterr()
+        valid.main(arguments(tmp_path, vae))
+        report = (finished / "valid_results_blobs" / "report.html").read_text()
+        summary = read_results(finished / "valid_results_blobs").summary
+        return capsys.readouterr().out, report, summary
+
+    told, report, by_case = told_and_summary()
+    for text in (told, report):
+        assert "95 % intervals: bootstrap over 6 cases, taken as independent; with fewer" in text
+
+    patients = {name: name.removesuffix("_again") for name in (*tested, *again)}
+    (data / "groups.json").write_text(json.dumps(patients))
+    told, report, summary = told_and_summary()
+    dice = summary["metrics"]["DSC"]
+    assert dice["mean"] == by_case["metrics"]["DSC"]["mean"]
+    assert width(dice["ci95"]) > 1.2 * width(by_case["metrics"]["DSC"]["ci95"])
+    values = read_results(finished / "valid_results_blobs").values("DSC")
+    assert dice["ci95"] == pytest.approx(bootstrap_interval(values[::2])), "one of each pair"
+    assert summary["bootstrap"]["groups"] == 3 and summary["group_of"] == patients
+    for text in (told, report):
+        assert "95 % intervals: bootstrap over 6 cases in 3 groups (by metadata); with f" in text
+    low, high = (bound for bound in dice["ci95"] if bound is not None)
+    assert f"(95 % interval {100 * low:.2f} to {100 * high:.2f})" in told
+    assert f"{low:.4f} to {high:.4f}" in report
 
 
 def test_test_time_augmentation(finished: Path, tmp_path: Path, vae: Path) -> None:

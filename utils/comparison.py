@@ -13,10 +13,20 @@ import numpy as np
 from utils.errors import UserError
 from utils.figures import png
 from utils.files import atomic_write
+from utils.groups import KnownGroups, joined, unit_text
 from utils.metrics import EMPTY_RULES, LOWER_IS_BETTER, METRICS
-from utils.results import RESULTS_PREFIX, Results, Summary, check_same_cases, read_results
+from utils.results import (
+    RESULTS_PREFIX,
+    Results,
+    Summary,
+    check_same_cases,
+    interval_unit,
+    read_results,
+    recorded_groups,
+)
 from utils.statistics import (
     RESAMPLES,
+    Groups,
     PairedDifference,
     SampleStatistics,
     Values,
@@ -147,28 +157,43 @@ def leaked_cases(runs: Mapping[str, Results]) -> set[str]:
     return {name for without in without_leaked if without for name in without["dropped"]}
 
 
+def known_in_any(runs: Mapping[str, Results]) -> KnownGroups:
+    """Which cases show the same, by all that was known when one run or another was scored.
+
+    What the images show is no matter of the run, so that a run which was scored before a check can be
+    compared with one after it.
+    """
+    return joined([recorded_groups(run.summary) for run in runs.values()])
+
+
 def compare_metrics(runs: Mapping[str, Results]) -> list[MetricComparison]:
     """Every metric; below Dice, where cases leaked, Dice on the others."""
     values = {
         metric: {label: run.values(metric) for label, run in runs.items()} for metric in METRICS
     }
-    comparisons = [compare_metric(metric, scores) for metric, scores in values.items()]
+    names = next(iter(runs.values())).names
+    groups = known_in_any(runs).labels(names)
+    comparisons = [compare_metric(metric, scores, groups) for metric, scores in values.items()]
     leaked = leaked_cases(runs)
-    kept = np.array([name not in leaked for name in next(iter(runs.values())).names])
+    kept = np.array([name not in leaked for name in names])
     if leaked and kept.any():
         dice = {label: scores[kept] for label, scores in values["DSC"].items()}
-        comparisons.insert(METRICS.index("DSC") + 1, compare_metric(WITHOUT_LEAKED, dice))
+        groups_kept = [group for group, is_kept in zip(groups, kept, strict=True) if is_kept]
+        without = compare_metric(WITHOUT_LEAKED, dice, groups_kept)
+        comparisons.insert(METRICS.index("DSC") + 1, without)
     return comparisons
 
 
-def compare_metric(metric: str, scores: Mapping[str, Values]) -> MetricComparison:
-    """Of one metric, `scores` (N,) of the same cases by run, the reference first."""
+def compare_metric(metric: str, scores: Mapping[str, Values], groups: Groups) -> MetricComparison:
+    """Of one metric, `scores` (N,) of the same cases by run, the reference first; `groups` of the cases."""
     reference, *others = scores
-    differences = {label: paired_difference(scores[label], scores[reference]) for label in others}
+    differences = {
+        label: paired_difference(scores[label], scores[reference], groups) for label in others
+    }
     adjusted = holm([difference.p_value for difference in differences.values()])
     return MetricComparison(
         metric,
-        {label: describe(values) for label, values in scores.items()},
+        {label: describe(values, groups) for label, values in scores.items()},
         differences,
         dict(zip(others, adjusted, strict=True)),
     )
@@ -193,6 +218,10 @@ def to_markdown(comparisons: Sequence[MetricComparison], runs: Mapping[str, Resu
             cell = _with_interval(comparison.metric, difference, sign="+")
             p_values = [f"{p:.4f}" for p in (difference.p_value, comparison.adjusted[label])]
             differences.append([label, comparison.metric, cell, *p_values])
+    dice = comparisons[0].runs[reference]
+    known = known_in_any(runs)
+    unit = unit_text(dice.groups, dice.count, known.by)
+    together = " Whole groups are drawn and flipped." if dice.groups < dice.count else ""
     paragraphs = [
         f"# Comparison on {len(runs[reference].scores)} cases",
         "Mean and its 95 % bootstrap interval; surface distances in pixels "
@@ -204,7 +233,16 @@ def to_markdown(comparisons: Sequence[MetricComparison], runs: Mapping[str, Resu
         f"p (Holm) is adjusted for the {len(others)} run(s) compared with the reference, within a "
         "metric and not across metrics: choose the primary metric before looking. The test accounts "
         "for the choice of cases, not for the variation between training seeds.",
+        f"Intervals and tests are {unit}.{together}",
     ]
+    if any(joined([recorded_groups(run.summary)]) != known for run in runs.values()):
+        recorded = "; ".join(
+            f"{label}, {interval_unit(run.summary)}" for label, run in runs.items()
+        )
+        paragraphs.append(
+            "When the runs were scored, not the same was known of the cases; here all of it is used. The intervals in "
+            f"their own summaries are: {recorded}."
+        )
     if any(comparison.metric == WITHOUT_LEAKED for comparison in comparisons):
         paragraphs.append(
             f"{WITHOUT_LEAKED} leaves out the {len(leaked_cases(runs))} cases that were in the training "

@@ -171,9 +171,26 @@ def to_markdown(cells: Cells, metrics: Sequence[str]) -> str:
         header = ["train set \\ test set", *test_sets]
         paragraphs += [f"## {metric} ({unit})", markdown_table(header, rows)]
     rule = EMPTY_RULES[next(iter(cells.values()))["hd95"]["rule"]]
-    paragraphs.append(f"Mean and its 95 % bootstrap interval over the test cases; HD95: {rule}.")
+    paragraphs.append(f"Mean and its 95 % bootstrap interval; HD95: {rule}. The intervals are")
+    paragraphs.append("\n".join(f"- {line}" for test in test_sets for line in units(cells, test)))
+    paragraphs.append("How each model was scored:")
     paragraphs.append("\n".join(f"- {line}" for model in models for line in notes(cells, model)))
     return "\n\n".join(paragraphs) + "\n"
+
+
+def units(cells: Cells, test_set: str) -> list[str]:
+    """What the intervals of a test set are over: a line, or several where models were scored before and
+    after more was known of its cases.
+    """
+    from utils.results import interval_unit
+
+    models_by: dict[str, list[str]] = {}
+    for (model, test), summary in cells.items():
+        if test == test_set:
+            models_by.setdefault(interval_unit(summary), []).append(model)
+    if len(models_by) == 1:
+        return [f"{test_set}: {unit}" for unit in models_by]
+    return [f"{test_set}, of {', '.join(models)}: {unit}" for unit, models in models_by.items()]
 
 
 def notes(cells: Cells, model: str) -> list[str]:

@@ -174,11 +174,16 @@ def trained_with(fold: Fold) -> dict[str, Any]:
 
 def scored_with(fold: Fold) -> dict[str, Any]:
     """What the scoring of a fold has in common with that of the others, as far as it is recorded."""
+    from utils.results import recorded_groups
+
     summary = fold.results.summary
     made_with = {
         key: value for key, value in summary["provenance"].items() if key not in OF_ONE_FOLD
     }
-    return made_with | {"hd95_empty": summary["hd95"]["rule"]}
+    return made_with | {
+        "hd95_empty": summary["hd95"]["rule"],
+        "groups of cases known by": recorded_groups(summary).by,
+    }
 
 
 def start_of(fold: Fold) -> str | None:
@@ -241,8 +246,12 @@ def _told(names: Iterable[str]) -> str:
 
 
 def write_cross_validation(folder: Path, folds: Sequence[Fold]) -> tuple[Summary, AcrossFolds]:
-    """Write results.csv and summary.json of all cases into `folder`; `folds` as `read_folds` returns them."""
-    from utils.results import write_results
+    """Write results.csv and summary.json of all cases into `folder`; `folds` as `read_folds` returns them.
+
+    Cases of one group are one for the intervals, also where they lie in different folds.
+    """
+    from utils.groups import joined
+    from utils.results import recorded_groups, write_results
     from utils.statistics import describe
 
     summaries = [fold.results.summary for fold in folds]
@@ -267,6 +276,7 @@ def write_cross_validation(folder: Path, folds: Sequence[Fold]) -> tuple[Summary
         {name: scores for fold in folds for name, scores in fold.results.scores.items()},
         provenance=shared_provenance(folds),
         leaked=leaked,
+        known=joined([recorded_groups(one) for one in summaries]),
         hd95_empty=summaries[0]["hd95"]["rule"],
         further={"folds": across},
     )

@@ -25,7 +25,7 @@ import numpy as np
 from utils.errors import UserError
 from utils.files import atomic_write
 from utils.metrics import EMPTY_RULES, LOWER_IS_BETTER, METRICS, CaseScores
-from utils.results import MetricStatistics, Scores, Summary, column
+from utils.results import MetricStatistics, Scores, Summary, column, interval_unit
 
 TEMPLATE = Path(__file__).with_name("report_template.html")
 CASES_GO_HERE = "<!-- cases -->"
@@ -258,6 +258,7 @@ def _notes(summary: Summary) -> str:
             f"{len(without['dropped'])} of these cases leaked from the training set; "
             "compare the columns without them."
         )
+    notes.append(f"95 % intervals: bootstrap {html.escape(interval_unit(summary))}.")
     return "".join(f'<p class="soft">{note}</p>' for note in notes)
 
 

@@ -19,6 +19,7 @@ import numpy as np
 
 from utils.errors import UserError, listed
 from utils.files import atomic_write
+from utils.groups import NOTHING_KNOWN, KnownGroups, unit_text
 from utils.metrics import METRICS, SIZES, CaseScores, EmptyRule
 from utils.statistics import CONFIDENCE, RESAMPLES, SEED, describe
 from utils.tables import csv_text
@@ -37,11 +38,13 @@ class MetricStatistics(TypedDict):
     """One metric over the cases; None for an undefined number, such as the deviation of one case."""
 
     count: int
+    groups: int
+    """Groups of these cases, over which the interval is; not in files of earlier versions."""
     mean: float | None
     std: float | None
     median: float | None
     ci95: list[float | None]
-    """Lower and upper end of the interval of the mean across cases."""
+    """Lower and upper end of the interval of the mean across groups of cases."""
 
 
 class Hd95ByRule(TypedDict):
@@ -108,11 +111,29 @@ class Provenance(TypedDict, total=False):
     environment: dict[str, Any]
 
 
+class Bootstrap(TypedDict, total=False):
+    """How the intervals came about, and over what; files of earlier versions lack the last three keys, as
+    they drew each case by itself.
+    """
+
+    resamples: int
+    confidence: float
+    seed: int
+    cases: int
+    groups: int
+    """Groups of these cases that are drawn as one."""
+    by: str | None
+    """How the groups are known, such as `near-duplicates`; None where nothing is."""
+
+
 class Summary(Scores):
     """What summary.json holds."""
 
     without_leaked: ScoresWithoutLeaked | None
-    bootstrap: dict[str, float]
+    bootstrap: Bootstrap
+    group_of: dict[str, str]
+    """The group of each scored case that shares one with another case of its data set, scored or not, by
+    the name of its first case; not in files of earlier versions."""
     provenance: Provenance
 
 
@@ -139,6 +160,7 @@ def write_results(
     *,
     provenance: Mapping[str, Any],
     leaked: Collection[str] = (),
+    known: KnownGroups = NOTHING_KNOWN,
     hd95_empty: EmptyRule = "diagonal",
     further: Mapping[str, Any] | None = None,
 ) -> Summary:
@@ -146,7 +168,8 @@ def write_results(
 
     `scores` are those of `utils.case_scores.score_cases`, with the same `hd95_empty`. `leaked`
     names cases that the network may have seen in training; if some are among the scored ones, the
-    summary says every number with and without them. `provenance` goes into the summary as it is
+    summary says every number with and without them. `known` says which cases show the same source: the
+    intervals are over groups of these. `provenance` goes into the summary as it is
     and must be JSON: how the checkpoint was chosen, model, hashes of weights, versions, data set,
     split, image size, threshold; so do the keys of `further`, beside it. Returns the summary.
     """
@@ -155,10 +178,21 @@ def write_results(
     ordered = {name: scores[name] for name in sorted(scores)}
     dropped = sorted(ordered.keys() & set(leaked))
     kept = {name: ordered[name] for name in ordered if name not in set(dropped)}
+    known = known.among(ordered)
     summary: Summary = {
-        **summarise(ordered, hd95_empty),
-        "without_leaked": {"dropped": dropped, **summarise(kept, hd95_empty)} if dropped else None,
-        "bootstrap": {"resamples": RESAMPLES, "confidence": CONFIDENCE, "seed": SEED},
+        **summarise(ordered, hd95_empty, known),
+        "without_leaked": {"dropped": dropped, **summarise(kept, hd95_empty, known)}
+        if dropped
+        else None,
+        "bootstrap": {
+            "resamples": RESAMPLES,
+            "confidence": CONFIDENCE,
+            "seed": SEED,
+            "cases": len(ordered),
+            "groups": len(set(known.labels(ordered))),
+            "by": known.by,
+        },
+        "group_of": dict(known.group_of),
         "provenance": cast(Provenance, dict(provenance)),
     }
     content = {**summary, **(further or {})}
@@ -168,11 +202,16 @@ def write_results(
     return summary
 
 
-def summarise(scores: Mapping[str, CaseScores], hd95_empty: EmptyRule = "diagonal") -> Scores:
+def summarise(
+    scores: Mapping[str, CaseScores],
+    hd95_empty: EmptyRule = "diagonal",
+    known: KnownGroups = NOTHING_KNOWN,
+) -> Scores:
     """Statistics of every metric, and what empty masks did to HD95.
 
-    `scores` were computed with `hd95_empty`.
+    `scores` were computed with `hd95_empty`; the intervals are over the groups in `known`.
     """
+    groups = np.array(known.labels(scores), dtype=object)
     predicted, true = column(scores, "PredictedPixels"), column(scores, "TruthPixels")
     distance = column(scores, "HD95")
     diagonal = np.hypot(column(scores, "Height"), column(scores, "Width"))
@@ -186,12 +225,12 @@ def summarise(scores: Mapping[str, CaseScores], hd95_empty: EmptyRule = "diagona
         "missed_cases": names[missed].tolist(),
         "false_alarms": int(alarmed.sum()),
         "false_alarm_cases": names[alarmed].tolist(),
-        "metrics": {metric: _statistics(column(scores, metric)) for metric in METRICS},
+        "metrics": {metric: _statistics(column(scores, metric), groups) for metric in METRICS},
         "hd95": {
             "rule": hd95_empty,
-            "diagonal": _statistics(np.where(one_empty, diagonal, distance)),
-            "zero": _statistics(np.where(one_empty, 0.0, distance)),
-            "detected": _statistics(distance[detected]),
+            "diagonal": _statistics(np.where(one_empty, diagonal, distance), groups),
+            "zero": _statistics(np.where(one_empty, 0.0, distance), groups),
+            "detected": _statistics(distance[detected], groups[detected]),
         },
     }
 
@@ -228,6 +267,21 @@ def read_results(folder: Path) -> Results:
             "run valid.py again"
         )
     return Results(folder, scores, cast(Summary, summary))
+
+
+def recorded_groups(summary: Summary) -> KnownGroups:
+    """Which of the scored cases show the same, as the summary says; nothing in those of earlier versions."""
+    return KnownGroups(_bootstrap(summary).get("by"), summary.get("group_of", {}))
+
+
+def interval_unit(summary: Summary) -> str:
+    """What the intervals of the summary are over, in words."""
+    bootstrap, count = _bootstrap(summary), summary["count"]
+    return unit_text(bootstrap.get("groups", count), count, bootstrap.get("by"))
+
+
+def _bootstrap(summary: Summary) -> Bootstrap:
+    return summary.get("bootstrap", {})
 
 
 def mean_of(statistics: MetricStatistics) -> float:
@@ -273,10 +327,11 @@ def column(scores: Mapping[str, CaseScores], name: str) -> np.ndarray:
     return np.array([case_scores[name] for case_scores in scores.values()], dtype=np.float64)
 
 
-def _statistics(values: np.ndarray) -> MetricStatistics:
-    sample = describe(values)
+def _statistics(values: np.ndarray, groups: np.ndarray) -> MetricStatistics:
+    sample = describe(values, groups.tolist())
     return {
         "count": sample.count,
+        "groups": sample.groups,
         "mean": _or_none(sample.mean),
         "std": _or_none(sample.std),
         "median": _or_none(sample.median),
