@@ -118,22 +118,36 @@ def _refuse_classes(grey: np.ndarray) -> None:
     """ImageError where the values of a mask (H, W) seem to number objects or classes.
 
     So does a value between the least and the greatest where these are small, or where it fills a square.
-    Smoothed edges do neither; values next to the least or the greatest are taken for these.
+    Smoothed edges do neither; values next to the least or the greatest are taken for these, unless one
+    next to the least fills a square in a mask of few values, as 1 does beside an ignored border of 255.
     """
     values = np.unique(grey)
     low, high = int(values[0]), int(values[-1])
     near = (high - low) // 64
     between = values[(values > low + near) & (values < high - near)]
+    ignored = ""
     if high > MAX_CLASS:
-        square = np.ones((CLASS_SQUARE, CLASS_SQUARE), np.uint8)
-        numbers = grey if grey.dtype in (np.uint8, np.uint16) else grey.astype(np.float32)
-        filled = grey[cv2.erode(numbers, square) == cv2.dilate(numbers, square)]
+        filled = np.unique(grey[_is_flat(grey)])
         between = np.intersect1d(between, filled)
+        if len(values) <= MAX_CLASS and low in filled:
+            small = filled[(filled > low) & (filled <= low + near)]
+            between = np.union1d(between, small)
+            if small.size and high == np.iinfo(grey.dtype).max:
+                ignored = f", if {high} marks what is to be ignored"
     if between.size:
         raise ImageError(
             f"the mask holds the values {listed(map(str, values), 10)}, expected 0 and one other; of objects or "
-            f"classes, say which are foreground: --any-label (all above 0) or --label {high} (only these values)"
+            "classes, say which are foreground: --any-label (all above 0) or --label N (only these values), "
+            f"for example --label {values[values > 0][0]}{ignored}"
         )
+
+
+def _is_flat(pixels: np.ndarray) -> np.ndarray:
+    """Where a picture (H, W) or (H, W, C) has one value in the whole square around the pixel, as bool (H, W)."""
+    square = np.ones((CLASS_SQUARE, CLASS_SQUARE), np.uint8)
+    numbers = pixels if pixels.dtype in (np.uint8, np.uint16) else pixels.astype(np.float32)
+    same = cv2.erode(numbers, square) == cv2.dilate(numbers, square)
+    return same if same.ndim == 2 else same.all(axis=2)
 
 
 def binary_mask(
@@ -160,7 +174,7 @@ def binary_mask(
         return grey > 0, None
     note = (
         f"values from {low} to {high}, expected 0/1 or 0/{full}; cut at half of that range "
-        "(numbered objects or classes: prepare with --any-label)"
+        "(numbered objects or classes: prepare with --any-label or --label N)"
     )
     if low == high:
         return np.zeros(grey.shape, bool), note

@@ -1130,9 +1130,10 @@ def test_classes_are_refused_until_it_is_said_which_are_foreground(
     (tmp_path / "masks" / "3.png").write_bytes(png(mask))
     assert prepare(own) == 2
     error = capsys.readouterr().err
-    label = values.rpartition(" ")[2]
+    least, label = values.split(", ")[1], values.rpartition(" ")[2]
     assert f"3.png: the mask holds the values {values}, expected 0 and one other; " in error
-    assert f"--any-label (all above 0) or --label {label} (only these values)" in error
+    assert "--any-label (all above 0) or --label N (only these values), for example" in error
+    assert error.count(f"for example --label {least}\n") == 1
     folder = tmp_path / "data" / "mine" / "masks" / "3.png"
     assert prepare([*own, "--label", label]) == 0
     chosen = read(folder) > 0
@@ -1140,6 +1141,43 @@ def test_classes_are_refused_until_it_is_said_which_are_foreground(
     (tmp_path / "data" / "mine").rename(tmp_path / "before")
     assert prepare([*own, "--any-label"]) == 0
     assert np.array_equal(read(folder) > 0, mask.reshape(24, 32, -1).max(axis=2) > 0)
+
+
+@pytest.mark.parametrize("label", [1, 2, 3])
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16])
+def test_a_small_label_beside_ignored_pixels_is_no_background(
+    own: list[str],
+    tmp_path: Path,
+    label: int,
+    kind: type,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    ignored = np.iinfo(kind).max
+    mask = regions(label, kind=kind)
+    mask[1, 1:10] = mask[8, 1:10] = ignored  # a border around the lesion, as VOC draws it
+    (tmp_path / "masks" / "3.png").write_bytes(png(mask))
+    assert prepare(own) == 2
+    assert (
+        f"3.png: the mask holds the values 0, {label}, {ignored}, expected 0 and one other; of objects or "
+        "classes, say which are foreground: --any-label (all above 0) or --label N (only these values), for "
+        f"example --label {label}, if {ignored} marks what is to be ignored\n"
+    ) in capsys.readouterr().err
+    assert prepare([*own, "--label", str(label)]) == 0
+    written = read(tmp_path / "data" / "mine" / "masks" / "3.png")
+    assert np.array_equal(written > 0, mask == label)
+
+
+@pytest.mark.parametrize("quality", [60, 90, 99])
+def test_png_made_of_jpeg_is_not_taken_for_classes(
+    own: list[str], tmp_path: Path, quality: int
+) -> None:
+    disc = cv2.circle(np.zeros((96, 128), np.uint8), (60, 50), 31, 255, -1)
+    content = cv2.imencode(".jpg", disc, [cv2.IMWRITE_JPEG_QUALITY, quality])[1]
+    mask = cv2.imdecode(content, cv2.IMREAD_GRAYSCALE)
+    (tmp_path / "masks" / "3.png").write_bytes(png(mask))
+    assert prepare(own) == 0
+    written = read(tmp_path / "data" / "mine" / "masks" / "3.png")
+    assert np.array_equal(written > 0, disc > 0)
 
 
 def test_labels_that_are_foreground_are_recorded(
