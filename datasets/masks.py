@@ -69,6 +69,11 @@ def decode_mask(
     return mask, note
 
 
+def mask_values(content: bytes, max_megapixels: float) -> list[int]:
+    """The values of a mask file, those that `labels` of `decode_mask` are compared with."""
+    return np.unique(_grey(content, max_megapixels, any_label=False)).tolist()
+
+
 def _grey(content: bytes, max_megapixels: float, any_label: bool, flags: int = 0) -> np.ndarray:
     """A mask file's colours as grey (H, W), decoded with these further flags."""
     flags |= cv2.IMREAD_ANYDEPTH
@@ -143,7 +148,7 @@ def _refuse_classes(grey: np.ndarray) -> None:
 
 
 def _is_flat(pixels: np.ndarray) -> np.ndarray:
-    """Where a picture (H, W) or (H, W, C) has one value in the whole square around the pixel, as bool (H, W)."""
+    """Where a picture (H, W) or (H, W, C) has one value in the square around the pixel, as bool (H, W)."""
     square = np.ones((CLASS_SQUARE, CLASS_SQUARE), np.uint8)
     numbers = pixels if pixels.dtype in (np.uint8, np.uint16) else pixels.astype(np.float32)
     same = cv2.erode(numbers, square) == cv2.dilate(numbers, square)

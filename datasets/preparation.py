@@ -6,7 +6,7 @@ import hashlib
 import json
 import multiprocessing
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -407,6 +407,7 @@ def _write(
                 f"{len(problems)} of {len(names)} cases are unusable and were left out, listed in "
                 f"{staging.final / NOTES} with the reasons"
             )
+        _check_labels(spec, written.values)
         for kind in (JPEG_CUT, JPEG_LABELS):
             if blurred := sum(note.endswith(kind) for note in notes):
                 _warn(f"{blurred} masks are {kind}")
@@ -426,6 +427,21 @@ def _write(
         if options.limits.megapixels != MAX_MEGAPIXELS:
             record = {**record, "max_megapixels": options.limits.megapixels}
         return staging.finish(split, _manifest(spec, split, record), groups, notes)
+
+
+def _check_labels(spec: DatasetSpec, held: Set[int]) -> None:
+    """UserError where no label of `spec` is among the values that masks hold, a warning where not all are."""
+    missing = [label for label in spec.labels if label not in held]
+    if not missing:
+        return
+    several = len(missing) > 1
+    which = f"label{'s' if several else ''} {', '.join(map(str, missing))} occur{'' if several else 's'}"
+    found = f"{which} in no mask; they hold {listed(map(str, sorted(held)), 20)}"
+    if len(missing) == len(spec.labels):
+        raise UserError(
+            f"{spec.name} is not prepared: {found}. Give --label with values that are foreground"
+        )
+    _warn(found)
 
 
 def _report_masks(areas: Sequence[float], own: bool) -> None:

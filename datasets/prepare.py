@@ -141,9 +141,15 @@ def _labels(text: str) -> tuple[int, ...]:
     parts = text.split(",")
     if not all(part.strip().isdecimal() and int(part) < 1 << 16 for part in parts):
         raise argparse.ArgumentTypeError(
-            f"expected values of the masks, 0 to 65535, separated by commas, as in 1,2; got {text!r}"
+            f"expected values of the masks, 1 to 65535, separated by commas, as in 1,2; got {text!r}"
         )
-    return tuple(sorted({int(part) for part in parts}))
+    labels = [int(part) for part in parts]
+    if 0 in labels or len(set(labels)) < len(labels):
+        raise argparse.ArgumentTypeError(
+            f"expected different values above 0, which is background, as in 1,2; got {text!r} (a colour is named "
+            "by its grey value, as in 76 for red of 255,0,0; the message on masks without --label tells it)"
+        )
+    return tuple(sorted(labels))
 
 
 def run(arguments: argparse.Namespace) -> None:

@@ -1204,6 +1204,33 @@ def test_labels_that_are_foreground_are_recorded(
     assert "not allowed with argument" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("wrong", ["255,0,0", "0", "1,0", "2,2"])
+def test_a_colour_is_no_list_of_labels(
+    own: list[str], wrong: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert prepare([*own, "--label", wrong]) == 2
+    error = capsys.readouterr().err
+    assert f"different values above 0, which is background, as in 1,2; got '{wrong}'" in error
+    assert "a colour is named by its grey value, as in 76 for red of 255,0,0" in error
+
+
+def test_a_label_that_no_mask_holds_is_refused(
+    own: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert prepare([*own, "--label", "1"]) == 2
+    assert (
+        "mine is not prepared: label 1 occurs in no mask; they hold 0, 255. Give --label with"
+    ) in capsys.readouterr().err
+    assert not (tmp_path / "data" / "mine").exists()
+    assert prepare([*own, "--label", "1"]) == 2  # resumes, with all masks written
+    assert "they hold 0, 255" in capsys.readouterr().err
+    assert prepare([*own, "--label", "1,2"]) == 2
+    assert "labels 1, 2 occur in no mask" in capsys.readouterr().err
+    assert prepare([*own, "--label", "1,255"]) == 0
+    assert "warning: label 1 occurs in no mask; they hold 0, 255\n" in capsys.readouterr().err
+    assert read(tmp_path / "data" / "mine" / "masks" / "3.png").any()
+
+
 def smoothed(high: int, scale: int = 1) -> np.ndarray:
     """A disc whose edge is smoothed, enlarged without smoothing."""
     disc = cv2.circle(np.zeros((96, 128), np.uint8), (60, 50), 31, 255, -1)
