@@ -42,15 +42,18 @@ def decode_mask(
 
     Raises ImageError as that and `decode`, and where the alpha channel contradicts the colours: these have no
     foreground, or some that is transparent. With `refuse_classes`, also where a lossless mask seems to
-    number objects or classes, and neither `any_label` nor `labels` says which are foreground.
+    number objects or classes, and neither `any_label` nor `labels` says which are foreground, or where
+    two of its colours have one grey value, which is then no sign of either.
     """
     grey = _grey(content, max_megapixels, any_label)
     mask, note = binary_mask(grey, any_label, labels)
     if is_jpeg(content):
         if (note or any_label or labels) and np.unique(grey).size > 2:
             note = JPEG_LABELS if any_label or labels else JPEG_CUT
-    elif note and refuse_classes:
-        _refuse_classes(grey)
+    elif refuse_classes and not any_label:
+        _refuse_merged_colours(content, grey, max_megapixels)
+        if note:
+            _refuse_classes(grey)
     if note and _is_drawn_in_one_colour(grey):
         note = None
     alpha = _alpha(content, max_megapixels)
@@ -145,6 +148,32 @@ def _refuse_classes(grey: np.ndarray) -> None:
             "classes, say which are foreground: --any-label (all above 0) or --label N (only these values), "
             f"for example --label {values[values > 0][0]}{ignored}"
         )
+
+
+def _refuse_merged_colours(content: bytes, grey: np.ndarray, max_megapixels: float) -> None:
+    """ImageError where two colours of a mask, each filling a square, are one value in its `grey`.
+
+    Smoothed edges fill none; colours that differ by a few values only are taken for one, but for dark ones.
+    """
+    if content.startswith(b"\x89PNG") and not content[25] & 2:  # without colours
+        return
+    colours = decode(content, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH, max_megapixels)
+    flat = _is_flat(colours)
+    flat[:, 1:] &= (colours[:, 1:] != colours[:, :-1]).any(axis=2) | ~flat[
+        :, :-1
+    ]  # one of each run
+    drawn, first = np.unique(colours[flat], axis=0, return_index=True)
+    values, most = grey[flat][first], int(grey.max())
+    near = most // 64 if most > MAX_CLASS else 0
+    for value in np.unique(values):
+        alike = drawn[values == value].astype(int)
+        if (np.ptp(alike, axis=0) > near).any():
+            names = listed((str(tuple(colour[::-1].tolist())) for colour in alike), 5)
+            raise ImageError(
+                f"the mask draws with several colours, {names} in red, green and blue, that are all the grey value "
+                f"{value}, expected one of its own for each; save the classes as grey values, or give --any-label, "
+                "by which all but black is foreground"
+            )
 
 
 def _is_flat(pixels: np.ndarray) -> np.ndarray:

@@ -1231,6 +1231,63 @@ def test_a_label_that_no_mask_holds_is_refused(
     assert read(tmp_path / "data" / "mine" / "masks" / "3.png").any()
 
 
+def coloured(*colours: tuple[int, int, int], kind: type = np.uint8) -> np.ndarray:
+    """A mask with one square of 6 px for each colour of red, green and blue, as OpenCV writes it."""
+    return cv2.merge(
+        [regions(*values, kind=kind) for values in reversed(list(zip(*colours, strict=True)))]
+    )
+
+
+@pytest.mark.parametrize("ending", ["png", "palette", "bmp", "tif", "alpha"])
+@pytest.mark.parametrize("label", [[], ["--label", "76"]])
+def test_colours_of_one_grey_value_are_refused(
+    own: list[str],
+    tmp_path: Path,
+    ending: str,
+    label: list[str],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    mask = coloured((255, 0, 0), (0, 130, 0))
+    assert np.unique(cv2.cvtColor(mask, cv2.COLOR_BGR2GRAY)).tolist() == [0, 76]
+    if ending == "alpha":
+        mask = np.dstack([mask, np.full((24, 32), 255, np.uint8)])
+    file = io.BytesIO()
+    if ending == "palette":
+        Image.fromarray(mask[..., ::-1]).quantize(4).save(file, "PNG")
+    else:
+        suffix = {"alpha": "png"}.get(ending, ending)
+        file.write(cv2.imencode(f".{suffix}", mask)[1].tobytes())
+    (tmp_path / "masks" / "3.png").write_bytes(file.getvalue())
+    assert prepare([*own, *label]) == 2
+    assert (
+        "3.png: the mask draws with several colours, (255, 0, 0), (0, 130, 0) in red, green and blue, that are "
+        "all the grey value 76, expected one of its own for each; save the classes as grey values, or"
+    ) in capsys.readouterr().err
+    assert prepare([*own, "--any-label"]) == 0
+    written = read(tmp_path / "data" / "mine" / "masks" / "3.png")
+    assert np.array_equal(written > 0, mask[..., :3].any(axis=2))
+
+
+@pytest.mark.parametrize("label", [1, 2])
+def test_dark_colours_of_one_value_are_refused(
+    own: list[str], tmp_path: Path, label: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "masks" / "3.png").write_bytes(png(coloured((label, 0, 0), (0, 0, label))))
+    assert prepare(own) == 2
+    assert f"(0, 0, {label})" in capsys.readouterr().err
+
+
+def test_smoothed_colours_and_noise_are_no_further_colours(own: list[str], tmp_path: Path) -> None:
+    red = np.dstack([np.zeros((24, 32, 2), np.uint8), smoothed(255)])
+    noisy = np.dstack([square(3, 3)] * 3)
+    noisy[12:20, 12:20, 0] = 3  # as colours of a JPEG leave it
+    write_folder(tmp_path / "masks", {"3.png": png(red), "4.png": png(noisy)})
+    assert prepare(own) == 0
+    for name, mask in (("3", smoothed(255) > 127), ("4", square(3, 3) > 0)):
+        written = read(tmp_path / "data" / "mine" / "masks" / f"{name}.png")
+        assert np.array_equal(written > 0, mask)
+
+
 def smoothed(high: int, scale: int = 1) -> np.ndarray:
     """A disc whose edge is smoothed, enlarged without smoothing."""
     disc = cv2.circle(np.zeros((96, 128), np.uint8), (60, 50), 31, 255, -1)
