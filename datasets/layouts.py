@@ -11,7 +11,7 @@ from pathlib import PurePosixPath
 from datasets.archives import Member
 from datasets.catalogue import IMAGE_EXTENSIONS, DatasetSpec
 from datasets.pictures import DICOM_SUFFIXES
-from datasets.splits import name_problem, nfc
+from datasets.splits import PART_NAMES, name_problem, nfc
 
 _NO_PICTURES = {
     *(".txt", ".md", ".pdf", ".html", ".csv", ".tsv", ".tab", ".xls", ".xlsx"),
@@ -53,6 +53,8 @@ class PairedFiles:
     """Paths of images whose name another image has as well."""
     by_folder: bool = False
     """Whether cases are named by the folders of their files."""
+    parts: dict[str, str] = field(default_factory=dict)
+    """The part of a split, of own data by the folder of the image, where this is called as a part is."""
 
 
 def published_cases(spec: DatasetSpec, files: Iterable[Member]) -> PairedFiles:
@@ -121,6 +123,9 @@ def _matched(
     paired = _paired(images_of, lone, masks_in_any_format, by_folder)
     for name, image in unread.items():
         paired.problems[name] = f"the image {image} {_NOT_READ}"
+    image_of = {name: files[0] for name, files in images_of.items()} | unread
+    parts = {name: _part(image) for name, image in image_of.items()}
+    paired.parts.update((name, part) for name, part in parts.items() if part)
     image_stems = {file.stem for files in images_of.values() for file in files}
     others = (file for file in read if not of_mask.stem.fullmatch(file.stem))
     paired.lone_masks.extend(file.path for file in others if file.stem not in image_stems)
@@ -154,6 +159,13 @@ def _folders(file: Member) -> tuple[str, ...]:
     kinds = _IMAGE_FOLDERS | _MASK_FOLDERS
     parents = PurePosixPath(nfc(file.path)).parent.parts
     return tuple(part for part in parents if part.casefold() not in kinds)
+
+
+def _part(file: Member) -> str | None:
+    """The part of a split that the folders of a file name; None for none, or several."""
+    folders = PurePosixPath(file.path).parent.parts
+    parts = {PART_NAMES[each.casefold()] for each in folders if each.casefold() in PART_NAMES}
+    return parts.pop() if len(parts) == 1 else None
 
 
 def _common_folders(files: Sequence[Member]) -> tuple[str, ...]:

@@ -51,6 +51,8 @@ PHANTOM_CASES = 400
 NOTES_SHOWN = 5
 TEST_ONLY = "test only"
 """The manifest's entry `splits` of a data set that is not trained on."""
+BY_FOLDERS = "folders"
+"""The manifest's entry `splits` of a data set that came divided into folders."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,7 @@ class PreparationOptions:
     root: Path
     """The data set becomes a folder in this one."""
     splits: Path | None = None
-    """A split file; without it, 80 % of the cases are drawn for training."""
+    """A split file; without it, folders called train and test are the parts, or 80 % are drawn for train."""
     groups: Path | None = None
     """A CSV of case names and their groups, in place of the metadata among the sources."""
     seed: int = SEED
@@ -158,7 +160,9 @@ def prepare_own(
             + ("" if options.groups else "; where folders are patients, give --groups")
         )
     group_of = read_group_table(options.groups, None)
-    split = _choose_split(spec, files, group_of, True, options)
+    other_split = options.splits is not None or options.test_only
+    by_folders = None if other_split else _split_by_folders(files)
+    split = by_folders or _choose_split(spec, files, group_of, True, options)
     check_groups(options.groups, group_of, split)
     record = {
         "sources": [images.name, masks.name],
@@ -169,8 +173,37 @@ def prepare_own(
         "window": window_text(spec.window),
         "groups_sha256": file_digest(options.groups),
         **_split_record(options, split),
+        **({"splits": BY_FOLDERS} if by_folders else {}),
     }
     return _write(spec, files, split, group_of, record, options)
+
+
+def _split_by_folders(files: PairedFiles) -> Split | None:
+    """The split that folders called train, val and test make; None, with a warning, where they make none."""
+    names = sorted({*files.cases, *files.problems})
+    parts = {
+        part: [n for n in names if files.parts.get(n) == part] for part in ("train", "val", "test")
+    }
+    found = [part for part, cases in parts.items() if cases]
+    if len(found) < 2:
+        return None
+    outside = [name for name in names if name not in files.parts]
+    if outside or not (parts["train"] and parts["test"]):
+        missing = f"{len(outside)} of {len(names)} cases lie in neither ({quoted(outside, 3)})"
+        if not outside:
+            missing = f"there is no {'test' if parts['train'] else 'train'}"
+        _warn(
+            f"folders called {', '.join(found)} look like a split, but {missing}, so it is not taken: the parts "
+            "are mixed. Give --splits FILE with the cases of train and test, or rename the folders"
+        )
+        return None
+    counts = ", ".join(f"{len(parts[part])} cases in {part}" for part in found)
+    print(
+        f"split as the folders are called: {counts}"
+        + (" (those of val choose the checkpoint)" if parts["val"] else "")
+        + "; --splits FILE gives another"
+    )
+    return Split((*parts["train"], *parts["val"]), tuple(parts["test"]), tuple(parts["val"]))
 
 
 def _refuse_same_names_in_folders(repeated: Sequence[str]) -> None:

@@ -27,6 +27,12 @@ MAX_JSON_BYTES = 64 << 20
 TEST_FRACTION = 0.2
 """Part of the cases that a split which is drawn here tests on."""
 SEED = 2333
+PART_NAMES = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("val", "valid", "validation"), "val"),
+    **dict.fromkeys(("test", "testing"), "test"),
+}
+"""What folders and tables call the parts of a split, in lower case."""
 
 
 class SplitError(UserError):

@@ -335,6 +335,79 @@ def test_folders_called_images_and_masks_tell_which_is_which(
     assert len(list((folder / "images").iterdir())) == 4 * len(parts)
 
 
+def divided(names: dict[str, str]) -> dict[str, bytes]:
+    """Images and masks in the folders `names[case]/{images,masks}`."""
+    files = {}
+    for index, (name, part) in enumerate(names.items()):
+        files[f"{part}/images/{name}.png"] = png(picture(index))
+        files[f"{part}/masks/{name}.png"] = png(square(index, index))
+    return files
+
+
+@pytest.mark.parametrize(
+    "called", ["train val test", "Training Validation Testing", "TRAIN valid test"]
+)
+@pytest.mark.parametrize("packed", [True, False])
+def test_folders_of_a_divided_set_are_its_split(
+    tmp_path: Path, called: str, packed: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train, val, test = called.split()
+    files = divided({"a": train, "b": test, "c": val, "d": train, "e": test, "f": test})
+    both = write_zip(tmp_path / "S.zip", files) if packed else write_folder(tmp_path / "S", files)
+    arguments = ["--images", both, "--masks", both]
+    folder = run("mine", tmp_path, *arguments)
+    split_file = folder / "mine_train_test_names.json"
+    assert read_split(split_file) == Split(("a", "d", "c"), ("b", "e", "f"), ("c",))
+    assert (
+        "split as the folders are called: 2 cases in train, 1 cases in val, 3 cases in test (those of val "
+        "choose the checkpoint); --splits FILE gives another\n"
+    ) in capsys.readouterr().out
+    assert json.loads((folder / "dataset.json").read_bytes())["splits"] == "folders"
+    run("mine", tmp_path, *arguments)
+    given = Split(("b", "c"), ("a",))
+    write_split(tmp_path / "given.json", given)
+    other = run("mine", tmp_path / "other", *arguments, "--splits", tmp_path / "given.json")
+    assert read_split(other / "mine_train_test_names.json") == given
+    assert "as the folders" not in capsys.readouterr().out
+    cohort = run("mine", tmp_path / "cohort", *arguments, "--test-only")
+    assert read_split(cohort / "mine_train_test_names.json") == Split((), tuple("abcdef"))
+
+
+def test_parts_whose_cases_have_the_same_names_are_a_split(tmp_path: Path) -> None:
+    files = {}
+    for part in ("train", "test"):
+        files |= {f"images/{part}/{i}.png": png(picture(i)) for i in range(3)}
+        files |= {f"masks/{part}/{i}.png": png(square(i, i)) for i in range(3)}
+    write_folder(tmp_path, files)
+    folder = run("mine", tmp_path, "--images", tmp_path / "images", "--masks", tmp_path / "masks")
+    names = [tuple(f"{part}_{i}" for i in range(3)) for part in ("train", "test")]
+    assert read_split(folder / "mine_train_test_names.json") == Split(*names)
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        (
+            {"d": "train", "e": "val"},
+            "folders called train, val look like a split, but there is no test",
+        ),
+        (
+            {"d": "test", "e": "more"},
+            "folders called train, test look like a split, but 1 of 5 cases lie in neither ('e')",
+        ),
+        ({"d": "training", "e": "train"}, ""),
+    ],
+)
+def test_folders_that_make_no_split_are_told(
+    tmp_path: Path, other: dict[str, str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_folder(tmp_path / "S", divided({"a": "train", "b": "train", "c": "train"} | other))
+    folder = run("mine", tmp_path, "--images", tmp_path / "S", "--masks", tmp_path / "S")
+    assert read_split(folder / "mine_train_test_names.json") == random_split("abcde")
+    error = capsys.readouterr().err
+    assert message in error and ("look like" in error) == bool(message)
+
+
 def test_a_few_repeated_names_do_not_rename_all_cases(
     own: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
