@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -24,11 +25,16 @@ from datasets.masks import (
     may_fit_as_stored,
 )
 from datasets.pictures import DICOM_SUFFIXES, read_picture
+from datasets.splits import quoted
 from datasets.staging import Staging
 from datasets.windowing import Window, dark_note, may_be_dark
 from utils.errors import UserError, listed
 from utils.images import encode_png
 from utils.machine import available_cores
+
+LISTED_ALIKE = 3
+"""So many cases with one reason each have a line; more have one together."""
+_FILE_NAME = re.compile(r"\S*\.[A-Za-z]\w{1,4}\b")
 
 
 @dataclass
@@ -177,10 +183,21 @@ def _decoded(file: Member, content: bytes, flags: int, limits: Limits) -> np.nda
 
 
 def listed_problems(name: str, problems: Mapping[str, str], other_way: str) -> str:
-    """All problems as one message; `other_way` is what to do where they cannot be fixed."""
-    lines = [f"{case}: {problem}" for case, problem in sorted(problems.items())]
+    """All problems as one message; `other_way` is what to do where they cannot be fixed.
+
+    Many cases whose reasons differ in the names of files alone are one line.
+    """
+    alike: dict[str, list[str]] = {}
+    for case, problem in sorted(problems.items()):
+        alike.setdefault(_FILE_NAME.sub("", problem), []).append(case)
+    lines = []
+    for cases in alike.values():
+        if len(cases) > LISTED_ALIKE:
+            lines.append(f"{len(cases)} cases, {quoted(cases, 3)}, the first: {problems[cases[0]]}")
+        else:
+            lines += [f"{case}: {problems[case]}" for case in cases]
     return (
-        f"{name} is not prepared, {len(lines)} problem(s):\n  "
+        f"{name} is not prepared, {len(problems)} problem(s):\n  "
         + listed(lines, MAX_LISTED_PROBLEMS, separator="\n  ")
         + f"\nFix these in the source or {other_way}, then run this again"
     )

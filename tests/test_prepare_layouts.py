@@ -998,7 +998,36 @@ def test_floating_point_masks_and_images_are_refused_by_kind(
     assert prepare(own) == 2
     error = capsys.readouterr().err
     assert "3.png: holds float32 pixels; save it" in error
+    assert error.count("without a sign, or give --window LOW,HIGH\n") == 1
     assert "4.png: the mask holds float32 values, expected whole numbers; save it as PNG" in error
+
+
+@pytest.mark.parametrize("count", [3, 5, 60])
+def test_a_problem_of_many_cases_is_one_line(
+    tmp_path: Path, count: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = [f"case {i:02}" for i in range(count)]
+    write_folder(tmp_path / "images", {f"{name}.png": png(picture(1)) for name in names})
+    masks = {f"{name}.png": png(regions(76, 149)) for name in names}
+    masks["case 01.png"] = png(regions(76, 149, 226))
+    write_folder(tmp_path / "masks", masks)
+    places = f"--images {tmp_path}/images --masks {tmp_path}/masks --root {tmp_path}/data"
+    assert prepare(["mine", *places.split()]) == 2
+    error = capsys.readouterr().err
+    lines = error.splitlines()
+    assert lines[0] == f"error: mine is not prepared, {count} problem(s):"
+    reason = (
+        f"{tmp_path}/masks: case 00.png: the mask holds the values 0, 76, 149, expected 0 and one"
+    )
+    if count == 3:
+        assert lines[1].startswith(f"  case 00: {reason}")
+        assert lines[2].startswith("  case 02: ")
+    else:
+        more = f" and {count - 4} more"
+        cases = f"{count - 1} cases, 'case 00', 'case 02', 'case 03'{more}, the first: "
+        assert lines[1].startswith(f"  {cases}{reason}")
+    assert "  case 01: " in error and "0, 76, 149, 226" in error
+    assert len(lines) == (5 if count == 3 else 4)
 
 
 def test_a_limit_of_preparation_holds_for_training_and_check(
