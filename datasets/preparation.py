@@ -21,8 +21,11 @@ from datasets.catalogue import IMAGE_EXTENSIONS, DatasetSpec, spec_for
 from datasets.decoding import MAX_MEGAPIXELS
 from datasets.group_tables import TAB_SUFFIXES, check_groups, cut_groups_note, read_group_table
 from datasets.layouts import (
+    IN_CAPITALS,
+    NO_AFFIXES,
+    Affixes,
     PairedFiles,
-    common_suffix,
+    affixes_advice,
     images_as_masks,
     own_cases,
     published_cases,
@@ -118,16 +121,16 @@ def prepare_own(
     images: Path,
     masks: Path,
     options: PreparationOptions,
-    image_suffix: str = "",
-    mask_suffix: str = "",
+    of_images: Affixes = NO_AFFIXES,
+    of_masks: Affixes = NO_AFFIXES,
 ) -> Path:
     """Prepare any other data set from a folder or zip of images and one of masks.
 
-    An image `<name><image_suffix>.*` belongs to the mask `<name><mask_suffix>.*`. With `any_label` in
+    Both are named `<prefix><name><suffix>.*`, image and mask each with its own affixes. With `any_label` in
     `spec`, any value above 0 is foreground, with `labels` these values are. Otherwise as `prepare_published`.
     """
     image_source, mask_source = options.open(images), options.open(masks)
-    files = own_cases(members([image_source]), members([mask_source]), image_suffix, mask_suffix)
+    files = own_cases(members([image_source]), members([mask_source]), of_images, of_masks)
     for source, read in ((image_source, SUFFIXES), (mask_source, IMAGE_EXTENSIONS)):
         if endings := unread_endings(list(members([source])), read):
             raise UserError(
@@ -136,23 +139,22 @@ def prepare_own(
             )
     if not files.cases and not files.problems:
         raise UserError(
-            f"no images named *{image_suffix} in {images}; "
+            f"no images named {of_images.prefix}*{of_images.suffix} in {images}; "
             f"expected files ending in {', '.join(IMAGE_EXTENSIONS)}"
         )
     if problem := images_as_masks(files):
         raise UserError(f"{spec.name} is not prepared, {len(files.problems)} problem(s): {problem}")
-    if not files.cases and not image_suffix and not mask_suffix:
+    if not files.cases and not of_images and not of_masks:
         _refuse_same_names_in_folders(files.repeated)
-    if not files.cases and mask_suffix:
-        without = own_cases(members([image_source]), members([mask_source]), image_suffix)
-        _refuse_needless_suffix(mask_suffix, files, without)
-    if not files.cases and files.lone_masks:
+    if not files.cases and of_masks:
+        without = own_cases(members([image_source]), members([mask_source]), of_images)
+        _refuse_needless_affixes(of_masks, files, without)
+    in_capitals = any(problem.endswith(IN_CAPITALS) for problem in files.problems.values())
+    if not files.cases and files.lone_masks and not in_capitals:
         example = next(iter(files.problems))
-        suffix = common_suffix(files)
-        advice = f"--mask-suffix {suffix}" if suffix else "--mask-suffix or --image-suffix"
         raise UserError(
             f"none of the {len(files.problems)} images has a mask of its name: expected one for {example!r}, "
-            f"the masks are named like {quoted(files.lone_masks, 2)}. Give {advice}"
+            f"the masks are named like {quoted(files.lone_masks, 2)}. Give {affixes_advice(files)}"
         )
     if files.by_folder:
         print(
@@ -166,8 +168,10 @@ def prepare_own(
     check_groups(options.groups, group_of, split)
     record = {
         "sources": [images.name, masks.name],
-        "image_suffix": image_suffix,
-        "mask_suffix": mask_suffix,
+        "image_prefix": of_images.prefix,
+        "image_suffix": of_images.suffix,
+        "mask_prefix": of_masks.prefix,
+        "mask_suffix": of_masks.suffix,
         "any_label": spec.any_label,
         "label": list(spec.labels),
         "window": window_text(spec.window),
@@ -217,13 +221,16 @@ def _refuse_same_names_in_folders(repeated: Sequence[str]) -> None:
         )
 
 
-def _refuse_needless_suffix(mask_suffix: str, files: PairedFiles, without: PairedFiles) -> None:
-    """UserError where `without` the suffix more masks have an image than `files` has others."""
+def _refuse_needless_affixes(of_masks: Affixes, files: PairedFiles, without: PairedFiles) -> None:
+    """UserError where `without` affixes of masks more masks have an image than `files` has others."""
     masks = [mask.path for case in without.cases.values() for mask in case.masks]
     if len(masks) > len(set(files.lone_masks) - set(masks)):
+        begins = [f"begins with {of_masks.prefix!r}"] if of_masks.prefix else []
+        ends = [f"ends in {of_masks.suffix!r}"] if of_masks.suffix else []
+        options = " and ".join(["--mask-prefix"] * len(begins) + ["--mask-suffix"] * len(ends))
         raise UserError(
-            f"none of the {len(files.problems)} images has a mask whose name ends in {mask_suffix!r}, but "
-            f"{len(masks)} have a mask of their own name, like {masks[0]!r}. Leave out --mask-suffix"
+            f"none of the {len(files.problems)} images has a mask whose name {' and '.join(begins + ends)}, but "
+            f"{len(masks)} have a mask of their own name, like {masks[0]!r}. Leave out {options}"
         )
 
 

@@ -22,6 +22,7 @@ from typing import Any
 
 from datasets.archives import DEFAULT_LIMITS
 from datasets.catalogue import CATALOGUE, DatasetSpec, canonical_name, spec_for
+from datasets.layouts import Affixes
 from datasets.preparation import (
     PHANTOM_CASES,
     TEST_ONLY,
@@ -47,7 +48,9 @@ OPTIONS = {
     "your own": {
         "images",
         "masks",
+        "image_prefix",
         "image_suffix",
+        "mask_prefix",
         "mask_suffix",
         "any_label",
         "label",
@@ -115,7 +118,9 @@ def parser() -> argparse.ArgumentParser:
     add("--include-normal", action="store_true", help="busi: keep the images without lesion")
     add("--images", type=Path, metavar="DIR", help="own data: folder or zip of images")
     add("--masks", type=Path, metavar="DIR", help="own data: folder or zip of masks")
+    add("--image-prefix", default="", metavar="S", help="own data: S<name>.* is an image")
     add("--image-suffix", default="", metavar="S", help="own data: <name>S.* is an image")
+    add("--mask-prefix", default="", metavar="S", help="own data: S<name>.* is a mask")
     add("--mask-suffix", default="", metavar="S", help="own data: <name>S.* is a mask")
     accept_negative_values(arguments)
     add(
@@ -235,14 +240,15 @@ def _prepare(
     elif name in CATALOGUE:
         prepare_published(spec, arguments.source, options, arguments.include_normal)
     elif arguments.images and arguments.masks:
-        suffixes = (arguments.image_suffix, arguments.mask_suffix)
+        of_images = Affixes(arguments.image_prefix, arguments.image_suffix)
+        of_masks = Affixes(arguments.mask_prefix, arguments.mask_suffix)
         spec = replace(
             spec,
             any_label=arguments.any_label,
             labels=arguments.label,
             window=arguments.window,
         )
-        prepare_own(spec, arguments.images, arguments.masks, options, *suffixes)
+        prepare_own(spec, arguments.images, arguments.masks, options, of_images, of_masks)
     else:
         raise UserError(
             f"{name!r} is not in the catalogue ({', '.join(CATALOGUE)}). "
@@ -276,8 +282,9 @@ def _asked_sources(spec: DatasetSpec, arguments: argparse.Namespace) -> list[str
 
 
 def _asked_reading(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The manifest's entries for suffixes and labels; without the folders, an empty one leaves it open."""
-    values = {key: getattr(arguments, key) for key in ("image_suffix", "mask_suffix", "any_label")}
+    """The manifest's entries for names and labels; without the folders, an empty one leaves it open."""
+    affixes = ("image_prefix", "image_suffix", "mask_prefix", "mask_suffix")
+    values = {key: getattr(arguments, key) for key in (*affixes, "any_label")}
     values |= {"label": list(arguments.label), "window": window_text(arguments.window)}
     named = arguments.images and arguments.masks
     return {key: value for key, value in values.items() if named or value}

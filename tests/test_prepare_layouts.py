@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import unicodedata
 from collections.abc import Callable
 from pathlib import Path
@@ -931,10 +932,14 @@ def test_masks_without_an_image_are_counted(
     [
         ("{}_mask.png", "Give --mask-suffix _mask\n"),
         ("{}_mask_1.png", "Give --mask-suffix _mask\n"),
-        ("mask{}.png", "Give --mask-suffix or --image-suffix\n"),
+        ("mask{}.png", "Give --mask-prefix mask\n"),
+        (
+            "mask_of_{}_.png",
+            "the options that fit: --image-prefix, --image-suffix, --mask-prefix, --mask-suffix\n",
+        ),
     ],
 )
-def test_masks_of_another_name_are_told_by_their_suffix(
+def test_masks_of_another_name_are_told_by_their_affixes(
     own: list[str],
     tmp_path: Path,
     name_of: str,
@@ -947,6 +952,63 @@ def test_masks_of_another_name_are_told_by_their_suffix(
     error = capsys.readouterr().err
     assert "has a mask of its name: expected one for '0'" in error and error.endswith(advice)
     assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("one_folder", [True, False])
+@pytest.mark.parametrize(
+    ("of_image", "of_mask", "options"),
+    [
+        ("{}", "mask_{}", "--mask-prefix mask_"),
+        ("img_{}", "mask_{}", "--image-prefix img_ --mask-prefix mask_"),
+        ("{}_scan", "{}_seg", "--image-suffix _scan --mask-suffix _seg"),
+        ("{}_scan", "seg {}", "--image-suffix _scan --mask-prefix seg "),
+    ],
+)
+def test_names_with_affixes_are_matched(
+    tmp_path: Path,
+    one_folder: bool,
+    of_image: str,
+    of_mask: str,
+    options: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    names = [f"P{i // 5:02}_{i}" for i in range(12)]
+    where = tmp_path / ("images" if one_folder else "masks")
+    write_folder(tmp_path / "images", {f"{of_image.format(n)}.png": png(picture(1)) for n in names})
+    write_folder(
+        where, {f"{of_mask.format(n)}.png": png(square(i, 2)) for i, n in enumerate(names)}
+    )
+    places = ["--images", str(tmp_path / "images"), "--masks", str(where)]
+    assert prepare(["mine", *places, "--root", str(tmp_path / "data")]) == 2
+    error = capsys.readouterr().err
+    if not one_folder and "seg " not in of_mask:
+        assert error.endswith(f"Give {options}\n")
+    elif "seg " not in of_mask and of_image != "{}":
+        assert f"are the same file; give {options}\n" in error
+    elif of_image == "{}":
+        assert f"give {options} (12 of 24 names are another one with this beginning)" in error
+    arguments = [word for pair in re.findall(r"(--\S+) (\S+ ?$|\S+)", options) for word in pair]
+    folder = run("mine", tmp_path, *places, *arguments)
+    assert {path.stem for path in (folder / "masks").iterdir()} == set(names)
+    assert np.array_equal(read(folder / "masks" / "P02_11.png"), square(11, 2))
+    manifest = json.loads((folder / "dataset.json").read_bytes())
+    assert manifest["mask_prefix"] == of_mask.partition("{")[0]
+    run("mine", tmp_path, *places, *arguments)
+    assert prepare(["mine", *places, "--root", str(tmp_path / "data"), "--mask-prefix", "x"]) == 2
+    assert "mask_prefix" in capsys.readouterr().err
+
+
+def test_names_that_differ_in_capitals_are_told(
+    own: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for index in range(10):
+        (tmp_path / "images" / f"{index}.png").rename(tmp_path / "images" / f"P{index}.PNG")
+        (tmp_path / "masks" / f"{index}.png").rename(tmp_path / "masks" / f"p{index}_mask.png")
+    assert prepare([*own, "--mask-suffix", "_mask"]) == 2
+    assert (
+        f"10 cases, 'P0', 'P1', 'P2' and 7 more, the first: no mask for the image {tmp_path}/images: P0.PNG, but "
+        f"{tmp_path}/masks: p0_mask.png differs in capital letters alone; give both the same\n"
+    ) in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("image_suffix", ["", "_scan"])
