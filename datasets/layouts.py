@@ -11,7 +11,8 @@ from pathlib import PurePosixPath
 from datasets.archives import Member
 from datasets.catalogue import IMAGE_EXTENSIONS, DatasetSpec
 from datasets.pictures import DICOM_SUFFIXES
-from datasets.splits import PART_NAMES, name_problem, nfc
+from datasets.split_tables import PART_NAMES
+from datasets.splits import name_problem, nfc
 
 _NO_PICTURES = {
     *(".txt", ".md", ".pdf", ".html", ".csv", ".tsv", ".tab", ".xls", ".xlsx"),

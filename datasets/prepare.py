@@ -112,7 +112,12 @@ def parser() -> argparse.ArgumentParser:
     add("--root", type=Path, default=Path("datasets"), help="where prepared data lies [datasets]")
     add("--source", type=Path, nargs="+", default=[], metavar="PATH", help="zip files or folders")
     split = arguments.add_mutually_exclusive_group().add_argument
-    split("--splits", type=Path, metavar="FILE", help="split file, .pkl or .json [80/20 by --seed]")
+    split(
+        "--splits",
+        type=Path,
+        metavar="FILE",
+        help="split file, .pkl, .json or .csv [80/20 by --seed]",
+    )
     split("--test-only", action="store_true", help="all cases are for testing, none for training")
     add("--seed", type=non_negative_int, metavar="N", help=f"of split and phantom [{SEED}]")
     add("--include-normal", action="store_true", help="busi: keep the images without lesion")

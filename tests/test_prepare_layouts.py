@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
+import subprocess
 import unicodedata
 from collections.abc import Callable
 from pathlib import Path
@@ -338,7 +339,7 @@ def test_folders_called_images_and_masks_tell_which_is_which(
 
 def divided(names: dict[str, str]) -> dict[str, bytes]:
     """Images and masks in the folders `names[case]/{images,masks}`."""
-    files = {}
+    files: dict[str, bytes] = {}
     for index, (name, part) in enumerate(names.items()):
         files[f"{part}/images/{name}.png"] = png(picture(index))
         files[f"{part}/masks/{name}.png"] = png(square(index, index))
@@ -375,7 +376,7 @@ def test_folders_of_a_divided_set_are_its_split(
 
 
 def test_parts_whose_cases_have_the_same_names_are_a_split(tmp_path: Path) -> None:
-    files = {}
+    files: dict[str, bytes] = {}
     for part in ("train", "test"):
         files |= {f"images/{part}/{i}.png": png(picture(i)) for i in range(3)}
         files |= {f"masks/{part}/{i}.png": png(square(i, i)) for i in range(3)}
@@ -545,6 +546,31 @@ def test_own_data_with_patients_is_split_by_patient(tmp_path: Path) -> None:
         assert int(split.test[0]) % 5 == int(split.test[1]) % 5
         splits.add(split)
     assert len(splits) == 2
+
+
+@pytest.mark.parametrize("patients", [5, 25])
+@pytest.mark.parametrize("given", [True, False])
+def test_the_groups_of_each_part_are_counted(
+    tmp_path: Path, patients: int, given: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = [f"{i:02}" for i in range(50)]
+    write_folder(tmp_path / "images", {f"{name}.png": png(picture(1)) for name in names})
+    write_folder(tmp_path / "masks", {f"{name}.png": png(square(1, 1)) for name in names})
+    rows = "".join(f"{name},p{i % patients}\n" for i, name in enumerate(names))
+    (tmp_path / "patients.csv").write_text("case,patient\n" + rows)
+    arguments = ["--images", tmp_path / "images", "--masks", tmp_path / "masks"]
+    arguments += ["--groups", tmp_path / "patients.csv"]
+    if given:
+        test = [name for i, name in enumerate(names) if i % patients < patients // 5]
+        write_split(tmp_path / "s.json", Split(tuple({*names} - {*test}), tuple(test)))
+        arguments += ["--splits", tmp_path / "s.json"]
+    run("mine", tmp_path, *arguments)
+    printed = capsys.readouterr()
+    line = f"groups: {patients * 4 // 5} in train, {patients // 5} in test"
+    if given or patients == 25:
+        assert f"{line}\n" in printed.out
+    else:
+        assert f"warning: {line}. Scores on under 5 groups (patients, lesions) tell" in printed.err
 
 
 @pytest.fixture
@@ -822,6 +848,64 @@ def test_split_files_may_hold_plain_lists_and_names_of_files(
     file.write_text(json.dumps({"train": ["0", "1"], "test": []}))
     assert prepare([*own, "--splits", str(file)]) == 2
     assert "name some cases of 'train' there" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("split.csv", "name,split\n0,train\n1.png,Training\nall/2.png,test\n3,val\n"),
+        ("split.csv", "\ufeffCase;Part\r\n0;train\r\n1;train\r\n2;testing\r\n3;validation\r\n"),
+        (
+            "split.tsv",
+            "patient\tSplit\tname\na\ttrain\t0\na\ttrain\t1\nb\ttest\t2\nc\tvalid\t3\n\n",
+        ),
+    ],
+)
+def test_a_split_may_be_a_table(own: list[str], tmp_path: Path, name: str, content: str) -> None:
+    (tmp_path / name).write_text(content, encoding="utf-8", newline="")
+    arguments = [*own, "--splits", str(tmp_path / name)]
+    assert prepare(arguments) == 0
+    split = read_split(tmp_path / "data" / "mine" / "mine_train_test_names.json")
+    assert split == Split(("0", "1", "3"), ("2",), ("3",))
+    assert prepare(arguments) == 0
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("name,split\n0,train\n1,dev\n", "(train, val or test), got 'dev' for '1'"),
+        ("name,split\n0,train\n1\n", "expected a CSV with the columns name and split"),
+        ("name\n0\n1\n", "expected a CSV with the columns name and split"),
+        ("", "expected a CSV with the columns name and split"),
+        ("name,split\n0,train\n1,train\n", "the list of names is empty"),
+        ("name,split\n0,train\n0,test\n", "1 names are in both train and test: '0'"),
+    ],
+)
+def test_a_table_that_is_no_split_is_named(
+    own: list[str], tmp_path: Path, content: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "split.csv").write_text(content)
+    assert prepare([*own, "--splits", str(tmp_path / "split.csv")]) == 2
+    error = capsys.readouterr().err
+    assert f"{tmp_path}/split.csv: " in error and message in error and error.count("\n") == 1
+
+
+def test_the_folds_of_nnunet_are_told_how_to_become_a_split(
+    own: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folds = [{"train": ["0", "1"], "val": ["2"]}, {"train": ["0", "2"], "val": ["1"]}]
+    (tmp_path / "splits_final.json").write_text(json.dumps(folds))
+    assert prepare([*own, "--splits", str(tmp_path / "splits_final.json")]) == 2
+    error = capsys.readouterr().err
+    assert (
+        "a list of 2 folds with 'train' and 'val', as nnU-Net's splits_final.json, expected"
+        in error
+    )
+    command = error.partition(", by ")[2].strip()
+    subprocess.run(command, shell=True, check=True, cwd=tmp_path)
+    assert prepare([*own, "--splits", str(tmp_path / "split.json")]) == 0
+    split = read_split(tmp_path / "data" / "mine" / "mine_train_test_names.json")
+    assert split == Split(("0", "1"), ("2",))
 
 
 def test_a_cohort_for_testing_only(
