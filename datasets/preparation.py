@@ -37,6 +37,7 @@ from datasets.prepared import NOTES
 from datasets.splits import (
     SEED,
     Split,
+    cases_by_group,
     grouped_split,
     quoted,
     random_split,
@@ -52,6 +53,8 @@ from utils.machine import available_cores
 
 PHANTOM_CASES = 400
 NOTES_SHOWN = 5
+FEW_GROUPS = 5
+"""A split that is drawn is warned of where it tests on fewer groups."""
 TEST_ONLY = "test only"
 """The manifest's entry `splits` of a data set that is not trained on."""
 BY_FOLDERS = "folders"
@@ -464,9 +467,25 @@ def _write(
             print(f"{left_out} cases of the source are not in the split and were left out")
         kept = sorted((*split.train, *split.test))
         groups = {name: group_of[name] for name in kept if name in group_of}
+        if groups:
+            _report_groups(groups, split, drawn=options.splits is None)
         if options.limits.megapixels != MAX_MEGAPIXELS:
             record = {**record, "max_megapixels": options.limits.megapixels}
         return staging.finish(split, _manifest(spec, split, record), groups, notes)
+
+
+def _report_groups(group_of: Mapping[str, str], split: Split, drawn: bool) -> None:
+    """Say how many groups each part has; of a split that was not given, warn where few are tested on."""
+    parts = {"train": split.beside_val, "val": split.val, "test": split.test}
+    groups = {part: len(cases_by_group(names, group_of)) for part, names in parts.items() if names}
+    line = "groups: " + ", ".join(f"{count} in {part}" for part, count in groups.items())
+    if drawn and groups["test"] < FEW_GROUPS:
+        _warn(
+            f"{line}. Scores on under {FEW_GROUPS} groups (patients, lesions) tell little of others; prepare more "
+            "of them, or name more for testing by --splits FILE"
+        )
+    else:
+        print(line)
 
 
 def _check_labels(spec: DatasetSpec, held: Set[int]) -> None:
