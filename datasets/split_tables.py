@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Sequence
 
 from utils.errors import UserError
 
@@ -19,7 +18,7 @@ _COLUMNS = ("name", "split")
 _SEPARATORS = ",;\t"
 
 
-def read_split_table(content: bytes) -> dict[str, Sequence[str]]:
+def read_split_table(content: bytes) -> dict[str, list[str]]:
     """The names of each part from a table with a header line, separated by commas, semicolons or tabs.
 
     The columns are those called name and split, or else the first two. Names may hold folders, which are
@@ -44,4 +43,4 @@ def read_split_table(content: bytes) -> dict[str, Sequence[str]]:
         if part is None:
             raise UserError(f"{expected}, got {called_part[:40]!r} for {name[:60]!r}")
         names.setdefault(part, []).append(re.split(r"[/\\]", name)[-1])
-    return dict(names)
+    return names

@@ -28,6 +28,11 @@ MAX_TEXT_BYTES = 64 << 20
 TEST_FRACTION = 0.2
 """Part of the cases that a split which is drawn here tests on."""
 SEED = 2333
+_ONE_FOLD = (
+    "python -c \"import json; fold = json.load(open('splits_final.json'))[0]; "
+    "json.dump({'train': fold['train'], 'test': fold['val']}, open('split.json', 'w'))\""
+)
+"""Command that makes a split of the first fold of nnU-Net."""
 
 
 class SplitError(UserError):
@@ -246,9 +251,8 @@ def checked_split(data: object, plain_lists: bool = False) -> Split:
     """
     if isinstance(data, list) and data and all(_is_fold(each) for each in data):
         raise SplitError(
-            f"a list of {len(data)} folds with 'train' and 'val', as nnU-Net's splits_final.json, expected one split: "
-            "a dict with 'train' and 'test'. Write that of a fold, with its 'val' for testing, by "
-            f"{_ONE_FOLD}"
+            f"a list of {len(data)} folds with 'train' and 'val', as nnU-Net's splits_final.json, expected one "
+            f"split: a dict with 'train' and 'test'. Write that of a fold, with its 'val' for testing, by {_ONE_FOLD}"
         )
     if not isinstance(data, dict):
         raise SplitError(f"expected a dict with 'train' and 'test', got {type(data).__name__}")
@@ -275,13 +279,6 @@ def checked_split(data: object, plain_lists: bool = False) -> Split:
 
 def _is_fold(data: object) -> bool:
     return isinstance(data, dict) and data.keys() == {"train", "val"}
-
-
-_ONE_FOLD = (
-    "python -c \"import json; fold = json.load(open('splits_final.json'))[0]; "
-    "json.dump({'train': fold['train'], 'test': fold['val']}, open('split.json', 'w'))\""
-)
-"""Command that makes a split of the first fold of nnU-Net."""
 
 
 def _names(part: object, which: str) -> tuple[str, ...]:
