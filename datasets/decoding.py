@@ -91,8 +91,9 @@ def _check_tiff_numbers(content: bytes, flags: int, decoded: bool) -> None:
         return
     stored = cv2.imdecode(np.frombuffer(content, np.uint8), AS_STORED)
     if stored is not None and not (decoded and stored.dtype.kind == "u"):
+        window = ", or give --window LOW,HIGH" if in_8_bits else ""  # which masks have no use for
         raise ImageError(
-            f"holds {stored.dtype} pixels; save it with whole numbers of 8 or 16 bits, without a sign"
+            f"holds {stored.dtype} pixels; save it with whole numbers of 8 or 16 bits, without a sign{window}"
         )
 
 

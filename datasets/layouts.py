@@ -11,6 +11,7 @@ from pathlib import PurePosixPath
 from datasets.archives import Member
 from datasets.catalogue import IMAGE_EXTENSIONS, DatasetSpec
 from datasets.pictures import DICOM_SUFFIXES
+from datasets.split_tables import PART_NAMES
 from datasets.splits import name_problem, nfc
 
 _NO_PICTURES = {
@@ -19,6 +20,7 @@ _NO_PICTURES = {
 }
 """Endings of files that lie beside images and are none."""
 _SAME_FILE = "are the same file; give --mask-suffix"
+IN_CAPITALS = "differs in capital letters alone; give both the same"
 _NNUNET_CHANNEL = "_0000"
 """How the names of images end in the layout of nnU-Net, and not those of their masks."""
 _IMAGE_FOLDERS = {"image", "images", "img", "imgs", "imagestr"}
@@ -27,6 +29,13 @@ _MASK_FOLDERS = {
     *("annotation", "annotations", "segmentation", "segmentations"),
 }
 """Folders that say of what kind the files in them are, in lower case."""
+_WORDS = {
+    "prefix": re.compile(r"^[^\W\d_]+[-_. ]?"),
+    "suffix": re.compile(r"[-_. ]?[^\W\d_]+$"),
+}
+"""What may stand before and after the names of cases, as `img_` and `_seg`."""
+_OF_MASKS = re.compile("mask|seg|label|gt|truth|anno", re.IGNORECASE)
+"""Words that tell masks from images."""
 _NOT_READ = "is in a format that is not read; convert it to PNG"
 
 
@@ -53,6 +62,8 @@ class PairedFiles:
     """Paths of images whose name another image has as well."""
     by_folder: bool = False
     """Whether cases are named by the folders of their files."""
+    parts: dict[str, str] = field(default_factory=dict)
+    """The part of a split, of own data by the folder of the image, where this is called as a part is."""
 
 
 def published_cases(spec: DatasetSpec, files: Iterable[Member]) -> PairedFiles:
@@ -68,22 +79,45 @@ def published_cases(spec: DatasetSpec, files: Iterable[Member]) -> PairedFiles:
     return _paired(images, masks)
 
 
-def own_cases(
-    images: Iterable[Member], masks: Iterable[Member], image_suffix: str = "", mask_suffix: str = ""
-) -> PairedFiles:
-    """Cases of any data set, matched by stem: `<name><image_suffix>.*`, `<name><mask_suffix>.*`.
+@dataclass(frozen=True)
+class Affixes:
+    """What the stems of files have before and after the name of the case."""
 
-    With a `mask_suffix`, `<name><mask_suffix>_<number>.*` are further masks of the image, and images
-    and masks may lie in one folder. Where images repeat a name, folders called images and masks tell which
-    is which, or else, where most repeat one, each case is named by its folders, if most then have a mask.
+    prefix: str = ""
+    suffix: str = ""
+
+    def __bool__(self) -> bool:
+        return bool(self.prefix or self.suffix)
+
+    def pattern(self, number: str = "") -> re.Pattern[str]:
+        """A pattern of stems, whose first group is the name; `number` may follow the suffix."""
+        prefix, suffix = (re.escape(nfc(affix)) for affix in (self.prefix, self.suffix))
+        return re.compile(f"{prefix}(.*){suffix}{number}", re.DOTALL)
+
+
+NO_AFFIXES = Affixes()
+
+
+def own_cases(
+    images: Iterable[Member],
+    masks: Iterable[Member],
+    of_images: Affixes = NO_AFFIXES,
+    of_masks: Affixes = NO_AFFIXES,
+) -> PairedFiles:
+    """Cases of any data set, matched by stem: `<prefix><name><suffix>.*` for image and mask.
+
+    With a suffix of masks, `<prefix><name><suffix>_<number>.*` are further masks of the image. With affixes
+    of masks, images and masks may lie in one folder. Where images repeat a name, folders called images and
+    masks tell which is which, or else, where most repeat one, each case is named by its folders, if most
+    then have a mask.
     """
     images, masks = list(images), list(masks)
-    files = _matched(images, masks, image_suffix, mask_suffix)
+    files = _matched(images, masks, of_images, of_masks)
     if not files.repeated:
         return files
     images, masks = _by_kind_of_folder(images, masks)
     for by_folder in (False, True):
-        other = _matched(images, masks, image_suffix, mask_suffix, by_folder)
+        other = _matched(images, masks, of_images, of_masks, by_folder)
         repeated = set(files.repeated) & {image.path for image in images}
         paired = repeated & {case.image.path for case in other.cases.values()}
         renames_more = by_folder and len(files.cases) >= len(repeated)
@@ -95,19 +129,19 @@ def own_cases(
 def _matched(
     images: Sequence[Member],
     masks: Sequence[Member],
-    image_suffix: str,
-    mask_suffix: str,
+    of_images: Affixes,
+    of_masks: Affixes,
     by_folder: bool = False,
 ) -> PairedFiles:
     """Cases as in `own_cases`, each named by the stem, or also by the folders of its files."""
-    number = r"(?:_\d+)?" if mask_suffix else ""
+    number = r"(?:_\d+)?" if of_masks.suffix else ""
     above = (_common_folders(images), _common_folders(masks)) if by_folder else (None, None)
-    of_image = _Naming(re.compile(f"(.*){re.escape(nfc(image_suffix))}", re.DOTALL), above[0])
-    of_mask = _Naming(re.compile(f"(.*){re.escape(nfc(mask_suffix))}{number}", re.DOTALL), above[1])
+    of_image = _Naming(of_images.pattern(), above[0])
+    of_mask = _Naming(of_masks.pattern(number), above[1])
     images_of = _by_name((file for file in images if file.suffix in DICOM_SUFFIXES), of_image)
     images_of |= _by_name(filter(_is_read, images), of_image)
-    if mask_suffix:
-        certain = nfc(mask_suffix) if image_suffix else ""
+    if of_masks:
+        certain = of_masks.pattern() if of_images else of_mask.stem
         images_of, masks = _apart(images_of, masks, of_mask, certain)
     read = list(filter(_is_read, masks))
     masks_of, masks_in_any_format = _by_name(read, of_mask), _by_name(masks, of_mask)
@@ -121,6 +155,9 @@ def _matched(
     paired = _paired(images_of, lone, masks_in_any_format, by_folder)
     for name, image in unread.items():
         paired.problems[name] = f"the image {image} {_NOT_READ}"
+    image_of = {name: files[0] for name, files in images_of.items()} | unread
+    parts = {name: _part(image) for name, image in image_of.items()}
+    paired.parts.update((name, part) for name, part in parts.items() if part)
     image_stems = {file.stem for files in images_of.values() for file in files}
     others = (file for file in read if not of_mask.stem.fullmatch(file.stem))
     paired.lone_masks.extend(file.path for file in others if file.stem not in image_stems)
@@ -156,6 +193,13 @@ def _folders(file: Member) -> tuple[str, ...]:
     return tuple(part for part in parents if part.casefold() not in kinds)
 
 
+def _part(file: Member) -> str | None:
+    """The part of a split that the folders of a file name; None for none, or several."""
+    folders = PurePosixPath(file.path).parent.parts
+    parts = {PART_NAMES[each.casefold()] for each in folders if each.casefold() in PART_NAMES}
+    return parts.pop() if len(parts) == 1 else None
+
+
 def _common_folders(files: Sequence[Member]) -> tuple[str, ...]:
     """The first folders of all files, as far as they are the same."""
     paths = [_folders(file) for file in files if _is_read(file) or file.suffix in DICOM_SUFFIXES]
@@ -186,35 +230,54 @@ def _apart(
     images_of: dict[str, list[Member]],
     masks: Sequence[Member],
     of_mask: _Naming,
-    certain: str,
+    certain: re.Pattern[str],
 ) -> tuple[dict[str, list[Member]], list[Member]]:
     """Images and masks that may lie in one folder, each file as the one that it is.
 
-    A stem that ends in `certain` is of a mask. Others that match `of_mask` are so where there is an image of
+    A stem that `certain` matches is of a mask. Others that match `of_mask` are so where there is an image of
     that name: `a_0` may be an image by its suffix, or the further mask of `a`.
     """
     mask_places = {
         file.place()
         for name, files in _by_name(masks, of_mask).items()
         for file in files
-        if file.stem.endswith(certain) or name in images_of
+        if certain.fullmatch(file.stem) or name in images_of
     }
     images_of = _without(images_of, mask_places)
     image_places = {file.place() for files in images_of.values() for file in files}
     return images_of, [file for file in masks if file.place() not in image_places]
 
 
-def common_suffix(files: PairedFiles) -> str | None:
-    """What masks without an image have after the name of one, such as `_mask`; None if that differs.
-
-    Numbers of further masks, as in `_mask_1`, are left out.
-    """
-    rests = set()
-    for path in files.lone_masks:
-        stem = nfc(PurePosixPath(path).stem)
+def affixes_advice(files: PairedFiles) -> str:
+    """The options by which masks without an image would have one; all that there are where none is found."""
+    stems = [nfc(PurePosixPath(path).stem) for path in files.lone_masks]
+    after, before = set[str | None](), set[str | None]()
+    for stem in stems:
         name = max(filter(stem.startswith, files.problems), key=len, default="")
-        rests.add(re.sub(r"(?<=.)_\d+$", "", stem.removeprefix(name)) if name else None)
-    return rests.pop() if len(rests) == 1 else None
+        # without the numbers of further masks, as in `_mask_1`
+        after.add(re.sub(r"(?<=.)_\d+$", "", stem.removeprefix(name)) if name else None)
+        name = max(filter(stem.endswith, files.problems), key=len, default="")
+        before.add(stem.removesuffix(name) if name else None)
+    for rests, option in ((after, "--mask-suffix"), (before, "--mask-prefix")):
+        rest = rests.pop() if len(rests) == 1 else None
+        if rest:
+            return f"{option} {rest}"
+    for which in _WORDS:
+        images, masks = _by_word(which, files.problems), _by_word(which, stems)
+        if len(images) == len(masks) == 1:
+            (of_images, names), (of_masks, others) = *images.items(), *masks.items()
+            if names & others:
+                return f"--image-{which} {of_images} --mask-{which} {of_masks}"
+    return "the options that fit: --image-prefix, --image-suffix, --mask-prefix, --mask-suffix"
+
+
+def _by_word(which: str, stems: Iterable[str]) -> dict[str, set[str]]:
+    """What is left of stems without the word before or after it, by this word."""
+    left: dict[str, set[str]] = {}
+    for stem in stems:
+        if word := _WORDS[which].search(stem):
+            left.setdefault(word[0], set()).add(stem[: word.start()] + stem[word.end() :])
+    return left
 
 
 def _is_read(file: Member) -> bool:
@@ -226,18 +289,38 @@ def images_as_masks(files: PairedFiles) -> str | None:
     names = sorted(name for name, problem in files.problems.items() if problem.endswith(_SAME_FILE))
     if files.cases or len(names) <= len(files.problems) / 2:
         return None
-    problem, every, rests = files.problems[names[0]], set(names), Counter[str]()
+    problem, every = files.problems[names[0]], set(names)
+    rests: dict[str, Counter[str]] = {"suffix": Counter(), "prefix": Counter()}
     for name in names:
         shorter = (name[:end] for end in range(len(name) - 1, 0, -1))
         if (stem := next((each for each in shorter if each in every), None)) is not None:
-            rests[re.sub(r"(?<=.)_\d+$", "", name.removeprefix(stem))] += 1
-    suffix, count = max(rests.items(), key=lambda item: item[1], default=("", 0))
+            rests["suffix"][re.sub(r"(?<=.)_\d+$", "", name.removeprefix(stem))] += 1
+        shorter = (name[start:] for start in range(1, len(name)))
+        if (stem := next((each for each in shorter if each in every), None)) is not None:
+            before = name.removesuffix(stem)
+            rests["prefix"][before] += not before.isdecimal()  # `10` is not `0` with a prefix
+    which, affix, count = max(
+        ((which, *pair) for which, found in rests.items() for pair in found.most_common(1)),
+        key=lambda item: item[2],
+        default=("suffix", "", 0),
+    )
     if count <= len(names) / 4:
-        return problem
-    many = f"({count} of {len(names)} names are another one with this ending)"
-    if suffix == _NNUNET_CHANNEL:
-        return f"{problem.removesuffix('--mask-suffix')}--image-suffix {suffix} {many}"
-    return f"{problem} {suffix} {many}"
+        return problem.removesuffix("--mask-suffix") + (_words_advice(names) or "--mask-suffix")
+    place = "ending" if which == "suffix" else "beginning"
+    many = f"({count} of {len(names)} names are another one with this {place})"
+    kind = "image" if affix == _NNUNET_CHANNEL else "mask"
+    return f"{problem.removesuffix('--mask-suffix')}--{kind}-{which} {affix} {many}"
+
+
+def _words_advice(names: Sequence[str]) -> str | None:
+    """The options where images and masks, all in `names`, begin or end with a word of their own."""
+    for which in _WORDS:
+        left = _by_word(which, names)
+        masks = [word for word in left if _OF_MASKS.search(word)]
+        if len(left) == 2 and len(masks) == 1 and set.intersection(*left.values()):
+            (images,) = left.keys() - masks
+            return f"--image-{which} {images} --mask-{which} {masks[0]}"
+    return None
 
 
 def _may_be_picture(file: Member) -> bool:
@@ -279,8 +362,9 @@ def _paired(
     by_folder: bool = False,
 ) -> PairedFiles:
     """Join images and masks of one name; `in_any_format` also holds masks of formats not read."""
-    lone = (masks[name] for name in sorted(masks.keys() - images.keys()))
-    paired = PairedFiles({}, {}, [file.path for files in lone for file in files], [], by_folder)
+    lone = sorted(masks.keys() - images.keys())
+    paired = PairedFiles({}, {}, [file.path for n in lone for file in masks[n]], [], by_folder)
+    lone_in_small = {name.casefold(): masks[name][0] for name in lone}
     for name in sorted(images):
         image, *more_images = images[name]
         case_masks = masks.get(name, [])
@@ -294,6 +378,9 @@ def _paired(
             paired.problems[name] = _two("images", image, more_images[0])
         elif not case_masks and name in in_any_format:
             paired.problems[name] = f"the mask {in_any_format[name][0]} {_NOT_READ}"
+        elif not case_masks and name.casefold() in lone_in_small:
+            mask = lone_in_small[name.casefold()]
+            paired.problems[name] = f"no mask for the image {image}, but {mask} {IN_CAPITALS}"
         elif not case_masks:
             paired.problems[name] = f"no mask for the image {image}"
         elif image.place() in {mask.place() for mask in case_masks}:

@@ -42,15 +42,18 @@ def decode_mask(
 
     Raises ImageError as that and `decode`, and where the alpha channel contradicts the colours: these have no
     foreground, or some that is transparent. With `refuse_classes`, also where a lossless mask seems to
-    number objects or classes, and neither `any_label` nor `labels` says which are foreground.
+    number objects or classes, and neither `any_label` nor `labels` says which are foreground, or where
+    two of its colours have one grey value, which is then no sign of either.
     """
     grey = _grey(content, max_megapixels, any_label)
     mask, note = binary_mask(grey, any_label, labels)
     if is_jpeg(content):
         if (note or any_label or labels) and np.unique(grey).size > 2:
             note = JPEG_LABELS if any_label or labels else JPEG_CUT
-    elif note and refuse_classes:
-        _refuse_classes(grey)
+    elif refuse_classes and not any_label:
+        _refuse_merged_colours(content, grey, max_megapixels)
+        if note:
+            _refuse_classes(grey)
     if note and _is_drawn_in_one_colour(grey):
         note = None
     alpha = _alpha(content, max_megapixels)
@@ -67,6 +70,11 @@ def decode_mask(
                 "flatten it to grey of 0 and 255, without transparency"
             )
     return mask, note
+
+
+def mask_values(content: bytes, max_megapixels: float) -> list[int]:
+    """The values of a mask file, those that `labels` of `decode_mask` are compared with."""
+    return np.unique(_grey(content, max_megapixels, any_label=False)).tolist()
 
 
 def _grey(content: bytes, max_megapixels: float, any_label: bool, flags: int = 0) -> np.ndarray:
@@ -118,22 +126,62 @@ def _refuse_classes(grey: np.ndarray) -> None:
     """ImageError where the values of a mask (H, W) seem to number objects or classes.
 
     So does a value between the least and the greatest where these are small, or where it fills a square.
-    Smoothed edges do neither; values next to the least or the greatest are taken for these.
+    Smoothed edges do neither; values next to the least or the greatest are taken for these, unless one
+    next to the least fills a square in a mask of few values, as 1 does beside an ignored border of 255.
     """
     values = np.unique(grey)
     low, high = int(values[0]), int(values[-1])
     near = (high - low) // 64
     between = values[(values > low + near) & (values < high - near)]
+    ignored = ""
     if high > MAX_CLASS:
-        square = np.ones((CLASS_SQUARE, CLASS_SQUARE), np.uint8)
-        numbers = grey if grey.dtype in (np.uint8, np.uint16) else grey.astype(np.float32)
-        filled = grey[cv2.erode(numbers, square) == cv2.dilate(numbers, square)]
+        filled = np.unique(grey[_is_flat(grey)])
         between = np.intersect1d(between, filled)
+        if len(values) <= MAX_CLASS and low in filled:
+            small = filled[(filled > low) & (filled <= low + near)]
+            between = np.union1d(between, small)
+            if small.size and high == np.iinfo(grey.dtype).max:
+                ignored = f", if {high} marks what is to be ignored"
     if between.size:
         raise ImageError(
             f"the mask holds the values {listed(map(str, values), 10)}, expected 0 and one other; of objects or "
-            f"classes, say which are foreground: --any-label (all above 0) or --label {high} (only these values)"
+            "classes, say which are foreground: --any-label (all above 0) or --label N (only these values), "
+            f"for example --label {values[values > 0][0]}{ignored}"
         )
+
+
+def _refuse_merged_colours(content: bytes, grey: np.ndarray, max_megapixels: float) -> None:
+    """ImageError where two colours of a mask, each filling a square, are one value in its `grey`.
+
+    Smoothed edges fill none; colours that differ by a few values only are taken for one, but for dark ones.
+    """
+    if content.startswith(b"\x89PNG") and not content[25] & 2:  # without colours
+        return
+    colours = decode(content, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH, max_megapixels)
+    flat = _is_flat(colours)
+    flat[:, 1:] &= (colours[:, 1:] != colours[:, :-1]).any(axis=2) | ~flat[
+        :, :-1
+    ]  # one of each run
+    drawn, first = np.unique(colours[flat], axis=0, return_index=True)
+    values, most = grey[flat][first], int(grey.max())
+    near = most // 64 if most > MAX_CLASS else 0
+    for value in np.unique(values):
+        alike = drawn[values == value].astype(int)
+        if (np.ptp(alike, axis=0) > near).any():
+            names = listed((str(tuple(colour[::-1].tolist())) for colour in alike), 5)
+            raise ImageError(
+                f"the mask draws with several colours, {names} in red, green and blue, that are all the grey value "
+                f"{value}, expected one of its own for each; save the classes as grey values, or give --any-label, "
+                "by which all but black is foreground"
+            )
+
+
+def _is_flat(pixels: np.ndarray) -> np.ndarray:
+    """Where a picture (H, W) or (H, W, C) has one value in the square around the pixel, as bool (H, W)."""
+    square = np.ones((CLASS_SQUARE, CLASS_SQUARE), np.uint8)
+    numbers = pixels if pixels.dtype in (np.uint8, np.uint16) else pixels.astype(np.float32)
+    same = cv2.erode(numbers, square) == cv2.dilate(numbers, square)
+    return same if same.ndim == 2 else same.all(axis=2)
 
 
 def binary_mask(
@@ -160,7 +208,7 @@ def binary_mask(
         return grey > 0, None
     note = (
         f"values from {low} to {high}, expected 0/1 or 0/{full}; cut at half of that range "
-        "(numbered objects or classes: prepare with --any-label)"
+        "(numbered objects or classes: prepare with --any-label or --label N)"
     )
     if low == high:
         return np.zeros(grey.shape, bool), note

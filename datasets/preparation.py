@@ -6,7 +6,7 @@ import hashlib
 import json
 import multiprocessing
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,8 +21,11 @@ from datasets.catalogue import IMAGE_EXTENSIONS, DatasetSpec, spec_for
 from datasets.decoding import MAX_MEGAPIXELS
 from datasets.group_tables import TAB_SUFFIXES, check_groups, cut_groups_note, read_group_table
 from datasets.layouts import (
+    IN_CAPITALS,
+    NO_AFFIXES,
+    Affixes,
     PairedFiles,
-    common_suffix,
+    affixes_advice,
     images_as_masks,
     own_cases,
     published_cases,
@@ -34,6 +37,7 @@ from datasets.prepared import NOTES
 from datasets.splits import (
     SEED,
     Split,
+    cases_by_group,
     grouped_split,
     quoted,
     random_split,
@@ -49,8 +53,12 @@ from utils.machine import available_cores
 
 PHANTOM_CASES = 400
 NOTES_SHOWN = 5
+FEW_GROUPS = 5
+"""A split that is drawn is warned of where it tests on fewer groups."""
 TEST_ONLY = "test only"
 """The manifest's entry `splits` of a data set that is not trained on."""
+BY_FOLDERS = "folders"
+"""The manifest's entry `splits` of a data set that came divided into folders."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +68,7 @@ class PreparationOptions:
     root: Path
     """The data set becomes a folder in this one."""
     splits: Path | None = None
-    """A split file; without it, 80 % of the cases are drawn for training."""
+    """A split file; without it, folders called train and test are the parts, or 80 % are drawn for train."""
     groups: Path | None = None
     """A CSV of case names and their groups, in place of the metadata among the sources."""
     seed: int = SEED
@@ -116,16 +124,16 @@ def prepare_own(
     images: Path,
     masks: Path,
     options: PreparationOptions,
-    image_suffix: str = "",
-    mask_suffix: str = "",
+    of_images: Affixes = NO_AFFIXES,
+    of_masks: Affixes = NO_AFFIXES,
 ) -> Path:
     """Prepare any other data set from a folder or zip of images and one of masks.
 
-    An image `<name><image_suffix>.*` belongs to the mask `<name><mask_suffix>.*`. With `any_label` in
+    Both are named `<prefix><name><suffix>.*`, image and mask each with its own affixes. With `any_label` in
     `spec`, any value above 0 is foreground, with `labels` these values are. Otherwise as `prepare_published`.
     """
     image_source, mask_source = options.open(images), options.open(masks)
-    files = own_cases(members([image_source]), members([mask_source]), image_suffix, mask_suffix)
+    files = own_cases(members([image_source]), members([mask_source]), of_images, of_masks)
     for source, read in ((image_source, SUFFIXES), (mask_source, IMAGE_EXTENSIONS)):
         if endings := unread_endings(list(members([source])), read):
             raise UserError(
@@ -134,23 +142,22 @@ def prepare_own(
             )
     if not files.cases and not files.problems:
         raise UserError(
-            f"no images named *{image_suffix} in {images}; "
+            f"no images named {of_images.prefix}*{of_images.suffix} in {images}; "
             f"expected files ending in {', '.join(IMAGE_EXTENSIONS)}"
         )
     if problem := images_as_masks(files):
         raise UserError(f"{spec.name} is not prepared, {len(files.problems)} problem(s): {problem}")
-    if not files.cases and not image_suffix and not mask_suffix:
+    if not files.cases and not of_images and not of_masks:
         _refuse_same_names_in_folders(files.repeated)
-    if not files.cases and mask_suffix:
-        without = own_cases(members([image_source]), members([mask_source]), image_suffix)
-        _refuse_needless_suffix(mask_suffix, files, without)
-    if not files.cases and files.lone_masks:
+    if not files.cases and of_masks:
+        without = own_cases(members([image_source]), members([mask_source]), of_images)
+        _refuse_needless_affixes(of_masks, files, without)
+    in_capitals = any(problem.endswith(IN_CAPITALS) for problem in files.problems.values())
+    if not files.cases and files.lone_masks and not in_capitals:
         example = next(iter(files.problems))
-        suffix = common_suffix(files)
-        advice = f"--mask-suffix {suffix}" if suffix else "--mask-suffix or --image-suffix"
         raise UserError(
             f"none of the {len(files.problems)} images has a mask of its name: expected one for {example!r}, "
-            f"the masks are named like {quoted(files.lone_masks, 2)}. Give {advice}"
+            f"the masks are named like {quoted(files.lone_masks, 2)}. Give {affixes_advice(files)}"
         )
     if files.by_folder:
         print(
@@ -158,19 +165,52 @@ def prepare_own(
             + ("" if options.groups else "; where folders are patients, give --groups")
         )
     group_of = read_group_table(options.groups, None)
-    split = _choose_split(spec, files, group_of, True, options)
+    other_split = options.splits is not None or options.test_only
+    by_folders = None if other_split else _split_by_folders(files)
+    split = by_folders or _choose_split(spec, files, group_of, True, options)
     check_groups(options.groups, group_of, split)
     record = {
         "sources": [images.name, masks.name],
-        "image_suffix": image_suffix,
-        "mask_suffix": mask_suffix,
+        "image_prefix": of_images.prefix,
+        "image_suffix": of_images.suffix,
+        "mask_prefix": of_masks.prefix,
+        "mask_suffix": of_masks.suffix,
         "any_label": spec.any_label,
         "label": list(spec.labels),
         "window": window_text(spec.window),
         "groups_sha256": file_digest(options.groups),
         **_split_record(options, split),
+        **({"splits": BY_FOLDERS} if by_folders else {}),
     }
     return _write(spec, files, split, group_of, record, options)
+
+
+def _split_by_folders(files: PairedFiles) -> Split | None:
+    """The split that folders called train, val and test make; None, with a warning, where they make none."""
+    names = sorted({*files.cases, *files.problems})
+    parts = {
+        part: [n for n in names if files.parts.get(n) == part] for part in ("train", "val", "test")
+    }
+    found = [part for part, cases in parts.items() if cases]
+    if len(found) < 2:
+        return None
+    outside = [name for name in names if name not in files.parts]
+    if outside or not (parts["train"] and parts["test"]):
+        missing = f"{len(outside)} of {len(names)} cases lie in neither ({quoted(outside, 3)})"
+        if not outside:
+            missing = f"there is no {'test' if parts['train'] else 'train'}"
+        _warn(
+            f"folders called {', '.join(found)} look like a split, but {missing}, so it is not taken: the parts "
+            "are mixed. Give --splits FILE with the cases of train and test, or rename the folders"
+        )
+        return None
+    counts = ", ".join(f"{len(parts[part])} cases in {part}" for part in found)
+    print(
+        f"split as the folders are called: {counts}"
+        + (" (those of val choose the checkpoint)" if parts["val"] else "")
+        + "; --splits FILE gives another"
+    )
+    return Split((*parts["train"], *parts["val"]), tuple(parts["test"]), tuple(parts["val"]))
 
 
 def _refuse_same_names_in_folders(repeated: Sequence[str]) -> None:
@@ -184,13 +224,16 @@ def _refuse_same_names_in_folders(repeated: Sequence[str]) -> None:
         )
 
 
-def _refuse_needless_suffix(mask_suffix: str, files: PairedFiles, without: PairedFiles) -> None:
-    """UserError where `without` the suffix more masks have an image than `files` has others."""
+def _refuse_needless_affixes(of_masks: Affixes, files: PairedFiles, without: PairedFiles) -> None:
+    """UserError where `without` affixes of masks more masks have an image than `files` has others."""
     masks = [mask.path for case in without.cases.values() for mask in case.masks]
     if len(masks) > len(set(files.lone_masks) - set(masks)):
+        begins = [f"begins with {of_masks.prefix!r}"] if of_masks.prefix else []
+        ends = [f"ends in {of_masks.suffix!r}"] if of_masks.suffix else []
+        options = " and ".join(["--mask-prefix"] * len(begins) + ["--mask-suffix"] * len(ends))
         raise UserError(
-            f"none of the {len(files.problems)} images has a mask whose name ends in {mask_suffix!r}, but "
-            f"{len(masks)} have a mask of their own name, like {masks[0]!r}. Leave out --mask-suffix"
+            f"none of the {len(files.problems)} images has a mask whose name {' and '.join(begins + ends)}, but "
+            f"{len(masks)} have a mask of their own name, like {masks[0]!r}. Leave out {options}"
         )
 
 
@@ -407,6 +450,7 @@ def _write(
                 f"{len(problems)} of {len(names)} cases are unusable and were left out, listed in "
                 f"{staging.final / NOTES} with the reasons"
             )
+        _check_labels(spec, written.values)
         for kind in (JPEG_CUT, JPEG_LABELS):
             if blurred := sum(note.endswith(kind) for note in notes):
                 _warn(f"{blurred} masks are {kind}")
@@ -423,9 +467,40 @@ def _write(
             print(f"{left_out} cases of the source are not in the split and were left out")
         kept = sorted((*split.train, *split.test))
         groups = {name: group_of[name] for name in kept if name in group_of}
+        if groups:
+            _report_groups(groups, split, drawn=options.splits is None)
         if options.limits.megapixels != MAX_MEGAPIXELS:
             record = {**record, "max_megapixels": options.limits.megapixels}
         return staging.finish(split, _manifest(spec, split, record), groups, notes)
+
+
+def _report_groups(group_of: Mapping[str, str], split: Split, drawn: bool) -> None:
+    """Say how many groups each part has; of a split that was not given, warn where few are tested on."""
+    parts = {"train": split.beside_val, "val": split.val, "test": split.test}
+    groups = {part: len(cases_by_group(names, group_of)) for part, names in parts.items() if names}
+    line = "groups: " + ", ".join(f"{count} in {part}" for part, count in groups.items())
+    if drawn and groups["test"] < FEW_GROUPS:
+        _warn(
+            f"{line}. Scores on under {FEW_GROUPS} groups (patients, lesions) tell little of others; prepare more "
+            "of them, or name more for testing by --splits FILE"
+        )
+    else:
+        print(line)
+
+
+def _check_labels(spec: DatasetSpec, held: Set[int]) -> None:
+    """UserError where no label of `spec` is among the values that masks hold, a warning where not all are."""
+    missing = [label for label in spec.labels if label not in held]
+    if not missing:
+        return
+    several = len(missing) > 1
+    which = f"label{'s' if several else ''} {', '.join(map(str, missing))} occur{'' if several else 's'}"
+    found = f"{which} in no mask; they hold {listed(map(str, sorted(held)), 20)}"
+    if len(missing) == len(spec.labels):
+        raise UserError(
+            f"{spec.name} is not prepared: {found}. Give --label with values that are foreground"
+        )
+    _warn(found)
 
 
 def _report_masks(areas: Sequence[float], own: bool) -> None:

@@ -22,6 +22,7 @@ from typing import Any
 
 from datasets.archives import DEFAULT_LIMITS
 from datasets.catalogue import CATALOGUE, DatasetSpec, canonical_name, spec_for
+from datasets.layouts import Affixes
 from datasets.preparation import (
     PHANTOM_CASES,
     TEST_ONLY,
@@ -47,7 +48,9 @@ OPTIONS = {
     "your own": {
         "images",
         "masks",
+        "image_prefix",
         "image_suffix",
+        "mask_prefix",
         "mask_suffix",
         "any_label",
         "label",
@@ -109,13 +112,20 @@ def parser() -> argparse.ArgumentParser:
     add("--root", type=Path, default=Path("datasets"), help="where prepared data lies [datasets]")
     add("--source", type=Path, nargs="+", default=[], metavar="PATH", help="zip files or folders")
     split = arguments.add_mutually_exclusive_group().add_argument
-    split("--splits", type=Path, metavar="FILE", help="split file, .pkl or .json [80/20 by --seed]")
+    split(
+        "--splits",
+        type=Path,
+        metavar="FILE",
+        help="split file, .pkl, .json or .csv [80/20 by --seed]",
+    )
     split("--test-only", action="store_true", help="all cases are for testing, none for training")
     add("--seed", type=non_negative_int, metavar="N", help=f"of split and phantom [{SEED}]")
     add("--include-normal", action="store_true", help="busi: keep the images without lesion")
     add("--images", type=Path, metavar="DIR", help="own data: folder or zip of images")
     add("--masks", type=Path, metavar="DIR", help="own data: folder or zip of masks")
+    add("--image-prefix", default="", metavar="S", help="own data: S<name>.* is an image")
     add("--image-suffix", default="", metavar="S", help="own data: <name>S.* is an image")
+    add("--mask-prefix", default="", metavar="S", help="own data: S<name>.* is a mask")
     add("--mask-suffix", default="", metavar="S", help="own data: <name>S.* is a mask")
     accept_negative_values(arguments)
     add(
@@ -141,9 +151,15 @@ def _labels(text: str) -> tuple[int, ...]:
     parts = text.split(",")
     if not all(part.strip().isdecimal() and int(part) < 1 << 16 for part in parts):
         raise argparse.ArgumentTypeError(
-            f"expected values of the masks, 0 to 65535, separated by commas, as in 1,2; got {text!r}"
+            f"expected values of the masks, 1 to 65535, separated by commas, as in 1,2; got {text!r}"
         )
-    return tuple(sorted({int(part) for part in parts}))
+    labels = [int(part) for part in parts]
+    if 0 in labels or len(set(labels)) < len(labels):
+        raise argparse.ArgumentTypeError(
+            f"expected different values above 0, which is background, as in 1,2; got {text!r} (a colour is named "
+            "by its grey value, as in 76 for red of 255,0,0; the message on masks without --label tells it)"
+        )
+    return tuple(sorted(labels))
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -229,14 +245,15 @@ def _prepare(
     elif name in CATALOGUE:
         prepare_published(spec, arguments.source, options, arguments.include_normal)
     elif arguments.images and arguments.masks:
-        suffixes = (arguments.image_suffix, arguments.mask_suffix)
+        of_images = Affixes(arguments.image_prefix, arguments.image_suffix)
+        of_masks = Affixes(arguments.mask_prefix, arguments.mask_suffix)
         spec = replace(
             spec,
             any_label=arguments.any_label,
             labels=arguments.label,
             window=arguments.window,
         )
-        prepare_own(spec, arguments.images, arguments.masks, options, *suffixes)
+        prepare_own(spec, arguments.images, arguments.masks, options, of_images, of_masks)
     else:
         raise UserError(
             f"{name!r} is not in the catalogue ({', '.join(CATALOGUE)}). "
@@ -270,8 +287,9 @@ def _asked_sources(spec: DatasetSpec, arguments: argparse.Namespace) -> list[str
 
 
 def _asked_reading(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The manifest's entries for suffixes and labels; without the folders, an empty one leaves it open."""
-    values = {key: getattr(arguments, key) for key in ("image_suffix", "mask_suffix", "any_label")}
+    """The manifest's entries for names and labels; without the folders, an empty one leaves it open."""
+    affixes = ("image_prefix", "image_suffix", "mask_prefix", "mask_suffix")
+    values = {key: getattr(arguments, key) for key in (*affixes, "any_label")}
     values |= {"label": list(arguments.label), "window": window_text(arguments.window)}
     named = arguments.images and arguments.masks
     return {key: value for key, value in values.items() if named or value}

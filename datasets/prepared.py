@@ -65,7 +65,8 @@ def is_prepared(folder: Path, asked: Mapping[str, Any]) -> bool:
     manifest = read_manifest(folder)
     if manifest is None:
         return False
-    manifest = {"any_label": False, "label": [], "window": "", **manifest}  # older ones lack these
+    older = {"image_prefix": "", "mask_prefix": "", "any_label": False, "label": [], "window": ""}
+    manifest = {**older, **manifest}
     unknown = {"image_suffix", "mask_suffix"} - manifest.keys()
     differences = [
         _difference(key, manifest.get(key), value)

@@ -18,15 +18,21 @@ from itertools import combinations
 from pathlib import Path
 
 from datasets.catalogue import without_extension
-from datasets.safe_pickle import PlainPickleError, read_plain_pickle
+from datasets.safe_pickle import read_plain_pickle
+from datasets.split_tables import TABLE_SUFFIXES, read_split_table
 from utils.errors import UserError, listed
 from utils.files import atomic_write
 
 MAX_PICKLE_BYTES = 2 << 20  # about 120,000 names; the largest published split has 150 kB
-MAX_JSON_BYTES = 64 << 20
+MAX_TEXT_BYTES = 64 << 20
 TEST_FRACTION = 0.2
 """Part of the cases that a split which is drawn here tests on."""
 SEED = 2333
+_ONE_FOLD = (
+    "python -c \"import json; fold = json.load(open('splits_final.json'))[0]; "
+    "json.dump({'train': fold['train'], 'test': fold['val']}, open('split.json', 'w'))\""
+)
+"""Command that makes a split of the first fold of nnU-Net."""
 
 
 class SplitError(UserError):
@@ -77,7 +83,9 @@ def name_problem(name: object) -> str | None:
 
 
 def read_split(path: Path, plain_lists: bool = False) -> Split:
-    """Read a `.pkl`, `.pickle` or `.json` split file; with `plain_lists`, also `{"train": [...], ...}`.
+    """Read a `.pkl`, `.pickle` or `.json` split file.
+
+    With `plain_lists` also `{"train": [...], ...}`, and a table as `datasets.split_tables` reads it.
 
     Nothing in the file is ever executed. Raises SplitError where the file is missing, larger than
     2 MiB (pickle) or 64 MiB (JSON), hostile, damaged or malformed, where no case is for testing (none for
@@ -86,9 +94,11 @@ def read_split(path: Path, plain_lists: bool = False) -> Split:
     """
     path = Path(path)
     suffix = path.suffix.lower()
-    if suffix not in (".json", ".pkl", ".pickle"):
-        raise SplitError(f"{path}: a split file ends in .json or .pkl, got {path.suffix!r}")
-    max_bytes = MAX_JSON_BYTES if suffix == ".json" else MAX_PICKLE_BYTES
+    is_table = plain_lists and suffix in TABLE_SUFFIXES
+    if not is_table and suffix not in (".json", ".pkl", ".pickle"):
+        endings = ".json, .pkl or .csv" if plain_lists else ".json or .pkl"
+        raise SplitError(f"{path}: a split file ends in {endings}, got {path.suffix!r}")
+    max_bytes = MAX_PICKLE_BYTES if suffix in (".pkl", ".pickle") else MAX_TEXT_BYTES
     try:
         with path.open("rb") as file:
             content = file.read(max_bytes + 1)
@@ -97,9 +107,12 @@ def read_split(path: Path, plain_lists: bool = False) -> Split:
     if len(content) > max_bytes:
         raise SplitError(f"{path}: larger than {max_bytes:,} bytes, too large for a list of names")
     try:
-        data = _read_json(content) if suffix == ".json" else read_plain_pickle(content)
+        if is_table:
+            data: object = read_split_table(content)
+        else:
+            data = _read_json(content) if suffix == ".json" else read_plain_pickle(content)
         return checked_split(data, plain_lists)
-    except (SplitError, PlainPickleError) as error:
+    except UserError as error:
         raise SplitError(f"{path}: {error}") from None
 
 
@@ -236,6 +249,11 @@ def checked_split(data: object, plain_lists: bool = False) -> Split:
 
     With `plain_lists`, a list of names will do for a dict with `name_list`.
     """
+    if isinstance(data, list) and data and all(_is_fold(each) for each in data):
+        raise SplitError(
+            f"a list of {len(data)} folds with 'train' and 'val', as nnU-Net's splits_final.json, expected one "
+            f"split: a dict with 'train' and 'test'. Write that of a fold, with its 'val' for testing, by {_ONE_FOLD}"
+        )
     if not isinstance(data, dict):
         raise SplitError(f"expected a dict with 'train' and 'test', got {type(data).__name__}")
     if set(data) - {"val"} != {"train", "test"}:
@@ -257,6 +275,10 @@ def checked_split(data: object, plain_lists: bool = False) -> Split:
             "or all into 'test'"
         )
     return Split(train=parts["train"] + val, test=parts["test"], val=val)
+
+
+def _is_fold(data: object) -> bool:
+    return isinstance(data, dict) and data.keys() == {"train", "val"}
 
 
 def _names(part: object, which: str) -> tuple[str, ...]:

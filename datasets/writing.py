@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -16,13 +17,24 @@ from datasets.catalogue import DatasetSpec
 from datasets.decoding import AS_STORED, decode
 from datasets.image_headers import orientation
 from datasets.layouts import SourceCase
-from datasets.masks import AS_STORED_HINT, aspect_ratio_differs, decode_mask, may_fit_as_stored
+from datasets.masks import (
+    AS_STORED_HINT,
+    aspect_ratio_differs,
+    decode_mask,
+    mask_values,
+    may_fit_as_stored,
+)
 from datasets.pictures import DICOM_SUFFIXES, read_picture
+from datasets.splits import quoted
 from datasets.staging import Staging
 from datasets.windowing import Window, dark_note, may_be_dark
 from utils.errors import UserError, listed
 from utils.images import encode_png
 from utils.machine import available_cores
+
+LISTED_ALIKE = 3
+"""So many cases with one reason each have a line; more have one together."""
+_FILE_NAME = re.compile(r"\S*\.[A-Za-z]\w{1,4}\b")
 
 
 @dataclass
@@ -33,6 +45,8 @@ class Written:
     """On odd files."""
     areas: list[float] = field(default_factory=list)
     """Foreground of each mask as a part of it, 0 to 1."""
+    values: set[int] = field(default_factory=set)
+    """What masks hold, where labels say which values are foreground."""
 
 
 def write_cases(
@@ -61,6 +75,7 @@ def write_cases(
                 problems[name] = problem
             written.notes += one.notes
             written.areas += one.areas
+            written.values |= one.values
     finally:
         pool.shutdown(cancel_futures=True)
     return written
@@ -83,7 +98,8 @@ def write_case(spec: DatasetSpec, case: SourceCase, staging: Staging, limits: Li
     size = None if as_png else len(image)
     if staging.has("images", image_name, size) and staging.has("masks", mask_name):
         union = staging.read_mask(mask_name)
-        return Written(staging.read_notes(case.name), [float(union.mean())])
+        values = _values(spec, case, limits)
+        return Written(staging.read_notes(case.name), [float(union.mean())], values)
     if as_png:
         pixels = _in_8_bits(case.image, image, spec.window, limits)
         written = encode_png(pixels)
@@ -120,7 +136,14 @@ def write_case(spec: DatasetSpec, case: SourceCase, staging: Staging, limits: Li
     staging.write_notes(case.name, notes)
     staging.write("images", image_name, written)
     staging.write("masks", mask_name, encode_png(union.astype(np.uint8) * 255))
-    return Written(notes, [float(union.mean())])
+    return Written(notes, [float(union.mean())], _values(spec, case, limits))
+
+
+def _values(spec: DatasetSpec, case: SourceCase, limits: Limits) -> set[int]:
+    """The values of the case's masks where `spec` has labels, otherwise none."""
+    if not spec.labels:
+        return set()
+    return {v for file in case.masks for v in mask_values(file.read(), limits.megapixels)}
 
 
 def _read_mask(
@@ -160,10 +183,21 @@ def _decoded(file: Member, content: bytes, flags: int, limits: Limits) -> np.nda
 
 
 def listed_problems(name: str, problems: Mapping[str, str], other_way: str) -> str:
-    """All problems as one message; `other_way` is what to do where they cannot be fixed."""
-    lines = [f"{case}: {problem}" for case, problem in sorted(problems.items())]
+    """All problems as one message; `other_way` is what to do where they cannot be fixed.
+
+    Many cases whose reasons differ in the names of files alone are one line.
+    """
+    alike: dict[str, list[str]] = {}
+    for case, problem in sorted(problems.items()):
+        alike.setdefault(_FILE_NAME.sub("", problem), []).append(case)
+    lines = []
+    for cases in alike.values():
+        if len(cases) > LISTED_ALIKE:
+            lines.append(f"{len(cases)} cases, {quoted(cases, 3)}, the first: {problems[cases[0]]}")
+        else:
+            lines += [f"{case}: {problems[case]}" for case in cases]
     return (
-        f"{name} is not prepared, {len(lines)} problem(s):\n  "
+        f"{name} is not prepared, {len(problems)} problem(s):\n  "
         + listed(lines, MAX_LISTED_PROBLEMS, separator="\n  ")
         + f"\nFix these in the source or {other_way}, then run this again"
     )

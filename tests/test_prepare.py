@@ -309,7 +309,7 @@ def test_two_runs_do_not_work_on_one_data_set(
         ("glas --source x.zip --include-normal --cases 3", "no use for --cases, --include-normal;"),
         (
             "mine --images a --masks b --domain b",
-            "no use for --domain; it takes --any-label, --groups, --image-suffix",
+            "no use for --domain; it takes --any-label, --groups, --image-prefix",
         ),
         (
             "bsui --source x.zip",

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import re
+import subprocess
 import unicodedata
 from collections.abc import Callable
 from pathlib import Path
@@ -335,6 +337,79 @@ def test_folders_called_images_and_masks_tell_which_is_which(
     assert len(list((folder / "images").iterdir())) == 4 * len(parts)
 
 
+def divided(names: dict[str, str]) -> dict[str, bytes]:
+    """Images and masks in the folders `names[case]/{images,masks}`."""
+    files: dict[str, bytes] = {}
+    for index, (name, part) in enumerate(names.items()):
+        files[f"{part}/images/{name}.png"] = png(picture(index))
+        files[f"{part}/masks/{name}.png"] = png(square(index, index))
+    return files
+
+
+@pytest.mark.parametrize(
+    "called", ["train val test", "Training Validation Testing", "TRAIN valid test"]
+)
+@pytest.mark.parametrize("packed", [True, False])
+def test_folders_of_a_divided_set_are_its_split(
+    tmp_path: Path, called: str, packed: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train, val, test = called.split()
+    files = divided({"a": train, "b": test, "c": val, "d": train, "e": test, "f": test})
+    both = write_zip(tmp_path / "S.zip", files) if packed else write_folder(tmp_path / "S", files)
+    arguments = ["--images", both, "--masks", both]
+    folder = run("mine", tmp_path, *arguments)
+    split_file = folder / "mine_train_test_names.json"
+    assert read_split(split_file) == Split(("a", "d", "c"), ("b", "e", "f"), ("c",))
+    assert (
+        "split as the folders are called: 2 cases in train, 1 cases in val, 3 cases in test (those of val "
+        "choose the checkpoint); --splits FILE gives another\n"
+    ) in capsys.readouterr().out
+    assert json.loads((folder / "dataset.json").read_bytes())["splits"] == "folders"
+    run("mine", tmp_path, *arguments)
+    given = Split(("b", "c"), ("a",))
+    write_split(tmp_path / "given.json", given)
+    other = run("mine", tmp_path / "other", *arguments, "--splits", tmp_path / "given.json")
+    assert read_split(other / "mine_train_test_names.json") == given
+    assert "as the folders" not in capsys.readouterr().out
+    cohort = run("mine", tmp_path / "cohort", *arguments, "--test-only")
+    assert read_split(cohort / "mine_train_test_names.json") == Split((), tuple("abcdef"))
+
+
+def test_parts_whose_cases_have_the_same_names_are_a_split(tmp_path: Path) -> None:
+    files: dict[str, bytes] = {}
+    for part in ("train", "test"):
+        files |= {f"images/{part}/{i}.png": png(picture(i)) for i in range(3)}
+        files |= {f"masks/{part}/{i}.png": png(square(i, i)) for i in range(3)}
+    write_folder(tmp_path, files)
+    folder = run("mine", tmp_path, "--images", tmp_path / "images", "--masks", tmp_path / "masks")
+    names = [tuple(f"{part}_{i}" for i in range(3)) for part in ("train", "test")]
+    assert read_split(folder / "mine_train_test_names.json") == Split(*names)
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        (
+            {"d": "train", "e": "val"},
+            "folders called train, val look like a split, but there is no test",
+        ),
+        (
+            {"d": "test", "e": "more"},
+            "folders called train, test look like a split, but 1 of 5 cases lie in neither ('e')",
+        ),
+        ({"d": "training", "e": "train"}, ""),
+    ],
+)
+def test_folders_that_make_no_split_are_told(
+    tmp_path: Path, other: dict[str, str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_folder(tmp_path / "S", divided({"a": "train", "b": "train", "c": "train"} | other))
+    folder = run("mine", tmp_path, "--images", tmp_path / "S", "--masks", tmp_path / "S")
+    assert read_split(folder / "mine_train_test_names.json") == random_split("abcde")
+    error = capsys.readouterr().err
+    assert message in error and ("look like" in error) == bool(message)
+
+
 def test_a_few_repeated_names_do_not_rename_all_cases(
     own: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -471,6 +546,31 @@ def test_own_data_with_patients_is_split_by_patient(tmp_path: Path) -> None:
         assert int(split.test[0]) % 5 == int(split.test[1]) % 5
         splits.add(split)
     assert len(splits) == 2
+
+
+@pytest.mark.parametrize("patients", [5, 25])
+@pytest.mark.parametrize("given", [True, False])
+def test_the_groups_of_each_part_are_counted(
+    tmp_path: Path, patients: int, given: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = [f"{i:02}" for i in range(50)]
+    write_folder(tmp_path / "images", {f"{name}.png": png(picture(1)) for name in names})
+    write_folder(tmp_path / "masks", {f"{name}.png": png(square(1, 1)) for name in names})
+    rows = "".join(f"{name},p{i % patients}\n" for i, name in enumerate(names))
+    (tmp_path / "patients.csv").write_text("case,patient\n" + rows)
+    arguments = ["--images", tmp_path / "images", "--masks", tmp_path / "masks"]
+    arguments += ["--groups", tmp_path / "patients.csv"]
+    if given:
+        test = [name for i, name in enumerate(names) if i % patients < patients // 5]
+        write_split(tmp_path / "s.json", Split(tuple({*names} - {*test}), tuple(test)))
+        arguments += ["--splits", tmp_path / "s.json"]
+    run("mine", tmp_path, *arguments)
+    printed = capsys.readouterr()
+    line = f"groups: {patients * 4 // 5} in train, {patients // 5} in test"
+    if given or patients == 25:
+        assert f"{line}\n" in printed.out
+    else:
+        assert f"warning: {line}. Scores on under 5 groups (patients, lesions) tell" in printed.err
 
 
 @pytest.fixture
@@ -750,6 +850,64 @@ def test_split_files_may_hold_plain_lists_and_names_of_files(
     assert "name some cases of 'train' there" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("split.csv", "name,split\n0,train\n1.png,Training\nall/2.png,test\n3,val\n"),
+        ("split.csv", "\ufeffCase;Part\r\n0;train\r\n1;train\r\n2;testing\r\n3;validation\r\n"),
+        (
+            "split.tsv",
+            "patient\tSplit\tname\na\ttrain\t0\na\ttrain\t1\nb\ttest\t2\nc\tvalid\t3\n\n",
+        ),
+    ],
+)
+def test_a_split_may_be_a_table(own: list[str], tmp_path: Path, name: str, content: str) -> None:
+    (tmp_path / name).write_text(content, encoding="utf-8", newline="")
+    arguments = [*own, "--splits", str(tmp_path / name)]
+    assert prepare(arguments) == 0
+    split = read_split(tmp_path / "data" / "mine" / "mine_train_test_names.json")
+    assert split == Split(("0", "1", "3"), ("2",), ("3",))
+    assert prepare(arguments) == 0
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("name,split\n0,train\n1,dev\n", "(train, val or test), got 'dev' for '1'"),
+        ("name,split\n0,train\n1\n", "expected a CSV with the columns name and split"),
+        ("name\n0\n1\n", "expected a CSV with the columns name and split"),
+        ("", "expected a CSV with the columns name and split"),
+        ("name,split\n0,train\n1,train\n", "the list of names is empty"),
+        ("name,split\n0,train\n0,test\n", "1 names are in both train and test: '0'"),
+    ],
+)
+def test_a_table_that_is_no_split_is_named(
+    own: list[str], tmp_path: Path, content: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "split.csv").write_text(content)
+    assert prepare([*own, "--splits", str(tmp_path / "split.csv")]) == 2
+    error = capsys.readouterr().err
+    assert f"{tmp_path}/split.csv: " in error and message in error and error.count("\n") == 1
+
+
+def test_the_folds_of_nnunet_are_told_how_to_become_a_split(
+    own: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folds = [{"train": ["0", "1"], "val": ["2"]}, {"train": ["0", "2"], "val": ["1"]}]
+    (tmp_path / "splits_final.json").write_text(json.dumps(folds))
+    assert prepare([*own, "--splits", str(tmp_path / "splits_final.json")]) == 2
+    error = capsys.readouterr().err
+    assert (
+        "a list of 2 folds with 'train' and 'val', as nnU-Net's splits_final.json, expected"
+        in error
+    )
+    command = error.partition(", by ")[2].strip()
+    subprocess.run(command, shell=True, check=True, cwd=tmp_path)
+    assert prepare([*own, "--splits", str(tmp_path / "split.json")]) == 0
+    split = read_split(tmp_path / "data" / "mine" / "mine_train_test_names.json")
+    assert split == Split(("0", "1"), ("2",))
+
+
 def test_a_cohort_for_testing_only(
     own: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -858,10 +1016,14 @@ def test_masks_without_an_image_are_counted(
     [
         ("{}_mask.png", "Give --mask-suffix _mask\n"),
         ("{}_mask_1.png", "Give --mask-suffix _mask\n"),
-        ("mask{}.png", "Give --mask-suffix or --image-suffix\n"),
+        ("mask{}.png", "Give --mask-prefix mask\n"),
+        (
+            "mask_of_{}_.png",
+            "the options that fit: --image-prefix, --image-suffix, --mask-prefix, --mask-suffix\n",
+        ),
     ],
 )
-def test_masks_of_another_name_are_told_by_their_suffix(
+def test_masks_of_another_name_are_told_by_their_affixes(
     own: list[str],
     tmp_path: Path,
     name_of: str,
@@ -874,6 +1036,63 @@ def test_masks_of_another_name_are_told_by_their_suffix(
     error = capsys.readouterr().err
     assert "has a mask of its name: expected one for '0'" in error and error.endswith(advice)
     assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("one_folder", [True, False])
+@pytest.mark.parametrize(
+    ("of_image", "of_mask", "options"),
+    [
+        ("{}", "mask_{}", "--mask-prefix mask_"),
+        ("img_{}", "mask_{}", "--image-prefix img_ --mask-prefix mask_"),
+        ("{}_scan", "{}_seg", "--image-suffix _scan --mask-suffix _seg"),
+        ("{}_scan", "seg {}", "--image-suffix _scan --mask-prefix seg "),
+    ],
+)
+def test_names_with_affixes_are_matched(
+    tmp_path: Path,
+    one_folder: bool,
+    of_image: str,
+    of_mask: str,
+    options: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    names = [f"P{i // 5:02}_{i}" for i in range(12)]
+    where = tmp_path / ("images" if one_folder else "masks")
+    write_folder(tmp_path / "images", {f"{of_image.format(n)}.png": png(picture(1)) for n in names})
+    write_folder(
+        where, {f"{of_mask.format(n)}.png": png(square(i, 2)) for i, n in enumerate(names)}
+    )
+    places = ["--images", str(tmp_path / "images"), "--masks", str(where)]
+    assert prepare(["mine", *places, "--root", str(tmp_path / "data")]) == 2
+    error = capsys.readouterr().err
+    if not one_folder and "seg " not in of_mask:
+        assert error.endswith(f"Give {options}\n")
+    elif "seg " not in of_mask and of_image != "{}":
+        assert f"are the same file; give {options}\n" in error
+    elif of_image == "{}":
+        assert f"give {options} (12 of 24 names are another one with this beginning)" in error
+    arguments = [word for pair in re.findall(r"(--\S+) (\S+ ?$|\S+)", options) for word in pair]
+    folder = run("mine", tmp_path, *places, *arguments)
+    assert {path.stem for path in (folder / "masks").iterdir()} == set(names)
+    assert np.array_equal(read(folder / "masks" / "P02_11.png"), square(11, 2))
+    manifest = json.loads((folder / "dataset.json").read_bytes())
+    assert manifest["mask_prefix"] == of_mask.partition("{")[0]
+    run("mine", tmp_path, *places, *arguments)
+    assert prepare(["mine", *places, "--root", str(tmp_path / "data"), "--mask-prefix", "x"]) == 2
+    assert "mask_prefix" in capsys.readouterr().err
+
+
+def test_names_that_differ_in_capitals_are_told(
+    own: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for index in range(10):
+        (tmp_path / "images" / f"{index}.png").rename(tmp_path / "images" / f"P{index}.PNG")
+        (tmp_path / "masks" / f"{index}.png").rename(tmp_path / "masks" / f"p{index}_mask.png")
+    assert prepare([*own, "--mask-suffix", "_mask"]) == 2
+    assert (
+        f"10 cases, 'P0', 'P1', 'P2' and 7 more, the first: no mask for the image {tmp_path}/images: P0.PNG, but "
+        f"{tmp_path}/masks: p0_mask.png differs in capital letters alone; give both the same\n"
+    ) in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("image_suffix", ["", "_scan"])
@@ -925,7 +1144,36 @@ def test_floating_point_masks_and_images_are_refused_by_kind(
     assert prepare(own) == 2
     error = capsys.readouterr().err
     assert "3.png: holds float32 pixels; save it" in error
+    assert error.count("without a sign, or give --window LOW,HIGH\n") == 1
     assert "4.png: the mask holds float32 values, expected whole numbers; save it as PNG" in error
+
+
+@pytest.mark.parametrize("count", [3, 5, 60])
+def test_a_problem_of_many_cases_is_one_line(
+    tmp_path: Path, count: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = [f"case {i:02}" for i in range(count)]
+    write_folder(tmp_path / "images", {f"{name}.png": png(picture(1)) for name in names})
+    masks = {f"{name}.png": png(regions(76, 149)) for name in names}
+    masks["case 01.png"] = png(regions(76, 149, 226))
+    write_folder(tmp_path / "masks", masks)
+    places = f"--images {tmp_path}/images --masks {tmp_path}/masks --root {tmp_path}/data"
+    assert prepare(["mine", *places.split()]) == 2
+    error = capsys.readouterr().err
+    lines = error.splitlines()
+    assert lines[0] == f"error: mine is not prepared, {count} problem(s):"
+    reason = (
+        f"{tmp_path}/masks: case 00.png: the mask holds the values 0, 76, 149, expected 0 and one"
+    )
+    if count == 3:
+        assert lines[1].startswith(f"  case 00: {reason}")
+        assert lines[2].startswith("  case 02: ")
+    else:
+        more = f" and {count - 4} more"
+        cases = f"{count - 1} cases, 'case 00', 'case 02', 'case 03'{more}, the first: "
+        assert lines[1].startswith(f"  {cases}{reason}")
+    assert "  case 01: " in error and "0, 76, 149, 226" in error
+    assert len(lines) == (5 if count == 3 else 4)
 
 
 def test_a_limit_of_preparation_holds_for_training_and_check(
@@ -1130,9 +1378,10 @@ def test_classes_are_refused_until_it_is_said_which_are_foreground(
     (tmp_path / "masks" / "3.png").write_bytes(png(mask))
     assert prepare(own) == 2
     error = capsys.readouterr().err
-    label = values.rpartition(" ")[2]
+    least, label = values.split(", ")[1], values.rpartition(" ")[2]
     assert f"3.png: the mask holds the values {values}, expected 0 and one other; " in error
-    assert f"--any-label (all above 0) or --label {label} (only these values)" in error
+    assert "--any-label (all above 0) or --label N (only these values), for example" in error
+    assert error.count(f"for example --label {least}\n") == 1
     folder = tmp_path / "data" / "mine" / "masks" / "3.png"
     assert prepare([*own, "--label", label]) == 0
     chosen = read(folder) > 0
@@ -1140,6 +1389,43 @@ def test_classes_are_refused_until_it_is_said_which_are_foreground(
     (tmp_path / "data" / "mine").rename(tmp_path / "before")
     assert prepare([*own, "--any-label"]) == 0
     assert np.array_equal(read(folder) > 0, mask.reshape(24, 32, -1).max(axis=2) > 0)
+
+
+@pytest.mark.parametrize("label", [1, 2, 3])
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16])
+def test_a_small_label_beside_ignored_pixels_is_no_background(
+    own: list[str],
+    tmp_path: Path,
+    label: int,
+    kind: type,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    ignored = np.iinfo(kind).max
+    mask = regions(label, kind=kind)
+    mask[1, 1:10] = mask[8, 1:10] = ignored  # a border around the lesion, as VOC draws it
+    (tmp_path / "masks" / "3.png").write_bytes(png(mask))
+    assert prepare(own) == 2
+    assert (
+        f"3.png: the mask holds the values 0, {label}, {ignored}, expected 0 and one other; of objects or "
+        "classes, say which are foreground: --any-label (all above 0) or --label N (only these values), for "
+        f"example --label {label}, if {ignored} marks what is to be ignored\n"
+    ) in capsys.readouterr().err
+    assert prepare([*own, "--label", str(label)]) == 0
+    written = read(tmp_path / "data" / "mine" / "masks" / "3.png")
+    assert np.array_equal(written > 0, mask == label)
+
+
+@pytest.mark.parametrize("quality", [60, 90, 99])
+def test_png_made_of_jpeg_is_not_taken_for_classes(
+    own: list[str], tmp_path: Path, quality: int
+) -> None:
+    disc = cv2.circle(np.zeros((96, 128), np.uint8), (60, 50), 31, 255, -1)
+    content = cv2.imencode(".jpg", disc, [cv2.IMWRITE_JPEG_QUALITY, quality])[1]
+    mask = cv2.imdecode(content, cv2.IMREAD_GRAYSCALE)
+    (tmp_path / "masks" / "3.png").write_bytes(png(mask))
+    assert prepare(own) == 0
+    written = read(tmp_path / "data" / "mine" / "masks" / "3.png")
+    assert np.array_equal(written > 0, disc > 0)
 
 
 def test_labels_that_are_foreground_are_recorded(
@@ -1164,6 +1450,90 @@ def test_labels_that_are_foreground_are_recorded(
         assert "argument --label: expected values of the masks" in capsys.readouterr().err
     assert prepare([*own, "--label", "1", "--any-label"]) == 2
     assert "not allowed with argument" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("wrong", ["255,0,0", "0", "1,0", "2,2"])
+def test_a_colour_is_no_list_of_labels(
+    own: list[str], wrong: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert prepare([*own, "--label", wrong]) == 2
+    error = capsys.readouterr().err
+    assert f"different values above 0, which is background, as in 1,2; got '{wrong}'" in error
+    assert "a colour is named by its grey value, as in 76 for red of 255,0,0" in error
+
+
+def test_a_label_that_no_mask_holds_is_refused(
+    own: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert prepare([*own, "--label", "1"]) == 2
+    assert (
+        "mine is not prepared: label 1 occurs in no mask; they hold 0, 255. Give --label with"
+    ) in capsys.readouterr().err
+    assert not (tmp_path / "data" / "mine").exists()
+    assert prepare([*own, "--label", "1"]) == 2  # resumes, with all masks written
+    assert "they hold 0, 255" in capsys.readouterr().err
+    assert prepare([*own, "--label", "1,2"]) == 2
+    assert "labels 1, 2 occur in no mask" in capsys.readouterr().err
+    assert prepare([*own, "--label", "1,255"]) == 0
+    assert "warning: label 1 occurs in no mask; they hold 0, 255\n" in capsys.readouterr().err
+    assert read(tmp_path / "data" / "mine" / "masks" / "3.png").any()
+
+
+def coloured(*colours: tuple[int, int, int], kind: type = np.uint8) -> np.ndarray:
+    """A mask with one square of 6 px for each colour of red, green and blue, as OpenCV writes it."""
+    return cv2.merge(
+        [regions(*values, kind=kind) for values in reversed(list(zip(*colours, strict=True)))]
+    )
+
+
+@pytest.mark.parametrize("ending", ["png", "palette", "bmp", "tif", "alpha"])
+@pytest.mark.parametrize("label", [[], ["--label", "76"]])
+def test_colours_of_one_grey_value_are_refused(
+    own: list[str],
+    tmp_path: Path,
+    ending: str,
+    label: list[str],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    mask = coloured((255, 0, 0), (0, 130, 0))
+    assert np.unique(cv2.cvtColor(mask, cv2.COLOR_BGR2GRAY)).tolist() == [0, 76]
+    if ending == "alpha":
+        mask = np.dstack([mask, np.full((24, 32), 255, np.uint8)])
+    file = io.BytesIO()
+    if ending == "palette":
+        Image.fromarray(mask[..., ::-1]).quantize(4).save(file, "PNG")
+    else:
+        suffix = {"alpha": "png"}.get(ending, ending)
+        file.write(cv2.imencode(f".{suffix}", mask)[1].tobytes())
+    (tmp_path / "masks" / "3.png").write_bytes(file.getvalue())
+    assert prepare([*own, *label]) == 2
+    assert (
+        "3.png: the mask draws with several colours, (255, 0, 0), (0, 130, 0) in red, green and blue, that are "
+        "all the grey value 76, expected one of its own for each; save the classes as grey values, or"
+    ) in capsys.readouterr().err
+    assert prepare([*own, "--any-label"]) == 0
+    written = read(tmp_path / "data" / "mine" / "masks" / "3.png")
+    assert np.array_equal(written > 0, mask[..., :3].any(axis=2))
+
+
+@pytest.mark.parametrize("label", [1, 2])
+def test_dark_colours_of_one_value_are_refused(
+    own: list[str], tmp_path: Path, label: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "masks" / "3.png").write_bytes(png(coloured((label, 0, 0), (0, 0, label))))
+    assert prepare(own) == 2
+    assert f"(0, 0, {label})" in capsys.readouterr().err
+
+
+def test_smoothed_colours_and_noise_are_no_further_colours(own: list[str], tmp_path: Path) -> None:
+    red = np.dstack([np.zeros((24, 32, 2), np.uint8), smoothed(255)])
+    noisy = np.dstack([square(3, 3)] * 3)
+    noisy[12:20, 12:20, 0] = 3  # as colours of a JPEG leave it
+    write_folder(tmp_path / "masks", {"3.png": png(red), "4.png": png(noisy)})
+    assert prepare(own) == 0
+    for name, mask in (("3", smoothed(255) > 127), ("4", square(3, 3) > 0)):
+        written = read(tmp_path / "data" / "mine" / "masks" / f"{name}.png")
+        assert np.array_equal(written > 0, mask)
 
 
 def smoothed(high: int, scale: int = 1) -> np.ndarray:

@@ -1,0 +1,46 @@
+"""Tables of splits: a CSV with the name and the part of each case."""
+
+from __future__ import annotations
+
+import csv
+import re
+
+from utils.errors import UserError
+
+TABLE_SUFFIXES = (".csv", ".tsv", ".tab")
+PART_NAMES = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("val", "valid", "validation"), "val"),
+    **dict.fromkeys(("test", "testing"), "test"),
+}
+"""What tables and folders call the parts of a split, in lower case."""
+_COLUMNS = ("name", "split")
+_SEPARATORS = ",;\t"
+
+
+def read_split_table(content: bytes) -> dict[str, list[str]]:
+    """The names of each part from a table with a header line, separated by commas, semicolons or tabs.
+
+    The columns are those called name and split, or else the first two. Names may hold folders, which are
+    left out. UserError, which names no path, where the table has no such columns or another part.
+    """
+    expected = "expected a CSV with the columns name and split (train, val or test)"
+    try:
+        lines = content.decode("utf-8-sig").splitlines()
+    except UnicodeDecodeError:
+        raise UserError("not UTF-8: save it as 'CSV UTF-8'") from None
+    separator = max(_SEPARATORS, key=lines[0].count) if lines else ","
+    try:
+        header, *rows = (row for row in csv.reader(lines, delimiter=separator) if row)
+        called = [column.strip().casefold() for column in header]
+        name_at, part_at = map(called.index, _COLUMNS) if {*_COLUMNS} <= {*called} else (0, 1)
+        cases = [(row[name_at].strip(), row[part_at].strip()) for row in rows]
+    except (ValueError, IndexError, csv.Error) as error:
+        raise UserError(f"{expected} ({error})") from None
+    names: dict[str, list[str]] = {"train": [], "test": []}
+    for name, called_part in cases:
+        part = PART_NAMES.get(called_part.casefold())
+        if part is None:
+            raise UserError(f"{expected}, got {called_part[:40]!r} for {name[:60]!r}")
+        names.setdefault(part, []).append(re.split(r"[/\\]", name)[-1])
+    return names
