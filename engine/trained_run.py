@@ -57,7 +57,8 @@ def add_window_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--window",
         metavar="LOW,HIGH|auto",
-        help="values of black and white in images of more than 8 bits; auto: each one's range",
+        help="values of black and white in images of more than 8 bits; auto: each one's range; default: that of "
+        "the images that the model was trained on",
     )
 
 

@@ -69,6 +69,7 @@ class GreyBackend:
     image_size = 16
     threshold = 0.5
     orientations = 8
+    window = ""
 
     def __init__(self, answer: Callable[[np.ndarray], np.ndarray] | None = None) -> None:
         self.answer = answer or (lambda images: images.mean(1))
