@@ -105,7 +105,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     from engine.prediction import PredictionOptions
     from engine.prediction_files import predict_files, read_file
     from engine.prediction_inputs import find_jobs
-    from engine.prediction_outputs import OutputFolder, check_unused, writing_predictions
+    from engine.prediction_outputs import (
+        OutputFolder,
+        check_unused,
+        check_writable,
+        writing_predictions,
+    )
     from utils.logs import log_to
 
     log_to()
@@ -113,6 +118,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parse_window(arguments.window)  # refused before the model is loaded
     jobs = find_jobs(arguments.inputs, arguments.recursive, arguments.out)
     check_unused(arguments.out, arguments.resume or arguments.overwrite)
+    check_writable(arguments.out)
     backend = open_backend(arguments)
     method = PredictionOptions(arguments.tiles, arguments.overlap, arguments.tta)
     window = window_for(backend, arguments.window)
