@@ -191,7 +191,7 @@ def load_system(config: Config, checkpoint: Path) -> SegmentationModel:
         system = Ensemble(
             [system, *(system_from(config, pretrained=False) for _ in range(runs - 1))]
         )
-    load_weights(checkpoint, system)
+    load_weights(checkpoint, system, config=config)
     others = trained_values_that_differ(config, record.config)
     if others:
         keys = " ".join(
