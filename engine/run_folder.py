@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("wavegms")
 
 LEFT_BY_A_RUN = (
-    "best_model.*", "epoch_*", "history.csv", "nonfinite.json", "curves.png", "logs/events.*",
+    "best_model.*", "epoch_*", "history.csv", "nonfinite.json", "curves.*", "logs/events.*",
     "valid_results_*", "predicted_masks_*", "held_out_results_*", "held_out_masks_*", "cross_domain",
 )  # besides its states, and what a new one writes at once  # fmt: skip
 
