@@ -55,13 +55,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parse_arguments(argv)
 
     from datasets.windowing import parse_window
-    from engine.backends import open_backend
+    from engine.backends import open_backend, window_for
     from engine.web_page import STYLE, build_page
     from utils.errors import UserError
     from utils.logs import log_to
 
     log_to()
-    window = None if arguments.window is None else parse_window(arguments.window)
+    if arguments.window is not None:
+        parse_window(arguments.window)  # refused before the model is loaded
     with tempfile.TemporaryDirectory(prefix="upload-") as uploads:
         os.environ["GRADIO_TEMP_DIR"] = uploads
         os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
@@ -71,7 +72,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         except ImportError as error:
             raise UserError("the page needs Gradio: pip install 'gradio>=6.17.3,<7'") from error
 
-        page = build_page(open_backend(arguments), arguments.max_megapixels, window)
+        backend = open_backend(arguments)
+        window = window_for(backend, arguments.window)
+        page = build_page(
+            backend, arguments.max_megapixels, None if window is None else parse_window(window)
+        )
         try:
             _, address, _ = page.launch(
                 server_name=arguments.host,

@@ -6,8 +6,9 @@
 A run is a run folder or a folder of validation results in it. The first one is the reference; each
 other run's scores are paired with the reference's on the same case. Written to --out:
 comparison.md and comparison.csv (means and paired differences with 95 % bootstrap intervals, p-values
-of the paired sign-flip test) and comparison.png (the paired differences). comparison.md, which is printed
-too, also says how each checkpoint was chosen and scored.
+of the paired sign-flip test), comparison.tex (the main ones as LaTeX tables, with booktabs), and
+comparison.png and .pdf (the paired differences). comparison.md, which is printed too, also says how each
+checkpoint was chosen and scored.
 """
 
 from __future__ import annotations

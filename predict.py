@@ -101,26 +101,34 @@ def main(argv: Sequence[str] | None = None) -> int:
     from tqdm import tqdm
 
     from datasets.windowing import parse_window
-    from engine.backends import open_backend
+    from engine.backends import open_backend, window_for
     from engine.prediction import PredictionOptions
     from engine.prediction_files import predict_files, read_file
     from engine.prediction_inputs import find_jobs
-    from engine.prediction_outputs import OutputFolder, check_unused, writing_predictions
+    from engine.prediction_outputs import (
+        OutputFolder,
+        check_unused,
+        check_writable,
+        writing_predictions,
+    )
     from utils.logs import log_to
 
     log_to()
-    window = None if arguments.window is None else parse_window(arguments.window)
+    if arguments.window is not None:
+        parse_window(arguments.window)  # refused before the model is loaded
     jobs = find_jobs(arguments.inputs, arguments.recursive, arguments.out)
     check_unused(arguments.out, arguments.resume or arguments.overwrite)
+    check_writable(arguments.out)
     backend = open_backend(arguments)
     method = PredictionOptions(arguments.tiles, arguments.overlap, arguments.tta)
+    window = window_for(backend, arguments.window)
     threshold = arguments.threshold or backend.threshold
     settings = {
         **backend.origin,
         "image_size": backend.image_size,
         "threshold": threshold,
         **asdict(method),
-        "window": arguments.window,
+        "window": window,
         "overlay": arguments.overlay,
         **({"orientations": backend.orientations} if arguments.tta else {}),
     }
@@ -129,7 +137,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     if len(to_do) < len(jobs):
         log.info("%d of %d images are already done", len(jobs) - len(to_do), len(jobs))
 
-    read = partial(read_file, max_megapixels=arguments.max_megapixels, window=window)
+    read = partial(
+        read_file,
+        max_megapixels=arguments.max_megapixels,
+        window=None if window is None else parse_window(window),
+    )
     rows = predict_files(
         to_do, read, backend, method, folder, arguments.batch_size, arguments.workers
     )

@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     cases = training_cases(data_set, hold_out_from(config))
     system = system_from(config, pretrained=config.init_weights is None)
     if config.init_weights is not None:
-        load_initial_weights(config.init_weights, data_set, system)
+        load_initial_weights(config.init_weights, data_set, system, config)
     check_run(config, system)
     plan = describe_run(config, data_set, cases, system, accelerator)
     if arguments.dry_run:

@@ -78,6 +78,7 @@ def score_run(
 
     from datasets.cases import open_data_set, open_prepared
     from engine.evaluation import results_folder, score
+    from engine.provenance import warn_of_other_window
     from engine.trained_run import load_system
     from utils.runs import writing_to
 
@@ -87,6 +88,7 @@ def score_run(
     data_sets = named or [open_data_set(config.pickle_file_path)]
     results, summaries = results_folder(checkpoint), {}
     for data_set in data_sets:
+        warn_of_other_window(checkpoint, data_set)
         kind = "held_out_masks" if held_out else "predicted_masks"
         predictions = config.save_seg_img_path or results / f"{kind}_{data_set.name}"
         if config.save_seg_img_path and len(data_sets) > 1:  # whose cases may share names

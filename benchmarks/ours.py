@@ -34,6 +34,7 @@ class Ours(Candidate):
     # with `image_size` and `__call__`, what `engine.prediction.segment` asks of a backend
     threshold = THRESHOLD
     orientations = 8
+    window = ""
 
     def __init__(self, workload: Workload, vae: str, model: str = "wave-gms") -> None:
         self.accelerator = make_accelerator(workload.precision, 1, deterministic=False)

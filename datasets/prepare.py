@@ -38,7 +38,7 @@ from datasets.preparation import (
 from datasets.prepared import is_prepared, read_manifest
 from datasets.splits import SEED, read_split
 from datasets.windowing import parse_window, window_text
-from utils.entry import accept_negative_values, exit_from, non_negative_int
+from utils.entry import ArgumentParser, accept_negative_values, exit_from, non_negative_int
 from utils.errors import UserError
 from utils.interruption import Interrupted
 
@@ -99,7 +99,7 @@ class _Once(argparse.Action):
 
 
 def parser() -> argparse.ArgumentParser:
-    arguments = argparse.ArgumentParser(
+    arguments = ArgumentParser(
         prog="python -m datasets.prepare",
         description="Prepare a data set for training. Sources, licences and layouts: --list.",
     )

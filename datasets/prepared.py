@@ -56,6 +56,15 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
     return manifest
 
 
+def prepared_window(folder: Path) -> str | None:
+    """The `--window` that a data set was prepared with, '' for none; None where it was not prepared here."""
+    try:
+        manifest = read_manifest(folder)
+    except UserError:
+        return None
+    return None if manifest is None else str(manifest.get("window", ""))  # older ones lack it
+
+
 def is_prepared(folder: Path, asked: Mapping[str, Any]) -> bool:
     """Whether `folder` is a complete data set; UserError if it is another than is `asked` for.
 

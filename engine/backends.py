@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
+from datasets.windowing import parse_window
 from engine.trained_run import find_named_run, load_system
 from utils.errors import UserError, first_line
 from utils.files import sha256
@@ -34,6 +35,8 @@ class Backend(Protocol):
     """Probability from which a pixel is foreground, as the model was validated."""
     orientations: int
     """How many orientations of an image the model is for: 8, or 2 where images keep their top."""
+    window: str
+    """The `--window` that its training images were prepared with, '' for none or where it is not known."""
     origin: dict[str, str]
     """What its probabilities depend on besides the image: hashes of all weights, and the precision."""
 
@@ -51,6 +54,23 @@ def open_backend(arguments: argparse.Namespace) -> Backend:
     return OnnxBackend(arguments.onnx)
 
 
+def window_for(backend: Backend, given: str | None) -> str | None:
+    """The window for images of more than 8 bits: `given` (of --window), else that of the model, else None.
+
+    Logs which it is where the model has one.
+    """
+    trained = backend.window or None
+    if trained and given is None:
+        log.info("images of more than 8 bits are scaled as in training, by --window %s", trained)
+    elif trained and given is not None and parse_window(given) != parse_window(trained):
+        log.warning(
+            "the training images of this model were prepared with --window %s, these are scaled by %s: leave out "
+            "--window to scale them as in training",
+            *(trained, given),
+        )
+    return given or trained
+
+
 def orientations_of(keep_upright: bool) -> int:
     """Orientations of an image that show the same thing to a model."""
     return 2 if keep_upright else 8
@@ -62,6 +82,7 @@ class TorchBackend:
     def __init__(self, config: Config, checkpoint: Path) -> None:
         from engine.cuda_graphs import Predictor
         from engine.device import describe_device, make_accelerator, resolved_precision, use_gpus
+        from engine.training_record import TrainingRecord
         from utils.checkpoints import weights_sha256
 
         use_gpus(config.GPUs[:1])
@@ -71,6 +92,7 @@ class TorchBackend:
         self.image_size = config.image_size
         self.threshold = config.threshold
         self.orientations = orientations_of(config.keep_upright)
+        self.window = TrainingRecord.read(checkpoint).window or ""
         self.origin = {
             "weights_sha256": sha256(checkpoint),
             **{f"{name} sha256": weights_sha256(part) for name, part in system.frozen().items()},
@@ -122,6 +144,7 @@ class OnnxBackend:
         self.image_size = int(metadata["image_size"])
         self.threshold = float(metadata["threshold"])
         self.orientations = orientations_of(metadata.get("keep_upright") == "True")
+        self.window = metadata.get("window", "")
         self.origin = {"weights_sha256": sha256(path)}
         log.info("model: %s, ONNX Runtime, %s", path, self._session.get_providers()[0])
 

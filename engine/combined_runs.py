@@ -15,6 +15,7 @@ from engine.training_record import (
     AVERAGED_FROM,
     AVERAGED_RUNS,
     ENSEMBLE_RUNS,
+    WINDOW,
     TrainingRecord,
     data_trained_on,
     trained_values_that_differ,
@@ -95,6 +96,8 @@ def check_common(first: TrainedRun, other: TrainedRun, same_start: bool = True) 
                 f"{record.checkpoint} is an ensemble: name the runs that it was made of"
             )
     ignored = {AVERAGED_RUNS: "", AVERAGED_FROM: ""}
+    if None in [record.window for record in records]:  # that of an earlier version is not known
+        ignored[WINDOW] = ""
     one, two = (record.to_pass_on() | ignored for record in records)
     differ = [key for key in one.keys() | two if one.get(key) != two.get(key)]
     differ += trained_values_that_differ(first.config, other.config)

@@ -1,4 +1,4 @@
-"""The progress of a run, epoch by epoch: `history.csv`, `curves.png`, TensorBoard."""
+"""The progress of a run, epoch by epoch: `history.csv`, `curves.png` (at its end `.pdf` too), TensorBoard."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from utils.figures import png
+from utils.figures import pdf, png
 from utils.files import atomic_write
 from utils.runs import writing_to
 from utils.tables import csv_text
@@ -60,6 +60,8 @@ class HistoryWriter:
             draw_curves(self.folder / "curves.png", rows, self.title)
             self._events.add_image("samples", panel(), epoch, dataformats="HWC")
             self._drawn = time.monotonic()
+        if last:
+            draw_curves(self.folder / "curves.pdf", rows, self.title)
         self._events.flush()
 
 
@@ -91,7 +93,7 @@ def read_scores(path: Path, name: str) -> dict[int, float]:
 
 
 def draw_curves(path: Path, rows: Sequence[EpochRow], title: str) -> None:
-    """Draw losses, Dice and learning rate over the epochs."""
+    """Draw losses, Dice and learning rate over the epochs, into a PNG or PDF file."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
@@ -121,7 +123,7 @@ def draw_curves(path: Path, rows: Sequence[EpochRow], title: str) -> None:
         if axis.lines:  # the legend is below the axis, where it covers none of them
             axis.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=4)
     figure.suptitle(title)
-    atomic_write(path, png(figure))
+    atomic_write(path, pdf(figure) if path.suffix == ".pdf" else png(figure))
 
 
 def sample_panel(

@@ -11,17 +11,20 @@ from engine.build import hold_out_from
 from engine.training_record import TrainingRecord, recorded_training_cases, training_history
 from models.base import SegmentationModel
 from utils.checkpoints import load_weights
+from utils.config import Config
 from utils.errors import UserError, listed
 
 SHOWN = 4  # cases in a message
 
 
-def load_initial_weights(weights: Path, data_set: DataSet, system: SegmentationModel) -> None:
-    """Copy the `weights` that a training starts from into the trainable parts of `system`.
+def load_initial_weights(
+    weights: Path, data_set: DataSet, system: SegmentationModel, config: Config
+) -> None:
+    """Copy the `weights` that a training starts from into the trainable parts of `system`, that of `config`.
 
     UserError where they do not fit, or were trained on cases of this test split.
     """
-    load_weights(weights, system, key="init_weights")
+    load_weights(weights, system, key="init_weights", config=config)
     others = [each for each in training_history(weights) if each.used_another_split(data_set)]
     if others:
         start = others[0].checkpoint

@@ -19,7 +19,7 @@ import torch
 
 from datasets.phantom import phantom_case
 from engine.backends import ONNX_FORMAT
-from engine.training_record import TrainingRecord
+from engine.training_record import WINDOW, TrainingRecord
 from models.base import SegmentationModel
 from utils.checkpoints import weights_sha256
 from utils.config import Config
@@ -32,6 +32,7 @@ BATCH_SIZES = (1, 2, 5)
 
 def graph_metadata(config: Config, checkpoint: Path, system: SegmentationModel) -> dict[str, str]:
     """The metadata of the exported graph: how to use it, and what it was made of."""
+    record = TrainingRecord.read(checkpoint)
     size = f"{config.image_size} x {config.image_size}"
     frozen = {
         f"sha256 {name}": weights_sha256(part) for name, part in sorted(system.frozen().items())
@@ -43,6 +44,7 @@ def graph_metadata(config: Config, checkpoint: Path, system: SegmentationModel) 
         "output": "probability of the foreground; a pixel is in the mask from `threshold` on",
         "threshold": str(config.threshold),
         "keep_upright": str(config.keep_upright),
+        **({} if record.window is None else {WINDOW: record.window}),
         "model": config.model,
         **(
             {"vae_model": config.vae_model, "guidance_method": config.guidance_method or ""}
@@ -50,7 +52,7 @@ def graph_metadata(config: Config, checkpoint: Path, system: SegmentationModel) 
             else {}
         ),
         "data_set": config.dataset,
-        "checkpoint_chosen": TrainingRecord.read(checkpoint).selection(),
+        "checkpoint_chosen": record.selection(),
         "sha256 checkpoint": sha256(checkpoint),
         "torch": version("torch"),
         **frozen,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import glob
 import os
+import re
 from collections import defaultdict, deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ OUTPUT_FOLDERS = {
     "uncertainty": "uncertainties",
     "overlay": "overlays",
 }
+SETTING = re.compile(r"[A-Za-z_]\w*=")  # how a key of the config is set for train.py and valid.py
 LONGEST_NAME = 200  # bytes; file systems take 255, of which endings and temporary names need some
 
 
@@ -65,7 +67,10 @@ def find_jobs(inputs: Sequence[str], recursive: bool, out: Path) -> list[Job]:
                 images.append(path)
         problems += unreadable
         if not matches:
-            problems.append(f"{text}: no such file, and as a pattern it matches none")
+            hint = (
+                f". A key of the config is changed by --set {text}" if SETTING.match(text) else ""
+            )
+            problems.append(f"{text}: no such file, and as a pattern it matches none{hint}")
         elif not images and not unreadable:
             hint = "" if recursive else "; --recursive includes subfolders"
             problems.append(f"{text}: no images ({' '.join(SUFFIXES)}) in {holder}{hint}")

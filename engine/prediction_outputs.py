@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import csv
 import json
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -280,7 +281,10 @@ class OutputFolder:
 
 def is_used(folder: Path) -> bool:
     """Whether a run has written its predictions into the folder, finished or not."""
-    return (folder / TABLE).exists() or (folder / PARTIAL_TABLE).exists()
+    try:
+        return (folder / TABLE).exists() or (folder / PARTIAL_TABLE).exists()
+    except OSError:  # such as a folder above that may not be entered
+        return False
 
 
 def check_unused(folder: Path, may_be_used: bool) -> None:
@@ -290,6 +294,17 @@ def check_unused(folder: Path, may_be_used: bool) -> None:
             f"{folder} already holds predictions: --resume continues them, --overwrite "
             "starts again, or name another folder by --out"
         )
+
+
+def check_writable(folder: Path) -> None:
+    """UserError where predictions cannot be written into the folder; one that is new is not left behind."""
+    with writing_predictions(folder):
+        missing = [each for each in (folder, *folder.parents) if not each.exists()]
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+        for each in missing:
+            each.rmdir()
 
 
 @contextmanager
@@ -303,10 +318,12 @@ def writing_predictions(folder: Path) -> Iterator[None]:
             "folder by --out"
         ) from error
     except OSError as error:
-        raise UserError(
-            f"cannot write to {folder}: {error.strerror or error}. All files there are complete; "
-            "once the folder can be written to again, --resume continues from here"
-        ) from error
+        advice = (
+            "All files there are complete; once the folder can be written to again, --resume continues from here"
+            if is_used(folder)
+            else "Nothing was predicted: name another folder by --out, or make this one writable"
+        )
+        raise UserError(f"cannot write to {folder}: {error.strerror or error}. {advice}") from error
 
 
 def _is_newer(image: Path, mask: Path) -> bool:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from datasets.cases import DataSet
-from datasets.prepared import METADATA_GROUPS
+from datasets.prepared import METADATA_GROUPS, prepared_window
 from engine.training_record import (
     TrainingRecord,
     seen_test_cases,
@@ -20,6 +21,8 @@ from utils.results import Provenance
 
 if TYPE_CHECKING:
     from models.base import SegmentationModel
+
+log = logging.getLogger("wavegms")
 
 
 def input_hashes(
@@ -71,6 +74,21 @@ def provenance(config: Config, data_set: DataSet, checkpoint: Path, precision: s
         "precision": precision,
         "environment": describe_environment(),
     }
+
+
+def warn_of_other_window(checkpoint: Path, data_set: DataSet) -> None:
+    """Log where images of the data set were prepared with another window than those of the training."""
+    trained, here = TrainingRecord.read(checkpoint).window, prepared_window(data_set.folder)
+    if trained is not None and here is not None and trained != here:
+        log.warning(
+            "the images of %s were prepared with %s, those that these weights were trained on with %s: of images of "
+            "more than 8 bits the model then sees other grey values, and scores can be lower for it",
+            *(data_set.name, _window_option(here), _window_option(trained)),
+        )
+
+
+def _window_option(window: str) -> str:
+    return f"--window {window}" if window else "no --window"
 
 
 def network_name(config: Config) -> str:

@@ -10,10 +10,11 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from datasets.prepared import prepared_window
 from engine.device import resolved_precision
 from engine.provenance import input_hashes
 from engine.saved_state import LAST_STATE, state_files
-from engine.training_record import CASES_FILE, TRAINING_CASES, RunCases, names_sha256
+from engine.training_record import CASES_FILE, TRAINING_CASES, WINDOW, RunCases, names_sha256
 from utils.config import CHANGEABLE_ON_RESUME, Config, dump_config, load_config
 from utils.environment import describe_environment
 from utils.errors import UserError
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("wavegms")
 
 LEFT_BY_A_RUN = (
-    "best_model.*", "epoch_*", "history.csv", "nonfinite.json", "curves.png", "logs/events.*",
+    "best_model.*", "epoch_*", "history.csv", "nonfinite.json", "curves.*", "logs/events.*",
     "valid_results_*", "predicted_masks_*", "held_out_results_*", "held_out_masks_*", "cross_domain",
 )  # besides its states, and what a new one writes at once  # fmt: skip
 
@@ -123,6 +124,8 @@ def open_run(
                 }
                 check_resumable(folder, config, **inputs)
                 inputs[TRAINING_CASES] = names_sha256(case.name for case in data_set.train)
+                if (window := prepared_window(data_set.folder)) is not None:
+                    inputs[WINDOW] = window
             accelerator.wait_for_everyone()
             yield RunFolder(folder, config, RunCases.of(data_set, cases.train), inputs)
         except BaseException as error:

@@ -57,7 +57,8 @@ def add_window_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--window",
         metavar="LOW,HIGH|auto",
-        help="values of black and white in images of more than 8 bits; auto: each one's range",
+        help="values of black and white in images of more than 8 bits; auto: each one's range; default: that of "
+        "the images that the model was trained on",
     )
 
 
@@ -190,7 +191,7 @@ def load_system(config: Config, checkpoint: Path) -> SegmentationModel:
         system = Ensemble(
             [system, *(system_from(config, pretrained=False) for _ in range(runs - 1))]
         )
-    load_weights(checkpoint, system)
+    load_weights(checkpoint, system, config=config)
     others = trained_values_that_differ(config, record.config)
     if others:
         keys = " ".join(

@@ -42,6 +42,7 @@ DATA_SET, TRAINING_CASES = "data_set", "training_cases"
 SELECTION = "selection"
 AVERAGED_RUNS, AVERAGED_FROM = "averaged_runs", "averaged_from"
 ENSEMBLE_RUNS = "ensemble_runs"
+WINDOW = "window"
 """With those above, keys of the metadata of weights that are passed on, see `TrainingRecord.to_pass_on`."""
 
 CASES_FILE = "cases.json"
@@ -121,6 +122,12 @@ class TrainingRecord:
     def ensemble_runs(self) -> int:
         """Of how many runs the file holds the weights, to average their predictions; 1 for those of a run."""
         return _number(self.metadata.get(ENSEMBLE_RUNS))
+
+    @property
+    def window(self) -> str | None:
+        """The `--window` of the training images, '' for none; None where it is not known."""
+        recorded = self.metadata.get(WINDOW, self.environment.get(WINDOW))
+        return recorded if isinstance(recorded, str) else None
 
     def had_cases_of(self, data_set: DataSet) -> bool:
         """Whether the training cases were, by the hash that is recorded, exactly those of `data_set`."""
@@ -212,11 +219,13 @@ class TrainingRecord:
     def to_pass_on(self) -> dict[str, str]:
         """Metadata to store with exported weights.
 
-        How the checkpoint was chosen, its data set, a SHA-256 of the names of its training cases, and the
-        number of runs if it is a mean or an ensemble. Copied from a `.safetensors` that has it, otherwise
-        derived from the config beside the checkpoint, as far as that is there.
+        How the checkpoint was chosen, its data set and the window of its images, a SHA-256 of the names of
+        its training cases, and the number of runs if it is a mean or an ensemble. Copied from a
+        `.safetensors` that has it, otherwise derived from what lies beside the checkpoint.
         """
         origin = {SELECTION: self.selection()}
+        if self.window is not None:
+            origin[WINDOW] = self.window
         if self.checkpoint.suffix == ".safetensors":
             keys = (DATA_SET, TRAINING_CASES, AVERAGED_RUNS, AVERAGED_FROM, ENSEMBLE_RUNS)
             return origin | {key: self.metadata[key] for key in keys if key in self.metadata}

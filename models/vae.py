@@ -15,6 +15,7 @@ from utils.vae_weights import FILES, may_be_hub_id, weights_folder
 
 LATENT_CHANNELS = 4
 DOWNSAMPLING = 8
+BUNDLED = "vae_weights=ckpt/tiny_vae, which comes with the repository"
 
 
 class FrozenVAE(nn.Module):
@@ -65,8 +66,13 @@ def load_autoencoder(class_name: str, weights: str | Path) -> Any:
         UserError: it cannot be loaded, or it is another network than `class_name` with 4 latent
             channels, 3 image channels and a downsampling of 8.
     """
-    folder = _locate(str(weights))
+    folder = _locate(str(weights), class_name)
     problem = f"cannot load the VAE {str(weights)!r}: "
+    if not (folder / FILES[0]).exists():
+        raise UserError(
+            f"{problem}the folder {folder} has no {FILES[0]}. Expected is a VAE in diffusers' layout, {FILES[0]} and "
+            f"{FILES[1]}: {_example(class_name)}"
+        )
     try:
         config = json.loads((folder / "config.json").read_text())
     except (OSError, ValueError) as error:
@@ -96,7 +102,14 @@ def load_autoencoder(class_name: str, weights: str | Path) -> Any:
     return autoencoder
 
 
-def _locate(weights: str) -> Path:
+def _example(class_name: str) -> str:
+    """What `vae_weights` may be for this class, for a message."""
+    if class_name == "AutoencoderTiny":
+        return f"{BUNDLED}, or an id such as madebyollin/taesd"
+    return "the VAE of Stable Diffusion, by an id such as vae_weights=stabilityai/sd-vae-ft-mse"
+
+
+def _locate(weights: str, class_name: str) -> Path:
     """Folder of the weights, from the disk or through the hub's cache."""
     if (folder := weights_folder(weights)) is not None:
         return folder
@@ -105,8 +118,7 @@ def _locate(weights: str) -> Path:
         raise UserError(
             f"cannot load the VAE {weights!r}: there is no such folder here or in {REPOSITORY}, and "
             "it is not a Hugging Face id (owner/name, where no folder is called owner); set "
-            f"`vae_weights:` to a folder that holds {FILES[0]} and {FILES[1]}, or to an id such as "
-            "madebyollin/taesd"
+            f"`vae_weights:` to a folder that holds {FILES[0]} and {FILES[1]}: {_example(class_name)}"
         )
     # Files in the cache need no connection. For others one request goes ahead of the download: unlike
     # this one it is not tried again, so that a hub that hangs costs seconds. Both keep to
@@ -129,7 +141,7 @@ def _locate(weights: str) -> Path:
             f"the Hugging Face hub did not give it ({type(error).__name__}: {first_line(error)}); "
             f"download it where there is a connection, `hf download {weights} --local-dir "
             f"ckpt/{name}`, or set `vae_weights:` to a local folder that holds {FILES[0]} and "
-            f"{FILES[1]}"
+            f"{FILES[1]}" + (f": {BUNDLED}" if class_name == "AutoencoderTiny" else "")
         ) from error
     return Path(str(cached[0])).parent
 

@@ -124,7 +124,7 @@ def test_weights_of_another_width_are_told_in_short(build: Build, tmp_path: Path
 def test_a_missing_part_is_named(build: Build, tmp_path: Path) -> None:
     save_weights(tmp_path / "tiny.pth", build("tiny_vae"))
     with pytest.raises(
-        UserError, match=r"part 'vae_model' is missing.*of GMS\? Then set vae_model=sd_vae"
+        UserError, match=r"part 'vae_model' is missing.*Are they of GMS\? Then set vae_model=sd_vae"
     ):
         load_weights(tmp_path / "tiny.pth", build())
 

@@ -65,6 +65,7 @@ def test_tables_and_plot(tmp_path, two_runs, capsys):
     assert "| misses | 0 | 1 |\n| false alarms | 0 | 0 |" in markdown
     assert "| DSC ↑ |" in markdown and "| HD95 ↓ |" in markdown
     assert (out / "comparison.png").read_bytes().startswith(b"\x89PNG")
+    assert (out / "comparison.pdf").read_bytes().startswith(b"%PDF")
 
     with (out / "comparison.csv").open(newline="") as file:
         lines = list(csv.DictReader(file))
@@ -76,6 +77,9 @@ def test_tables_and_plot(tmp_path, two_runs, capsys):
     assert float(lines[1]["difference_low"]) == expected.low
     assert float(lines[1]["difference_p_value"]) == expected.p_value < 0.001
     assert f"{100 * expected.mean:+.2f} [{100 * expected.low:+.2f}" in markdown
+    latex = (out / "comparison.tex").read_text()
+    assert r" & DSC (\%) & IoU (\%) & HD95 (px) \\" in latex and r"bad\textbar{}worse & " in latex
+    assert f"$-${-100 * expected.mean:.2f} [$-${-100 * expected.low:.2f}, " in latex
 
 
 def test_a_third_run_adjusts_p_for_two_comparisons(tmp_path, two_runs):
@@ -100,14 +104,12 @@ def test_a_run_compared_with_its_copy_shows_no_difference(tmp_path):
     )
 
 
-def test_plot_gives_the_differences_in_numbers_and_room_to_long_names(two_runs, monkeypatch):
-    figures = keep_figures(monkeypatch, "utils.comparison")
+def test_plot_gives_the_differences_in_numbers_and_room_to_long_names(two_runs):
     good, bad = (read_results(run / "valid_results_busi") for run in two_runs)
     long = "started_from_phantoms_" * 4 + "/published/seed_1/epochs_1000"
     runs = {long: good, f"b{long}": bad}
     comparisons = comparison.compare_metrics(runs)
-    comparison.plot_differences(comparisons, runs)
-    (figure,) = figures
+    figure = comparison.plot_differences(comparisons, runs)
     figure.draw_without_rendering()
     for axes in figure.axes:
         assert axes.get_position().width > 0.2

@@ -5,6 +5,8 @@ from pathlib import Path
 import pytest
 
 from utils.config import (
+    NO_KEY,
+    OTHER_NAMES,
     WAVE_GMS_KEYS,
     Config,
     describe_fields,
@@ -168,6 +170,12 @@ def test_paths_may_begin_at_home(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"batchsize": 3}, "did you mean 'batch_size'"),
         ({"batchsize": None}, "did you mean 'batch_size'"),
         ({"learning_rate": 1e-3}, "did you mean 'lr'"),
+        ({"augmentation": "strong"}, "did you mean 'augment'"),
+        ({"loss": "dice"}, "unknown key 'loss': .*w_rec, w_dice and w_tversky"),
+        ({"early_stopping": 10}, "unknown key 'early_stopping': .*the best epoch are kept"),
+        ({"patience": 10}, "does not stop early"),
+        ({"scheduler": "step"}, "warmup_epochs"),
+        ({"num_classes": 2}, "foreground or not"),
         ({"sweep": {"grid": {}}}, "it has a `sweep:` section, so it is run by sweep.py"),
         ({"head_weights": "1 1 1"}, r"head_weights: expected a list, as \[1, 1, 1\], got '1 1 1'"),
         ({"epochs": "many"}, "epochs: .*integer.*'many'"),
@@ -195,6 +203,12 @@ def test_paths_may_begin_at_home(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_bad_values_are_named(values: dict[str, object], message: str) -> None:
     with pytest.raises(UserError, match=message):
         make_config({"pickle_file_path": "x"} | values)
+
+
+def test_names_of_elsewhere_mean_keys_that_are_here() -> None:
+    assert set(OTHER_NAMES.values()) <= Config.model_fields.keys()
+    assert not Config.model_fields.keys() & (OTHER_NAMES.keys() | NO_KEY)
+    assert not OTHER_NAMES.keys() & NO_KEY
 
 
 def test_all_problems_come_together() -> None:

@@ -306,6 +306,21 @@ def test_all_cases_count_as_known_where_it_is_not_known_which_were_held_out(tmp_
     assert len(known_held_out_cases(weights, held_out, data_set)) == 1
 
 
+def test_weights_of_another_network_name_the_key(finished: Path, tmp_path: Path, vae: Path) -> None:
+    """And not the layers, nor GMS, of which they are not."""
+    start = finished / "best_model.pth"
+    written = load_config(finished / "config.yaml").model_copy(update={"model": "smp/Unet"})
+    (finished / "config.yaml").write_text(dump_config(written))
+    torch.save({"model": {"encoder.conv1.weight": torch.zeros(8)}}, start)
+    with pytest.raises(UserError) as caught:
+        train.main(arguments(tmp_path, vae, f"init_weights={start}", out="next"))
+    assert "these weights are of model=smp/Unet, and here it is model=wave-gms" in str(caught.value)
+    (finished / "config.yaml").unlink()
+    with pytest.raises(UserError, match=r"part 'vae_model' is missing.*Compare model,") as caught:
+        train.main(arguments(tmp_path, vae, f"init_weights={start}", out="next"))
+    assert "GMS" not in str(caught.value)
+
+
 def test_a_run_in_place_of_its_weights_is_told(finished: Path, tmp_path: Path, vae: Path) -> None:
     start = f"init_weights={finished}"
     with pytest.raises(
@@ -324,7 +339,14 @@ def test_the_same_split_may_be_trained_further(finished: Path, tmp_path: Path, v
     ("changes", "message"),
     [
         (["init_weights={run}/none.pth"], "set `init_weights:` to a checkpoint"),
-        (["init_weights={run}/best_model.pth", "ch=16"], "does not fit this model"),
+        (
+            ["init_weights={run}/best_model.pth", "ch=16"],
+            "does not fit this model: by the config.yaml beside it, these weights are of ch=32, and here it is ch=16",
+        ),
+        (
+            ["init_weights={run}/best_model.pth", "vae_model=tiny_vae", "guidance_method=wavelet"],
+            "are of vae_model=litevae guidance_method=null, and here it is vae_model=tiny_vae guidance_method=wavelet",
+        ),
         (
             ["init_weights={run}/best_model.pth", "snapshot_path={run}/.."],
             "where this run writes its own weights",

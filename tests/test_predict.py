@@ -69,6 +69,7 @@ class GreyBackend:
     image_size = 16
     threshold = 0.5
     orientations = 8
+    window = ""
 
     def __init__(self, answer: Callable[[np.ndarray], np.ndarray] | None = None) -> None:
         self.answer = answer or (lambda images: images.mean(1))
@@ -886,6 +887,13 @@ def test_files_folders_and_patterns_are_found(tmp_path: Path) -> None:
         find_jobs(["a" * 256], False, out)
 
 
+def test_a_setting_among_the_inputs_is_told_from_a_file(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"threshold=0\.3: no such file.*by --set threshold=0\.3"):
+        find_jobs(["threshold=0.3"], False, tmp_path)
+    with pytest.raises(UserError, match=r"as a pattern it matches none$"):
+        find_jobs(["folder/a=3.png"], False, tmp_path)
+
+
 def test_a_folder_that_cannot_be_read_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -1200,6 +1208,25 @@ def test_a_file_in_place_of_the_folder_is_named(tmp_path: Path) -> None:
             output_folder(folder).open([], resume=False, overwrite=False)
 
 
+def test_a_folder_that_cannot_be_made_is_told_before_the_model_is_loaded(
+    tmp_path: Path, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(_: object) -> None:
+        raise AssertionError("loaded")
+
+    monkeypatch.setattr("engine.backends.open_backend", never)
+    command = ["--run", str(run), str(picture_folder(tmp_path / "in", 1)), "--out"]
+    with pytest.raises(
+        UserError, match=r"cannot write to /proc/q/r: .*another folder by --out"
+    ) as no:
+        predict.main([*command, "/proc/q/r"])
+    assert "--resume" not in str(no.value), "there is nothing to continue"
+    new = tmp_path / "new" / "out"
+    with pytest.raises(AssertionError, match="loaded"):
+        predict.main([*command, str(new)])
+    assert not new.parent.exists(), "what was tried is not left behind"
+
+
 def run_vae(run: Path) -> Path:
     from utils.config import load_config
 
@@ -1300,7 +1327,8 @@ def test_a_full_disk_leaves_nothing_half_written(
 
     with monkeypatch.context() as patch:
         patch.setattr(Path, "write_bytes", full)
-        with pytest.raises(UserError, match=r"No space left on device.*--resume"):
+        advice = "--resume" if writes_before else "Nothing was predicted: name another folder"
+        with pytest.raises(UserError, match=f"No space left on device.*{advice}"):
             predict.main(command)
     assert not list(out.rglob("*.tmp")) and not (out / "predictions.csv").exists()
     for path in out.glob("*/*.*"):

@@ -56,7 +56,14 @@ def test_a_run_writes_what_it_promises(a_run: Path) -> None:
     assert [row["epoch"] for row in rows] == ["1", "2"]
     assert all(float(row[key]) > 0 for row in rows for key in ("loss", "lm", "seg", "align", "lr"))
     assert 0 <= float(rows[1]["val_dice"]) <= 1
-    for name in ("config.yaml", "curves.png", "best_model.pth", "epoch_1.pth", "logs/train.log"):
+    for name in (
+        "config.yaml",
+        "curves.png",
+        "curves.pdf",
+        "best_model.pth",
+        "epoch_1.pth",
+        "logs/train.log",
+    ):
         assert (folder / name).stat().st_size > 0
     best = torch.load(folder / "best_model.pth", weights_only=True)
     assert set(best) == {"model", "vae_model"}
@@ -771,10 +778,11 @@ def test_schedule_warms_up_and_ends_near_zero() -> None:
 def test_pictures_are_drawn_now_and_then_and_at_the_end(
     tmp_path: Path, vae: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    drawn: list[int] = []
+    drawn: list[tuple[str, int]] = []
     shown: list[int] = []
     monkeypatch.setattr(
-        "engine.history.draw_curves", lambda _, history, title: drawn.append(len(history))
+        "engine.history.draw_curves",
+        lambda path, history, title: drawn.append((path.name, len(history))),
     )
     monkeypatch.setattr(
         "torch.utils.tensorboard.SummaryWriter.add_image",
@@ -782,7 +790,8 @@ def test_pictures_are_drawn_now_and_then_and_at_the_end(
     )
     monkeypatch.setattr("engine.history.PICTURE_SECONDS", 1e6)
     train.main(arguments(tmp_path, vae, "epochs=4"))
-    assert drawn == shown == [1, 4]
+    assert drawn == [("curves.png", 1), ("curves.png", 4), ("curves.pdf", 4)]
+    assert shown == [1, 4]
 
 
 def test_samples_show_image_truth_and_probability() -> None:

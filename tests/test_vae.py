@@ -129,7 +129,10 @@ def test_an_absent_hub_is_named_with_the_two_ways_out(monkeypatch: pytest.Monkey
     assert "'somebody/some-taesd'" in message
     assert "TimeoutError: no answer in 10 s" in message
     assert "hf download somebody/some-taesd --local-dir ckpt/some-taesd" in message
-    assert "`vae_weights:`" in message
+    assert "`vae_weights:`" in message and "vae_weights=ckpt/tiny_vae" in message
+    with pytest.raises(UserError) as caught:
+        load_sd_vae("somebody/some-sd-vae")
+    assert "tiny_vae" not in str(caught.value), "which is of another kind"
 
 
 def test_a_cached_network_needs_no_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -196,6 +199,12 @@ def test_a_folder_without_weights_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_config_is_refused(tmp_path: Path) -> None:
+    expected = r"has no config\.json. Expected is a VAE in diffusers' layout.*vae_weights="
+    with pytest.raises(UserError, match=f"{expected}ckpt/tiny_vae"):
+        load_tiny_vae(tmp_path)
+    with pytest.raises(UserError, match=f"{expected}stabilityai/"):
+        load_sd_vae(tmp_path)
+    (tmp_path / "config.json").write_text("{")
     with pytest.raises(UserError, match=r"config\.json cannot be read"):
         load_tiny_vae(tmp_path)
 

@@ -19,10 +19,13 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from models.base import SegmentationModel
+    from utils.config import Config
 
     Weights = dict[str, dict[str, Tensor]]
 
 SHOWN = 8
+WEIGHT_KEYS = ("model", "vae_model", "guidance_method", "ch", "ch_mult")
+"""Keys of the config by which a network has other weights."""
 
 
 def weights_sha256(module: nn.Module) -> str:
@@ -82,12 +85,17 @@ def _instead(path: Path) -> str:
     return f", a folder: name the file in it, {file.name}" if file.is_file() else ""
 
 
-def load_weights(path: Path, system: SegmentationModel, key: str = "model_weight") -> None:
+def load_weights(
+    path: Path, system: SegmentationModel, key: str = "model_weight", config: Config | None = None
+) -> None:
     """Copy the weights in `path`, which the config names under `key`, into the trainable parts of `system`.
+
+    `config`, that of `system`, is for the error: it is compared with the one beside the weights.
 
     Raises:
         UserError: no such file; no readable weights in it; or keys that are missing, unexpected or
-            of another shape, all of which the one error lists by part. The system is then unchanged.
+            of another shape, all of which the one error lists by part, or the keys of the config in which
+            the run that wrote it differs. The system is then unchanged.
     """
     import torch
 
@@ -107,15 +115,50 @@ def load_weights(path: Path, system: SegmentationModel, key: str = "model_weight
         )
     ]
     if problems:
-        gms = ", of GMS? Then set vae_model=sd_vae and vae_weights"
+        if config is not None and (differing := _differing_keys(path, config)):
+            raise UserError(f"{path} does not fit this model: {differing}")
+        of_gms = (
+            set(found) == {"model"}
+            and "vae_model" in parts
+            and found["model"].keys() == parts["model"].state_dict().keys()
+        )
+        gms = ". Are they of GMS? Then set vae_model=sd_vae, and vae_weights to its VAE"
         raise UserError(
-            f"{path} does not fit this model: {'; '.join(problems)}. Check vae_model, "
-            "guidance_method, ch and ch_mult against the run that wrote it"
-            + (gms if set(found) == {"model"} and "vae_model" in parts else "")
+            f"{path} does not fit this model: {'; '.join(problems)}. Compare {', '.join(WEIGHT_KEYS)} with those of "
+            f"the run that wrote these weights{gms if of_gms else ''}"
         )
     with torch.no_grad():
         for name, part in parts.items():
             part.load_state_dict(found[name])
+
+
+def _differing_keys(path: Path, config: Config) -> str:
+    """How the config beside the weights differs from `config` in WEIGHT_KEYS; '' where none says so."""
+    from utils.config import load_config
+
+    try:
+        run = load_config(path.with_name("config.yaml"))
+    except UserError:
+        return ""
+    keys = WEIGHT_KEYS if run.model == config.model else ("model",)
+    differing = [key for key in keys if getattr(run, key) != getattr(config, key)]
+    if not differing:
+        return ""
+    theirs, ours = (
+        " ".join(f"{key}={_as_written(getattr(each, key))}" for key in differing)
+        for each in (run, config)
+    )
+    return (
+        f"by the config.yaml beside it, these weights are of {theirs}, and here it is {ours}. Set the same here, or "
+        "name weights of such a network"
+    )
+
+
+def _as_written(value: Any) -> str:
+    """A value of the config as on the command line."""
+    if value is None:
+        return "null"
+    return str(list(value)).replace(" ", "") if isinstance(value, tuple) else str(value)
 
 
 def _halved(value: Tensor, name: str) -> Tensor:

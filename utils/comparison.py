@@ -7,11 +7,12 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from utils.errors import UserError
-from utils.figures import png
+from utils.figures import pdf, png
 from utils.files import atomic_write
 from utils.groups import KnownGroups, joined, unit_text
 from utils.metrics import EMPTY_RULES, LOWER_IS_BETTER, METRICS
@@ -34,7 +35,10 @@ from utils.statistics import (
     holm,
     paired_difference,
 )
-from utils.tables import csv_text, markdown_table
+from utils.tables import csv_text, latex_table, markdown_table
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 PLOTTED = ("DSC", "IoU", "HD95")
 WITHOUT_LEAKED = "DSC without leaked"
@@ -66,12 +70,15 @@ def read_runs(paths: Sequence[Path], dataset: str | None) -> dict[str, Results]:
 
 
 def write_comparison(folder: Path, runs: Mapping[str, Results]) -> str:
-    """Write comparison.md, comparison.csv and comparison.png; returns the page."""
+    """Write comparison.md, .csv, .tex, .png and .pdf; returns the page."""
     comparisons = compare_metrics(runs)
     page = to_markdown(comparisons, runs)
     atomic_write(folder / "comparison.md", page)
     atomic_write(folder / "comparison.csv", to_csv(comparisons))
-    atomic_write(folder / "comparison.png", plot_differences(comparisons, runs))
+    atomic_write(folder / "comparison.tex", to_latex(comparisons, runs))
+    figure = plot_differences(comparisons, runs)
+    atomic_write(folder / "comparison.png", png(figure, dpi=150))
+    atomic_write(folder / "comparison.pdf", pdf(figure))
     return page
 
 
@@ -268,8 +275,10 @@ def to_csv(comparisons: Sequence[MetricComparison]) -> str:
     return csv_text(list(rows[-1]), rows)
 
 
-def plot_differences(comparisons: Sequence[MetricComparison], runs: Mapping[str, Results]) -> bytes:
-    """PNG: one panel per metric, one row per run, one dot per case.
+def plot_differences(
+    comparisons: Sequence[MetricComparison], runs: Mapping[str, Results]
+) -> Figure:
+    """One panel per metric, one row per run, one dot per case.
 
     Bar and numbers: the mean difference and its interval.
     """
@@ -311,7 +320,38 @@ def plot_differences(comparisons: Sequence[MetricComparison], runs: Mapping[str,
         axes.spines[["top", "right"]].set_visible(False)
     title = f"Case by case against {reference}: mean with 95 % interval"
     figure.suptitle(_wrapped(title, 110), fontsize=11)
-    return png(figure, dpi=150)
+    return figure
+
+
+def to_latex(comparisons: Sequence[MetricComparison], runs: Mapping[str, Results]) -> str:
+    """Two tables for a paper, a row per run: means, and differences from the reference; needs booktabs."""
+    reference, *others = runs
+    shown = [comparison for comparison in comparisons if comparison.metric in PLOTTED]
+    names = [f"{each.metric} ({'px' if each.metric in LOWER_IS_BETTER else '%'})" for each in shown]
+    means = [
+        [label, *(_with_interval(each.metric, each.runs[label]) for each in shown)]
+        for label in runs
+    ]
+    differences = [
+        [
+            label,
+            *(
+                cell
+                for each in shown
+                for cell in (
+                    _with_interval(each.metric, each.differences[label], sign="+"),
+                    f"{each.adjusted[label]:.4f}",
+                )
+            ),
+        ]
+        for label in others
+    ]
+    header = ["", *(cell for name in names for cell in (name, "p (Holm)"))]
+    return (
+        f"% mean and 95 % bootstrap interval, {len(runs[reference].scores)} cases\n"
+        f"{latex_table(['', *names], means)}\n"
+        f"% difference from {reference}, as in comparison.md\n{latex_table(header, differences)}"
+    )
 
 
 def _wrapped(label: str, width: int) -> str:

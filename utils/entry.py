@@ -6,12 +6,13 @@ A user's problem ends in one line, only a bug in a traceback.
 from __future__ import annotations
 
 import argparse
+import difflib
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from utils.errors import UserError
 from utils.interruption import Interrupted
@@ -33,9 +34,51 @@ def exit_from(main: Callable[[], int | None]) -> NoReturn:
         sys.exit(130)
 
 
-def described_parser(description: str | None) -> argparse.ArgumentParser:
+class ArgumentParser(argparse.ArgumentParser):
+    """Says what may have been meant by an unknown option, in place of the usage."""
+
+    _given: Sequence[str] = ()
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        self._given = self._given or list(sys.argv[1:] if args is None else args)
+        return super().parse_known_args(args, namespace)
+
+    def error(self, message: str) -> NoReturn:
+        _, unknown, words = message.partition("unrecognized arguments: ")
+        if not unknown:
+            super().error(message)
+        hints = dict.fromkeys(filter(None, map(self._meant_by, words.split())))
+        asked = "".join(f"; {hint}" for hint in hints)
+        self.exit(2, f"{self.prog}: error: {message}{asked}; --help lists the options\n")
+
+    def _meant_by(self, word: str) -> str:
+        """What to write in place of an unknown option; '' where nothing is like it."""
+        option, _, value = word.partition("=")
+        if not option.startswith("--"):
+            return ""
+        takes = {action.dest for action in self._actions} & {"overrides", "set"}
+        if takes and (setting := self._setting(option, value)):
+            return f"write {'' if 'overrides' in takes else '--set '}{setting}"
+        close = difflib.get_close_matches(option, self._option_string_actions, n=1)
+        return f"did you mean {close[0]}?" if close else ""
+
+    def _setting(self, option: str, value: str) -> str:
+        """`key=value` where the option is called as a key of the config, or as it is elsewhere; else ''."""
+        from utils.config import OTHER_NAMES, Config
+
+        key = option.removeprefix("--").replace("-", "_")
+        key = OTHER_NAMES.get(key, key)
+        if key not in Config.model_fields:
+            return ""
+        if not value and option in self._given:
+            value = next(iter(self._given[self._given.index(option) + 1 :]), "-")
+            value = "true" if value.startswith("-") or "=" in value else value
+        return f"{key}={value}"
+
+
+def described_parser(description: str | None) -> ArgumentParser:
     """A parser whose --help opens with `description`, as it is laid out."""
-    return argparse.ArgumentParser(
+    return ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
 
