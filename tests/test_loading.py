@@ -299,6 +299,28 @@ def test_the_strong_augmentation_changes_scale_and_light_and_adds_blur_and_noise
     assert min(lights) < 0.75 and max(lights) > 1.2, "gamma and brightness"
 
 
+def test_the_strong_augmentation_bends_intensities_by_gamma() -> None:
+    """Brightness and contrast keep the middle of three greys in the middle; gamma does not."""
+    from torchvision import tv_tensors
+
+    greys = torch.tensor([30, 80, 130], dtype=torch.uint8).repeat_interleave(16)
+    bands = greys[:, None].expand(3, 48, 48)
+    columns = torch.arange(48.0).expand(1, 48, 48)
+    transform = strong_augmentation(keep_upright=True)
+    middles, count = [], 0
+    for seed in range(300):
+        torch.manual_seed(seed)
+        image, moved = transform(tv_tensors.Image(bands), tv_tensors.Mask(columns))
+        if not torch.equal(moved.sort(-1)[0], columns) or image[0, 4:12].std() > 0.01:
+            continue  # moved, or noisy
+        low, middle, high = (image[0, start : start + 8].mean().item() for start in (4, 20, 36))
+        middles.append((middle - low) / (high - low))
+        count += abs(middles[-1] - 0.5) > 0.01
+    assert count / len(middles) == pytest.approx(0.3, abs=0.1)
+    assert min(middles) == pytest.approx(0.43, abs=0.03), "a power of 1.5"
+    assert max(middles) == pytest.approx(0.55, abs=0.02), "a power of 0.7"
+
+
 def test_gamma_leaves_black_white_and_masks_alone() -> None:
     from torchvision import tv_tensors
 

@@ -111,8 +111,14 @@ def test_it_is_given_types_that_torchvision_knows(tmp_path: Path) -> None:
 
 
 def test_interpolation_may_overshoot_a_little(tmp_path: Path) -> None:
-    image = samples(write_data_set(tmp_path), "overshooting")[0, 0]["image"]
-    assert image.min() >= 0 and image.max() <= 1
+    split = write_data_set(tmp_path, train=2)
+    for case, grey in enumerate((0, 255)):
+        cv2.imwrite(
+            str(split.parent / f"images/case_{case}.png"), np.full((64, 64, 3), grey, np.uint8)
+        )
+    dataset = samples(split, "overshooting")
+    for case in range(2):
+        assert (dataset[0, case]["image"] == case).all()
 
 
 @pytest.mark.parametrize(
