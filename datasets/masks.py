@@ -159,9 +159,8 @@ def _refuse_merged_colours(content: bytes, grey: np.ndarray, max_megapixels: flo
         return
     colours = decode(content, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH, max_megapixels)
     flat = _is_flat(colours)
-    flat[:, 1:] &= (colours[:, 1:] != colours[:, :-1]).any(axis=2) | ~flat[
-        :, :-1
-    ]  # one of each run
+    changes = (colours[:, 1:] != colours[:, :-1]).any(axis=2)
+    flat[:, 1:] &= changes | ~flat[:, :-1]  # one of each run
     drawn, first = np.unique(colours[flat], axis=0, return_index=True)
     values, most = grey[flat][first], int(grey.max())
     near = most // 64 if most > MAX_CLASS else 0

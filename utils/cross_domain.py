@@ -184,26 +184,28 @@ def units(cells: Cells, test_set: str) -> list[str]:
     """
     from utils.results import interval_unit
 
-    models_by: dict[str, list[str]] = {}
-    for (model, test), summary in cells.items():
-        if test == test_set:
-            models_by.setdefault(interval_unit(summary), []).append(model)
-    if len(models_by) == 1:
-        return [f"{test_set}: {unit}" for unit in models_by]
-    return [f"{test_set}, of {', '.join(models)}: {unit}" for unit, models in models_by.items()]
+    column = {
+        model: interval_unit(each) for (model, test), each in cells.items() if test == test_set
+    }
+    return _once_each(test_set, "of", column)
 
 
 def notes(cells: Cells, model: str) -> list[str]:
     """How the model was scored: a line, or several where the test sets differ in that."""
     from utils.comparison import how_scored
 
-    test_sets_by: dict[str, list[str]] = {}
-    for (of, test), summary in cells.items():
-        if of == model:
-            test_sets_by.setdefault(how_scored(summary), []).append(test)
-    if len(test_sets_by) == 1:
-        return [f"{model}: {how}" for how in test_sets_by]
-    return [f"{model}, on {', '.join(tests)}: {how}" for how, tests in test_sets_by.items()]
+    row = {test: how_scored(each) for (of, test), each in cells.items() if of == model}
+    return _once_each(model, "on", row)
+
+
+def _once_each(subject: str, word: str, texts: Mapping[str, str]) -> list[str]:
+    """A line for each of `texts`: what they are about and, where they differ, after `word` in which cells."""
+    cells_by: dict[str, list[str]] = {}
+    for cell, text in texts.items():
+        cells_by.setdefault(text, []).append(cell)
+    if len(cells_by) == 1:
+        return [f"{subject}: {text}" for text in cells_by]
+    return [f"{subject}, {word} {', '.join(cells)}: {text}" for text, cells in cells_by.items()]
 
 
 def heat_maps(cells: Cells, metrics: Sequence[str]) -> bytes:
