@@ -18,7 +18,7 @@ from utils.case_scores import score_cases
 from utils.errors import UserError
 from utils.metrics import METRICS
 from utils.results import mean_of, read_results, write_results
-from utils.statistics import holm, paired_difference
+from utils.statistics import describe, holm, paired_difference
 
 
 def validated(
@@ -138,6 +138,9 @@ def test_several_data_sets_need_a_choice(tmp_path, two_runs):
     with pytest.raises(UserError, match="was not validated on bus, only on busi"):
         run_compare(*two_runs, "--dataset", "bus", "--out", tmp_path)
     run_compare(*two_runs, "--dataset", "busi", "--out", tmp_path)
+    folders = [run / "valid_results_busi" for run in two_runs]
+    with pytest.raises(UserError, match="valid_results_busi is not of --dataset bus; give the run"):
+        run_compare(*folders, "--dataset", "bus", "--out", tmp_path)
 
 
 def test_different_cases_sizes_masks_or_rules_are_refused(tmp_path):
@@ -415,3 +418,44 @@ def test_adjusted_p_values_belong_to_their_runs(tmp_path: Path) -> None:
         rows = [row for row in csv.DictReader(file) if row["metric"] == "DSC"][1:]
     p, adjusted = ([float(row[f"difference_p_{k}"]) for row in rows] for k in ("value", "holm"))
     assert p[0] > p[1] and adjusted == pytest.approx(holm(p))
+
+
+def test_the_tables_for_a_paper_give_means_and_adjusted_p_values(tmp_path: Path) -> None:
+    shifts = (("a", 0), ("b", 1), ("c", 3))
+    folders = {name: validated(tmp_path / name, shift, count=6) for name, shift in shifts}
+    runs = {name: read_results(folder) for name, folder in folders.items()}
+    scores = {name: run.values("DSC") for name, run in runs.items()}
+    latex = comparison.to_latex([comparison.compare_metric("DSC", scores, list("123456"))], runs)
+    for name, dice in scores.items():
+        of_run = describe(dice)
+        interval = f"[{100 * of_run.low:.2f}, {100 * of_run.high:.2f}]"
+        assert rf"{name} & {100 * of_run.mean:.2f} {interval} \\" in latex
+    p = [paired_difference(scores[name], scores["a"]).p_value for name in "bc"]
+    for name, adjusted in zip("bc", holm(p), strict=True):
+        assert re.search(rf"^{name} & .*\] & {adjusted:.4f} \\", latex, re.MULTILINE)
+    assert holm(p) != p
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ({"count": 5}, "a and c were scored on different cases: 1 only in c"),
+        ({"seed": 1}, "a and c were scored against different masks"),
+        ({"hd95_empty": "zero"}, "rule 'diagonal' in a and 'zero' in c"),
+    ],
+)
+def test_the_last_of_several_runs_is_checked_too(
+    tmp_path: Path, how: dict[str, Any], message: str
+) -> None:
+    each = {"a": {}, "b": {}, "c": how}
+    runs = [validated(tmp_path / name, 0, **({"count": 4} | of)) for name, of in each.items()]
+    with pytest.raises(UserError, match=message):
+        comparison.read_runs(runs, None)
+
+
+def test_every_model_of_a_column_is_checked(tmp_path: Path) -> None:
+    for run, seed in (("a", 0), ("b", 0), ("c", 1)):
+        of = {"trained_on": run, "data_set": "phantom"}
+        validated(tmp_path / run / "valid_results_phantom", 0, count=4, seed=seed, provenance=of)
+    with pytest.raises(UserError, match=r"a/valid_results_phantom and .*c/valid.*different masks"):
+        cross_domain.collect([tmp_path / run for run in "abc"])

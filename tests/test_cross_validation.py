@@ -178,6 +178,7 @@ def test_leaked_cases_of_the_folds_are_left_out_together(tmp_path: Path) -> None
     assert summary["without_leaked"]["dropped"] == ["case_1", "case_6", "case_7"]
     assert summary["without_leaked"]["count"] == 5
     assert summary["provenance"]["test_cases_trained_on"] == ["case_1", "case_6", "case_7"]
+    assert summary["provenance"]["trained_on_another_split"] is True
 
 
 def test_cases_of_one_source_are_one_across_folds(
@@ -311,6 +312,24 @@ def test_a_start_that_only_some_folds_share_is_refused(tmp_path: Path) -> None:
     runs = [write_fold(tmp_path, fold, f"init_weights={starts[fold]}") for fold in range(3)]
     with pytest.raises(UserError, match=r"fold_1/epochs_2: a\.pth; .*fold_2/epochs_2: b\.pth"):
         read_folds(runs)
+
+
+def test_starts_are_compared_by_what_the_files_hold(tmp_path: Path) -> None:
+    def folds(name: str, *starts: tuple[str, str]) -> list[Path]:
+        return [
+            write_fold(
+                tmp_path / name,
+                fold,
+                f"init_weights={path}",
+                environment={"sha256": {"file of initial weights": content}},
+            )
+            for fold, (path, content) in enumerate(starts)
+        ]
+
+    assert len(read_folds(folds("moved", ("a.pth", "1"), ("b.pth", "1"), ("b.pth", "1")))) == 3
+    replaced = folds("replaced", ("a.pth", "1"), ("a.pth", "1"), ("a.pth", "2"))
+    with pytest.raises(UserError, match="the folds did not start alike"):
+        read_folds(replaced)
 
 
 def test_every_fold_has_to_be_there_once(tmp_path: Path) -> None:

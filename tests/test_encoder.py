@@ -65,3 +65,9 @@ def test_every_weight_takes_a_gradient(name: str) -> None:
     (mean * deviation).sum().backward()
     without = [n for n, p in encoder.named_parameters() if p.grad is None or not p.grad.any()]
     assert not without
+
+
+def test_the_moments_are_float32_in_mixed_precision() -> None:
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        mean, deviation = HaarEncoder("litevae")(torch.rand(1, 3, 16, 16))
+    assert mean.dtype == deviation.dtype == torch.float32

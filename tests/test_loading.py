@@ -42,7 +42,7 @@ from datasets.loading import (
     SegmentationDataset,
     make_loader,
 )
-from datasets.masks import binary_mask, decode_mask
+from datasets.masks import aspect_ratio_differs, binary_mask, decode_mask
 from datasets.prepared import read_metadata_groups
 from engine.build import hold_out_from, training_sets
 from tests.cases_on_disk import write_data_set
@@ -615,6 +615,13 @@ def test_sizes_of_one_aspect_ratio_are_accepted(tmp_path: Path) -> None:
     assert len(SegmentationDataset(open_data_set(split).train, 32)) == 10
 
 
+@pytest.mark.parametrize("mask", [(50, 51), (51, 50), (98, 100), (100, 98)])
+def test_ratios_that_differ_by_two_hundredths_are_told(mask: tuple[int, int]) -> None:
+    assert aspect_ratio_differs((100, 100), mask)
+    assert not aspect_ratio_differs((2 * mask[0], 2 * mask[1]), mask)
+    assert not aspect_ratio_differs((400, 400), (400, 403))
+
+
 def test_mask_values_are_understood(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     expected = np.array([[0, 1], [1, 0]], np.uint8)
     for high in (1, 255):
@@ -670,6 +677,16 @@ def test_transparency_around_a_shape_is_ignored(
 ) -> None:
     cv2.imwrite(str(tmp_path / "mask.png"), np.dstack([colours, colours, colours, alpha]))
     assert np.array_equal(read_mask(tmp_path / "mask.png"), SHAPE // 255)
+
+
+def test_a_shape_that_is_more_than_half_transparent_is_not_drawn(tmp_path: Path) -> None:
+    for faint, opacity in (("more", 126), ("less", 128)):
+        alpha = FULL.copy()
+        alpha[SHAPE > 0] = opacity
+        cv2.imwrite(str(tmp_path / f"{faint}.png"), np.dstack([SHAPE, SHAPE, SHAPE, alpha]))
+    assert np.array_equal(read_mask(tmp_path / "less.png"), SHAPE // 255)
+    with pytest.raises(UserError, match="flatten it to grey"):
+        read_mask(tmp_path / "more.png")
 
 
 @pytest.mark.parametrize("tag", [3, 6, 8])
@@ -790,6 +807,18 @@ def test_held_out_cases_of_a_group_are_those_of_the_data_set(tmp_path: Path) -> 
         training_cases(data_set, hold_out_from(config))
 
 
+def test_cases_of_one_group_are_held_out_in_one_fold(tmp_path: Path) -> None:
+    split = write_data_set(tmp_path, train=9, test=2, size=32)
+    data_set = open_data_set(split)
+    group_of = {case.name: str(i % 3) for i, case in enumerate(data_set.train)}
+    (data_set.folder / "groups.json").write_text(json.dumps(group_of))
+    for fold in range(3):
+        config = make_config({"pickle_file_path": split, "folds": 3, "fold": fold})
+        train, held = training_cases(data_set, hold_out_from(config))
+        trained_on, held_out = ({group_of[case.name] for case in part} for part in (train, held))
+        assert len(held) == 3 and len(held_out) == 1 and not trained_on & held_out
+
+
 def test_colours_are_jittered_by_a_tenth() -> None:
     (jitter,) = (
         step
@@ -836,7 +865,10 @@ def test_the_config_names_the_augmentation(tmp_path: Path) -> None:
     assert darkest("strong") < 0.8
 
 
-def test_the_config_says_whether_training_images_stay_upright(tmp_path: Path) -> None:
+@pytest.mark.parametrize("augment", [True, "strong"])
+def test_the_config_says_whether_training_images_stay_upright(
+    tmp_path: Path, augment: bool | str
+) -> None:
     data_set = open_data_set(write_data_set(tmp_path, train=9, test=1, size=32))
     system: Any = SimpleNamespace(latent_shape=lambda size: (4, 4, 4), noise_probability=0.0)
     for case in data_set.train:
@@ -846,7 +878,7 @@ def test_the_config_says_whether_training_images_stay_upright(tmp_path: Path) ->
 
     def stay_upright(keep_upright: bool) -> bool:
         settings = {"pickle_file_path": data_set.split_file, "image_size": 32, "folds": 3}
-        config = make_config(settings | {"keep_upright": keep_upright})
+        config = make_config(settings | {"keep_upright": keep_upright, "augment": augment})
         cases = training_cases(data_set, hold_out_from(config))
         train, _ = training_sets(config, cases, system, progress=False)
         images = (train[epoch, index]["image"] for epoch in range(8) for index in range(len(train)))
@@ -859,3 +891,8 @@ def test_the_config_says_whether_training_images_stay_upright(tmp_path: Path) ->
 def test_the_middle_of_the_range_is_foreground() -> None:
     grey = np.array([[0, 99, 100, 200]], np.uint8)
     assert binary_mask(grey)[0].tolist() == [[False, False, True, True]]
+
+
+def test_a_mask_of_one_odd_value_has_no_foreground() -> None:
+    mask, note = binary_mask(np.full((4, 4), 90, np.uint8))
+    assert not mask.any() and note is not None and note.startswith("values from 90 to 90")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +14,15 @@ from utils.case_scores import score_cases
 from utils.errors import UserError
 from utils.files import atomic_write
 from utils.metrics import METRICS
-from utils.results import COLUMNS, column, read_results, summarise, write_results
+from utils.results import (
+    COLUMNS,
+    Results,
+    check_same_cases,
+    column,
+    read_results,
+    summarise,
+    write_results,
+)
 
 PROVENANCE = {"model": "litevae", "checkpoint_chosen_by": "validation Dice", "threshold": 0.5}
 
@@ -84,6 +93,23 @@ def test_leaked_cases_are_told_apart(tmp_path, scores):
     assert without["metrics"]["DSC"]["mean"] == pytest.approx(np.mean(kept))
 
 
+def test_what_is_left_without_leaked_cases_is_by_the_same_rule(tmp_path, scores):
+    summary = write_results(tmp_path, scores, provenance={}, leaked=["alarm"], hd95_empty="zero")
+    without = summary["without_leaked"]
+    assert without is not None
+    assert without["hd95"]["rule"] == summary["hd95"]["rule"] == "zero"
+
+
+@pytest.mark.parametrize("size", ["Height", "Width", "TruthPixels"])
+def test_each_size_of_the_truth_tells_other_masks(tmp_path, scores, size):
+    summary: Any = {}
+    other = {name: dict(of_case) for name, of_case in scores.items()}
+    other["case_03"][size] += 1
+    runs = {name: Results(tmp_path, of, summary) for name, of in (("a", scores), ("b", other))}
+    with pytest.raises(UserError, match=r"different masks .* in 1 cases \(case_03\)"):
+        check_same_cases(runs)
+
+
 def test_summary_stands_without_a_leak_and_when_all_leaked(tmp_path, scores):
     assert write_results(tmp_path, scores, provenance={})["without_leaked"] is None
     without = write_results(tmp_path, scores, provenance={}, leaked=scores)["without_leaked"]
@@ -108,6 +134,17 @@ def test_what_is_read_is_what_was_written(tmp_path, scores):
     assert results.summary == summary
     assert results.names == sorted(names)
     assert results.values("DSC").tolist() == [renamed[name]["DSC"] for name in sorted(names)]
+
+
+def test_rows_in_another_order_are_read_by_name(tmp_path, scores):
+    """A table program may have sorted them; runs are compared case by case in the order that is read."""
+    write_results(tmp_path, scores, provenance=PROVENANCE)
+    path = tmp_path / "results.csv"
+    header, *rows, average, deviation = path.read_text().splitlines(keepends=True)
+    path.write_text("".join((header, *reversed(rows), average, deviation)))
+    results = read_results(tmp_path)
+    assert results.names == sorted(scores)
+    assert results.values("DSC").tolist() == [scores[name]["DSC"] for name in sorted(scores)]
 
 
 def test_nothing_is_written_without_cases_or_with_provenance_that_is_not_json(tmp_path, scores):

@@ -216,6 +216,29 @@ def test_a_setting_below_the_median_is_pruned_with_all_its_runs(
     assert states(plan) == ["COMPLETE", "COMPLETE", expected]
 
 
+def test_a_setting_of_which_one_run_failed_has_no_value(tmp_path: Path) -> None:
+    plan = plan_of(write_sweep(tmp_path, {"search": RATES, "trials": 1, "seeds": [1, 2]}))
+    trials = plan.trials()
+    for status in ("finished", "failed"):
+        trial = next(trials)
+        write_curve(trial, 0.5)
+        end(plan, trial, status)
+    assert states(plan) == ["FAIL"]
+
+
+def test_a_run_that_has_reached_its_last_epoch_is_not_pruned(tmp_path: Path) -> None:
+    settings = {"search": RATES, "trials": 3, "prune_startup_trials": 2, "prune_warmup_epochs": 0}
+    plan = plan_of(write_sweep(tmp_path, settings, epochs=3))
+    trials = plan.trials()
+    for _ in range(2):
+        good = next(trials)
+        write_curve(good, 0.7, 0.8, 0.9)
+        end(plan, good, "finished")
+    bad = next(trials)
+    write_curve(bad, 0.1, 0.1, 0.2)
+    assert not plan.should_prune(bad), "what is left to do is its validation"
+
+
 def test_runs_of_a_pruned_setting_are_not_started(tmp_path: Path) -> None:
     plan = plan_of(write_sweep(tmp_path, {"search": RATES, "trials": 1, "seeds": [1, 2, 3]}))
     trials = plan.trials()

@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 from matplotlib.figure import Figure
@@ -294,6 +295,7 @@ def test_each_column_has_the_score_of_its_name(tmp_path: Path) -> None:
     assert (score.hd95_misses_as_0, score.hd95_detected) == (1.0, 2.0)
     assert (score.misses, score.cases, score.parameters) == (1, 2, 7)
     assert score.split_sha256 == "1" * 64
+    assert score.dice_without_leaked is None, "none is known to have leaked"
 
 
 def test_a_run_that_is_not_trained_cannot_be_scored(tmp_path: Path) -> None:
@@ -572,6 +574,20 @@ def test_each_system_has_a_line_of_its_own(tmp_path: Path, monkeypatch: pytest.M
     low, high = axis.get_xlim()
     assert [tick for tick in axis.get_xticks() if low <= tick <= high] == [1]
     assert [text.get_text() for text in drawn[0].legends[0].get_texts()] == names
+
+
+def test_curves_are_means_over_the_seeds_that_have_the_epoch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = load_study(write(tmp_path / "s.yaml"))
+    drawn = keep_figures(monkeypatch, "experiments.study_report")
+    histories = {}
+    for seed, rows in ((1, "1,0.5\n2,\n3,0.75\n4,0.5\n"), (2, "1,0.25\n2,0.5\n3,0.25\n")):
+        histories[Run("Wave-GMS", "published", seed)] = tmp_path / f"{seed}.csv"
+        (tmp_path / f"{seed}.csv").write_text(f"epoch,val_dice\n{rows}")
+    draw_curves(tmp_path / "curves.png", loaded, histories, 2)
+    (line,) = drawn[0].axes[0].lines
+    assert np.array(line.get_xydata()).tolist() == [[1, 0.375], [3, 0.5]]
 
 
 def test_test_time_augmentation_can_be_added(tmp_path: Path) -> None:

@@ -23,7 +23,12 @@ from experiments.earlier_runs import fitting_results
 from experiments.records import Record
 from experiments.sweep_plan import describe_plan, make_plan, write_sweep_report
 from experiments.sweep_report import find_best, plot_settings, to_csv, to_markdown, write_best
-from experiments.sweep_scores import SettingScores, results_on_test, score_setting
+from experiments.sweep_scores import (
+    SettingScores,
+    best_validation,
+    results_on_test,
+    score_setting,
+)
 from experiments.sweep_settings import SweepSettings, describe_settings, load_sweep
 from experiments.sweep_slots import held_slot
 from experiments.sweep_trials import list_settings
@@ -681,6 +686,15 @@ def test_a_setting_with_runs_left_is_not_yet_the_best() -> None:
     assert table.index("| **b** (best)") < table.index("| c |") < table.index("| a |")
 
 
+def test_the_best_epoch_of_a_run_counts_and_not_its_last(tmp_path: Path) -> None:
+    (setting,) = list_settings(load_sweep(write_sweep(tmp_path, {"seeds": [1]})))
+    (trial,) = setting.trials
+    assert best_validation(trial) is None
+    trial.folder.mkdir(parents=True)
+    (trial.folder / "history.csv").write_text("epoch,val_dice\n1,0.5\n2,0.75\n3,\n4,0.625\n")
+    assert best_validation(trial) == 0.75
+
+
 def test_intervals_across_runs_and_across_cases_are_kept_apart() -> None:
     cases = np.random.default_rng(0).beta(8, 2, 50)
     row = scores("a", [0.8, 0.9], test=[0.7, 0.9], cases=cases)
@@ -809,7 +823,8 @@ def test_validated_trials_are_scored_by_case(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(runner, "training_and_validation_steps", validated_steps)
-    run(write_sweep(tmp_path, {"seeds": [1, 2], "validate": True}))
+    path = write_sweep(tmp_path, {"seeds": [1, 2], "validate": True})
+    run(path)
     (row,) = read_table(tmp_path)
     assert row["test_runs"] == "2"
     expected = describe([0.35, 0.75])
@@ -817,6 +832,12 @@ def test_validated_trials_are_scored_by_case(
     assert float(row["test_dice_std"]) == pytest.approx(describe([0.5, 0.6]).std)
     assert float(row["test_dice_cases_low"]) == pytest.approx(expected.low)
     assert float(row["test_dice_cases_high"]) == pytest.approx(expected.high)
+
+    (setting,) = list_settings(load_sweep(path))
+    assert score_setting(setting, []).cases is not None
+    table = setting.trials[1].folder / "valid_results_x" / "results.csv"
+    table.write_text(table.read_text().replace("c2", "c3"))
+    assert score_setting(setting, []).cases is None, "the runs scored different cases"
 
 
 def test_cases_of_one_source_are_one_in_the_interval_across_cases(
@@ -904,6 +925,7 @@ def test_a_trained_run_counts_though_its_validation_failed(
     assert run(path) == 1
     (row,) = read_table(tmp_path)
     assert (row["finished"], row["failed"], row["test_runs"], row["best"]) == ("1", "1", "1", "1")
+    assert row["test_cases"] == "0", "there is no mean over all runs"
     (setting,) = list_settings(load_sweep(path))
     failed = setting.trials[0]
     write_scores(failed.folder / "valid_results_x", failed.config)

@@ -246,6 +246,21 @@ def test_validation_counts_each_case_alike() -> None:
     assert validate(predict, loader, 0.5) == pytest.approx((2 / 3, 2 / 3))
 
 
+def test_validation_is_in_evaluation_mode_and_training_goes_on_in_its_own() -> None:
+    class Dropping:
+        system = torch.nn.Dropout(0.9)
+        accelerator = SimpleNamespace(gather_for_metrics=lambda scores: scores)
+
+        def __call__(self, image: torch.Tensor) -> torch.Tensor:
+            return self.system(image)
+
+    predict: Any = Dropping()
+    full = torch.ones(2, 1, 8, 8)
+    loader: Any = [{"image": full, "mask": full}]
+    assert validate(predict, loader, 0.5) == (1, 1)
+    assert predict.system.training
+
+
 def test_the_optimiser_and_the_average_follow_the_config(
     tmp_path: Path, vae: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -635,11 +650,11 @@ def test_a_nan_loss_stops_after_the_last_good_state(
     assert all(value.isfinite().all() for value in weights(folder).values())
 
 
-@pytest.mark.parametrize("step", [2, 5])
+@pytest.mark.parametrize(("step", "save_minutes"), [(2, 10), (5, 10), (1, 1e-9)])
 def test_weights_that_are_no_numbers_replace_no_good_ones(
-    tmp_path: Path, vae: Path, monkeypatch: pytest.MonkeyPatch, step: int
+    tmp_path: Path, vae: Path, monkeypatch: pytest.MonkeyPatch, step: int, save_minutes: float
 ) -> None:
-    """The loss of the epoch's last step is finite, its gradients are not."""
+    """The loss of a step is finite, its gradients are not: the epoch's last one, or one that is saved."""
     from models.wave_gms import WaveGMS
 
     losses, calls = WaveGMS.losses, [0]
@@ -654,10 +669,10 @@ def test_weights_that_are_no_numbers_replace_no_good_ones(
 
     monkeypatch.setattr(WaveGMS, "losses", steep)
     with pytest.raises(UserError, match=f"weights became NaN or infinite in epoch {step // 3 + 1}"):
-        train.main(arguments(tmp_path, vae))
+        train.main(arguments(tmp_path, vae, f"save_minutes={save_minutes}"))
     folder = tmp_path / "run" / "epochs_2"
-    assert (folder / "last.pth").exists() == (step == 5)
-    if step == 5:
+    assert (folder / "last.pth").exists() == (step != 2)
+    if step != 2:
         assert all(value.isfinite().all() for value in weights(folder).values())
 
 

@@ -16,7 +16,7 @@ import export
 import train
 import valid
 from datasets.cases import Case, open_data_set
-from engine.case_predictions import Prediction, mean_over_orientations
+from engine.case_predictions import Prediction, mean_over_orientations, save_each
 from engine.examples import PREDICTION_COLOUR, TRUTH_COLOUR, names_by_quantile, outline_both
 from engine.training_record import seen_test_cases
 from engine.validation import dice_and_iou
@@ -364,6 +364,15 @@ def test_the_threshold_is_inclusive_and_used(
     valid.main(arguments(tmp_path, vae, "threshold=0.9999"))
     assert sum(float(row["PredictedPixels"]) for row in scores(finished)[:3]) < low
     assert pictured == [0.9999] * 3
+
+
+def test_the_saved_mask_is_the_one_that_is_scored(tmp_path: Path) -> None:
+    case = Case("case", tmp_path / "image.png", tmp_path / "mask.png")
+    probability = np.array([[0.2, 0.4, 0.6, 0.8]], np.float32)
+    prediction = Prediction(case, probability, np.zeros((1, 4), bool))
+    ((_, mask, _),) = save_each([prediction], tmp_path, 0.3)
+    assert mask.tolist() == [[False, True, True, True]]
+    assert np.array_equal(read(tmp_path / "binary" / "case.png") > 0, mask)
 
 
 def test_scores_without_leaked_cases(
