@@ -259,14 +259,18 @@ def test_the_held_out_cases_are_scored(
     valid.main(["--run", str(tmp_path / "again" / "epochs_1"), "--held-out"])
     assert "were trained on 3 of the 3 held-out cases" in capsys.readouterr().out
 
-    groups = {"by": "near-duplicates", "groups": [[held_out[0], scored[0]]]}
+    alike = held_out[1:]  # near-duplicates of one another, none of them trained on
+    groups = {"by": "near-duplicates", "groups": [[held_out[0], scored[0]], alike]}
     (tmp_path / "blobs" / "check").mkdir()
     (tmp_path / "blobs" / "check" / "same_source_groups.json").write_text(json.dumps(groups))
     valid.main(["--run", str(run), "--held-out"])
     summary = json.loads((results / "summary.json").read_text())
     assert summary["without_leaked"]["dropped"] == [held_out[0]]
     assert summary["bootstrap"]["by"] == "near-duplicates"
-    assert summary["group_of"] == {held_out[0]: min(held_out[0], scored[0])}
+    assert summary["group_of"] == {
+        held_out[0]: min(held_out[0], scored[0]),
+        **dict.fromkeys(alike, min(alike)),
+    }
 
     (run / "cases.json").unlink()
     with pytest.raises(
