@@ -35,9 +35,9 @@ from engine.cuda_graphs import Predictor
 from engine.device import is_out_of_memory
 from engine.epoch_losses import EpochLosses, NonFiniteLoss, write_nonfinite
 from engine.history import EpochRow, HistoryWriter, epoch_line, sample_panel
-from engine.optimizers import OptimizerName
 from engine.saved_state import LAST_STATE, load_state, save_state
 from engine.schedule import batches_per_epoch
+from engine.training_options import TrainingOptions
 from engine.training_step import TrainingStep
 from engine.validation import validate
 from models.base import SegmentationModel
@@ -52,30 +52,6 @@ if TYPE_CHECKING:
 log = logging.getLogger("wavegms")
 
 SAMPLES_SHOWN = 4
-
-
-@dataclass(frozen=True)
-class TrainingOptions:
-    """What the loop takes from the config, where the fields are described."""
-
-    epochs: int
-    batch_size: int
-    accumulate: int
-    optimizer: OptimizerName
-    lr: float
-    weight_decay: float
-    warmup_epochs: float
-    clip_norm: float
-    ema_decay: float
-    seed: int
-    threshold: float
-    select_on: str
-    num_workers: int
-    validate_every: int
-    log_every: int
-    save_minutes: float
-    save_freq: int | None
-    skip_nonfinite: int
 
 
 @dataclass

@@ -14,12 +14,11 @@ from engine.cuda_graphs import TrainingPass, can_capture
 from engine.epoch_losses import check_finite
 from engine.optimizers import make_optimizer
 from engine.schedule import warmup_then_cosine
+from engine.training_options import TrainingOptions
 from models.base import SegmentationModel
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
-
-    from engine.training import TrainingOptions
 
 
 class TrainingStep:
