@@ -30,6 +30,7 @@ class TrainingStep:
         loss_names: what a step returns.
         average: of the weights, where `ema_decay` asks for one.
         buffers: such as running statistics of batch normalisation, which the forward pass already changes.
+        finite_buffers: those that were finite at first; others are constants such as a mask of -inf.
     """
 
     def __init__(
@@ -58,6 +59,7 @@ class TrainingStep:
         to_capture = options.accumulate == 1 and can_capture(system, accelerator)
         self.training_pass = TrainingPass(self.wrapped, accelerator, to_capture)
         self.buffers = [b for part in system.parts().values() for b in part.buffers()]
+        self.finite_buffers = [buffer for buffer in self.buffers if buffer.isfinite().all()]
         self._discarded = False  # a batch of the step that is being accumulated had no finite loss
 
     @property
@@ -130,9 +132,12 @@ class TrainingStep:
         return 1.0 if scaler is None or self.average is None else scaler.get_scale()
 
     def check_finite(self, epoch: int) -> None:
-        """NonFiniteLoss, which names the epoch, unless all weights that are trained are finite."""
+        """NonFiniteLoss, which names the epoch, unless all weights that are trained are finite.
+
+        So must all buffers be that were finite before the training.
+        """
         trained = [p for p in self.system.parameters() if p.requires_grad]
-        check_finite([*trained, *self.buffers], epoch)
+        check_finite([*trained, *self.finite_buffers], epoch)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that `load_state_dict` needs to go on exactly."""

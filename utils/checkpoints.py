@@ -49,7 +49,7 @@ def save_weights(
     goes into a `.safetensors`, see `read_metadata`.
 
     Raises:
-        UserError: the name ends in neither, or a weight is too large for 16 bits.
+        UserError: the name ends in neither, or a finite weight is too large for 16 bits.
     """
     from safetensors.torch import save
 
@@ -167,9 +167,10 @@ def _halved(value: Tensor, name: str) -> Tensor:
     if not kept.is_floating_point():
         return kept
     halved = kept.half()
-    if not halved.isfinite().all():
+    too_large = kept[kept.isfinite() & ~halved.isfinite()]  # a constant mask may hold -inf
+    if too_large.numel():
         raise UserError(
-            f"the weight {name!r} reaches {kept.abs().max().item():g}, 16 bits hold at most 65504: "
+            f"the weight {name!r} reaches {too_large.abs().max().item():g}, 16 bits hold at most 65504: "
             "keep these weights as they are (best_model.pth)"
         )
     return halved
