@@ -151,6 +151,21 @@ def test_the_check_of_training_changes_nothing(caplog: pytest.LogCaptureFixture)
     assert "the network ends in a sigmoid: leave it out" in caplog.text
 
 
+@pytest.mark.parametrize("seed", [5, 2**32 + 5])
+def test_a_seed_fixes_weights_that_are_drawn_from_numpy_and_python(seed: int, vae: Path) -> None:
+    def weights(of: int) -> torch.Tensor:
+        settings = {"pickle_file_path": "x", "vae_weights": str(vae), "image_size": 32, "seed": of}
+        model = "tests.own_networks:stochastic_depth"
+        system = system_from(make_config(settings | {"model": model}))
+        return torch.cat([weight.flatten() for weight in system.parameters()])
+
+    first = weights(seed)
+    random.random(), np.random.rand()  # noqa: NPY002
+    states = random_states()[1:]
+    assert torch.equal(weights(seed), first) and random_states()[1:] == states
+    assert not torch.isclose(weights(seed + 1), first).any()
+
+
 def test_a_run_is_not_resumed_with_other_losses(
     tmp_path: Path, vae: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -298,6 +298,19 @@ def test_dropout_of_a_baseline_resumes_too(
     assert_same_end(tmp_path / "whole" / "epochs_2", tmp_path / "parts" / "epochs_2")
 
 
+def test_what_a_network_draws_from_python_and_numpy_resumes_too(
+    tmp_path: Path, vae: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = "model=tests.own_networks:stochastic_depth"
+    train.main(arguments(tmp_path, vae, model, out="whole"))
+    with monkeypatch.context() as patch:
+        stop_in_step(patch, 2)
+        with pytest.raises(Interrupted):
+            train.main(arguments(tmp_path, vae, model, out="parts"))
+    train.main(arguments(tmp_path, vae, model, out="parts"))
+    assert_same_end(tmp_path / "whole" / "epochs_2", tmp_path / "parts" / "epochs_2")
+
+
 def test_a_network_does_not_draw_what_the_augmentation_drew(
     tmp_path: Path, vae: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
