@@ -19,6 +19,7 @@ from accelerate import Accelerator
 import train
 from datasets.splits import hold_out
 from engine.device import make_accelerator
+from engine.epoch_losses import write_nonfinite
 from engine.history import EpochRow, draw_curves, sample_panel
 from engine.saved_state import load_state
 from engine.schedule import warmup_then_cosine
@@ -646,6 +647,14 @@ def test_a_nan_loss_stops_after_the_last_good_state(
     assert [batch["cases"] for batch in report["batches"]] == [cases[4]]
     assert torch.load(folder / "last.pth", weights_only=True)["progress"]["epoch"] == 1
     assert all(value.isfinite().all() for value in weights(folder).values())
+
+
+def test_the_report_on_a_nan_loss_has_the_norms_of_all_parts(tmp_path: Path) -> None:
+    layer = torch.nn.Conv2d(3, 4, 1)
+    write_nonfinite(tmp_path / "report.json", 2, [], {"model": layer, "fixed": torch.nn.ReLU()})
+    norms = json.loads((tmp_path / "report.json").read_text())["weight_norms"]
+    flat = torch.cat([weight.flatten() for weight in layer.parameters()])
+    assert norms == {"model": pytest.approx(flat.norm().item(), rel=1e-6), "fixed": 0.0}
 
 
 @pytest.mark.parametrize("step", [2, 5])
