@@ -23,7 +23,8 @@ from engine.epoch_losses import write_nonfinite
 from engine.history import EpochRow, draw_curves, sample_panel
 from engine.saved_state import load_state
 from engine.schedule import warmup_then_cosine
-from engine.validation import dice_and_iou, validate
+from engine.validation import validate
+from models.losses import dice_and_iou
 from tests.cases_on_disk import write_data_set
 from tests.drawn_figures import keep_figures
 from tests.small_run import arguments
