@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch.optim.lr_scheduler import LambdaLR
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from datasets.loading import Sample
 from engine.cuda_graphs import TrainingPass, can_capture
@@ -15,6 +14,7 @@ from engine.epoch_losses import check_finite
 from engine.optimizers import make_optimizer
 from engine.schedule import warmup_then_cosine
 from engine.training_options import TrainingOptions
+from engine.weight_average import WeightAverage
 from models.base import SegmentationModel
 
 if TYPE_CHECKING:
@@ -52,10 +52,7 @@ class TrainingStep:
         )
         self.scheduler = LambdaLR(optimizer, self.rate_factor)
         self.wrapped, self.optimizer = accelerator.prepare(system, optimizer)
-        self.average: AveragedModel | None = None
-        if options.ema_decay:
-            average = get_ema_multi_avg_fn(options.ema_decay)
-            self.average = AveragedModel(system, multi_avg_fn=average)
+        self.average = WeightAverage(system, options.ema_decay) if options.ema_decay else None
         to_capture = options.accumulate == 1 and can_capture(system, accelerator)
         self.training_pass = TrainingPass(self.wrapped, accelerator, to_capture)
         self.buffers = [b for part in system.parts().values() for b in part.buffers()]
@@ -65,7 +62,7 @@ class TrainingStep:
     @property
     def evaluated_system(self) -> SegmentationModel:
         """The weights that are validated and kept: the average, where there is one."""
-        return self.system if self.average is None else cast(SegmentationModel, self.average.module)
+        return self.system if self.average is None else self.average.system
 
     @property
     def last_rate(self) -> float:
@@ -107,7 +104,7 @@ class TrainingStep:
         discarded, self._discarded = self._discarded, False
         taken = not discarded and self._step_optimizer()
         if taken and self.average is not None:
-            self.average.update_parameters(self.system)
+            self.average.update()
         self.optimizer.zero_grad()
         with warnings.catch_warnings():
             if not taken:  # torch warns of a schedule that begins before the optimiser
@@ -143,7 +140,8 @@ class TrainingStep:
         """Everything that `load_state_dict` needs to go on exactly."""
         scaler, average = self.accelerator.scaler, None
         if self.average is not None:
-            average = _weights(self.evaluated_system) | {"n_averaged": self.average.n_averaged}
+            count = torch.tensor(self.average.count)
+            average = _weights(self.average.system) | {"n_averaged": count}
         return {
             "weights": _weights(self.system),
             "average": average,
@@ -159,7 +157,7 @@ class TrainingStep:
         if self.average is not None:
             for name, part in self.evaluated_system.parts().items():
                 part.load_state_dict(state["average"][name])
-            self.average.n_averaged.copy_(state["average"]["n_averaged"])
+            self.average.count = int(state["average"]["n_averaged"])
         self.optimizer.load_state_dict(state["optimizer"])
         keep_layout_of_weights(self.optimizer)
         self.scheduler.load_state_dict(state["scheduler"])

@@ -193,6 +193,9 @@ def test_averages_clipping_and_accumulation_resume_too(
     whole, parts = (tmp_path / out / "epochs_2" for out in ("whole", "parts"))
     stopped = load_state(parts)
     assert stopped is not None and stopped["progress"]["batch"] == 4
+    assert stopped["average"]["n_averaged"].dtype == torch.int64, (
+        "a tensor, as torch's average kept it"
+    )
     train.main(arguments(tmp_path, vae, *settings, out="parts"))
     assert_same_end(whole, parts)
     rates = [float(row["lr"]) for row in history(whole)]
