@@ -2,7 +2,7 @@
 
 Everything random about a sample is drawn from its own seed, made of the run's seed, the epoch and
 the case's index. So the number of workers or processes, the batch size and interruptions change
-nothing.
+nothing about it.
 """
 
 from __future__ import annotations

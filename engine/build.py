@@ -9,11 +9,12 @@ from datasets.cases import DataSet
 from datasets.held_out import HoldOut, TrainingCases
 from datasets.loading import SegmentationDataset
 from engine.device import choose_layout
-from engine.training import TrainingOptions
+from engine.training_options import TrainingOptions
 from models.base import SegmentationModel
 from models.build import build_system
 from models.losses import LossWeights
 from utils.config import Config
+from utils.random_numbers import python_and_numpy_kept
 
 
 def system_from(config: Config, pretrained: bool = True) -> SegmentationModel:
@@ -24,25 +25,26 @@ def system_from(config: Config, pretrained: bool = True) -> SegmentationModel:
     import torch
 
     torch.manual_seed(config.seed)
-    system = build_system(
-        model=config.model,
-        vae_model=config.vae_model,
-        guidance_method=config.guidance_method,
-        vae_weights=config.vae_weights,
-        ch=config.ch,
-        ch_mult=config.ch_mult,
-        image_size=config.image_size,
-        loss_weights=LossWeights(
-            lm=config.w_rec,
-            seg=config.w_dice,
-            align=config.align_loss,
-            tversky=config.w_tversky,
-            heads=config.head_weights,
-        ),
-        latent_loss=config.latent_loss,
-        checkpoint_decoder=config.checkpoint_decoder,
-        pretrained=pretrained,
-    )
+    with python_and_numpy_kept(config.seed):  # a network of the user's own may draw from these
+        system = build_system(
+            model=config.model,
+            vae_model=config.vae_model,
+            guidance_method=config.guidance_method,
+            vae_weights=config.vae_weights,
+            ch=config.ch,
+            ch_mult=config.ch_mult,
+            image_size=config.image_size,
+            loss_weights=LossWeights(
+                lm=config.w_rec,
+                seg=config.w_dice,
+                align=config.align_loss,
+                tversky=config.w_tversky,
+                heads=config.head_weights,
+            ),
+            latent_loss=config.latent_loss,
+            checkpoint_decoder=config.checkpoint_decoder,
+            pretrained=pretrained,
+        )
     if config.channels_last:
         choose_layout(system, on_gpu=torch.cuda.is_available())
     system.capturable = system.capturable and config.cuda_graphs

@@ -65,7 +65,7 @@ def write_nonfinite(
 ) -> None:
     """Write, as JSON, what may explain such a loss: the batches, and the norms of the weights."""
     norms = {
-        name: torch.stack([p.detach().norm() for p in part.parameters()]).norm().item()
+        name: nn.utils.get_total_norm([p.detach() for p in part.parameters()]).item()
         for name, part in parts.items()
     }
     report = {"epoch": epoch, "batches": batches, "weight_norms": norms}

@@ -1,4 +1,8 @@
-"""The progress of a run, epoch by epoch: `history.csv`, `curves.png` (at its end `.pdf` too), TensorBoard."""
+"""The progress of a run, epoch by epoch: `history.csv`, `curves.png` (at its end `.pdf` too), TensorBoard.
+
+`val_dice` (or `test_dice`) and its IoU are at the config's threshold, `train_dice` is at 0.5 always; see
+docs/metrics.md.
+"""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ class MemoryEstimate:
     """Peak memory of training, in bytes, by what holds it."""
 
     batch_size: int
-    weights: int  # frozen ones and the averaged copy included
+    weights: int  # frozen ones, and the average of those that are trained, included
     gradients: int
     optimizer: int  # AdamW's two moments; Muon keeps less
     step: int  # images, activations and what the backward pass needs for a moment, at their peak
@@ -126,7 +126,7 @@ def estimate_memory(
         batch_size: cases per process and batch.
         image_size: side in pixels.
         precision: `bf16` or `fp16`, mixed as by CUDA's autocast, or anything else for float32.
-        averaged: whether an average of the weights is kept.
+        averaged: whether an average of the trained weights is kept.
         processes: with several, their gradients are gathered in buckets of the same size.
 
     Raises:
@@ -138,9 +138,13 @@ def estimate_memory(
         raise UserError(f"cannot be estimated for this network ({type(error).__name__})") from error
     trained = sum(_bytes(p) for p in system.parameters() if p.requires_grad)
     weights = sum(map(_bytes, [*system.parameters(), *system.buffers()]))
+    if averaged:  # the copy has the rest in common with the system
+        weights += trained + sum(
+            _bytes(b) for part in system.parts().values() for b in part.buffers()
+        )
     return MemoryEstimate(
         batch_size=batch_size,
-        weights=weights * (2 if averaged else 1),
+        weights=weights,
         gradients=trained * (2 if processes > 1 else 1),
         optimizer=2 * trained,
         step=step,

@@ -1,7 +1,8 @@
 """The training loop.
 
-Everything random is drawn from (seed, epoch, case), see `datasets.loading`, so a run that was
-stopped anywhere and resumed from `last.pth` ends with the same weights as one that was not.
+What is random about a sample is drawn from (seed, epoch, case), see `datasets.loading`, and what a network
+draws, such as dropout, from (seed, epoch, batch, process). So a run that was stopped anywhere and resumed
+from `last.pth` ends with the same weights as one that was not.
 """
 
 from __future__ import annotations
@@ -35,15 +36,16 @@ from engine.cuda_graphs import Predictor
 from engine.device import is_out_of_memory
 from engine.epoch_losses import EpochLosses, NonFiniteLoss, write_nonfinite
 from engine.history import EpochRow, HistoryWriter, epoch_line, sample_panel
-from engine.optimizers import OptimizerName
 from engine.saved_state import LAST_STATE, load_state, save_state
 from engine.schedule import batches_per_epoch
+from engine.training_options import TrainingOptions
 from engine.training_step import TrainingStep
 from engine.validation import validate
 from models.base import SegmentationModel
 from utils.checkpoints import save_weights
 from utils.errors import UserError
 from utils.interruption import Interrupted, StopRequest
+from utils.random_numbers import seed_python_and_numpy
 from utils.runs import writing_to
 
 if TYPE_CHECKING:
@@ -52,30 +54,6 @@ if TYPE_CHECKING:
 log = logging.getLogger("wavegms")
 
 SAMPLES_SHOWN = 4
-
-
-@dataclass(frozen=True)
-class TrainingOptions:
-    """What the loop takes from the config, where the fields are described."""
-
-    epochs: int
-    batch_size: int
-    accumulate: int
-    optimizer: OptimizerName
-    lr: float
-    weight_decay: float
-    warmup_epochs: float
-    clip_norm: float
-    ema_decay: float
-    seed: int
-    threshold: float
-    select_on: str
-    num_workers: int
-    validate_every: int
-    log_every: int
-    save_minutes: float
-    save_freq: int | None
-    skip_nonfinite: int
 
 
 @dataclass
@@ -263,12 +241,14 @@ class Trainer:
         return options.accumulate * math.ceil(options.log_every / options.accumulate)
 
     def _seed_step(self) -> None:
-        """Seed torch for each batch, so that a network's dropout is the same after a resume."""
+        """Seed what a network may draw from, for each batch, so that dropout is the same after a resume."""
         progress = self.progress
         key = (self.options.seed, progress.epoch, progress.batch, self.accelerator.process_index)
         # not the stream that `datasets.loading` draws for the case of this number: a key is padded by 0
         sequence = np.random.SeedSequence((*key, 1))
-        torch.manual_seed(int(sequence.generate_state(1, np.uint64)[0]))
+        of_torch, of_others = sequence.generate_state(2, np.uint64).tolist()
+        torch.manual_seed(of_torch)
+        seed_python_and_numpy(of_others)
 
     def _progress_bar(self) -> tqdm:
         return tqdm(

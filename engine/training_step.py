@@ -7,19 +7,18 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch.optim.lr_scheduler import LambdaLR
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from datasets.loading import Sample
 from engine.cuda_graphs import TrainingPass, can_capture
 from engine.epoch_losses import check_finite
 from engine.optimizers import make_optimizer
 from engine.schedule import warmup_then_cosine
+from engine.training_options import TrainingOptions
+from engine.weight_average import WeightAverage
 from models.base import SegmentationModel
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
-
-    from engine.training import TrainingOptions
 
 
 class TrainingStep:
@@ -31,6 +30,7 @@ class TrainingStep:
         loss_names: what a step returns.
         average: of the weights, where `ema_decay` asks for one.
         buffers: such as running statistics of batch normalisation, which the forward pass already changes.
+        finite_buffers: those that were finite at first; others are constants such as a mask of -inf.
     """
 
     def __init__(
@@ -52,19 +52,17 @@ class TrainingStep:
         )
         self.scheduler = LambdaLR(optimizer, self.rate_factor)
         self.wrapped, self.optimizer = accelerator.prepare(system, optimizer)
-        self.average: AveragedModel | None = None
-        if options.ema_decay:
-            average = get_ema_multi_avg_fn(options.ema_decay)
-            self.average = AveragedModel(system, multi_avg_fn=average)
+        self.average = WeightAverage(system, options.ema_decay) if options.ema_decay else None
         to_capture = options.accumulate == 1 and can_capture(system, accelerator)
         self.training_pass = TrainingPass(self.wrapped, accelerator, to_capture)
         self.buffers = [b for part in system.parts().values() for b in part.buffers()]
+        self.finite_buffers = [buffer for buffer in self.buffers if buffer.isfinite().all()]
         self._discarded = False  # a batch of the step that is being accumulated had no finite loss
 
     @property
     def evaluated_system(self) -> SegmentationModel:
         """The weights that are validated and kept: the average, where there is one."""
-        return self.system if self.average is None else cast(SegmentationModel, self.average.module)
+        return self.system if self.average is None else self.average.system
 
     @property
     def last_rate(self) -> float:
@@ -106,7 +104,7 @@ class TrainingStep:
         discarded, self._discarded = self._discarded, False
         taken = not discarded and self._step_optimizer()
         if taken and self.average is not None:
-            self.average.update_parameters(self.system)
+            self.average.update()
         self.optimizer.zero_grad()
         with warnings.catch_warnings():
             if not taken:  # torch warns of a schedule that begins before the optimiser
@@ -131,15 +129,19 @@ class TrainingStep:
         return 1.0 if scaler is None or self.average is None else scaler.get_scale()
 
     def check_finite(self, epoch: int) -> None:
-        """NonFiniteLoss, which names the epoch, unless all weights that are trained are finite."""
+        """NonFiniteLoss, which names the epoch, unless all weights that are trained are finite.
+
+        So must all buffers be that were finite before the training.
+        """
         trained = [p for p in self.system.parameters() if p.requires_grad]
-        check_finite([*trained, *self.buffers], epoch)
+        check_finite([*trained, *self.finite_buffers], epoch)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that `load_state_dict` needs to go on exactly."""
         scaler, average = self.accelerator.scaler, None
         if self.average is not None:
-            average = _weights(self.evaluated_system) | {"n_averaged": self.average.n_averaged}
+            count = torch.tensor(self.average.count)
+            average = _weights(self.average.system) | {"n_averaged": count}
         return {
             "weights": _weights(self.system),
             "average": average,
@@ -155,7 +157,7 @@ class TrainingStep:
         if self.average is not None:
             for name, part in self.evaluated_system.parts().items():
                 part.load_state_dict(state["average"][name])
-            self.average.n_averaged.copy_(state["average"]["n_averaged"])
+            self.average.count = int(state["average"]["n_averaged"])
         self.optimizer.load_state_dict(state["optimizer"])
         keep_layout_of_weights(self.optimizer)
         self.scheduler.load_state_dict(state["scheduler"])

@@ -8,22 +8,10 @@ from typing import TYPE_CHECKING
 import torch
 
 from datasets.loading import Sample
+from models.losses import dice_and_iou
 
 if TYPE_CHECKING:
     from engine.cuda_graphs import Predictor
-
-
-def dice_and_iou(
-    probability: torch.Tensor, mask: torch.Tensor, threshold: float
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Dice and IoU per case: (B, 1, S, S) twice -> (B,) twice; both 1 where both masks are empty."""
-    predicted, truth = probability >= threshold, mask > 0.5
-    shared = (predicted & truth).sum((1, 2, 3)).double()
-    total = predicted.sum((1, 2, 3)).double() + truth.sum((1, 2, 3)).double()
-    empty = total == 0
-    dice = torch.where(empty, 1.0, 2 * shared / total.clamp_min(1))
-    iou = torch.where(empty, 1.0, shared / (total - shared).clamp_min(1))
-    return dice, iou
 
 
 @torch.inference_mode()

@@ -1,4 +1,4 @@
-"""The losses of Wave-GMS and the Dice coefficient that training shows.
+"""The losses of Wave-GMS, and the Dice coefficient and IoU that training shows and is chosen by.
 
 Source: Wave-GMS (arXiv 2510.03216), section 2; GMS (arXiv 2403.18198), section 2.3. The focal Tversky
 loss is that of Abraham and Khan (arXiv 1810.07842), section 3.1.
@@ -91,10 +91,18 @@ def alignment_loss(sample: Tensor, target: Tensor) -> Tensor:
     return 0.9 * (1 - cosine).mean() + 0.1 * F.smooth_l1_loss(sample, target)
 
 
-@torch.no_grad()
-def hard_dice(probability: Tensor, mask: Tensor, threshold: float = 0.5) -> Tensor:
-    """Dice of `probability >= threshold`, mean over the batch; 1 where both masks are empty."""
-    prediction, truth = probability >= threshold, mask >= 0.5
-    overlap = (prediction & truth).sum(dim=(1, 2, 3))
-    size = prediction.sum(dim=(1, 2, 3)) + truth.sum(dim=(1, 2, 3))
-    return torch.where(size > 0, 2 * overlap / size.clamp(min=1), 1.0).mean()
+def dice_and_iou(probability: Tensor, mask: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
+    """Dice and IoU of `probability >= threshold` per case, float64 (B,); 1 where both masks are empty."""
+    predicted, truth = probability >= threshold, mask > 0.5
+    shared = (predicted & truth).sum((1, 2, 3)).double()
+    total = predicted.sum((1, 2, 3)).double() + truth.sum((1, 2, 3)).double()
+    empty = total == 0
+    dice = torch.where(empty, 1.0, 2 * shared / total.clamp_min(1))
+    iou = torch.where(empty, 1.0, shared / (total - shared).clamp_min(1))
+    return dice, iou
+
+
+def hard_dice(probability: Tensor, mask: Tensor) -> Tensor:
+    """The Dice that training shows: at threshold 0.5, mean over the batch, float32, without gradient."""
+    dice, _ = dice_and_iou(probability, mask, threshold=0.5)
+    return dice.float().mean()

@@ -242,6 +242,49 @@ def moving_average(**_: int) -> nn.Module:
     return MovingAverage()
 
 
+class StochasticDepth(nn.Module):
+    """Draws its weights from NumPy's random numbers, and from Python's whether to leave out a layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.deeper = nn.Conv2d(3, 1, 1), nn.Conv2d(1, 1, 3, padding=1)
+        with torch.no_grad():
+            for weight in self.parameters():
+                weight += torch.from_numpy(np.random.normal(size=weight.shape))  # noqa: NPY002
+
+    def forward(self, image: Tensor) -> Tensor:
+        logits = self.layer(image)
+        if self.training and random.random() < 0.5:
+            return logits + np.random.normal()  # noqa: NPY002
+        return logits + self.deeper(logits)
+
+
+def stochastic_depth(**_: int) -> nn.Module:
+    return StochasticDepth()
+
+
+class Masked(nn.Module):
+    """Attention to itself and the channels before it, by constant masks of -inf."""
+
+    saved: Tensor
+    not_saved: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Conv2d(3, 2, 1)
+        mask = torch.full((2, 2), -torch.inf).triu(1)
+        self.register_buffer("saved", mask)
+        self.register_buffer("not_saved", mask.clone(), persistent=False)
+
+    def forward(self, image: Tensor) -> Tensor:
+        shares = self.saved.softmax(1) + self.not_saved.softmax(1)
+        return torch.einsum("ij,bjhw->bhw", shares, self.layer(image))[:, None]
+
+
+def masked(**_: int) -> nn.Module:
+    return Masked()
+
+
 class OnlyOnGpu(nn.Module):
     """As networks of CUDA kernels of their own, such as those of state-space models."""
 

@@ -82,6 +82,38 @@ def test_published_weights_load(build: Build, tmp_path: Path, shared: Path) -> N
     torch.testing.assert_close(weights_of(system), {"model": guided, "skff_model": skff})
 
 
+def test_what_is_empty_is_no_part(build: Build, tmp_path: Path) -> None:
+    written, read = build(seed=1), build(seed=2)
+    file = tmp_path / "weights.pth"
+    torch.save(weights_of(written) | {"scaler": {}, "epoch": 3}, file)
+    load_weights(file, read)
+    torch.testing.assert_close(weights_of(read), weights_of(written), rtol=0, atol=0)
+    torch.save({"model": {}, "vae_model": weights_of(written)["vae_model"]}, file)
+    with pytest.raises(UserError, match="part 'model' is missing"):
+        load_weights(file, read)
+
+
+@SUFFIXES
+def test_a_part_without_weights_needs_none(
+    build: Build, tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    system, parts = build(seed=1), build(seed=2).parts()
+    monkeypatch.setattr(system, "parts", lambda: parts | {"vae_model": torch.nn.Identity()})
+    save_weights(tmp_path / f"weights{suffix}", system)
+    before = weights_of(system)
+    with torch.no_grad():
+        next(parts["model"].parameters()).zero_()
+    load_weights(tmp_path / f"weights{suffix}", system)
+    torch.testing.assert_close(weights_of(system), before, rtol=0, atol=0)
+
+
+def test_the_state_of_a_training_is_told_from_weights(build: Build, tmp_path: Path) -> None:
+    state = {"format": 1, "weights": weights_of(build()), "optimizer": {}, "progress": {}}
+    torch.save(state, tmp_path / "last.pth")
+    with pytest.raises(UserError, match=r"last\.pth is the state of a training.*best_model\.pth"):
+        load_weights(tmp_path / "last.pth", build())
+
+
 @SUFFIXES
 def test_one_error_lists_every_mismatch_and_nothing_is_loaded(
     build: Build, tmp_path: Path, suffix: str

@@ -6,6 +6,7 @@ import torch
 
 from models.losses import (
     alignment_loss,
+    dice_and_iou,
     dice_loss,
     focal_tversky_loss,
     hard_dice,
@@ -66,6 +67,15 @@ def test_alignment_with_itself_is_zero() -> None:
 def test_hard_dice(probability: list[float], mask: list[float], dice: float) -> None:
     shape = (1, 1, 2, 2)
     assert hard_dice(torch.tensor(probability).view(shape), torch.tensor(mask).view(shape)) == dice
+
+
+def test_hard_dice_is_the_dice_that_the_checkpoint_is_chosen_by() -> None:
+    probability, mask = random(5, 1, 9, 7).sigmoid(), (random(5, 1, 9, 7, seed=1) > 0).float()
+    dice, _ = dice_and_iou(probability, mask, 0.5)
+    shown = hard_dice(probability, mask)
+    assert shown.dtype == torch.float32
+    assert shown.item() == pytest.approx(dice.mean().item(), rel=1e-6)
+    assert 0 < shown < 1 and shown != dice_and_iou(probability, mask, 0.4)[0].float().mean()
 
 
 def test_hard_dice_is_averaged_over_samples() -> None:

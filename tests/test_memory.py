@@ -23,6 +23,7 @@ from engine.memory import (
     out_of_memory_error,
     split_batch,
 )
+from engine.weight_average import WeightAverage
 from models.base import SegmentationModel
 from models.build import build_system
 from models.losses import LossWeights
@@ -100,6 +101,16 @@ def test_the_estimate_is_what_a_real_step_takes(small: SegmentationModel) -> Non
     assert saved < estimate.step < 2 * saved
     trained = sum(p.numel() for p in small.parameters() if p.requires_grad)
     assert (estimate.gradients, estimate.optimizer) == (4 * trained, 8 * trained)
+
+
+def test_an_average_takes_memory_for_what_is_trained_alone(small: SegmentationModel) -> None:
+    alone, averaged = (estimate_memory(small, 1, 32, "fp32", each) for each in (False, True))
+    assert averaged.weights - alone.weights == alone.gradients > 0
+    assert (averaged.step, averaged.optimizer) == (alone.step, alone.optimizer)
+    average = WeightAverage(small, 0.9).system
+    own = {t.data_ptr() for t in [*small.parameters(), *small.buffers()]}
+    added = [t for t in [*average.parameters(), *average.buffers()] if t.data_ptr() not in own]
+    assert averaged.weights - alone.weights == sum(t.nbytes for t in added)
 
 
 def test_what_makes_it_grow_and_shrink(small: SegmentationModel, vae: Path) -> None:

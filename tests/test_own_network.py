@@ -9,6 +9,7 @@ import random
 import re
 import sys
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -17,6 +18,10 @@ import torch
 import compare
 import train
 import valid
+from engine.build import options_from, system_from
+from engine.device import make_accelerator
+from engine.training_step import TrainingStep
+from models.base import SegmentationModel
 from models.baseline import Baseline
 from models.build import build_system
 from models.losses import LossWeights
@@ -24,6 +29,7 @@ from models.own_network import check_training
 from tests.own_networks import RECEIVED, SquaredError
 from tests.small_run import arguments
 from tests.test_config import OF_WAVE_GMS
+from utils.checkpoints import load_weights, save_weights
 from utils.config import load_config, make_config
 from utils.errors import UserError
 
@@ -145,6 +151,21 @@ def test_the_check_of_training_changes_nothing(caplog: pytest.LogCaptureFixture)
     assert "the network ends in a sigmoid: leave it out" in caplog.text
 
 
+@pytest.mark.parametrize("seed", [5, 2**32 + 5])
+def test_a_seed_fixes_weights_that_are_drawn_from_numpy_and_python(seed: int, vae: Path) -> None:
+    def weights(of: int) -> torch.Tensor:
+        settings = {"pickle_file_path": "x", "vae_weights": str(vae), "image_size": 32, "seed": of}
+        model = "tests.own_networks:stochastic_depth"
+        system = system_from(make_config(settings | {"model": model}))
+        return torch.cat([weight.flatten() for weight in system.parameters()])
+
+    first = weights(seed)
+    random.random(), np.random.rand()  # noqa: NPY002
+    states = random_states()[1:]
+    assert torch.equal(weights(seed), first) and random_states()[1:] == states
+    assert not torch.isclose(weights(seed + 1), first).any()
+
+
 def test_a_run_is_not_resumed_with_other_losses(
     tmp_path: Path, vae: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -158,6 +179,38 @@ def test_a_run_is_not_resumed_with_other_losses(
     )
     with pytest.raises(UserError, match=r"counts the losses loss, squares, dice, .* loss, errors"):
         train.main(run)
+
+
+def test_constant_masks_of_infinity_are_trained_with_and_exported(
+    tmp_path: Path, vae: Path
+) -> None:
+    model = "model=tests.own_networks:masked"
+    train.main(arguments(tmp_path, vae, model, "epochs=1", "ema_decay=0.9"))
+    weights = tmp_path / "run" / "epochs_1" / "best_model.pth"
+    system, halved = (build("tests.own_networks:masked") for _ in range(2))
+    load_weights(weights, cast(SegmentationModel, system))
+    save_weights(tmp_path / "half.pth", cast(SegmentationModel, system), half=True)
+    load_weights(tmp_path / "half.pth", cast(SegmentationModel, halved))
+    for name, value in system.state_dict().items():
+        torch.testing.assert_close(halved.state_dict()[name], value, rtol=1e-3, atol=1e-6)
+    assert system.state_dict()["network.saved"].isneginf().sum() == 1
+
+
+@pytest.mark.parametrize("name", ["running_mean", "weight"])
+def test_a_buffer_or_weight_that_becomes_infinite_stops_the_training(
+    name: str, tmp_path: Path, vae: Path
+) -> None:
+    model = "model=tests.own_networks:build"
+    config = load_config(Path(arguments(tmp_path, vae)[1]), [*arguments(tmp_path, vae)[2:], model])
+    system = system_from(config)
+    accelerator = make_accelerator("fp32", 1, deterministic=False)
+    step = TrainingStep(system, options_from(config), 3, accelerator)
+    step.check_finite(1)
+    layer: Any = system.parts()["model"].get_submodule("1")
+    with torch.no_grad():
+        getattr(layer, name)[0] = torch.nan
+    with pytest.raises(UserError, match="weights became NaN or infinite in epoch 1"):
+        step.check_finite(1)
 
 
 def test_weights_of_losses_are_resumed(tmp_path: Path, vae: Path) -> None:

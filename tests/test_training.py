@@ -19,10 +19,12 @@ from accelerate import Accelerator
 import train
 from datasets.splits import hold_out
 from engine.device import make_accelerator
+from engine.epoch_losses import write_nonfinite
 from engine.history import EpochRow, draw_curves, sample_panel
 from engine.saved_state import load_state
 from engine.schedule import warmup_then_cosine
-from engine.validation import dice_and_iou, validate
+from engine.validation import validate
+from models.losses import dice_and_iou
 from tests.cases_on_disk import write_data_set
 from tests.drawn_figures import keep_figures
 from tests.small_run import arguments
@@ -191,6 +193,9 @@ def test_averages_clipping_and_accumulation_resume_too(
     whole, parts = (tmp_path / out / "epochs_2" for out in ("whole", "parts"))
     stopped = load_state(parts)
     assert stopped is not None and stopped["progress"]["batch"] == 4
+    assert stopped["average"]["n_averaged"].dtype == torch.int64, (
+        "a tensor, as torch's average kept it"
+    )
     train.main(arguments(tmp_path, vae, *settings, out="parts"))
     assert_same_end(whole, parts)
     rates = [float(row["lr"]) for row in history(whole)]
@@ -310,6 +315,19 @@ def test_dropout_of_a_baseline_resumes_too(
             train.main(arguments(tmp_path, vae, out="parts"))
     torch.rand(3)
     train.main(arguments(tmp_path, vae, out="parts"))
+    assert_same_end(tmp_path / "whole" / "epochs_2", tmp_path / "parts" / "epochs_2")
+
+
+def test_what_a_network_draws_from_python_and_numpy_resumes_too(
+    tmp_path: Path, vae: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = "model=tests.own_networks:stochastic_depth"
+    train.main(arguments(tmp_path, vae, model, out="whole"))
+    with monkeypatch.context() as patch:
+        stop_in_step(patch, 2)
+        with pytest.raises(Interrupted):
+            train.main(arguments(tmp_path, vae, model, out="parts"))
+    train.main(arguments(tmp_path, vae, model, out="parts"))
     assert_same_end(tmp_path / "whole" / "epochs_2", tmp_path / "parts" / "epochs_2")
 
 
@@ -648,6 +666,14 @@ def test_a_nan_loss_stops_after_the_last_good_state(
     assert [batch["cases"] for batch in report["batches"]] == [cases[4]]
     assert torch.load(folder / "last.pth", weights_only=True)["progress"]["epoch"] == 1
     assert all(value.isfinite().all() for value in weights(folder).values())
+
+
+def test_the_report_on_a_nan_loss_has_the_norms_of_all_parts(tmp_path: Path) -> None:
+    layer = torch.nn.Conv2d(3, 4, 1)
+    write_nonfinite(tmp_path / "report.json", 2, [], {"model": layer, "fixed": torch.nn.ReLU()})
+    norms = json.loads((tmp_path / "report.json").read_text())["weight_norms"]
+    flat = torch.cat([weight.flatten() for weight in layer.parameters()])
+    assert norms == {"model": pytest.approx(flat.norm().item(), rel=1e-6), "fixed": 0.0}
 
 
 @pytest.mark.parametrize(("step", "save_minutes"), [(2, 10), (5, 10), (1, 1e-9)])

@@ -19,7 +19,7 @@ from datasets.cases import Case, open_data_set
 from engine.case_predictions import Prediction, mean_over_orientations, save_each
 from engine.examples import PREDICTION_COLOUR, TRUTH_COLOUR, names_by_quantile, outline_both
 from engine.training_record import seen_test_cases
-from engine.validation import dice_and_iou
+from models.losses import dice_and_iou
 from tests.cases_on_disk import write_data_set
 from tests.small_run import arguments
 from utils import cross_validation

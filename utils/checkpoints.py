@@ -49,7 +49,7 @@ def save_weights(
     goes into a `.safetensors`, see `read_metadata`.
 
     Raises:
-        UserError: the name ends in neither, or a weight is too large for 16 bits.
+        UserError: the name ends in neither, or a finite weight is too large for 16 bits, or is NaN.
     """
     from safetensors.torch import save
 
@@ -129,7 +129,7 @@ def load_weights(
         )
     with torch.no_grad():
         for name, part in parts.items():
-            part.load_state_dict(found[name])
+            part.load_state_dict(found.get(name, {}))
 
 
 def _differing_keys(path: Path, config: Config) -> str:
@@ -167,9 +167,10 @@ def _halved(value: Tensor, name: str) -> Tensor:
     if not kept.is_floating_point():
         return kept
     halved = kept.half()
-    if not halved.isfinite().all():
+    too_large = kept[~halved.isfinite() & ~kept.isinf()]  # a constant mask may hold -inf
+    if too_large.numel():
         raise UserError(
-            f"the weight {name!r} reaches {kept.abs().max().item():g}, 16 bits hold at most 65504: "
+            f"the weight {name!r} reaches {too_large.abs().max().item():g}, 16 bits hold at most 65504: "
             "keep these weights as they are (best_model.pth)"
         )
     return halved
@@ -202,20 +203,27 @@ def _read(path: Path) -> Weights:
             f"{path} holds a {type(content).__name__}; expected a dict of state dicts, "
             "{'model': {...}, ...}"
         )
+    if content.keys() >= {"weights", "optimizer", "progress"}:
+        raise UserError(
+            f"{path} is the state of a training, from which it is resumed: name the weights beside it, best_model.pth"
+        )
     return {str(name): _strip(part) for name, part in content.items() if _is_state_dict(part)}
 
 
 def _is_state_dict(part: Any) -> bool:
+    """Whether it holds tensors by name. An empty dict may be of anything, such as a scaler not in use."""
     import torch
 
-    return isinstance(part, dict) and all(
+    if not isinstance(part, dict) or not part:
+        return False
+    return all(
         isinstance(key, str) and isinstance(value, torch.Tensor) for key, value in part.items()
     )
 
 
 def _strip(part: dict[str, Tensor]) -> dict[str, Tensor]:
     """Keys without the `module.` that DataParallel puts before each."""
-    if part and all(key.startswith("module.") for key in part):
+    if all(key.startswith("module.") for key in part):
         return {key.removeprefix("module."): value for key, value in part.items()}
     return part
 
@@ -224,7 +232,7 @@ def _mismatches(
     name: str, found: dict[str, Tensor] | None, expected: dict[str, Tensor] | None
 ) -> list[str]:
     if found is None:
-        return [f"part {name!r} is missing"]
+        return [f"part {name!r} is missing"] if expected else []
     if expected is None:
         return [f"part {name!r} is unexpected"]
     lists = {
