@@ -94,10 +94,12 @@ def find_run(
 ) -> TrainedRun:
     """Config and checkpoint of a run: of its folder, or of a config file where there is no folder.
 
-    The checkpoint is `weights`, else what `overrides` (`key=value`) or the config file name as
-    `model_weight`, else the run's `best_model.pth`, or `.safetensors` as export.py writes it. As long as
-    a data set's own config has no run, it stands for the weights that come with the repository, where
-    there are some. UserError where one is missing.
+    The checkpoint is `weights`, else the `model_weight` that `overrides` (`key=value`) or the config file
+    name, else the run's `best_model.pth`. Of a `folder`, that of its config.yaml does not count, and the
+    best weights are those in it, `best_model.pth` or `.safetensors` as export.py writes it, even where it
+    is a copy whose config.yaml names another place. As long as a data set's own config has no run, it
+    stands for the weights that come with the repository, where there are some. UserError where one is
+    missing.
     """
     if folder is not None:
         return _run_in_folder(folder, weights, overrides)
@@ -108,6 +110,7 @@ def find_run(
 
 def _run_in_folder(folder: Path, weights: Path | None, overrides: Sequence[str]) -> TrainedRun:
     from utils.config import load_config
+    from utils.yaml_files import parse_overrides
 
     config_file = folder / "config.yaml"
     if not config_file.is_file():
@@ -116,7 +119,8 @@ def _run_in_folder(folder: Path, weights: Path | None, overrides: Sequence[str])
             "train.py wrote it (ckpt/<experiment>/epochs_<N>), or use --config" + _runs_near(folder)
         )
     config = load_config(config_file, overrides)
-    if weights is None and not any(each.startswith("model_weight=") for each in overrides):
+    named = config.model_weight if "model_weight" in parse_overrides(overrides) else None
+    if weights is None and named is None:
         own, passed_on = folder / "best_model.pth", folder / "best_model.safetensors"
         weights = passed_on if passed_on.is_file() and not own.is_file() else own
     return _with_checkpoint(config, weights)

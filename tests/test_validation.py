@@ -18,6 +18,7 @@ import valid
 from datasets.cases import Case, open_data_set
 from engine.case_predictions import Prediction, mean_over_orientations
 from engine.examples import PREDICTION_COLOUR, TRUTH_COLOUR, names_by_quantile, outline_both
+from engine.trained_run import find_run
 from engine.training_record import seen_test_cases
 from engine.validation import dice_and_iou
 from tests.cases_on_disk import write_data_set
@@ -572,6 +573,20 @@ def test_a_run_is_validated_by_its_folder(finished: Path, tmp_path: Path) -> Non
             UserError, match=rf"is not the folder of a run.*Runs near by: {finished}"
         ):
             valid.main(["--run", str(near)])
+
+
+def test_the_checkpoint_of_a_copied_run_is_its_own(finished: Path, tmp_path: Path) -> None:
+    """Its config.yaml names the place that it was copied from, see `finished`."""
+    assert load_config(finished / "config.yaml").run_folder != finished
+    other = finished / "epoch_1.pth"
+    for overrides, checkpoint in (
+        (["model_weight=null"], finished / "best_model.pth"),
+        (["model_weight="], finished / "best_model.pth"),
+        (["model_weight=none"], finished / "best_model.pth"),
+        ([f"model_weight={other}", "model_weight=null"], finished / "best_model.pth"),
+        ([f"model_weight ={other}"], other),
+    ):
+        assert find_run(finished, overrides=overrides).checkpoint == checkpoint, overrides
 
 
 def test_an_output_that_is_not_a_number(finished: Path, tmp_path: Path, vae: Path) -> None:
