@@ -79,10 +79,10 @@ def score_run(
     from datasets.cases import open_data_set, open_prepared
     from engine.evaluation import results_folder, score
     from engine.provenance import warn_of_other_window
-    from engine.trained_run import load_system
+    from engine.trained_run import load_run
     from utils.runs import writing_to
 
-    system = load_system(config, checkpoint)
+    loaded = load_run(config, checkpoint)
     log.info("weights: %s", checkpoint)
     named = [open_prepared(name) for name in names]
     data_sets = named or [open_data_set(config.pickle_file_path)]
@@ -94,9 +94,7 @@ def score_run(
         if config.save_seg_img_path and len(data_sets) > 1:  # whose cases may share names
             predictions = predictions / data_set.name
         with writing_to(results):
-            summaries[data_set.name] = score(
-                config, data_set, system, checkpoint, predictions, accelerator, held_out
-            )
+            summaries[data_set.name] = score(loaded, data_set, predictions, accelerator, held_out)
     if len(summaries) > 1 and not held_out:
         from utils.cross_domain import write_matrix
 

@@ -36,8 +36,7 @@ from utils.results import (
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-    from models.base import SegmentationModel
-    from utils.config import Config
+    from engine.trained_run import LoadedRun
 
 log = logging.getLogger("wavegms")
 
@@ -59,10 +58,8 @@ class CasesToScore:
 
 
 def score(
-    config: Config,
+    loaded: LoadedRun,
     data_set: DataSet,
-    system: SegmentationModel,
-    checkpoint: Path,
     predictions: Path,
     accelerator: Accelerator,
     held_out: bool = False,
@@ -73,12 +70,13 @@ def score(
     `results_folder`: `valid_results_<data set>` or `held_out_results_<data set>`. Returns the summary that
     is also written as summary.json.
     """
+    config = loaded.config
     find = held_out_part if held_out else test_split
-    scored = find(config, data_set, checkpoint, resolved_precision(accelerator))
+    scored = find(loaded, data_set, resolved_precision(accelerator))
     prefix = HELD_OUT_PREFIX if held_out else RESULTS_PREFIX
-    results = results_folder(checkpoint) / f"{prefix}{data_set.name}"
+    results = results_folder(loaded.checkpoint) / f"{prefix}{data_set.name}"
     predicted = predict_cases(
-        system,
+        loaded.system,
         scored.cases,
         image_size=config.image_size,
         evaluation_size=config.evaluation_size,
@@ -110,25 +108,25 @@ def score(
     return summary
 
 
-def test_split(config: Config, data_set: DataSet, checkpoint: Path, precision: str) -> CasesToScore:
+def test_split(loaded: LoadedRun, data_set: DataSet, precision: str) -> CasesToScore:
     """The test cases; a warning where the weights have seen some, or that is not known."""
-    made_with = provenance(config, data_set, checkpoint, precision)
+    checkpoint, drop_leaked = loaded.checkpoint, loaded.config.drop_leaked
+    made_with = provenance(loaded, data_set, precision)
     seen: list[str] = made_with["test_cases_trained_on"] or []
     if made_with["trained_on_another_split"]:
         warn_of_another_split(data_set, checkpoint, seen)
-    leaked = set() if config.drop_leaked is False else set(seen)
-    if should_check_leaks(data_set, config.drop_leaked):
+    leaked = set() if drop_leaked is False else set(seen)
+    if should_check_leaks(data_set, drop_leaked):
         leaked |= cases_seen_in_training(data_set, checkpoint)
     return CasesToScore(data_set.test, "test", made_with, leaked, known_groups(data_set.folder))
 
 
-def held_out_part(
-    config: Config, data_set: DataSet, checkpoint: Path, precision: str
-) -> CasesToScore:
+def held_out_part(loaded: LoadedRun, data_set: DataSet, precision: str) -> CasesToScore:
     """The cases of train that the checkpoint's run held out; a warning where its start has seen some.
 
     UserError where it held out none, or it is not recorded which.
     """
+    checkpoint, drop_leaked = loaded.checkpoint, loaded.config.drop_leaked
     cases = held_out_cases(checkpoint, data_set)
     names, fitted = tuple(case.name for case in cases), fitted_cases(checkpoint, data_set)
     seen = sorted(fitted.intersection(names))
@@ -137,7 +135,7 @@ def held_out_part(
             "%s started from weights that were trained on %d of the %d held-out cases (%s): the scores are too high",
             *(checkpoint, len(seen), len(names), listed(seen, limit=SHOWN)),
         )
-    made_with = provenance(config, data_set, checkpoint, precision)
+    made_with = provenance(loaded, data_set, precision)
     chosen = NO_SCORE_CHOSE not in made_with["selection"]
     made_with |= {
         "selection": f"{made_with['selection']}; scored on the held-out cases"
@@ -145,8 +143,8 @@ def held_out_part(
         "trained_on_another_split": bool(seen),
         "test_cases_trained_on": seen,
     }
-    leaked = set() if config.drop_leaked is False else set(seen)
-    if should_check_leaks(data_set, config.drop_leaked):
+    leaked = set() if drop_leaked is False else set(seen)
+    if should_check_leaks(data_set, drop_leaked):
         train = tuple(case.name for case in data_set.train if case.name in fitted)
         leaked |= leaked_test_cases(data_set.folder, Split(train, names))
     return CasesToScore(cases, "held-out", made_with, leaked, known_groups(data_set.folder))

@@ -20,6 +20,7 @@ from utils.files import sha256
 from utils.results import Provenance
 
 if TYPE_CHECKING:
+    from engine.trained_run import LoadedRun
     from models.base import SegmentationModel
 
 log = logging.getLogger("wavegms")
@@ -35,14 +36,20 @@ def input_hashes(
     groups = data_set.folder / METADATA_GROUPS
     if groups.is_file():
         hashes["file of groups"] = sha256(groups)
-    return hashes | {name: weights_sha256(part) for name, part in system.frozen().items()}
+    return hashes | frozen_hashes(system)
 
 
-def provenance(config: Config, data_set: DataSet, checkpoint: Path, precision: str) -> Provenance:
+def frozen_hashes(system: SegmentationModel) -> dict[str, str]:
+    """SHA-256 of the weights of each frozen part, by its name."""
+    return {name: weights_sha256(part) for name, part in system.frozen().items()}
+
+
+def provenance(loaded: LoadedRun, data_set: DataSet, precision: str) -> Provenance:
     """What a score rests on: weights and how they were chosen, data, settings, versions.
 
     `precision` is the one that the predictions are computed in, see `resolved_precision`.
     """
+    config, checkpoint = loaded.config, loaded.checkpoint
     record = TrainingRecord.read(checkpoint)
     run, selection = record.config, record.selection()
     seen = seen_test_cases(checkpoint, data_set)
@@ -63,7 +70,7 @@ def provenance(config: Config, data_set: DataSet, checkpoint: Path, precision: s
         "init_weights": None if run is None or run.init_weights is None else str(run.init_weights),
         "checkpoint": str(checkpoint),
         "sha256": {
-            "checkpoint": sha256(checkpoint),
+            "checkpoint": loaded.sha256,
             "split file": sha256(data_set.split_file),
         },
         "image_size": config.image_size,

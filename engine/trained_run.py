@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from utils.entry import accept_negative_values
 from utils.errors import UserError, listed
+from utils.files import sha256
 
 if TYPE_CHECKING:
     from models.base import SegmentationModel
@@ -26,6 +27,18 @@ class TrainedRun(NamedTuple):
 
     config: Config
     checkpoint: Path
+
+
+class LoadedRun(NamedTuple):
+    """A trained run whose weights are loaded."""
+
+    config: Config
+    checkpoint: Path
+    system: SegmentationModel
+    sha256: str
+    """Of the checkpoint's content that was loaded, which a training that goes on may have replaced since."""
+    frozen: dict[str, str]
+    """SHA-256 of the weights of each frozen part, by its name."""
 
 
 def add_model_arguments(parser: argparse.ArgumentParser, onnx: bool = True) -> None:
@@ -176,6 +189,25 @@ def provided_for(config: Config) -> Path | None:
     ):
         return None
     return folder if (folder / "config.yaml").is_file() else None
+
+
+def load_run(config: Config, checkpoint: Path) -> LoadedRun:
+    """The trained system, see `load_system`, with hashes of the weights that are in it.
+
+    Where a training replaces the checkpoint at that moment, it is read once more; UserError if that
+    happens again.
+    """
+    from engine.provenance import frozen_hashes
+
+    for _ in range(2):
+        before = sha256(checkpoint)
+        system = load_system(config, checkpoint)
+        if sha256(checkpoint) == before:
+            return LoadedRun(config, checkpoint, system, before, frozen_hashes(system))
+    raise UserError(
+        f"{checkpoint} was replaced twice while it was read, by a training that goes on: try again, or take a copy "
+        "of the checkpoint"
+    )
 
 
 def load_system(config: Config, checkpoint: Path) -> SegmentationModel:

@@ -16,8 +16,11 @@ import export
 import train
 import valid
 from datasets.cases import Case, open_data_set
+from engine import trained_run
+from engine.backends import TorchBackend
 from engine.case_predictions import Prediction, mean_over_orientations
 from engine.examples import PREDICTION_COLOUR, TRUTH_COLOUR, names_by_quantile, outline_both
+from engine.provenance import provenance
 from engine.trained_run import find_run
 from engine.training_record import seen_test_cases
 from engine.validation import dice_and_iou
@@ -27,6 +30,7 @@ from utils import cross_validation
 from utils.comparison import how_scored
 from utils.config import dump_config, load_config
 from utils.errors import UserError
+from utils.files import sha256
 from utils.results import Summary, read_results
 from utils.statistics import bootstrap_interval
 
@@ -542,6 +546,41 @@ def test_other_settings_than_in_training_are_told(
         "image_size": 32,
     }
     assert f"were trained with vae_weights={vae} image_size=32:" in capsys.readouterr().out
+
+
+def test_the_hash_is_that_of_the_weights_that_are_scored(
+    finished: Path, tmp_path: Path, vae: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where the training goes on, and replaces its best weights, while they are loaded and later."""
+    best = finished / "best_model.pth"
+    load, versions = trained_run.load_system, [0]
+
+    def replaced(version: int) -> None:
+        weights = torch.load(best, weights_only=True)
+        weights["model"]["convds0.2.weight"].fill_(version)
+        torch.save(weights, best)
+
+    def replaced_meanwhile(*given: Any) -> Any:
+        system = load(*given)
+        if versions:
+            replaced(versions.pop())
+        return system
+
+    monkeypatch.setattr(trained_run, "load_system", replaced_meanwhile)
+    loaded = trained_run.load_run(*find_run(finished))
+    assert loaded.sha256 == sha256(best), "read again"
+    bias = loaded.system.parts()["model"].state_dict()["convds0.2.weight"]
+    assert (bias == 0).all(), "the newer ones"
+    replaced(1)
+    data_set = open_data_set(tmp_path / "blobs" / "blobs_train_test_names.json")
+    assert provenance(loaded, data_set, "fp32")["sha256"]["checkpoint"] == loaded.sha256
+    versions += [3, 2]
+    with pytest.raises(UserError, match=r"best_model\.pth was replaced twice"):
+        trained_run.load_run(*find_run(finished))
+    before = sha256(best)
+    versions.append(4)
+    origin = TorchBackend(*find_run(finished)).origin
+    assert origin["weights_sha256"] == sha256(best) != before
 
 
 def test_a_config_of_another_program_beside_the_weights_is_no_obstacle(
