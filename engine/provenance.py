@@ -9,7 +9,11 @@ from typing import TYPE_CHECKING
 from datasets.cases import DataSet
 from datasets.prepared import METADATA_GROUPS, prepared_window
 from engine.training_record import (
+    GROUPS,
+    INITIAL_WEIGHTS,
+    SPLIT_FILE,
     TrainingRecord,
+    same_parts,
     seen_test_cases,
     trained_values_that_differ,
 )
@@ -30,12 +34,12 @@ def input_hashes(
     init_weights: Path | None, data_set: DataSet, system: SegmentationModel
 ) -> dict[str, str]:
     """SHA-256 of what a result rests on besides config and code."""
-    hashes = {"split file": sha256(data_set.split_file)}
+    hashes = {SPLIT_FILE: sha256(data_set.split_file)}
     if init_weights is not None:
-        hashes["file of initial weights"] = sha256(init_weights)
+        hashes[INITIAL_WEIGHTS] = sha256(init_weights)
     groups = data_set.folder / METADATA_GROUPS
     if groups.is_file():
-        hashes["file of groups"] = sha256(groups)
+        hashes[GROUPS] = sha256(groups)
     return hashes | frozen_hashes(system)
 
 
@@ -61,7 +65,9 @@ def provenance(loaded: LoadedRun, data_set: DataSet, precision: str) -> Provenan
         "trained_on": None if run is None else run.dataset,
         "trained_on_another_split": bool(seen) or record.used_another_split(data_set),
         "test_cases_trained_on": seen,
-        "trained_otherwise": trained_values_that_differ(config, run),
+        "trained_otherwise": trained_values_that_differ(
+            config, run, same_parts(loaded.frozen, record.frozen)
+        ),
         "data_set": data_set.name,
         "model": config.model,
         "vae_model": config.vae_model if config.is_wave_gms else None,
@@ -71,7 +77,7 @@ def provenance(loaded: LoadedRun, data_set: DataSet, precision: str) -> Provenan
         "checkpoint": str(checkpoint),
         "sha256": {
             "checkpoint": loaded.sha256,
-            "split file": sha256(data_set.split_file),
+            SPLIT_FILE: sha256(data_set.split_file),
         },
         "image_size": config.image_size,
         "evaluation_size": config.evaluation_size or config.image_size,

@@ -216,7 +216,8 @@ def load_system(config: Config, checkpoint: Path) -> SegmentationModel:
     UserError if the checkpoint is another architecture's.
     """
     from engine.build import system_from
-    from engine.training_record import TrainingRecord, trained_values_that_differ
+    from engine.provenance import frozen_hashes
+    from engine.training_record import TrainingRecord, same_parts, trained_values_that_differ
     from utils.checkpoints import load_weights
 
     record = TrainingRecord.read(checkpoint)
@@ -228,7 +229,8 @@ def load_system(config: Config, checkpoint: Path) -> SegmentationModel:
             [system, *(system_from(config, pretrained=False) for _ in range(runs - 1))]
         )
     load_weights(checkpoint, system, config=config)
-    others = trained_values_that_differ(config, record.config)
+    same_vae = same_parts(frozen_hashes(system), record.frozen)
+    others = trained_values_that_differ(config, record.config, same_vae)
     if others:
         keys = " ".join(
             f"{key}={'null' if value is None else value}" for key, value in others.items()

@@ -22,13 +22,14 @@ from engine.case_predictions import Prediction, mean_over_orientations
 from engine.examples import PREDICTION_COLOUR, TRUTH_COLOUR, names_by_quantile, outline_both
 from engine.provenance import provenance
 from engine.trained_run import find_run
-from engine.training_record import seen_test_cases
+from engine.training_record import seen_test_cases, trained_values_that_differ
 from engine.validation import dice_and_iou
 from tests.cases_on_disk import write_data_set
+from tests.run_on_disk import write_vae
 from tests.small_run import arguments
 from utils import cross_validation
 from utils.comparison import how_scored
-from utils.config import dump_config, load_config
+from utils.config import dump_config, load_config, make_config
 from utils.errors import UserError
 from utils.files import sha256
 from utils.results import Summary, read_results
@@ -538,14 +539,34 @@ def test_other_settings_than_in_training_are_told(
     summary = finished / "valid_results_blobs" / "summary.json"
     assert json.loads(summary.read_text())["provenance"]["trained_otherwise"] == {}
     assert "were trained with" not in capsys.readouterr().out
-    other = tmp_path / "other_vae"
-    other.symlink_to(vae)
-    valid.main([*arguments(tmp_path, vae), "image_size=40", f"vae_weights={other}"])
-    assert json.loads(summary.read_text())["provenance"]["trained_otherwise"] == {
-        "vae_weights": str(vae),
-        "image_size": 32,
+    same, other = tmp_path / "same_vae", write_vae(tmp_path / "other_vae", seed=1)
+    same.symlink_to(vae)
+    for vae_here, differing in ((same, {}), (other, {"vae_weights": str(vae)})):
+        valid.main([*arguments(tmp_path, vae), "image_size=40", f"vae_weights={vae_here}"])
+        trained_otherwise = json.loads(summary.read_text())["provenance"]["trained_otherwise"]
+        assert trained_otherwise == differing | {"image_size": 32}
+    told = capsys.readouterr().out
+    assert "were trained with image_size=32:" in told
+    assert f"were trained with vae_weights={vae} image_size=32:" in told
+
+
+def test_keys_that_the_model_does_not_use_are_no_other_settings() -> None:
+    values = {"pickle_file_path": "x", "model": "smp/Unet?encoder=resnet18"}
+    run = make_config(values | {"vae_weights": "a/vae", "ch": 64})
+    assert trained_values_that_differ(make_config(values), run) == {}
+    now = make_config(values | {"image_size": 64})
+    assert trained_values_that_differ(now, run) == {"image_size": 224}
+
+
+def test_a_vae_is_the_same_by_its_weights_where_these_are_known() -> None:
+    run, now = (make_config({"pickle_file_path": "x", "vae_weights": each}) for each in ("a", "b"))
+    assert trained_values_that_differ(now, run) == {"vae_weights": "a"}
+    assert trained_values_that_differ(now, run, same_vae=True) == {}
+    assert trained_values_that_differ(now, run, same_vae=False) == {"vae_weights": "a"}
+    assert trained_values_that_differ(run, run) == {}
+    assert trained_values_that_differ(run, run, same_vae=False) == {
+        "vae_weights": "a as it was then"
     }
-    assert f"were trained with vae_weights={vae} image_size=32:" in capsys.readouterr().out
 
 
 def test_the_hash_is_that_of_the_weights_that_are_scored(
