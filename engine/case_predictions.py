@@ -133,6 +133,15 @@ def save_each(
         yield prediction.case.name, prediction.mask(threshold), prediction.truth
 
 
+def remove_other_predictions(folder: Path, cases: Iterable[Case]) -> None:
+    """Delete what `save_prediction` wrote into `folder` for others than these cases."""
+    names = {case.name for case in cases}
+    for kind in (mask_path(folder, "").parent, probability_path(folder, "").parent):
+        for path in kind.glob("*.png"):
+            if path.stem not in names:
+                path.unlink(missing_ok=True)
+
+
 def read_probability(folder: Path, name: str) -> np.ndarray:
     """The probability that `save_prediction` wrote, float32 in [0, 1]."""
     pixels = cv2.imread(str(probability_path(folder, name)), cv2.IMREAD_UNCHANGED)

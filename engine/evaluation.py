@@ -11,7 +11,12 @@ from typing import TYPE_CHECKING
 from datasets.cases import Case, DataSet
 from datasets.leaks import known_groups, leaked_test_cases, same_source_file
 from datasets.splits import Split
-from engine.case_predictions import predict_cases, report_cases, save_each
+from engine.case_predictions import (
+    predict_cases,
+    remove_other_predictions,
+    report_cases,
+    save_each,
+)
 from engine.device import resolved_precision
 from engine.examples import draw_examples, names_by_quantile, write_overlays
 from engine.initial_weights import fitted_cases
@@ -41,6 +46,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("wavegms")
 
 SHOWN = 4  # cases in a message
+MASKS, HELD_OUT_MASKS = "predicted_masks", "held_out_masks"
 
 
 @dataclass(frozen=True)
@@ -60,21 +66,25 @@ class CasesToScore:
 def score(
     loaded: LoadedRun,
     data_set: DataSet,
-    predictions: Path,
     accelerator: Accelerator,
+    predictions: Path | None = None,
     held_out: bool = False,
 ) -> Summary:
     """Predict and score the test split of a data set, or the cases that the run held out of train.
 
-    Masks and probabilities go into the folder `predictions`, the rest into the checkpoint's
-    `results_folder`: `valid_results_<data set>` or `held_out_results_<data set>`. Returns the summary that
-    is also written as summary.json.
+    All goes into the checkpoint's `results_folder`: masks and probabilities into `predicted_masks_<data set>`
+    or `held_out_masks_<data set>`, the rest into `valid_results_<data set>` or `held_out_results_<data set>`.
+    What a validation before left there of other cases is deleted once the new scores are written. With
+    `predictions`, masks and probabilities go into that folder, in which nothing is deleted. Returns the
+    summary that is also written as summary.json.
     """
     config = loaded.config
     find = held_out_part if held_out else test_split
     scored = find(loaded, data_set, resolved_precision(accelerator))
     prefix = HELD_OUT_PREFIX if held_out else RESULTS_PREFIX
-    results = results_folder(loaded.checkpoint) / f"{prefix}{data_set.name}"
+    beside = results_folder(loaded.checkpoint)
+    results = beside / f"{prefix}{data_set.name}"
+    masks = predictions or beside / f"{HELD_OUT_MASKS if held_out else MASKS}_{data_set.name}"
     predicted = predict_cases(
         loaded.system,
         scored.cases,
@@ -87,7 +97,7 @@ def score(
         keep_upright=config.keep_upright,
     )
     scores = score_cases(
-        save_each(predicted, predictions, config.threshold),
+        save_each(predicted, masks, config.threshold),
         hd95_empty=config.hd95_empty,
         workers=config.num_workers,
         total=len(scored.cases),
@@ -100,10 +110,12 @@ def score(
         known=scored.known,
         hd95_empty=config.hd95_empty,
     )
+    if predictions is None:
+        remove_other_predictions(masks, scored.cases)
     title = f"{network_name(config)} on {data_set.name}, {scored.kind} cases"
-    write_pictures(results, scored.cases, predictions, scores, summary, title, config.threshold)
+    write_pictures(results, scored.cases, masks, scores, summary, title, config.threshold)
     log.info(format_summary(data_set.name, summary, scored.kind))
-    log.info("masks and probabilities: %s", predictions)
+    log.info("masks and probabilities: %s", masks)
     log.info("scores, examples.png and report.html: %s", results)
     return summary
 

@@ -49,10 +49,14 @@ def read(path: Path) -> np.ndarray:
 
 def test_validation_writes_what_it_promises(finished: Path, tmp_path: Path, vae: Path) -> None:
     of_another_split = finished / "valid_results_blobs" / "overlays" / "case_99.png"
-    of_another_split.parent.mkdir(parents=True)
-    of_another_split.touch()
+    masks = [
+        finished / "predicted_masks_blobs" / kind / "case_99.png" for kind in ("binary", "logits")
+    ]
+    for path in (of_another_split, *masks):
+        path.parent.mkdir(parents=True)
+        path.touch()
     valid.main(arguments(tmp_path, vae))
-    assert not of_another_split.exists()
+    assert not any(path.exists() for path in (of_another_split, *masks))
     rows = scores(finished)
     assert [row["Name"] for row in rows] == ["case_10", "case_11", "case_9", "Avg", "Std"]
     for row in rows[:3]:
@@ -673,6 +677,7 @@ def test_a_full_disk_leaves_nothing_half_written(
     finished: Path, tmp_path: Path, vae: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     valid.main(arguments(tmp_path, vae))
+    (finished / "predicted_masks_blobs" / "binary" / "case_99.png").touch()
     before = {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()}
     replace = Path.replace
 
@@ -702,6 +707,26 @@ def test_several_data_sets_become_a_matrix(
     valid.main([*arguments(tmp_path, vae, "save_seg_img_path=masks"), "--datasets", "one", two])
     masks = {path.parent.parent.name for path in (tmp_path / "masks").rglob("binary/*.png")}
     assert masks == {"one", "two"}, "cases of the same name would replace each other"
+
+
+def test_a_folder_for_masks_keeps_test_and_held_out_cases_apart(
+    finished: Path, tmp_path: Path, vae: Path
+) -> None:
+    masks = tmp_path / "masks"
+    of_the_user = masks / "binary" / "mine.png"
+    of_the_user.parent.mkdir(parents=True)
+    of_the_user.touch()
+    split = tmp_path / "blobs" / "blobs_train_test_names.json"
+    run = ["--run", str(finished), f"save_seg_img_path={masks}", f"pickle_file_path={split}"]
+    valid.main(run)
+    valid.main([*run, "--held-out"])
+    held_out = json.loads((finished / "cases.json").read_text())["held_out"]
+    for kind in ("binary", "logits"):
+        tested = {path.stem for path in (masks / kind).iterdir()} - {"mine"}
+        assert tested == {"case_9", "case_10", "case_11"}
+        others = {path.stem for path in (masks / "held_out_masks" / kind).iterdir()}
+        assert others == set(held_out)
+    assert of_the_user.exists() and not list(finished.glob("*_masks_*"))
 
 
 def test_examples_span_best_to_worst() -> None:

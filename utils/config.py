@@ -255,7 +255,9 @@ class Config(BaseModel):
         None, description="Checkpoint to validate; null is the best of this run"
     )
     save_seg_img_path: FilePath | None = Field(
-        None, description="Folder of predicted masks; null is one beside the checkpoint"
+        None,
+        description="Folder of predicted masks; null is one beside the checkpoint. In a folder that is named here, "
+        "valid.py deletes no masks of other cases, and puts those of held-out cases into `held_out_masks/`",
     )
     threshold: Annotated[float, Field(gt=0, lt=1)] = Field(
         0.5, description="Probability from which a pixel is foreground"
