@@ -95,6 +95,7 @@ def score(
         accelerator=accelerator,
         tta=config.tta,
         keep_upright=config.keep_upright,
+        title=f"{scored.kind} cases",
     )
     scores = score_cases(
         save_each(predicted, masks, config.threshold),

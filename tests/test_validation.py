@@ -728,6 +728,10 @@ def test_a_folder_for_masks_keeps_test_and_held_out_cases_apart(
         assert others == set(held_out)
     assert of_the_user.exists() and not list(finished.glob("*_masks_*"))
 
+    (tmp_path / "blobs" / "images" / f"{held_out[0]}.png").write_bytes(b"no image")
+    with pytest.raises(UserError, match="in held-out cases:"):
+        valid.main([*run, "--held-out"])
+
 
 def test_examples_span_best_to_worst() -> None:
     scores = {f"c{i}": {"DSC": i / 10, "TruthPixels": 9.0} for i in range(11)}
