@@ -96,11 +96,12 @@ def warn_of_other_window(checkpoint: Path, data_set: DataSet) -> None:
         log.warning(
             "the images of %s were prepared with %s, those that these weights were trained on with %s: of images of "
             "more than 8 bits the model then sees other grey values, and scores can be lower for it",
-            *(data_set.name, _window_option(here), _window_option(trained)),
+            *(data_set.name, window_option(here), window_option(trained)),
         )
 
 
-def _window_option(window: str) -> str:
+def window_option(window: str) -> str:
+    """The option that a data set was prepared with; '' stands for none."""
     return f"--window {window}" if window else "no --window"
 
 

@@ -554,7 +554,7 @@ def describe_fields() -> str:
         "```",
         "",
         "A run can be resumed with other values of the keys marked *on resume*; the split file and the frozen",
-        "weights must hold the same, wherever they lie.",
+        "weights must hold the same, wherever they lie, and the images be prepared with the same `--window`.",
         "",
         *textwrap.wrap(
             f"Only `model: wave-gms` uses {', '.join(f'`{key}`' for key in sorted(WAVE_GMS_KEYS))}. The plan of a run "
