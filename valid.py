@@ -11,7 +11,9 @@ repository (ckpt/provided_models/busi) are scored, where there are some.
 
 Writes beside the checkpoint: predicted_masks_<dataset>/ and valid_results_<dataset>/; for a checkpoint other
 than best_model.pth into a folder of its name (epoch_100/). With --held-out: held_out_masks_<dataset>/ and
-held_out_results_<dataset>/.
+held_out_results_<dataset>/. Masks that an earlier validation left there, of cases that are not scored now,
+are deleted. With save_seg_img_path=DIR the masks go into DIR, those of held-out cases into
+DIR/held_out_masks, and none are deleted.
 """
 
 from __future__ import annotations
@@ -77,26 +79,25 @@ def score_run(
     accelerator = make_accelerator(config.precision, 1, config.deterministic)
 
     from datasets.cases import open_data_set, open_prepared
-    from engine.evaluation import results_folder, score
+    from engine.evaluation import HELD_OUT_MASKS, results_folder, score
     from engine.provenance import warn_of_other_window
-    from engine.trained_run import load_system
+    from engine.trained_run import load_run
     from utils.runs import writing_to
 
-    system = load_system(config, checkpoint)
+    loaded = load_run(config, checkpoint)
     log.info("weights: %s", checkpoint)
     named = [open_prepared(name) for name in names]
     data_sets = named or [open_data_set(config.pickle_file_path)]
     results, summaries = results_folder(checkpoint), {}
     for data_set in data_sets:
         warn_of_other_window(checkpoint, data_set)
-        kind = "held_out_masks" if held_out else "predicted_masks"
-        predictions = config.save_seg_img_path or results / f"{kind}_{data_set.name}"
-        if config.save_seg_img_path and len(data_sets) > 1:  # whose cases may share names
+        predictions = config.save_seg_img_path
+        if predictions and len(data_sets) > 1:  # whose cases may share names
             predictions = predictions / data_set.name
+        if predictions and held_out:  # which are none of the test cases
+            predictions = predictions / HELD_OUT_MASKS
         with writing_to(results):
-            summaries[data_set.name] = score(
-                config, data_set, system, checkpoint, predictions, accelerator, held_out
-            )
+            summaries[data_set.name] = score(loaded, data_set, accelerator, predictions, held_out)
     if len(summaries) > 1 and not held_out:
         from utils.cross_domain import write_matrix
 

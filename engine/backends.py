@@ -6,6 +6,7 @@ The ONNX side imports nothing of PyTorch.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -13,9 +14,8 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from datasets.windowing import parse_window
-from engine.trained_run import find_named_run, load_system
+from engine.trained_run import find_named_run, load_run
 from utils.errors import UserError, first_line
-from utils.files import sha256
 
 if TYPE_CHECKING:
     from utils.config import Config
@@ -83,19 +83,18 @@ class TorchBackend:
         from engine.cuda_graphs import Predictor
         from engine.device import describe_device, make_accelerator, resolved_precision, use_gpus
         from engine.training_record import TrainingRecord
-        from utils.checkpoints import weights_sha256
 
         use_gpus(config.GPUs[:1])
         accelerator = make_accelerator(config.precision, 1, config.deterministic)
-        system = load_system(config, checkpoint)
-        self._predict = Predictor(system.to(accelerator.device), accelerator)
+        loaded = load_run(config, checkpoint)
+        self._predict = Predictor(loaded.system.to(accelerator.device), accelerator)
         self.image_size = config.image_size
         self.threshold = config.threshold
         self.orientations = orientations_of(config.keep_upright)
         self.window = TrainingRecord.read(checkpoint).window or ""
         self.origin = {
-            "weights_sha256": sha256(checkpoint),
-            **{f"{name} sha256": weights_sha256(part) for name, part in system.frozen().items()},
+            "weights_sha256": loaded.sha256,
+            **{f"{name} sha256": value for name, value in loaded.frozen.items()},
             "precision": resolved_precision(accelerator),
         }
         log.info("model: %s, %s", checkpoint, describe_device(accelerator))
@@ -121,11 +120,12 @@ class OnnxBackend:
             ) from error
         if not path.is_file():
             raise UserError(f"no ONNX file at {path}; write one with export.py")
+        content = path.read_bytes()
         available = onnxruntime.get_available_providers()
         try:
             # from bytes, so that the file cannot make it read others beside it
             self._session = onnxruntime.InferenceSession(
-                path.read_bytes(),
+                content,
                 providers=[
                     name
                     for name in ("CUDAExecutionProvider", "CPUExecutionProvider")
@@ -145,7 +145,7 @@ class OnnxBackend:
         self.threshold = float(metadata["threshold"])
         self.orientations = orientations_of(metadata.get("keep_upright") == "True")
         self.window = metadata.get("window", "")
-        self.origin = {"weights_sha256": sha256(path)}
+        self.origin = {"weights_sha256": hashlib.sha256(content).hexdigest()}
         log.info("model: %s, ONNX Runtime, %s", path, self._session.get_providers()[0])
 
     def __call__(self, images: np.ndarray) -> np.ndarray:

@@ -49,8 +49,9 @@ def predict_cases(
     accelerator: Accelerator,
     tta: bool = False,
     keep_upright: bool = False,
+    title: str = "test cases",
 ) -> Iterator[Prediction]:
-    """Predict the cases one batch at a time, in their order.
+    """Predict the cases one batch at a time, in their order; the progress bar and errors call them `title`.
 
     With `tta`, the probability is the mean over the orientations of the image, see
     `mean_over_orientations`.
@@ -59,7 +60,7 @@ def predict_cases(
     (nearest), from the size of its file. UserError for a case whose probability is not a number, or
     whose files cannot be used, and for too little memory.
     """
-    dataset = SegmentationDataset(cases, image_size, title="test cases", progress=True)
+    dataset = SegmentationDataset(cases, image_size, title=title, progress=True)
     system.to(accelerator.device).eval()
     predict = Predictor(system, accelerator)
     for batch in batches_of(make_loader(dataset, batch_size, num_workers=num_workers)):
@@ -131,6 +132,15 @@ def save_each(
     for prediction in predictions:
         save_prediction(folder, prediction, threshold)
         yield prediction.case.name, prediction.mask(threshold), prediction.truth
+
+
+def remove_other_predictions(folder: Path, cases: Iterable[Case]) -> None:
+    """Delete what `save_prediction` wrote into `folder` for others than these cases."""
+    names = {case.name for case in cases}
+    for kind in (mask_path(folder, "").parent, probability_path(folder, "").parent):
+        for path in kind.glob("*.png"):
+            if path.stem not in names:
+                path.unlink(missing_ok=True)
 
 
 def read_probability(folder: Path, name: str) -> np.ndarray:

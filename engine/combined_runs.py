@@ -18,6 +18,7 @@ from engine.training_record import (
     WINDOW,
     TrainingRecord,
     data_trained_on,
+    same_parts,
     trained_values_that_differ,
 )
 from models.base import SegmentationModel, has_batch_norm
@@ -100,13 +101,21 @@ def check_common(first: TrainedRun, other: TrainedRun, same_start: bool = True) 
         ignored[WINDOW] = ""
     one, two = (record.to_pass_on() | ignored for record in records)
     differ = [key for key in one.keys() | two if one.get(key) != two.get(key)]
-    differ += trained_values_that_differ(first.config, other.config)
+    same_vae = same_parts(*(_frozen(*each) for each in zip((first, other), records, strict=True)))
+    differ += trained_values_that_differ(first.config, other.config, same_vae)
     others = ("keep_upright", *(["init_weights"] if same_start else []))
     differ += [k for k in others if getattr(first.config, k) != getattr(other.config, k)]
     if differ:
         raise UserError(
             f"{other.checkpoint} does not go with the first run, which has another {', '.join(sorted(differ))}"
         )
+
+
+def _frozen(run: TrainedRun, record: TrainingRecord) -> dict[str, str]:
+    """Hashes of the frozen parts of a run; none where it is not to be used with those of its training."""
+    trained = record.config
+    as_trained = trained is not None and trained.vae_weights == run.config.vae_weights
+    return record.frozen if as_trained else {}
 
 
 def gather_ensemble(runs: Sequence[TrainedRun]) -> tuple[Ensemble, dict[str, str]]:

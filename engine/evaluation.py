@@ -11,7 +11,12 @@ from typing import TYPE_CHECKING
 from datasets.cases import Case, DataSet
 from datasets.leaks import known_groups, leaked_test_cases, same_source_file
 from datasets.splits import Split
-from engine.case_predictions import predict_cases, report_cases, save_each
+from engine.case_predictions import (
+    predict_cases,
+    remove_other_predictions,
+    report_cases,
+    save_each,
+)
 from engine.device import resolved_precision
 from engine.examples import draw_examples, names_by_quantile, write_overlays
 from engine.initial_weights import fitted_cases
@@ -36,12 +41,12 @@ from utils.results import (
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-    from models.base import SegmentationModel
-    from utils.config import Config
+    from engine.trained_run import LoadedRun
 
 log = logging.getLogger("wavegms")
 
 SHOWN = 4  # cases in a message
+MASKS, HELD_OUT_MASKS = "predicted_masks", "held_out_masks"
 
 
 @dataclass(frozen=True)
@@ -59,26 +64,29 @@ class CasesToScore:
 
 
 def score(
-    config: Config,
+    loaded: LoadedRun,
     data_set: DataSet,
-    system: SegmentationModel,
-    checkpoint: Path,
-    predictions: Path,
     accelerator: Accelerator,
+    predictions: Path | None = None,
     held_out: bool = False,
 ) -> Summary:
     """Predict and score the test split of a data set, or the cases that the run held out of train.
 
-    Masks and probabilities go into the folder `predictions`, the rest into the checkpoint's
-    `results_folder`: `valid_results_<data set>` or `held_out_results_<data set>`. Returns the summary that
-    is also written as summary.json.
+    All goes into the checkpoint's `results_folder`: masks and probabilities into `predicted_masks_<data set>`
+    or `held_out_masks_<data set>`, the rest into `valid_results_<data set>` or `held_out_results_<data set>`.
+    What a validation before left there of other cases is deleted once the new scores are written. With
+    `predictions`, masks and probabilities go into that folder, in which nothing is deleted. Returns the
+    summary that is also written as summary.json.
     """
+    config = loaded.config
     find = held_out_part if held_out else test_split
-    scored = find(config, data_set, checkpoint, resolved_precision(accelerator))
+    scored = find(loaded, data_set, resolved_precision(accelerator))
     prefix = HELD_OUT_PREFIX if held_out else RESULTS_PREFIX
-    results = results_folder(checkpoint) / f"{prefix}{data_set.name}"
+    beside = results_folder(loaded.checkpoint)
+    results = beside / f"{prefix}{data_set.name}"
+    masks = predictions or beside / f"{HELD_OUT_MASKS if held_out else MASKS}_{data_set.name}"
     predicted = predict_cases(
-        system,
+        loaded.system,
         scored.cases,
         image_size=config.image_size,
         evaluation_size=config.evaluation_size,
@@ -87,9 +95,10 @@ def score(
         accelerator=accelerator,
         tta=config.tta,
         keep_upright=config.keep_upright,
+        title=f"{scored.kind} cases",
     )
     scores = score_cases(
-        save_each(predicted, predictions, config.threshold),
+        save_each(predicted, masks, config.threshold),
         hd95_empty=config.hd95_empty,
         workers=config.num_workers,
         total=len(scored.cases),
@@ -102,33 +111,35 @@ def score(
         known=scored.known,
         hd95_empty=config.hd95_empty,
     )
+    if predictions is None:
+        remove_other_predictions(masks, scored.cases)
     title = f"{network_name(config)} on {data_set.name}, {scored.kind} cases"
-    write_pictures(results, scored.cases, predictions, scores, summary, title, config.threshold)
+    write_pictures(results, scored.cases, masks, scores, summary, title, config.threshold)
     log.info(format_summary(data_set.name, summary, scored.kind))
-    log.info("masks and probabilities: %s", predictions)
+    log.info("masks and probabilities: %s", masks)
     log.info("scores, examples.png and report.html: %s", results)
     return summary
 
 
-def test_split(config: Config, data_set: DataSet, checkpoint: Path, precision: str) -> CasesToScore:
+def test_split(loaded: LoadedRun, data_set: DataSet, precision: str) -> CasesToScore:
     """The test cases; a warning where the weights have seen some, or that is not known."""
-    made_with = provenance(config, data_set, checkpoint, precision)
+    checkpoint, drop_leaked = loaded.checkpoint, loaded.config.drop_leaked
+    made_with = provenance(loaded, data_set, precision)
     seen: list[str] = made_with["test_cases_trained_on"] or []
     if made_with["trained_on_another_split"]:
         warn_of_another_split(data_set, checkpoint, seen)
-    leaked = set() if config.drop_leaked is False else set(seen)
-    if should_check_leaks(data_set, config.drop_leaked):
+    leaked = set() if drop_leaked is False else set(seen)
+    if should_check_leaks(data_set, drop_leaked):
         leaked |= cases_seen_in_training(data_set, checkpoint)
     return CasesToScore(data_set.test, "test", made_with, leaked, known_groups(data_set.folder))
 
 
-def held_out_part(
-    config: Config, data_set: DataSet, checkpoint: Path, precision: str
-) -> CasesToScore:
+def held_out_part(loaded: LoadedRun, data_set: DataSet, precision: str) -> CasesToScore:
     """The cases of train that the checkpoint's run held out; a warning where its start has seen some.
 
     UserError where it held out none, or it is not recorded which.
     """
+    checkpoint, drop_leaked = loaded.checkpoint, loaded.config.drop_leaked
     cases = held_out_cases(checkpoint, data_set)
     names, fitted = tuple(case.name for case in cases), fitted_cases(checkpoint, data_set)
     seen = sorted(fitted.intersection(names))
@@ -137,7 +148,7 @@ def held_out_part(
             "%s started from weights that were trained on %d of the %d held-out cases (%s): the scores are too high",
             *(checkpoint, len(seen), len(names), listed(seen, limit=SHOWN)),
         )
-    made_with = provenance(config, data_set, checkpoint, precision)
+    made_with = provenance(loaded, data_set, precision)
     chosen = NO_SCORE_CHOSE not in made_with["selection"]
     made_with |= {
         "selection": f"{made_with['selection']}; scored on the held-out cases"
@@ -145,8 +156,8 @@ def held_out_part(
         "trained_on_another_split": bool(seen),
         "test_cases_trained_on": seen,
     }
-    leaked = set() if config.drop_leaked is False else set(seen)
-    if should_check_leaks(data_set, config.drop_leaked):
+    leaked = set() if drop_leaked is False else set(seen)
+    if should_check_leaks(data_set, drop_leaked):
         train = tuple(case.name for case in data_set.train if case.name in fitted)
         leaked |= leaked_test_cases(data_set.folder, Split(train, names))
     return CasesToScore(cases, "held-out", made_with, leaked, known_groups(data_set.folder))

@@ -9,7 +9,11 @@ from typing import TYPE_CHECKING
 from datasets.cases import DataSet
 from datasets.prepared import METADATA_GROUPS, prepared_window
 from engine.training_record import (
+    GROUPS,
+    INITIAL_WEIGHTS,
+    SPLIT_FILE,
     TrainingRecord,
+    same_parts,
     seen_test_cases,
     trained_values_that_differ,
 )
@@ -20,6 +24,7 @@ from utils.files import sha256
 from utils.results import Provenance
 
 if TYPE_CHECKING:
+    from engine.trained_run import LoadedRun
     from models.base import SegmentationModel
 
 log = logging.getLogger("wavegms")
@@ -29,20 +34,26 @@ def input_hashes(
     init_weights: Path | None, data_set: DataSet, system: SegmentationModel
 ) -> dict[str, str]:
     """SHA-256 of what a result rests on besides config and code."""
-    hashes = {"split file": sha256(data_set.split_file)}
+    hashes = {SPLIT_FILE: sha256(data_set.split_file)}
     if init_weights is not None:
-        hashes["file of initial weights"] = sha256(init_weights)
+        hashes[INITIAL_WEIGHTS] = sha256(init_weights)
     groups = data_set.folder / METADATA_GROUPS
     if groups.is_file():
-        hashes["file of groups"] = sha256(groups)
-    return hashes | {name: weights_sha256(part) for name, part in system.frozen().items()}
+        hashes[GROUPS] = sha256(groups)
+    return hashes | frozen_hashes(system)
 
 
-def provenance(config: Config, data_set: DataSet, checkpoint: Path, precision: str) -> Provenance:
+def frozen_hashes(system: SegmentationModel) -> dict[str, str]:
+    """SHA-256 of the weights of each frozen part, by its name."""
+    return {name: weights_sha256(part) for name, part in system.frozen().items()}
+
+
+def provenance(loaded: LoadedRun, data_set: DataSet, precision: str) -> Provenance:
     """What a score rests on: weights and how they were chosen, data, settings, versions.
 
     `precision` is the one that the predictions are computed in, see `resolved_precision`.
     """
+    config, checkpoint = loaded.config, loaded.checkpoint
     record = TrainingRecord.read(checkpoint)
     run, selection = record.config, record.selection()
     seen = seen_test_cases(checkpoint, data_set)
@@ -54,7 +65,9 @@ def provenance(config: Config, data_set: DataSet, checkpoint: Path, precision: s
         "trained_on": None if run is None else run.dataset,
         "trained_on_another_split": bool(seen) or record.used_another_split(data_set),
         "test_cases_trained_on": seen,
-        "trained_otherwise": trained_values_that_differ(config, run),
+        "trained_otherwise": trained_values_that_differ(
+            config, run, same_parts(loaded.frozen, record.frozen)
+        ),
         "data_set": data_set.name,
         "model": config.model,
         "vae_model": config.vae_model if config.is_wave_gms else None,
@@ -63,8 +76,8 @@ def provenance(config: Config, data_set: DataSet, checkpoint: Path, precision: s
         "init_weights": None if run is None or run.init_weights is None else str(run.init_weights),
         "checkpoint": str(checkpoint),
         "sha256": {
-            "checkpoint": sha256(checkpoint),
-            "split file": sha256(data_set.split_file),
+            "checkpoint": loaded.sha256,
+            SPLIT_FILE: sha256(data_set.split_file),
         },
         "image_size": config.image_size,
         "evaluation_size": config.evaluation_size or config.image_size,
@@ -83,11 +96,12 @@ def warn_of_other_window(checkpoint: Path, data_set: DataSet) -> None:
         log.warning(
             "the images of %s were prepared with %s, those that these weights were trained on with %s: of images of "
             "more than 8 bits the model then sees other grey values, and scores can be lower for it",
-            *(data_set.name, _window_option(here), _window_option(trained)),
+            *(data_set.name, window_option(here), window_option(trained)),
         )
 
 
-def _window_option(window: str) -> str:
+def window_option(window: str) -> str:
+    """The option that a data set was prepared with; '' stands for none."""
     return f"--window {window}" if window else "no --window"
 
 

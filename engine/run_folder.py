@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from datasets.prepared import prepared_window
 from engine.device import resolved_precision
-from engine.provenance import input_hashes
+from engine.provenance import input_hashes, window_option
 from engine.saved_state import LAST_STATE, state_files
 from engine.training_record import CASES_FILE, TRAINING_CASES, WINDOW, RunCases, names_sha256
 from utils.config import CHANGEABLE_ON_RESUME, Config, dump_config, load_config
@@ -122,9 +122,10 @@ def open_run(
                     "processes": accelerator.num_processes,
                     "sha256": input_hashes(config.init_weights, data_set, system),
                 }
-                check_resumable(folder, config, **inputs)
+                window = prepared_window(data_set.folder)
+                check_resumable(folder, config, **inputs, window=window)
                 inputs[TRAINING_CASES] = names_sha256(case.name for case in data_set.train)
-                if (window := prepared_window(data_set.folder)) is not None:
+                if window is not None:
                     inputs[WINDOW] = window
             accelerator.wait_for_everyone()
             yield RunFolder(folder, config, RunCases.of(data_set, cases.train), inputs)
@@ -136,12 +137,18 @@ def open_run(
 
 
 def check_resumable(
-    folder: Path, config: Config, sha256: dict[str, str], precision: str, processes: int = 1
+    folder: Path,
+    config: Config,
+    sha256: dict[str, str],
+    precision: str,
+    processes: int = 1,
+    window: str | None = None,
 ) -> None:
     """UserError where the run in `folder` is another one, which lists what differs, or lost its state.
 
     `sha256` names what else the result rests on (split file, frozen weights), `precision` is the one
-    that `auto` selects here, `processes` is how many share the work.
+    that `auto` selects here, `processes` is how many share the work, `window` is the `--window` that the
+    images are prepared with, None where that is not known.
     """
     if config.resume == "never":
         return
@@ -167,6 +174,12 @@ def check_resumable(
                 f"processes: {before} in the saved run, {processes} now, each with batches of "
                 f"{config.batch_size}"
             )
+        recorded = _recorded_window(environment)
+        if recorded is not None and window is not None and recorded != window:
+            changed.append(
+                f"images: prepared with {window_option(recorded)} in the saved run, with {window_option(window)} now; "
+                "prepare the data set as before, in a folder of its own, to go on"
+            )
         if changed:
             listed = "\n  ".join(changed)
             raise UserError(
@@ -179,6 +192,12 @@ def check_resumable(
             f"{folder} holds a trained run, but no {LAST_STATE} to resume from; training again would "
             "overwrite its weights. Set another snapshot_path, or start again with resume=never"
         )
+
+
+def _recorded_window(environment: Mapping[str, Any]) -> str | None:
+    """The `--window` of the images that the run was started with, else resumed with; None if not recorded."""
+    records = (environment, *environment.get("resumed", []))
+    return next((each[WINDOW] for each in records if WINDOW in each), None)
 
 
 def _epochs_recorded(folder: Path) -> int:

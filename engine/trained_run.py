@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from utils.entry import accept_negative_values
 from utils.errors import UserError, listed
+from utils.files import sha256
 
 if TYPE_CHECKING:
     from models.base import SegmentationModel
@@ -26,6 +27,18 @@ class TrainedRun(NamedTuple):
 
     config: Config
     checkpoint: Path
+
+
+class LoadedRun(NamedTuple):
+    """A trained run whose weights are loaded."""
+
+    config: Config
+    checkpoint: Path
+    system: SegmentationModel
+    sha256: str
+    """Of the checkpoint's content that was loaded, which a training that goes on may have replaced since."""
+    frozen: dict[str, str]
+    """SHA-256 of the weights of each frozen part, by its name."""
 
 
 def add_model_arguments(parser: argparse.ArgumentParser, onnx: bool = True) -> None:
@@ -94,10 +107,12 @@ def find_run(
 ) -> TrainedRun:
     """Config and checkpoint of a run: of its folder, or of a config file where there is no folder.
 
-    The checkpoint is `weights`, else what `overrides` (`key=value`) or the config file name as
-    `model_weight`, else the run's `best_model.pth`, or `.safetensors` as export.py writes it. As long as
-    a data set's own config has no run, it stands for the weights that come with the repository, where
-    there are some. UserError where one is missing.
+    The checkpoint is `weights`, else the `model_weight` that `overrides` (`key=value`) or the config file
+    name, else the run's `best_model.pth`. Of a `folder`, that of its config.yaml does not count, and the
+    best weights are those in it, `best_model.pth` or `.safetensors` as export.py writes it, even where it
+    is a copy whose config.yaml names another place. As long as a data set's own config has no run, it
+    stands for the weights that come with the repository, where there are some. UserError where one is
+    missing.
     """
     if folder is not None:
         return _run_in_folder(folder, weights, overrides)
@@ -108,6 +123,7 @@ def find_run(
 
 def _run_in_folder(folder: Path, weights: Path | None, overrides: Sequence[str]) -> TrainedRun:
     from utils.config import load_config
+    from utils.yaml_files import parse_overrides
 
     config_file = folder / "config.yaml"
     if not config_file.is_file():
@@ -116,7 +132,8 @@ def _run_in_folder(folder: Path, weights: Path | None, overrides: Sequence[str])
             "train.py wrote it (ckpt/<experiment>/epochs_<N>), or use --config" + _runs_near(folder)
         )
     config = load_config(config_file, overrides)
-    if weights is None and not any(each.startswith("model_weight=") for each in overrides):
+    named = config.model_weight if "model_weight" in parse_overrides(overrides) else None
+    if weights is None and named is None:
         own, passed_on = folder / "best_model.pth", folder / "best_model.safetensors"
         weights = passed_on if passed_on.is_file() and not own.is_file() else own
     return _with_checkpoint(config, weights)
@@ -174,13 +191,33 @@ def provided_for(config: Config) -> Path | None:
     return folder if (folder / "config.yaml").is_file() else None
 
 
+def load_run(config: Config, checkpoint: Path) -> LoadedRun:
+    """The trained system, see `load_system`, with hashes of the weights that are in it.
+
+    Where a training replaces the checkpoint at that moment, it is read once more; UserError if that
+    happens again.
+    """
+    from engine.provenance import frozen_hashes
+
+    for _ in range(2):
+        before = sha256(checkpoint)
+        system = load_system(config, checkpoint)
+        if sha256(checkpoint) == before:
+            return LoadedRun(config, checkpoint, system, before, frozen_hashes(system))
+    raise UserError(
+        f"{checkpoint} was replaced twice while it was read, by a training that goes on: try again, or take a copy "
+        "of the checkpoint"
+    )
+
+
 def load_system(config: Config, checkpoint: Path) -> SegmentationModel:
     """The trained system in eval mode, or an ensemble; a warning where it was trained with another config.
 
     UserError if the checkpoint is another architecture's.
     """
     from engine.build import system_from
-    from engine.training_record import TrainingRecord, trained_values_that_differ
+    from engine.provenance import frozen_hashes
+    from engine.training_record import TrainingRecord, same_parts, trained_values_that_differ
     from utils.checkpoints import load_weights
 
     record = TrainingRecord.read(checkpoint)
@@ -192,7 +229,8 @@ def load_system(config: Config, checkpoint: Path) -> SegmentationModel:
             [system, *(system_from(config, pretrained=False) for _ in range(runs - 1))]
         )
     load_weights(checkpoint, system, config=config)
-    others = trained_values_that_differ(config, record.config)
+    same_vae = same_parts(frozen_hashes(system), record.frozen)
+    others = trained_values_that_differ(config, record.config, same_vae)
     if others:
         keys = " ".join(
             f"{key}={'null' if value is None else value}" for key, value in others.items()

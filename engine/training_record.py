@@ -19,22 +19,14 @@ from typing import Any
 from datasets.cases import Case, DataSet, find_split_file
 from datasets.catalogue import SPLIT_FILE_ENDING, canonical_name
 from datasets.splits import read_split
-from utils.checkpoints import read_metadata
+from utils.checkpoints import WEIGHT_KEYS, read_metadata
 from utils.config import Config, load_config
 from utils.errors import UserError
 from utils.files import sha256
 
 log = logging.getLogger("wavegms")
 
-NETWORK_KEYS = (
-    "model",
-    "vae_model",
-    "guidance_method",
-    "vae_weights",
-    "ch",
-    "ch_mult",
-    "image_size",
-)
+NETWORK_KEYS = (*WEIGHT_KEYS, "vae_weights", "image_size")
 """Keys of the config by which the same weights give another probability; with test-time augmentation,
 `keep_upright` too."""
 
@@ -44,6 +36,13 @@ AVERAGED_RUNS, AVERAGED_FROM = "averaged_runs", "averaged_from"
 ENSEMBLE_RUNS = "ensemble_runs"
 WINDOW = "window"
 """With those above, keys of the metadata of weights that are passed on, see `TrainingRecord.to_pass_on`."""
+
+INPUT_FILES = SPLIT_FILE, INITIAL_WEIGHTS, GROUPS = (
+    "split file",
+    "file of initial weights",
+    "file of groups",
+)
+"""What environment.json has hashes of, besides the frozen parts of the network."""
 
 CASES_FILE = "cases.json"
 _TEST_SPLIT = "the TEST split"
@@ -129,6 +128,14 @@ class TrainingRecord:
         recorded = self.metadata.get(WINDOW, self.environment.get(WINDOW))
         return recorded if isinstance(recorded, str) else None
 
+    @property
+    def frozen(self) -> dict[str, str]:
+        """Hashes of the frozen parts that the run was started with, by their names, as far as recorded."""
+        hashes = self.environment.get("sha256")
+        if not isinstance(hashes, dict):
+            return {}
+        return {name: value for name, value in hashes.items() if name not in INPUT_FILES}
+
     def had_cases_of(self, data_set: DataSet) -> bool:
         """Whether the training cases were, by the hash that is recorded, exactly those of `data_set`."""
         recorded = self.metadata.get(TRAINING_CASES) or self.environment.get(TRAINING_CASES)
@@ -190,7 +197,7 @@ class TrainingRecord:
         try:
             if TRAINING_CASES in self.environment:
                 return self.environment[TRAINING_CASES] != _cases_now(split_file)
-            recorded = hashes.get("split file") if isinstance(hashes, dict) else None
+            recorded = hashes.get(SPLIT_FILE) if isinstance(hashes, dict) else None
             return recorded is not None and recorded != sha256(find_split_file(split_file))
         except UserError:  # the split file is not here
             return False
@@ -313,15 +320,32 @@ def selection_note(run: Config) -> str:
     return _choice(run.select_on) + _note_on_start(run)
 
 
-def trained_values_that_differ(config: Config, run: Config | None) -> dict[str, Any]:
+def trained_values_that_differ(
+    config: Config, run: Config | None, same_vae: bool | None = None
+) -> dict[str, Any]:
     """What the run that trained the weights had for each of the keys that `config` scores with and has
-    another value for, see NETWORK_KEYS.
+    another value for, see NETWORK_KEYS, without those that the model does not use.
+
+    `same_vae` says whether the frozen parts are the same, wherever they lie, see `same_parts`; where that is
+    None, `vae_weights` is compared as text.
     """
     if run is None:
         return {}
     keys = [*NETWORK_KEYS, *(["keep_upright"] if config.tta else [])]
+    unused = config.unused(keys)
     trained, now = run.model_dump(mode="json"), config.model_dump(mode="json")
-    return {key: trained[key] for key in keys if trained[key] != now[key]}
+    differing = {k: trained[k] for k in keys if k not in unused and trained[k] != now[k]}
+    if same_vae:
+        differing.pop("vae_weights", None)
+    elif same_vae is False and "vae_weights" not in differing:
+        differing["vae_weights"] = f"{run.vae_weights} as it was then"
+    return differing
+
+
+def same_parts(one: Mapping[str, str], other: Mapping[str, str]) -> bool | None:
+    """Whether the parts of a network that both have a hash of are the same; None without such a part."""
+    common = one.keys() & other.keys()
+    return all(one[name] == other[name] for name in common) if common else None
 
 
 def names_sha256(names: Iterable[str]) -> str:

@@ -340,7 +340,8 @@ class _Job:
         """
         if self._lock is not None:
             return True
-        create_run_folder(self.trial.folder)
+        if not self._told:  # that is, the first time
+            create_run_folder(self.trial.folder)
         file = (self.trial.folder / "trial.lock").open("a+")
         try:
             if try_lock(file):

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 import export
 from datasets.cases import open_data_set
 from engine.provenance import provenance
-from engine.trained_run import find_run
+from engine.trained_run import find_run, load_run
 from engine.training_record import TrainingRecord
 from tests.cases_on_disk import write_data_set
 from tests.run_on_disk import write_run, write_vae
@@ -75,10 +75,10 @@ def test_scores_say_that_weights_were_averaged(runs: list[Path], tmp_path: Path)
     average(runs, tmp_path / "mean")
     config, checkpoint = find_run(tmp_path / "mean")
     said = "mean of the weights of 3 runs, each checkpoint chosen on a held-out part of train"
-    assert provenance(config, data_set, checkpoint, "fp32")["selection"] == said
+    assert provenance(load_run(config, checkpoint), data_set, "fp32")["selection"] == said
     again = tmp_path / "again"
     export.main(["--run", str(tmp_path / "mean"), "--out", str(again / FILE)])
-    assert provenance(config, data_set, again / FILE, "fp32")["selection"] == said
+    assert provenance(load_run(config, again / FILE), data_set, "fp32")["selection"] == said
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ import export
 import predict
 import valid
 from engine.backends import TorchBackend
-from engine.trained_run import find_run
+from engine.trained_run import find_run, load_run
 from tests.cases_on_disk import write_data_set
 from tests.run_on_disk import write_run
 from utils.errors import UserError
@@ -115,6 +115,26 @@ def test_runs_that_do_not_go_together_are_refused(
     with pytest.raises(UserError, match=named):
         gather(runs, tmp_path / "all")
     assert not (tmp_path / "all").exists()
+
+
+def test_one_vae_in_two_places_is_one(
+    runs: list[Path], tmp_path: Path, vae: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, second = runs[:2]
+    split, linked = find_run(first)[0].pickle_file_path, tmp_path / "linked"
+    linked.symlink_to(vae)
+    write_run(second, linked, "seed=2", f"pickle_file_path={split}")
+    with pytest.raises(UserError, match="another vae_weights"):
+        gather(runs[:2], tmp_path / "unknown")
+    for run in (first, second):
+        inputs = {"file of groups": str(run), **load_run(*find_run(run)).frozen}
+        (run / "environment.json").write_text(json.dumps({"sha256": inputs}))
+    assert (gather(runs[:2], tmp_path / "both") / FILE).is_file()
+    assert "trained with" not in capsys.readouterr().out
+    changed = {"sha256": {"Tiny-VAE decoder": "0" * 64}}
+    (second / "environment.json").write_text(json.dumps(changed))
+    with pytest.raises(UserError, match="another vae_weights"):
+        gather(runs[:2], tmp_path / "changed")
 
 
 def test_each_member_may_have_its_own_start_on_the_same_data(

@@ -32,7 +32,7 @@ from tests.kill_test import same_end
 from tests.small_run import ROOT, arguments
 from utils.errors import UserError
 from utils.locks import locked
-from utils.runs import create_run_folder
+from utils.runs import create_run_folder, remove_leftovers
 
 SETTINGS = ("ch=16",)
 
@@ -213,6 +213,17 @@ def test_a_refused_start_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monk
     with pytest.raises(UserError, match="No space left"):
         create_run_folder(tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_leftovers_that_vanish_meanwhile_are_no_obstacle(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = tmp_path / ".last.pth.1.tmp"
+    left.touch()
+    gone = tmp_path / ".write_test.2.tmp"  # of another process
+    monkeypatch.setattr(Path, "glob", lambda *_: iter([gone, left]))
+    remove_leftovers(tmp_path)
+    assert not left.exists()
 
 
 def test_loader_processes_do_not_keep_the_lock(tmp_path: Path) -> None:

@@ -981,7 +981,10 @@ def test_a_folder_of_mixed_pictures(
     assert not (out / "predictions.partial.csv").exists()
 
 
-def test_masks_are_those_of_validation(tmp_path: Path, run: Path) -> None:
+@pytest.mark.parametrize(("tta", "keep_upright"), [(False, False), (True, False), (True, True)])
+def test_masks_are_those_of_validation(
+    tmp_path: Path, run: Path, tta: bool, keep_upright: bool
+) -> None:
     from datasets.cases import open_data_set
     from engine.case_predictions import predict_cases
     from engine.device import make_accelerator
@@ -989,6 +992,8 @@ def test_masks_are_those_of_validation(tmp_path: Path, run: Path) -> None:
     from utils.config import load_config
 
     data_set = open_data_set(write_data_set(tmp_path, train=1, test=3, size=50))
+    for path in (data_set.test[0].image, data_set.test[0].mask):
+        cv2.imwrite(str(path), image(path)[:37])  # of odd and unequal sides
     config = load_config(run / "config.yaml")
     system = load_system(config, run / "best_model.pth")
     expected = list(
@@ -1000,14 +1005,18 @@ def test_masks_are_those_of_validation(tmp_path: Path, run: Path) -> None:
             2,
             0,
             make_accelerator("fp32", 1, False),
+            tta,
+            keep_upright,
         )
     )
     out = tmp_path / "out"
     pictures = [str(case.image) for case in data_set.test]
-    assert predict.main(["--run", str(run), *pictures, "--out", str(out), "--batch-size", "2"]) == 0
-    for prediction in expected:
+    options = [*(["--tta"] if tta else []), "--set", f"keep_upright={str(keep_upright).lower()}"]
+    command = ["--run", str(run), *pictures, "--out", str(out), "--batch-size", "2", *options]
+    assert predict.main(command) == 0
+    for prediction, height in zip(expected, (37, 50, 50), strict=True):
         steps = image(out / "probabilities" / f"{prediction.case.name}.png")
-        assert steps.shape == (50, 50)
+        assert steps.shape == (height, 50)
         np.testing.assert_allclose(steps / 65535, prediction.probability, atol=2e-5)
 
 

@@ -15,12 +15,14 @@ from pathlib import Path
 
 import pytest
 
+from experiments import runner
 from experiments.records import read_record
 from experiments.runner import Outcome, Steps, Trial, run_trials
 from utils.config import load_config, make_config
 from utils.errors import UserError
 from utils.interruption import Interrupted
 from utils.locks import try_lock
+from utils.runs import create_run_folder
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -327,6 +329,25 @@ def test_a_trial_that_another_process_runs_is_left_for_later(
     told = [record.getMessage() for record in caplog.records if record.name == "wavegms"]
     assert told == ["a is run by process 7 on host: waiting for that to end"]
     assert "process 7 " not in (trials[0].folder / "trial.lock").read_text()
+
+
+def test_waiting_for_a_trial_writes_nothing_into_its_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trial, made = make_trial(tmp_path, "a"), []
+
+    def create(folder: Path) -> None:
+        made.append(folder)
+        create_run_folder(folder)
+
+    monkeypatch.setattr(runner, "create_run_folder", create)
+    create_run_folder(trial.folder)
+    job = runner._Job(trial, {}, lambda _: (), retry_failed=False)
+    with (trial.folder / "trial.lock").open("a") as lock:
+        assert try_lock(lock)
+        assert not any(job.take_lock() for _ in range(3))
+    assert job.take_lock() and made == [trial.folder]
+    job._release_lock()
 
 
 def test_a_signal_ends_the_wait_for_another_process(tmp_path: Path) -> None:

@@ -151,6 +151,10 @@ def test_there_are_shipped_sweeps() -> None:
         ),
         ({"variants": {"a": {"model": "my:build", "ch": 16}, "b": {}}}, "setting a: .* use ch,"),
         (
+            {"grid": {"w_kl": [0, 1e-6]}},
+            "model wave-gms does not use w_kl, .*would be the same: leave it out",
+        ),
+        (
             {"variants": {"a": {}, "b": {"model": UNET}}, "grid": {"vae_weights": ["x", "y"]}},
             "setting b_vae_weights=x: model smp/Unet does not use vae_weights,",
         ),

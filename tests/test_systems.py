@@ -3,7 +3,7 @@ from __future__ import annotations
 import copy
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -14,14 +14,15 @@ from engine.build import system_from
 from engine.trained_run import load_system
 from models.base import SegmentationModel
 from models.baseline import Baseline, build_baseline
-from models.build import build_system
+from models.build import VAE_MODELS, build_system
+from models.latent_mapping import GROUPS
 from models.losses import LossWeights, dice_loss, focal_tversky_loss
 from models.sft import haar_details
 from models.wave_gms import WaveGMS
 from tests.autoencoders import save_sd_vae, save_tiny_vae
 from tests.run_on_disk import write_run
 from tests.small_run import arguments
-from utils.config import load_config
+from utils.config import Config, load_config
 from utils.errors import UserError
 
 SIZE = 32
@@ -363,6 +364,12 @@ def test_an_image_off_the_grid_is_refused(vae_folders) -> None:
 def test_options_that_no_system_has_are_refused(change: dict, message: str, vae_folders) -> None:
     with pytest.raises(UserError, match=message):
         build("wave-gms", vae_folders, **change)
+
+
+def test_the_config_admits_the_networks_that_are_built() -> None:
+    vae_model, ch = (Config.model_fields[key] for key in ("vae_model", "ch"))
+    assert get_args(vae_model.annotation) == VAE_MODELS
+    assert GROUPS in [getattr(each, "multiple_of", None) for each in ch.metadata]
 
 
 def test_a_baseline_computes_dice_and_cross_entropy() -> None:

@@ -16,16 +16,22 @@ import export
 import train
 import valid
 from datasets.cases import Case, open_data_set
+from engine import trained_run
+from engine.backends import TorchBackend
 from engine.case_predictions import Prediction, mean_over_orientations, save_each
 from engine.examples import PREDICTION_COLOUR, TRUTH_COLOUR, names_by_quantile, outline_both
-from engine.training_record import seen_test_cases
+from engine.provenance import provenance
+from engine.trained_run import find_run
+from engine.training_record import seen_test_cases, trained_values_that_differ
 from models.losses import dice_and_iou
 from tests.cases_on_disk import write_data_set
+from tests.run_on_disk import write_vae
 from tests.small_run import arguments
 from utils import cross_validation
 from utils.comparison import how_scored
-from utils.config import dump_config, load_config
+from utils.config import dump_config, load_config, make_config
 from utils.errors import UserError
+from utils.files import sha256
 from utils.results import Summary, read_results
 from utils.statistics import bootstrap_interval
 
@@ -43,10 +49,14 @@ def read(path: Path) -> np.ndarray:
 
 def test_validation_writes_what_it_promises(finished: Path, tmp_path: Path, vae: Path) -> None:
     of_another_split = finished / "valid_results_blobs" / "overlays" / "case_99.png"
-    of_another_split.parent.mkdir(parents=True)
-    of_another_split.touch()
+    masks = [
+        finished / "predicted_masks_blobs" / kind / "case_99.png" for kind in ("binary", "logits")
+    ]
+    for path in (of_another_split, *masks):
+        path.parent.mkdir(parents=True)
+        path.touch()
     valid.main(arguments(tmp_path, vae))
-    assert not of_another_split.exists()
+    assert not any(path.exists() for path in (of_another_split, *masks))
     rows = scores(finished)
     assert [row["Name"] for row in rows] == ["case_10", "case_11", "case_9", "Avg", "Std"]
     for row in rows[:3]:
@@ -546,14 +556,69 @@ def test_other_settings_than_in_training_are_told(
     summary = finished / "valid_results_blobs" / "summary.json"
     assert json.loads(summary.read_text())["provenance"]["trained_otherwise"] == {}
     assert "were trained with" not in capsys.readouterr().out
-    other = tmp_path / "other_vae"
-    other.symlink_to(vae)
-    valid.main([*arguments(tmp_path, vae), "image_size=40", f"vae_weights={other}"])
-    assert json.loads(summary.read_text())["provenance"]["trained_otherwise"] == {
-        "vae_weights": str(vae),
-        "image_size": 32,
+    same, other = tmp_path / "same_vae", write_vae(tmp_path / "other_vae", seed=1)
+    same.symlink_to(vae)
+    for vae_here, differing in ((same, {}), (other, {"vae_weights": str(vae)})):
+        valid.main([*arguments(tmp_path, vae), "image_size=40", f"vae_weights={vae_here}"])
+        trained_otherwise = json.loads(summary.read_text())["provenance"]["trained_otherwise"]
+        assert trained_otherwise == differing | {"image_size": 32}
+    told = capsys.readouterr().out
+    assert "were trained with image_size=32:" in told
+    assert f"were trained with vae_weights={vae} image_size=32:" in told
+
+
+def test_keys_that_the_model_does_not_use_are_no_other_settings() -> None:
+    values = {"pickle_file_path": "x", "model": "smp/Unet?encoder=resnet18"}
+    run = make_config(values | {"vae_weights": "a/vae", "ch": 64})
+    assert trained_values_that_differ(make_config(values), run) == {}
+    now = make_config(values | {"image_size": 64})
+    assert trained_values_that_differ(now, run) == {"image_size": 224}
+
+
+def test_a_vae_is_the_same_by_its_weights_where_these_are_known() -> None:
+    run, now = (make_config({"pickle_file_path": "x", "vae_weights": each}) for each in ("a", "b"))
+    assert trained_values_that_differ(now, run) == {"vae_weights": "a"}
+    assert trained_values_that_differ(now, run, same_vae=True) == {}
+    assert trained_values_that_differ(now, run, same_vae=False) == {"vae_weights": "a"}
+    assert trained_values_that_differ(run, run) == {}
+    assert trained_values_that_differ(run, run, same_vae=False) == {
+        "vae_weights": "a as it was then"
     }
-    assert f"were trained with vae_weights={vae} image_size=32:" in capsys.readouterr().out
+
+
+def test_the_hash_is_that_of_the_weights_that_are_scored(
+    finished: Path, tmp_path: Path, vae: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where the training goes on, and replaces its best weights, while they are loaded and later."""
+    best = finished / "best_model.pth"
+    load, versions = trained_run.load_system, [0]
+
+    def replaced(version: int) -> None:
+        weights = torch.load(best, weights_only=True)
+        weights["model"]["convds0.2.weight"].fill_(version)
+        torch.save(weights, best)
+
+    def replaced_meanwhile(*given: Any) -> Any:
+        system = load(*given)
+        if versions:
+            replaced(versions.pop())
+        return system
+
+    monkeypatch.setattr(trained_run, "load_system", replaced_meanwhile)
+    loaded = trained_run.load_run(*find_run(finished))
+    assert loaded.sha256 == sha256(best), "read again"
+    bias = loaded.system.parts()["model"].state_dict()["convds0.2.weight"]
+    assert (bias == 0).all(), "the newer ones"
+    replaced(1)
+    data_set = open_data_set(tmp_path / "blobs" / "blobs_train_test_names.json")
+    assert provenance(loaded, data_set, "fp32")["sha256"]["checkpoint"] == loaded.sha256
+    versions += [3, 2]
+    with pytest.raises(UserError, match=r"best_model\.pth was replaced twice"):
+        trained_run.load_run(*find_run(finished))
+    before = sha256(best)
+    versions.append(4)
+    origin = TorchBackend(*find_run(finished)).origin
+    assert origin["weights_sha256"] == sha256(best) != before
 
 
 def test_a_config_of_another_program_beside_the_weights_is_no_obstacle(
@@ -587,6 +652,20 @@ def test_a_run_is_validated_by_its_folder(finished: Path, tmp_path: Path) -> Non
             valid.main(["--run", str(near)])
 
 
+def test_the_checkpoint_of_a_copied_run_is_its_own(finished: Path, tmp_path: Path) -> None:
+    """Its config.yaml names the place that it was copied from, see `finished`."""
+    assert load_config(finished / "config.yaml").run_folder != finished
+    other = finished / "epoch_1.pth"
+    for overrides, checkpoint in (
+        (["model_weight=null"], finished / "best_model.pth"),
+        (["model_weight="], finished / "best_model.pth"),
+        (["model_weight=none"], finished / "best_model.pth"),
+        ([f"model_weight={other}", "model_weight=null"], finished / "best_model.pth"),
+        ([f"model_weight ={other}"], other),
+    ):
+        assert find_run(finished, overrides=overrides).checkpoint == checkpoint, overrides
+
+
 def test_an_output_that_is_not_a_number(finished: Path, tmp_path: Path, vae: Path) -> None:
     weights = torch.load(finished / "best_model.pth", weights_only=True)
     weights["model"]["convds0.2.weight"].fill_(float("nan"))
@@ -611,6 +690,7 @@ def test_a_full_disk_leaves_nothing_half_written(
     finished: Path, tmp_path: Path, vae: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     valid.main(arguments(tmp_path, vae))
+    (finished / "predicted_masks_blobs" / "binary" / "case_99.png").touch()
     before = {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()}
     replace = Path.replace
 
@@ -640,6 +720,30 @@ def test_several_data_sets_become_a_matrix(
     valid.main([*arguments(tmp_path, vae, "save_seg_img_path=masks"), "--datasets", "one", two])
     masks = {path.parent.parent.name for path in (tmp_path / "masks").rglob("binary/*.png")}
     assert masks == {"one", "two"}, "cases of the same name would replace each other"
+
+
+def test_a_folder_for_masks_keeps_test_and_held_out_cases_apart(
+    finished: Path, tmp_path: Path, vae: Path
+) -> None:
+    masks = tmp_path / "masks"
+    of_the_user = masks / "binary" / "mine.png"
+    of_the_user.parent.mkdir(parents=True)
+    of_the_user.touch()
+    split = tmp_path / "blobs" / "blobs_train_test_names.json"
+    run = ["--run", str(finished), f"save_seg_img_path={masks}", f"pickle_file_path={split}"]
+    valid.main(run)
+    valid.main([*run, "--held-out"])
+    held_out = json.loads((finished / "cases.json").read_text())["held_out"]
+    for kind in ("binary", "logits"):
+        tested = {path.stem for path in (masks / kind).iterdir()} - {"mine"}
+        assert tested == {"case_9", "case_10", "case_11"}
+        others = {path.stem for path in (masks / "held_out_masks" / kind).iterdir()}
+        assert others == set(held_out)
+    assert of_the_user.exists() and not list(finished.glob("*_masks_*"))
+
+    (tmp_path / "blobs" / "images" / f"{held_out[0]}.png").write_bytes(b"no image")
+    with pytest.raises(UserError, match="in held-out cases:"):
+        valid.main([*run, "--held-out"])
 
 
 def test_examples_span_best_to_worst() -> None:

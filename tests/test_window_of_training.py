@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,14 @@ import train
 import valid
 from datasets import prepare
 from engine.backends import TorchBackend, window_for
+from engine.run_folder import check_resumable
 from engine.trained_run import find_run
 from engine.training_record import TrainingRecord
 from tests.cases_on_disk import blob_case
 from tests.small_run import arguments
 from utils.checkpoints import read_metadata
+from utils.config import load_config
+from utils.errors import UserError
 
 
 def deep_image(index: int) -> tuple[np.ndarray, np.ndarray]:
@@ -181,6 +185,36 @@ def _perturbed(run: Path) -> Path:
             value.add_(0.01)
     torch.save(weights, run / "best_model.pth")
     return run
+
+
+def test_a_run_goes_on_with_images_of_the_same_window_only(work: Path, tmp_path: Path) -> None:
+    run = tmp_path / "epochs_1"
+    shutil.copytree(work / "windowed" / "epochs_1", run)
+    config = load_config(run / "config.yaml")
+    recorded = json.loads((run / "environment.json").read_text())
+    known = {"sha256": recorded["sha256"], "precision": "fp32"}
+    check_resumable(run, config, **known, window="200,800")
+    check_resumable(run, config, **known, window=None)
+    with pytest.raises(
+        UserError,
+        match=r"images: prepared with --window 200,800 in the saved run, with no --window now; prepare",
+    ):
+        check_resumable(run, config, **known, window="")
+    earlier = {key: value for key, value in recorded.items() if key != "window"}
+    (run / "environment.json").write_text(json.dumps(earlier))
+    check_resumable(run, config, **known, window="auto")
+    resumed = earlier | {"resumed": [{}, {"window": "auto"}]}
+    (run / "environment.json").write_text(json.dumps(resumed))
+    with pytest.raises(UserError, match="prepared with --window auto in the saved run"):
+        check_resumable(run, config, **known, window="200,800")
+
+
+def test_training_on_images_prepared_again_with_another_window_is_refused(
+    work: Path, vae: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("engine.run_folder.prepared_window", lambda _: "0,4000")
+    with pytest.raises(UserError, match=r"--window 200,800 in the saved run, with --window 0,4000"):
+        trained(work, vae, "windowed")
 
 
 def test_validation_on_images_of_another_window_tells(

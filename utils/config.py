@@ -255,7 +255,9 @@ class Config(BaseModel):
         None, description="Checkpoint to validate; null is the best of this run"
     )
     save_seg_img_path: FilePath | None = Field(
-        None, description="Folder of predicted masks; null is one beside the checkpoint"
+        None,
+        description="Folder of predicted masks; null is one beside the checkpoint. In a folder that is named here, "
+        "valid.py deletes no masks of other cases, and puts those of held-out cases into `held_out_masks/`",
     )
     threshold: Annotated[float, Field(gt=0, lt=1)] = Field(
         0.5, description="Probability from which a pixel is foreground"
@@ -275,7 +277,7 @@ class Config(BaseModel):
     # Accepted from published files
     phase: Literal["train", "valid", "val", "test"] = Field(
         "train",
-        description="`train`, `valid`, `val` or `test`; the script that you call decides what is done",
+        description="`train`, `valid`, `val` or `test`; ignored: the script that you call decides what is done",
     )
     in_channel: Literal[4] = Field(4, description="Latent channels of the image; always 4")
     out_channels: Literal[4] = Field(4, description="Latent channels of the mask; always 4")
@@ -378,19 +380,21 @@ class Config(BaseModel):
 
     def unused(self, keys: Iterable[str]) -> list[str]:
         """Those of `keys` that this run's model does not use, in alphabetical order."""
-        return [] if self.is_wave_gms else sorted(WAVE_GMS_KEYS.intersection(keys))
+        of_others = frozenset() if self.is_wave_gms else WAVE_GMS_KEYS
+        return sorted((IGNORED_KEYS | of_others).intersection(keys))
 
     @property
     def changed_and_unused(self) -> list[str]:
         """Keys that differ from their default, though this run's model does not use them.
 
-        `vae_weights` is left out: configs set it once for all models.
+        `vae_weights` is left out: configs set it once for all models. So are IGNORED_KEYS, which published
+        files have.
         """
         fields = type(self).model_fields
         return self.unused(
             key
-            for key in fields
-            if key != "vae_weights" and getattr(self, key) != fields[key].default
+            for key in fields.keys() - IGNORED_KEYS - {"vae_weights"}
+            if getattr(self, key) != fields[key].default
         )
 
     @property
@@ -406,11 +410,13 @@ WAVE_GMS_KEYS = frozenset({
 """Keys that only `model: wave-gms` uses, that is Wave-GMS and GMS. Baselines and networks of one's own are
 built and trained without them (`models.build.build_system`)."""
 
-MACHINE_SETTINGS = frozenset({
+IGNORED_KEYS = frozenset({"in_channel", "num_res_blocks", "out_channels", "phase", "w_kl"})
+"""Keys that are accepted from published files and change nothing, whatever the model."""
+
+MACHINE_SETTINGS = IGNORED_KEYS | {
     "GPUs", "cache_mb", "channels_last", "checkpoint_decoder", "compile", "cuda_graphs", "deterministic",
-    "drop_leaked", "log_every", "num_workers", "phase", "pickle_file_path", "resume", "save_minutes",
-    "snapshot_path",
-})  # fmt: skip
+    "drop_leaked", "log_every", "num_workers", "pickle_file_path", "resume", "save_minutes", "snapshot_path",
+}  # fmt: skip
 """Keys that affect where and how fast a run is computed, or what else is reported, but not its scores: runs
 that differ only in these may be compared. Of `pickle_file_path` the data set's name counts. Not in here:
 `precision`, and every key that affects training, the choice of the checkpoint, or scoring."""
@@ -496,9 +502,10 @@ def check_used(config: Config, values: Mapping[str, Any], where: str) -> None:
     """
     unused = config.unused(key for key, value in values.items() if value is not None)
     if unused:
+        used_by_another = not IGNORED_KEYS.issuperset(unused)
         raise UserError(
             f"{where}: model {config.model} does not use {', '.join(unused)}, so that runs which differ only in "
-            "this would be the same: set it only where the model is wave-gms"
+            f"this would be the same: {'set it only where the model is wave-gms' if used_by_another else 'leave it out'}"
         )
 
 
@@ -547,7 +554,7 @@ def describe_fields() -> str:
         "```",
         "",
         "A run can be resumed with other values of the keys marked *on resume*; the split file and the frozen",
-        "weights must hold the same, wherever they lie.",
+        "weights must hold the same, wherever they lie, and the images be prepared with the same `--window`.",
         "",
         *textwrap.wrap(
             f"Only `model: wave-gms` uses {', '.join(f'`{key}`' for key in sorted(WAVE_GMS_KEYS))}. The plan of a run "

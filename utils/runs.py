@@ -41,4 +41,4 @@ def writing_to(folder: Path) -> Iterator[None]:
 def remove_leftovers(folder: Path) -> None:
     """Delete the temporary files of writes that a kill cut short; call it under the lock."""
     for path in folder.glob(".*.tmp"):
-        path.unlink()
+        path.unlink(missing_ok=True)
