@@ -21,7 +21,7 @@ from torch import Tensor
 from benchmarks.step_parts import Part, count_parts, synchronise, time_parts
 from datasets.cases import Case
 from engine.optimizers import OptimizerName
-from engine.validation import dice_and_iou
+from models.losses import dice_and_iou
 from models.base import SegmentationModel
 from models.build import build_system
 from models.losses import LossWeights
