@@ -21,10 +21,9 @@ from torch import Tensor
 from benchmarks.step_parts import Part, count_parts, synchronise, time_parts
 from datasets.cases import Case
 from engine.optimizers import OptimizerName
-from models.losses import dice_and_iou
 from models.base import SegmentationModel
 from models.build import build_system
-from models.losses import LossWeights
+from models.losses import LossWeights, dice_and_iou
 from models.vae import DOWNSAMPLING, LATENT_CHANNELS
 from utils.machine import peak_bytes
 

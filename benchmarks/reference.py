@@ -21,8 +21,7 @@ from benchmarks.candidate import THRESHOLD, Candidate, Workload, fresh_system
 from benchmarks.step_parts import Part
 from datasets.augmentation import published_augmentation
 from datasets.cases import Case, read_case, read_image, resize_image
-from models.losses import dice_and_iou
-from models.losses import LossWeights
+from models.losses import LossWeights, dice_and_iou
 from models.tiny_vae import load_tiny_vae
 from models.wave_gms import WaveGMS
 

@@ -9,16 +9,15 @@ from utils.config import (
     CHANGEABLE_ON_RESUME,
     IGNORED_KEYS,
     MACHINE_SETTINGS,
-    NO_KEY,
-    OTHER_NAMES,
     WAVE_GMS_KEYS,
     Config,
     check_used,
-    describe_fields,
     dump_config,
     load_config,
     make_config,
 )
+from utils.config_page import describe_fields
+from utils.config_problems import NO_KEY, OTHER_NAMES
 from utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -6,10 +6,8 @@ Wave-GMS file runs unchanged. `utils.yaml_files` reads them.
 
 from __future__ import annotations
 
-import json
 import logging
 import re
-import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -28,9 +26,10 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from datasets.catalogue import data_set_name
+from utils.config_problems import explain
 from utils.errors import UserError
 from utils.own_functions import OWN_FUNCTION
-from utils.yaml_files import parse_overrides, read_mapping, shown, unknown_key
+from utils.yaml_files import parse_overrides, read_mapping, shown
 
 log = logging.getLogger("wavegms")
 
@@ -428,63 +427,6 @@ CHANGEABLE_ON_RESUME = MACHINE_SETTINGS | {
 """Keys that may change when a run is resumed: they do not affect what is learned (the split file and the
 frozen weights are compared by their hashes, the precision by what it means on the device)."""
 
-SECTIONS = {
-    "pickle_file_path": "Data",
-    "model": "Model",
-    "w_rec": "Losses",
-    "epochs": "Optimisation",
-    "GPUs": "Hardware",
-    "snapshot_path": "Run folder, validation and scoring",
-    "phase": "Accepted from published files",
-}
-"""Headings of docs/config.md, by the first key below each."""
-
-OTHER_NAMES = {
-    "learning_rate": "lr", "base_lr": "lr", "wd": "weight_decay", "bs": "batch_size", "max_epochs": "epochs",
-    "num_epochs": "epochs", "img_size": "image_size", "resolution": "image_size", "output_dir": "snapshot_path",
-    "device": "GPUs", "amp": "precision", "checkpoint": "model_weight", "pretrained": "init_weights",
-    "augmentation": "augment", "augmentations": "augment", "data_augmentation": "augment", "clip_grad": "clip_norm",
-    "grad_clip": "clip_norm", "max_grad_norm": "clip_norm", "mixed_precision": "precision", "backbone": "model",
-    "network": "model", "arch": "model", "workers": "num_workers", "k_folds": "folds", "random_seed": "seed",
-    "gradient_accumulation_steps": "accumulate", "dataset": "pickle_file_path", "data": "pickle_file_path",
-}  # fmt: skip
-"""What other frameworks call a key, for the message about one that is unknown."""
-
-_LOSSES = "the losses of Wave-GMS are weighted by w_rec, w_dice and w_tversky; a network of your own may bring its own"
-_BEST_IS_KEPT = "training does not stop early: the weights of the best epoch are kept, best_model.pth; epochs says how many"
-_SCHEDULE = "the learning rate always rises over warmup_epochs to lr, then falls by a cosine to 0"
-_ONE_CLASS = "a mask is foreground or not; `python -m datasets.prepare --label` says which of its values are foreground"
-_FIXED = "it is fixed for each optimizer, see engine/optimizers.py"
-NO_KEY = {
-    "loss": _LOSSES, "losses": _LOSSES, "loss_function": _LOSSES, "criterion": _LOSSES,
-    "early_stopping": _BEST_IS_KEPT, "early_stop": _BEST_IS_KEPT, "patience": _BEST_IS_KEPT,
-    "scheduler": _SCHEDULE, "lr_scheduler": _SCHEDULE, "lr_schedule": _SCHEDULE, "min_lr": _SCHEDULE,
-    "num_classes": _ONE_CLASS, "n_classes": _ONE_CLASS, "classes": _ONE_CLASS,
-    "momentum": _FIXED, "betas": _FIXED,
-}  # fmt: skip
-"""What to say of keys that other frameworks have and none here corresponds to."""
-
-
-def _explain(error: ValidationError, where: str) -> str:
-    lines = []
-    for problem in error.errors(include_url=False):
-        key = str(problem["loc"][0]) if problem["loc"] else ""
-        if key == "sweep":
-            lines.append("it has a `sweep:` section, so it is run by sweep.py")
-        elif problem["type"] == "extra_forbidden" and key in NO_KEY:
-            lines.append(f"unknown key {key!r}: {NO_KEY[key]}")
-        elif problem["type"] == "extra_forbidden":
-            lines.append(unknown_key(key, Config.model_fields, "docs/config.md", OTHER_NAMES))
-        elif problem["type"] == "missing":
-            lines.append(f"{key} is missing: {Config.model_fields[key].description}")
-        elif problem["type"] == "value_error":
-            lines.append(str(problem["ctx"]["error"]))
-        elif problem["type"] == "tuple_type":
-            lines.append(f"{key}: expected a list, as [1, 1, 1], got {shown(problem['input'])}")
-        else:
-            lines.append(f"{key}: {problem['msg']}, got {shown(problem['input'])}")
-    return f"{where}:\n" + "\n".join(f"  {line}" for line in dict.fromkeys(lines))
-
 
 def make_config(values: dict[str, Any], where: str = "config") -> Config:
     """Validate `values`; raises UserError that lists every problem."""
@@ -492,7 +434,7 @@ def make_config(values: dict[str, Any], where: str = "config") -> Config:
     try:
         return Config(**{key: value for key, value in values.items() if key not in unset})
     except ValidationError as error:
-        raise UserError(_explain(error, where)) from error
+        raise UserError(explain(error, Config.model_fields, where)) from error
 
 
 def check_used(config: Config, values: Mapping[str, Any], where: str) -> None:
@@ -529,52 +471,3 @@ def load_config(path: Path | str, overrides: Sequence[str] = ()) -> Config:
 def dump_config(config: Config) -> str:
     """The resolved config as YAML that `load_config` reads back to an equal one."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-
-
-def describe_fields() -> str:
-    """All keys with type, default and meaning, as the Markdown of docs/config.md."""
-    lines = [
-        "# Configuration",
-        "",
-        "A run is described by one flat YAML file. `base:` names another file, relative to this one,",
-        "whose keys are read first; `key=value` on the command line comes last. Unknown keys, wrong",
-        "types and contradictory settings are refused before anything runs. The resolved config is",
-        "saved with the run.",
-        "",
-        "The keys of the published GMS and Wave-GMS files are accepted, and a published Wave-GMS file runs",
-        "as it is, an older one with `vae_model: litevae-s` too. GMS files do not name a network: unless you add",
-        "`vae_model: sd_vae` and the `vae_weights` of a Stable Diffusion VAE, they mean Wave-GMS here, with a",
-        "warning.",
-        "",
-        "```yaml",
-        "base: base.yaml                 # all other keys come from there",
-        "pickle_file_path: datasets/my-set/my-set_train_test_names.json",
-        "snapshot_path: ckpt/my_experiment",
-        "epochs: 300",
-        "```",
-        "",
-        "A run can be resumed with other values of the keys marked *on resume*; the split file and the frozen",
-        "weights must hold the same, wherever they lie, and the images be prepared with the same `--window`.",
-        "",
-        *textwrap.wrap(
-            f"Only `model: wave-gms` uses {', '.join(f'`{key}`' for key in sorted(WAVE_GMS_KEYS))}. The plan of a run "
-            "with another model warns where these are changed, except of `vae_weights`.",
-            width=105,
-        ),
-        "",
-        "This page is written by `python -m utils.config > docs/config.md`.",
-    ]
-    for name, field in Config.model_fields.items():
-        if name in SECTIONS:
-            lines += ["", f"## {SECTIONS[name]}", ""]
-            lines += ["| key | default | on resume | meaning |", "|---|---|---|---|"]
-        default = (
-            "required" if field.is_required() else f"`{json.dumps(field.default, default=str)}`"
-        )
-        resume = "yes" if name in CHANGEABLE_ON_RESUME else ""
-        lines.append(f"| `{name}` | {default} | {resume} | {field.description} |")
-    return "\n".join(lines) + "\n"
-
-
-if __name__ == "__main__":
-    print(describe_fields(), end="")

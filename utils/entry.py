@@ -64,7 +64,8 @@ class ArgumentParser(argparse.ArgumentParser):
 
     def _setting(self, option: str, value: str) -> str:
         """`key=value` where the option is called as a key of the config, or as it is elsewhere; else ''."""
-        from utils.config import OTHER_NAMES, Config
+        from utils.config import Config
+        from utils.config_problems import OTHER_NAMES
 
         key = option.removeprefix("--").replace("-", "_")
         key = OTHER_NAMES.get(key, key)
