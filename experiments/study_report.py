@@ -30,15 +30,13 @@ from experiments.study_scores import (
 )
 from experiments.study_scoring import ON_TEST, TTA
 from utils.errors import UserError
-from utils.figures import png
+from utils.figures import COLOURS, png
 from utils.files import atomic_write
 from utils.statistics import t_interval
 from utils.tables import markdown_table
 
 MOST_BANDS = 4  # systems; the bands of more hide each other
 LEFT_OUT = 0.15  # of the Dice of curves.png, the lowest
-# Okabe and Ito's, without the yellow: distinguishable with every kind of colour vision
-COLOURS = ("#0072b2", "#e69f00", "#009e73", "#d55e00", "#56b4e9", "#cc79a7", "#000000")
 EXPLAINED = {
     "no leaked cases": " *No leaked cases* leaves out the test cases "
     "for which a near-duplicate was found in train.",

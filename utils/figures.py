@@ -11,6 +11,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+# Okabe and Ito's, without the yellow: distinguishable with every kind of colour vision.
+COLOURS = ("#0072b2", "#e69f00", "#009e73", "#d55e00", "#56b4e9", "#cc79a7", "#000000")
+
 
 def png(figure: Figure, dpi: int = 110) -> bytes:
     """The figure as the content of a PNG file."""
