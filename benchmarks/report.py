@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from utils.figures import png
+from utils.figures import COLOURS, png
 from utils.files import atomic_write
 from utils.tables import csv_text, markdown_table
 
@@ -20,6 +22,22 @@ if TYPE_CHECKING:
 
 GIB = 2**30
 STEP_TASK = "training step, dummy"
+DRAWN_NAMES = {  # by the end of a name in the tables
+    "training step, dummy": "training step, random images",
+    "validation, dummy": "validation, random images",
+    "one dummy image": "one random image",
+    "taesd": "TAESD",
+    "tiny_vae": "bundled Tiny-VAE",
+    "encode, frozen": "frozen encoder",
+    "encoder": "Haar encoder",
+    "mapping": "latent mapping",
+    "decode": "frozen decoder",
+    "fused": "fused attention",
+    "math": "plain attention",
+}
+PANELS_ABREAST = 3
+BAR_INCHES = 0.3
+LABEL_WIDTH = 0.12  # of an axis, at least, from one tick that has a label to the next
 
 
 @dataclass
@@ -181,42 +199,74 @@ def _write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]
     atomic_write(path, csv_text(columns, named))
 
 
-def _figure(rows: int, columns: int) -> tuple[Any, Any]:
-    """A figure, and its axes row by row as an array (rows, columns)."""
+def _draw(path: Path, results: BenchmarkResults) -> None:
+    """Bars of the rates of each task, their medians and ranges; below them the parts of a step."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(3.4 * columns, 3.4 * rows), layout="constrained")
-    return figure, figure.subplots(rows, columns, squeeze=False)
-
-
-def _draw(path: Path, results: BenchmarkResults) -> None:
-    """Bars of the rates of each task in two rows, then the parts of a step."""
-    panels = len(results.tasks) + bool(results.steps)
-    figure, axes = _figure(2, (panels + 1) // 2)
-    axes = list(axes.flat)
-    for axis in axes[panels:]:
-        axis.remove()
-    for axis, task in zip(axes, results.tasks, strict=False):
-        ways = results.of(task)
-        axis.bar([way.way for way in ways], [way.median for way in ways], color="C0")
-        axis.set(title=task, ylabel="images per second")
-        axis.tick_params(axis="x", labelrotation=25)
+    columns = min(PANELS_ABREAST, len(results.tasks))
+    rows = -(-len(results.tasks) // columns)
+    ways = list(dict.fromkeys(rates.way for rates in results.rates))
+    heights = [0.9 + BAR_INCHES * len(ways)] * rows
     if results.steps:
-        _draw_steps(axes[panels - 1], results)
+        heights.append(1.2 + BAR_INCHES * len(results.steps))
+    figure = Figure(figsize=(1.9 + 2.9 * columns, sum(heights)), layout="constrained")
+    grid = figure.add_gridspec(len(heights), columns, height_ratios=heights)
+    for index, task in enumerate(results.tasks):
+        axis = figure.add_subplot(grid[divmod(index, columns)])
+        _draw_rates(axis, results.of(task), ways)
+        axis.set_title(drawn_name(task), fontsize="medium")
+        axis.tick_params(axis="y", labelleft=index % columns == 0)
+    if results.steps:
+        _draw_steps(figure.add_subplot(grid[rows, :]), results)
+        figure.legend(loc="outside lower center", ncols=4, frameon=False, fontsize="small")
     atomic_write(path, png(figure))
 
 
+def drawn_name(name: str) -> str:
+    """A task, way, part or series as figures name it, in words that need no table beside them."""
+    for short, clear in DRAWN_NAMES.items():
+        if name == short or name.endswith(f", {short}"):
+            return name.removesuffix(short) + clear
+    return name
+
+
+def _draw_rates(axis: Axes, measured: Sequence[Rates], ways: Sequence[str]) -> None:
+    """A bar for each of the task's ways, at the place that it has among all `ways`, the first on top."""
+    medians = [rates.median for rates in measured]
+    ranges = [
+        [rates.median - min(rates.rounds) for rates in measured],
+        [max(rates.rounds) - rates.median for rates in measured],
+    ]
+    several = any(len(rates.rounds) > 1 for rates in measured)
+    places = [ways.index(rates.way) for rates in measured]
+    axis.barh(places, medians, xerr=ranges if several else None, color=COLOURS[4], capsize=3)
+    for place in set(range(len(ways))).difference(places):
+        axis.text(0, place, " not measured", color="0.4", fontsize="small", va="center")
+    axis.set_yticks(range(len(ways)), [drawn_name(way) for way in ways])
+    axis.set_ylim(len(ways) - 0.5, -0.5)
+    axis.set_xlabel("images per second" + (", median and range" if several else ""))
+
+
 def _draw_steps(axis: Axes, results: BenchmarkResults) -> None:
-    """The parts of each way's step on top of each other."""
-    names = [step.way for step in results.steps]
-    below = [0.0] * len(names)
-    for part in _parts(results.steps, "seconds"):
-        heights = [1000 * step.seconds.get(part, 0) / results.batch for step in results.steps]
-        axis.bar(names, heights, bottom=below, label=part)
-        below = [b + h for b, h in zip(below, heights, strict=True)]
-    axis.set(title="a training step", ylabel="ms per image")
-    axis.tick_params(axis="x", labelrotation=25)
-    axis.legend(fontsize="x-small", loc="upper left", bbox_to_anchor=(1, 1), reverse=True)
+    """The parts of each way's step after each other."""
+    names = [drawn_name(step.way) for step in results.steps]
+    left = [0.0] * len(names)
+    parts = _parts(results.steps, "seconds")
+    for part, colour in zip(parts, itertools.cycle(COLOURS)):
+        widths = [1000 * step.seconds.get(part, 0) / results.batch for step in results.steps]
+        axis.barh(
+            names,
+            widths,
+            left=left,
+            label=drawn_name(part),
+            color=colour,
+            edgecolor="white",
+            linewidth=0.5,
+        )
+        left = [start + width for start, width in zip(left, widths, strict=True)]
+    axis.invert_yaxis()
+    axis.set_title("where a training step spends its time", fontsize="medium")
+    axis.set_xlabel("ms per image")
 
 
 def write_growth(folder: Path, head: str, points_by: Mapping[str, Sequence[Point]]) -> str:
@@ -275,26 +325,41 @@ def write_changes(folder: Path, head: str, changes: Sequence[Measured]) -> None:
 
 def _draw_growth(path: Path, points_by: Mapping[str, Sequence[Point]]) -> None:
     """A row for each x: time, and memory, by series."""
-    figure, axes = _figure(len(points_by), 2)
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7.4, 3.1 * len(points_by) + 0.7), layout="constrained")
+    axes = figure.subplots(len(points_by), 2, squeeze=False)
+    colours = itertools.cycle(COLOURS)
     for (times, memory), (x_name, points) in zip(axes, points_by.items(), strict=True):
         for series in dict.fromkeys(p.series for p in points):
             made = [p for p in points if p.series == series and p.seconds is not None]
+            style = {"marker": "o", "markersize": 4, "color": next(colours)}
             xs = [p.x for p in made]
-            times.plot(xs, [p.seconds for p in made], marker="o", label=series)
+            times.plot(xs, [p.seconds for p in made], label=drawn_name(series), **style)
             gib = [p.peak_bytes / GIB for p in made if p.peak_bytes is not None]
-            memory.plot(xs, gib, marker="o", label=series)
+            memory.plot(xs, gib, **style)
         seconds = [p.seconds for p in points if p.seconds is not None]
         far_apart = bool(seconds) and max(seconds) > 20 * min(seconds)
         times.set(xlabel=x_name, ylabel="seconds")
         memory.set(xlabel=x_name, ylabel="peak memory (GiB)")
-        ticks = sorted({p.x for p in points})
+        scale = math.log if far_apart else float
+        ticks = _apart(sorted({p.x for p in points}), scale)
         for axis in (times, memory):
             axis.set_xscale("log" if far_apart else "linear")
-            axis.set_xticks(ticks, [str(x) for x in ticks], rotation=90)
+            axis.set_xticks(ticks, [str(x) for x in ticks], fontsize="small")
             axis.minorticks_off()
             axis.set_ylim(bottom=0, top=1.05 * axis.get_ylim()[1])
         if far_apart:
             times.set_ylim(auto=True)
             times.set_yscale("log")
-        times.legend(fontsize="x-small")
+    figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize="small")
     atomic_write(path, png(figure))
+
+
+def _apart(xs: Sequence[int], scale: Callable[[float], float]) -> list[int]:
+    """Those of the ascending `xs` that leave room for a label each, on an axis of this scale."""
+    kept = list(xs[:1])
+    for x in xs[1:]:
+        if scale(x) - scale(kept[-1]) >= LABEL_WIDTH * (scale(xs[-1]) - scale(xs[0])):
+            kept.append(x)
+    return kept

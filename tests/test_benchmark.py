@@ -25,6 +25,7 @@ from benchmarks.report import (
     BenchmarkResults,
     Rates,
     Step,
+    drawn_name,
     format_results,
     write_benchmark,
     write_growth,
@@ -299,6 +300,42 @@ def test_the_tables_say_what_was_measured(tmp_path: Path) -> None:
     assert (tmp_path / "benchmark.png").stat().st_size > 0
 
 
+def test_bars_have_ranges_and_names_that_explain_themselves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert drawn_name("ours, mine/tiny_vae") == "ours, mine/tiny_vae", "not the bundled one"
+    drawn = keep_figures(monkeypatch, "benchmarks.report")
+    results = BenchmarkResults("two cores", batch=2, peak=1e9)
+    step, one = "training step, dummy", "prediction, one dummy image"
+    for task, way in (
+        (step, "reference, taesd"),
+        (step, "ours, tiny_vae"),
+        (one, "ours, tiny_vae"),
+        (one, "U-Net, ResNet-34"),
+    ):
+        results.rates.append(Rates(task, way, [4.0, 1.0, 2.0], [0.0] * 3))
+    seconds = {"encode, frozen": 0.1, "encoder": 0.2, "mapping": 0.1, "decode": 0.3}
+    results.steps = [Step("ours, tiny_vae", seconds, {}, 1)]
+    write_benchmark(tmp_path, results)
+    (figure,) = drawn
+    training, prediction, steps = figure.axes
+    ways = ["reference, TAESD", "ours, bundled Tiny-VAE", "U-Net, ResNet-34"]
+    assert [label.get_text() for label in training.get_yticklabels()] == ways
+    assert training.get_title() == "training step, random images"
+    assert prediction.get_title() == "prediction, one random image"
+    for axis, places in ((training, [0, 1]), (prediction, [1, 2])):
+        assert [bar.get_y() + bar.get_height() / 2 for bar in axis.patches] == places
+        assert [bar.get_width() for bar in axis.patches] == [2.0, 2.0]
+        (ranges,) = axis.collections
+        assert [segment[:, 0].tolist() for segment in ranges.get_segments()] == [[1.0, 4.0]] * 2
+    (legend,) = figure.legends
+    parts = ["frozen encoder", "Haar encoder", "latent mapping", "frozen decoder"]
+    assert [text.get_text() for text in legend.get_texts()] == parts
+    boxes = [axis.get_window_extent() for axis in figure.axes]
+    assert not any(box.overlaps(legend.get_window_extent()) for box in boxes)
+    assert steps.get_position().width > 2 * training.get_position().width, "no column is left empty"
+
+
 def test_what_was_measured_is_kept_when_a_task_fails(
     vae: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -367,6 +404,15 @@ def test_growth_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         labels = axis.get_xticklabels()
         boxes = sorted((label.get_window_extent() for label in labels), key=lambda box: box.x0)
         assert all(a.x1 < b.x0 for a, b in itertools.pairwise(boxes)), "labels lie over each other"
+    assert [label.get_text() for label in drawn[0].axes[0].get_xticklabels()] == [
+        "128",
+        "224",
+        "1024",
+    ]
+    (legend,) = drawn[0].legends
+    named = [text.get_text() for text in legend.get_texts()]
+    assert named == ["forward, plain attention", "validation"]
+    assert not any(axis.get_legend() for axis in drawn[0].axes)
 
 
 def test_a_small_benchmark(vae: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -343,6 +343,22 @@ def test_brighter_is_better_in_the_heat_maps(tmp_path, domains, monkeypatch):
         assert sum(image.to_rgba(at_home)[:3]) > sum(image.to_rgba(elsewhere)[:3])
 
 
+def test_the_colours_of_a_heat_map_span_its_values(tmp_path, domains, monkeypatch):
+    drawn = keep_figures(monkeypatch, "utils.figures")
+    cells = cross_domain.collect(domains)
+    for summary, dice, hd95 in zip(
+        cells.values(), (0.905, 0.869, 0.90, 0.84), (2.5, 2.6, 2.5, 2.7), strict=True
+    ):
+        summary["metrics"]["DSC"]["mean"], summary["metrics"]["HD95"]["mean"] = dice, hd95
+    cross_domain.heat_maps(cells, ["DSC", "HD95"])
+    (figure,) = drawn
+    dice, hd95 = figure.axes
+    assert dice.images[0].get_clim() == pytest.approx((84, 90.5))
+    assert hd95.images[0].get_clim() == pytest.approx((1.6, 3.6)), "noise is not blown up"
+    assert dice.get_title() == "Dice, per cent ↑" and hd95.get_title() == "HD95, pixels ↓"
+    assert "span the values of each panel, at least 5 points or 2 pixels" in figure.get_supxlabel()
+
+
 def test_matrix_says_how_each_model_was_scored(tmp_path, capsys):
     runs = [tmp_path / name for name in ("alike", "mixed")]
     for run, tta in zip(runs, (False, True), strict=True):

@@ -590,6 +590,33 @@ def test_curves_are_means_over_the_seeds_that_have_the_epoch(
     assert np.array(line.get_xydata()).tolist() == [[1, 0.375], [3, 0.5]]
 
 
+@pytest.mark.parametrize(("count", "bands"), [(4, 4), (5, 0)])
+def test_curves_are_told_apart_where_they_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int, bands: int
+) -> None:
+    """Bands of few systems alone; the best first; an early low is cut off, and no last value is."""
+    names = [f"system {i}" for i in range(count)]
+    study = load_study(write(tmp_path / "study.yaml", systems={name: {} for name in names}))
+    runs = {}
+    for i, name in enumerate(names):
+        for seed in (1, 2):
+            last = 0.3 if i == 1 else 0.7 + 0.01 * i  # the second system ends far below the others
+            dice = [0.1, 0.6, *[last] * 8]
+            rows = (f"{epoch},{value + 0.02 * seed}" for epoch, value in enumerate(dice, 1))
+            runs[Run(name, "published", seed)] = tmp_path / f"{i}_{seed}.csv"
+            runs[Run(name, "published", seed)].write_text("\n".join(["epoch,val_dice", *rows]))
+    drawn = keep_figures(monkeypatch, "experiments.study_report")
+    draw_curves(tmp_path / "curves.png", study, runs, 2 * count)
+    (axis,) = drawn[0].axes
+    assert len(axis.lines) == count and len(axis.collections) == bands
+    best_first = [names[i] for i in [*range(count - 1, 1, -1), 0, 1]]
+    assert [text.get_text() for text in drawn[0].legends[0].get_texts()] == best_first
+    told = "mean and range of the seeds" if bands else "mean of the seeds"
+    assert drawn[0].legends[0].get_title().get_text() == told
+    low, high = axis.get_ylim()
+    assert 0.13 < low < 0.32 and high > 0.7 + 0.01 * (count - 1) + 0.03
+
+
 def test_test_time_augmentation_can_be_added(tmp_path: Path) -> None:
     ways = ["validation", "chosen_on_test"]
     path = write(tmp_path / "s.yaml", tta=False)

@@ -31,6 +31,7 @@ from tests.small_run import arguments
 from utils.environment import describe_environment
 from utils.errors import UserError
 from utils.interruption import Interrupted
+from utils.logs import log_to
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -856,6 +857,15 @@ def test_curves_are_drawn_with_gaps(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     draw_curves(tmp_path / "curves.png", rows[:1], "title")
     low, high = drawn[1].axes[0].get_xlim()
     assert [tick for tick in drawn[1].axes[0].get_xticks() if low <= tick <= high] == [1]
+
+
+def test_drawing_the_curves_leaves_no_line_in_the_log(finished: Path, tmp_path: Path) -> None:
+    assert "pruned" not in (finished / "logs" / "train.log").read_text(), "of fontTools"
+    log_to(tmp_path / "train.log")
+    rows: list[EpochRow] = [{"epoch": 1, "loss": 2.0, "lr": 0.1, "val_dice": 0.5}]
+    draw_curves(tmp_path / "curves.pdf", rows, "title")
+    draw_curves(tmp_path / "curves.png", rows, "title")
+    assert (tmp_path / "train.log").read_text() == ""
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])

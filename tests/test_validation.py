@@ -4,6 +4,7 @@ import csv
 import json
 import re
 import shutil
+import warnings
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,12 +20,20 @@ from datasets.cases import Case, open_data_set
 from engine import trained_run
 from engine.backends import TorchBackend
 from engine.case_predictions import Prediction, mean_over_orientations, save_each
-from engine.examples import PREDICTION_COLOUR, TRUTH_COLOUR, names_by_quantile, outline_both
+from engine.examples import (
+    PREDICTION_COLOUR,
+    TRUTH_COLOUR,
+    draw_examples,
+    names_by_quantile,
+    outline_both,
+    reduced,
+)
 from engine.provenance import provenance
 from engine.trained_run import find_run
 from engine.training_record import seen_test_cases, trained_values_that_differ
 from models.losses import dice_and_iou
 from tests.cases_on_disk import write_data_set
+from tests.drawn_figures import keep_figures
 from tests.run_on_disk import write_vae
 from tests.small_run import arguments
 from utils import cross_validation
@@ -32,6 +41,7 @@ from utils.comparison import how_scored
 from utils.config import dump_config, load_config, make_config
 from utils.errors import UserError
 from utils.files import sha256
+from utils.report import ReportCase
 from utils.results import Summary, read_results
 from utils.statistics import bootstrap_interval
 
@@ -71,6 +81,8 @@ def test_validation_writes_what_it_promises(finished: Path, tmp_path: Path, vae:
         assert float(row["DSC"]) == pytest.approx(dice)
     examples = read(finished / "valid_results_blobs" / "examples.png")
     assert examples.std() > 10
+    above_legend = examples[:-60, :, :3]
+    assert (above_legend == TRUTH_COLOUR[::-1]).all(-1).any(), "no outline of the truth"
     overlay = read(finished / "valid_results_blobs" / "overlays" / "case_10.jpg")
     off = np.abs(overlay.astype(int) - TRUTH_COLOUR[::-1]).max(-1)
     assert (off < 20).any(), "no outline of the truth"
@@ -763,3 +775,61 @@ def test_truth_and_prediction_are_outlined_in_their_colours() -> None:
     half = picture.shape[1] // 2
     assert (picture[:, :half] == TRUTH_COLOUR).all(-1).any()
     assert (picture[:, half:] == PREDICTION_COLOUR).all(-1).any()
+
+
+def test_examples_show_both_outlines_on_the_image(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a lesion at the border, of one that was missed, and of none."""
+    square = np.zeros((40, 60), bool)
+    square[20:40, 5:25] = True
+    none = np.zeros((40, 60), bool)
+    drawn = keep_figures(monkeypatch, "engine.examples")
+
+    def picture(name: str, truth: np.ndarray, mask: np.ndarray) -> np.ndarray:
+        grey = np.full((40, 60, 3), 90, np.uint8)
+        case = ReportCase(name, grey, truth, np.where(mask, 0.3, 0.1))
+        dice = float(np.array_equal(truth, mask))
+        counts = {"TruthPixels": float(truth.sum()), "PredictedPixels": float(mask.sum())}
+        draw_examples(tmp_path / "one.png", {name: {"DSC": dice} | counts}, {name: case}, 0.3)
+        return read(tmp_path / "one.png")[:, :, 2::-1]  # RGB
+
+    def spans(axis: Any) -> list[list[float]]:
+        boxes = [c.get_paths()[0].get_extents() for c in axis.collections]
+        return [[box.x0, box.x1, box.y0, box.y1] for box in boxes]
+
+    around = [4.5, 24.5, 19.5, 39.5]
+    name = "a case of a long name, $x^2$, 腫瘍"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for case, truth, mask, outlines, title in (
+            ("hit", square, square, [around, around], "best: Dice 1.000\nhit"),
+            ("lost", square, none, [around], "best: Dice 0.000\nlost, missed"),
+            (
+                name,
+                none,
+                square,
+                [around],
+                "best: Dice 0.000\na case of a …me, $x^2$, 腫瘍, no lesion",
+            ),
+        ):
+            pixels = picture(case, truth, mask)
+            above, below = drawn[-1].axes
+            assert above.get_title() == title
+            assert not above.collections and spans(below) == outlines
+            pixels = pixels[: round(len(pixels) * (1 - below.get_position().y0))]  # not the legend
+            for colour, outlined in ((TRUTH_COLOUR, truth), (PREDICTION_COLOUR, mask)):
+                assert (pixels == colour).all(-1).any() == outlined.any()
+    (legend,) = drawn[-1].legends
+    assert [text.get_text() for text in legend.get_texts()] == ["truth", "prediction"]
+    solid, dashed = (line.get_linestyle() for line in legend.get_lines())
+    assert solid == "-" != dashed, "told apart in grey too"
+
+
+def test_examples_take_no_more_pixels_than_they_show() -> None:
+    mask = np.zeros((1500, 2048), np.float32)
+    mask[200:400, 100:300] = 1
+    small = reduced(mask)
+    assert small.shape == (750, 1024) and small.sum() == pytest.approx(mask.sum() / 4)
+    assert reduced(small) is small
+    assert reduced(np.zeros((1, 5000, 3), np.uint8)).shape == (1, 1024, 3)

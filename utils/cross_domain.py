@@ -21,6 +21,8 @@ from utils.runs import writing_to
 from utils.tables import csv_text, markdown_table
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from utils.results import MetricStatistics, Results, Summary
 
 Cells = Mapping[tuple[str, str], "Summary"]  # by label of the model, test set
@@ -31,6 +33,10 @@ SCORED_ALIKE: dict[str, Callable[[Summary], Any]] = {
     "hd95_empty": lambda summary: summary["hd95"]["rule"],
 }
 MATRIX_METRICS = ("DSC", "IoU", "HD95")
+LEAST_SPAN = {
+    "per cent": 5.0,
+    "pixels": 2.0,
+}  # of the colours, so that no small difference looks large
 
 
 def write_matrix(folder: Path, cells: Cells, metrics: Sequence[str] = MATRIX_METRICS) -> None:
@@ -209,7 +215,10 @@ def _once_each(subject: str, word: str, texts: Mapping[str, str]) -> list[str]:
 
 
 def heat_maps(cells: Cells, metrics: Sequence[str]) -> bytes:
-    """PNG with one panel per metric; brighter is better in each, and the numbers are written in."""
+    """PNG with one panel per metric; brighter is better in each, and the numbers are written in.
+
+    The colours of a panel span its own values, or LEAST_SPAN where these lie closer together.
+    """
     import numpy as np
     from matplotlib.figure import Figure
 
@@ -227,9 +236,9 @@ def heat_maps(cells: Cells, metrics: Sequence[str]) -> bytes:
         for (model, test), summary in cells.items():
             mean = mean_of(summary["metrics"][metric]) * (1 if lower else 100)
             means[models.index(model), test_sets.index(test)] = mean
-        # a scale that begins at 0, so that close means look close
-        scale = {"cmap": "cividis_r"} if lower else {"cmap": "cividis", "vmax": 100}
-        image = axes.imshow(means, vmin=0, aspect="auto", **scale)
+        low, high = colour_range(means, LEAST_SPAN["pixels" if lower else "per cent"])
+        colours = "cividis_r" if lower else "cividis"
+        image = axes.imshow(means, cmap=colours, vmin=low, vmax=high, aspect="auto")
         for (row, column), mean in np.ndenumerate(means):
             bright = np.isfinite(mean) and sum(image.to_rgba(mean)[:3]) > 1.5
             axes.text(
@@ -243,9 +252,25 @@ def heat_maps(cells: Cells, metrics: Sequence[str]) -> bytes:
         axes.set_xticks(range(len(test_sets)), test_sets, rotation=30, ha="right")
         axes.set_yticks(range(len(models)), models)
         axes.set_xlabel("test set")
-        axes.set_title(f"{metric}, {'pixels ↓' if lower else 'per cent ↑'}", fontsize=10)
+        name = "Dice" if metric == "DSC" else metric
+        axes.set_title(f"{name}, {'pixels ↓' if lower else 'per cent ↑'}", fontsize=10)
     panels[0].set_ylabel("train set")
+    least = f"{LEAST_SPAN['per cent']:g} points or {LEAST_SPAN['pixels']:g} pixels"
+    scale = f"colours span the values of each panel, at least {least}; brighter is better"
+    figure.supxlabel(scale, fontsize=8)
     return png(figure, dpi=150)
+
+
+def colour_range(means: np.ndarray, least: float) -> tuple[float, float]:
+    """Lowest and highest of the means, NaN aside, or ends around their middle that are `least` apart."""
+    import numpy as np
+
+    known = means[np.isfinite(means)]
+    if not known.size:
+        return 0.0, least
+    low, high = float(known.min()), float(known.max())
+    wider = max(0.0, least - (high - low)) / 2
+    return low - wider, high + wider
 
 
 def _with_interval(statistics: MetricStatistics, scale: float) -> str:

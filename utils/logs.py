@@ -32,7 +32,7 @@ def log_to(file: Path | None = None, level: int = logging.INFO) -> None:
     # a full disk is reported where the state is saved, not here too
     logging.raiseExceptions = False
     logging.basicConfig(level=level, handlers=handlers, force=True)
-    for noisy in ("matplotlib", "PIL", "httpx", "huggingface_hub"):
+    for noisy in ("matplotlib", "fontTools", "PIL", "httpx", "huggingface_hub"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
 
 
