@@ -78,9 +78,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
         run.begin()
         trainer.fit()
-        best, epoch = trainer.progress.best, trainer.progress.best_epoch
-        weights = run.path / "best_model.pth"
-        log.info("best %s Dice %.4f in epoch %d: %s", config.select_on, best, epoch, weights)
+        log.info("%s: %s", trainer.outcome, run.path / "best_model.pth")
     accelerator.end_training()
 
 

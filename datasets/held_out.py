@@ -15,7 +15,7 @@ from utils.errors import UserError
 class HoldOut:
     """How the cases are chosen; keys of the config, where they are described."""
 
-    select_on: Literal["val", "test"]
+    select_on: Literal["val", "test", "last"]
     val_fraction: float
     folds: int
     fold: int
@@ -23,7 +23,7 @@ class HoldOut:
 
 
 class TrainingCases(NamedTuple):
-    """Cases to train on, and cases that choose the checkpoint."""
+    """Cases to train on, and cases that choose the checkpoint (with `select_on: last` none do)."""
 
     train: list[Case]
     val: list[Case]
@@ -34,8 +34,8 @@ def training_cases(data_set: DataSet, how: HoldOut) -> TrainingCases:
 
     Those that choose the checkpoint are the ones that the split names. Where it names none, they are a part
     of train, fixed by name and seed: `val_fraction` of it, or one of `folds`; cases of one group that the
-    data set was prepared with stay together. With `select_on: test` they are the test split. UserError
-    where there is no case to train on or to choose by.
+    data set was prepared with stay together. With `select_on: test` they are the test split; with `last`
+    there may be none. UserError where there is no case to train on or to choose by.
     """
     if not data_set.train:
         raise UserError(
@@ -57,10 +57,10 @@ def training_cases(data_set: DataSet, how: HoldOut) -> TrainingCases:
         held = set(hold_out_fold(names, how.folds, how.fold, how.seed, group_of)[1])
     else:
         held = set(hold_out(names, how.val_fraction, how.seed, group_of)[1])
-    if not held:
+    if not held and how.select_on != "last":
         raise UserError(
             f"no training case of {data_set.name} is held out to choose the checkpoint: raise val_fraction "
-            f"({how.val_fraction:g}), or choose on test with select_on: test"
+            f"({how.val_fraction:g}), or train on all cases and keep the last epoch with select_on: last"
         )
     if len(held) == len(names):
         groups = len(cases_by_group(names, group_of))

@@ -73,7 +73,7 @@ def training_sets(
         config.image_size,
         cache_bytes=budget,
         progress=progress,
-        title=f"{config.select_on} cases",
+        title=f"{config.scored_while_training} cases",
     )
     train_set = SegmentationDataset(
         cases.train,

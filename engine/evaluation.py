@@ -173,7 +173,7 @@ def held_out_cases(checkpoint: Path, data_set: DataSet) -> tuple[Case, ...]:
         )
     held_out = tuple(case for case in data_set.train if case.name in record.cases.held_out)
     if not held_out:
-        raise UserError(f"{checkpoint}: its run held out no case of train; it was chosen on test")
+        raise UserError(f"{checkpoint}: its run held out no case of train")
     return held_out
 
 

@@ -48,8 +48,10 @@ class HistoryWriter:
         with suppress(OSError):  # a full disk has been reported by then
             self._events.close()
 
-    def write(self, rows: Sequence[EpochRow], panel: Callable[[], np.ndarray], last: bool) -> None:
-        """Write all epochs so far; `panel()` (H, W, 3) uint8 shows examples of the newest of them.
+    def write(
+        self, rows: Sequence[EpochRow], panel: Callable[[], np.ndarray] | None, last: bool
+    ) -> None:
+        """Write all epochs so far; `panel()` (H, W, 3) uint8 shows examples of the newest of them, if any.
 
         Pictures take half a second, which is long beside a short epoch on a GPU, and the panels of a
         thousand epochs fill a disk, so that both are drawn every PICTURE_SECONDS and after the `last`
@@ -62,7 +64,8 @@ class HistoryWriter:
                 self._events.add_scalar(key, value, epoch)
         if last or time.monotonic() > self._drawn + PICTURE_SECONDS:
             draw_curves(self.folder / "curves.png", rows, self.title)
-            self._events.add_image("samples", panel(), epoch, dataformats="HWC")
+            if panel is not None:
+                self._events.add_image("samples", panel(), epoch, dataformats="HWC")
             self._drawn = time.monotonic()
         if last:
             draw_curves(self.folder / "curves.pdf", rows, self.title)

@@ -60,6 +60,12 @@ def check_run(config: Config, system: SegmentationModel) -> None:
         augmentation.try_out()
 
 
+def _use_of_val(config: Config) -> str:
+    if config.select_on == "last":
+        return "held out"
+    return f"{config.select_on} for choosing"
+
+
 def describe_run(
     config: Config,
     data_set: DataSet,
@@ -78,7 +84,7 @@ def describe_run(
             *_note_on_unused(config),
             f"starts from: {config.init_weights or 'random weights'}",
             f"data set: {data_set.name} ({data_set.split_file}), {config.image_size} px",
-            f"cases: {len(cases.train)} train, {len(cases.val)} {config.select_on} for choosing, "
+            f"cases: {len(cases.train)} train, {len(cases.val)} {_use_of_val(config)}, "
             f"{len(data_set.test)} test",
             f"augmentation: {_augmentation_text(config)}",
             *_note_on_start(config.init_weights, cases, data_set),

@@ -77,8 +77,8 @@ class Trainer:
 
     Losses are means over the batches of all processes, so all of them see the same numbers and
     decide alike. The main process writes into `folder`: history.csv, curves.png, TensorBoard events
-    in logs/, best_model.pth (the weights of the best validation) and last.pth (everything that a resume
-    needs).
+    in logs/, best_model.pth (the weights of the best validation, or with `select_on: last` of the newest
+    epoch) and last.pth (everything that a resume needs).
     """
 
     def __init__(
@@ -94,7 +94,7 @@ class Trainer:
         self.system, self.train_set, self.val_set = system, train_set, val_set
         self.options, self.accelerator = options, accelerator
         self.folder, self.title = folder, title
-        self.score_name = f"{options.select_on}_dice"
+        self.score_name = f"{options.scored_on}_dice"
 
         processes = accelerator.num_processes
         self.batches = batches_per_epoch(
@@ -134,6 +134,14 @@ class Trainer:
                 if signal_number := self._stop_signal(stop):
                     raise Interrupted(signal_number)
 
+    @property
+    def outcome(self) -> str:
+        """Which epoch's weights are kept."""
+        progress, options = self.progress, self.options
+        if options.keeps_last:
+            return f"epoch {progress.epoch}, the last"
+        return f"best {options.scored_on} Dice {progress.best:.4f} in epoch {progress.best_epoch}"
+
     def _train_epoch(self, stop: StopRequest) -> None:
         progress = self.progress
         done = progress.batch * self.options.batch_size * self.accelerator.num_processes
@@ -164,12 +172,12 @@ class Trainer:
         progress, options = self.progress, self.options
         self.step.check_finite(progress.epoch + 1)
         progress.epoch += 1
-        row = self._training_row() | {self.score_name: None, f"{options.select_on}_iou": None}
-        improved = False
-        if progress.epoch % options.validate_every == 0 or progress.epoch == options.epochs:
+        row = self._training_row() | {self.score_name: None, f"{options.scored_on}_iou": None}
+        last, improved = progress.epoch == options.epochs, False
+        if len(self.val_set) and (progress.epoch % options.validate_every == 0 or last):
             dice, iou = self._validate()
-            row |= {self.score_name: dice, f"{options.select_on}_iou": iou}
-            improved = dice > progress.best
+            row |= {self.score_name: dice, f"{options.scored_on}_iou": iou}
+            improved = dice > progress.best and not options.keeps_last
             if improved:
                 progress.best, progress.best_epoch = dice, progress.epoch
         progress.history.append(row)
@@ -178,9 +186,9 @@ class Trainer:
         if history is not None:
             with writing_to(self.folder):
                 log.info(epoch_line(row, options.epochs, seconds, improved))
-                self._write_weights(improved)
-                last = progress.epoch == options.epochs
-                history.write(progress.history, self._samples, last)
+                self._write_weights(improved or options.keeps_last)
+                panel = self._samples if len(self.val_set) else None
+                history.write(progress.history, panel, last)
         self.save()
 
     def save(self) -> None:
@@ -337,10 +345,10 @@ class Trainer:
                 torch.distributed.broadcast(buffer, 0)
         return validate(self.predict, self.val_loader, self.options.threshold)
 
-    def _write_weights(self, improved: bool) -> None:
-        """`best_model.pth` where they are the best so far, and those of every `save_freq` epochs."""
+    def _write_weights(self, to_keep: bool) -> None:
+        """`best_model.pth` where they are `to_keep`, and those of every `save_freq` epochs."""
         epoch, every = self.progress.epoch, self.options.save_freq
-        if improved:
+        if to_keep:
             save_weights(self.folder / "best_model.pth", self.step.evaluated_system)
         if every and epoch % every == 0:
             save_weights(self.folder / f"epoch_{epoch}.pth", self.step.evaluated_system)

@@ -29,3 +29,13 @@ class TrainingOptions:
     save_minutes: float
     save_freq: int | None
     skip_nonfinite: int
+
+    @property
+    def keeps_last(self) -> bool:
+        """Whether the last epoch is kept, not the one that scores best."""
+        return self.select_on == "last"
+
+    @property
+    def scored_on(self) -> str:
+        """`val` or `test`: the cases that the epochs are scored on, if there are any."""
+        return "test" if self.select_on == "test" else "val"

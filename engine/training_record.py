@@ -391,6 +391,8 @@ def _choice(select_on: str) -> str:
         return (
             f"checkpoint chosen on {_TEST_SPLIT} (as in the published code; scores are optimistic)"
         )
+    if select_on == "last":
+        return f"the last epoch of the run, {NO_SCORE_CHOSE}"
     return "checkpoint chosen on a held-out part of train"
 
 

@@ -131,9 +131,9 @@ def _make_trial(study: Study, base: dict[str, Any], run: Run) -> Trial:
         raise UserError(
             f"{run.name}: resume: never would lose runs that were stopped; leave it out"
         )
-    if config.select_on == "test":
+    if config.select_on != "val":
         raise UserError(
-            f"{run.name}: select_on is test, expected val: the choice on test has its own "
+            f"{run.name}: select_on is {config.select_on}, expected val: the choice on test has its own "
             "column, and save_freq decides which epochs are its candidates"
         )
     return Trial(run.name, config)

@@ -117,6 +117,7 @@ def test_runs_score_their_own_weights(tmp_path: Path) -> None:
         ),
         ({"settings": {"select_on": "test"}}, "Wave-GMS, published.*expected val.*own column"),
         ({"systems": {"a": {}, "b": {"select_on": "test"}}}, "b, published.*select_on is test"),
+        ({"settings": {"select_on": "last"}}, "select_on is last, expected val"),
         (
             {"systems": {"a": {}, "b": {"model": "smp/Unet", "w_tversky": 1, "ch": 16}}},
             "b of the study: model smp/Unet does not use ch, w_tversky, .*only where",

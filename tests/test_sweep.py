@@ -260,6 +260,7 @@ def test_weights_that_may_be_there_are_left_to_the_trials(tmp_path: Path, values
     [
         ({"resume": "never"}, "resume: never would lose"),
         ({"select_on": "test"}, "set select_on: val"),
+        ({"select_on": "last"}, "select_on is last, but a sweep compares"),
     ],
 )
 def test_values_that_no_sweep_can_have(tmp_path: Path, values: dict, message: str) -> None:

@@ -17,7 +17,9 @@ import torch
 from accelerate import Accelerator
 
 import train
+import valid
 from datasets.splits import hold_out
+from engine import training
 from engine.device import make_accelerator
 from engine.epoch_losses import write_nonfinite
 from engine.history import EpochRow, draw_curves, sample_panel
@@ -545,6 +547,41 @@ def test_select_on_test_says_so_everywhere(
     assert "chosen on the TEST split" in capsys.readouterr().out
     assert "chosen on the TEST split" in (folder / "logs" / "train.log").read_text()
     assert "test_dice" in history(folder)[0] and "val_dice" not in history(folder)[0]
+
+
+def test_the_last_epoch_is_kept_after_training_on_all_cases(
+    tmp_path: Path, vae: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = arguments(tmp_path, vae, "select_on=last", "val_fraction=0")
+    train.main([*given, "--dry-run"])
+    assert "9 train, 0 held out, 3 test" in capsys.readouterr().out
+    train.main(given)
+    folder = tmp_path / "run" / "epochs_2"
+    assert json.loads((folder / "cases.json").read_text())["held_out"] == []
+    assert [row["val_dice"] for row in history(folder)] == ["", ""]
+    log_text = (folder / "logs" / "train.log").read_text()
+    assert "epoch 2, the last: " in log_text and "best" not in log_text.replace("best_model", "")
+
+    valid.main(["--run", str(folder)])
+    summary = json.loads((folder / "valid_results_blobs" / "summary.json").read_text())
+    chosen = "the last epoch of the run, which no score chose"
+    assert summary["provenance"]["selection"] == chosen
+    with pytest.raises(UserError, match="held out no case of train"):
+        valid.main(["--run", str(folder), "--held-out"])
+
+
+def test_the_last_epoch_is_kept_where_an_earlier_one_scores_better(
+    tmp_path: Path, vae: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scores = iter([(0.9, 0.8), (0.1, 0.05), (0.9, 0.8), (0.1, 0.05)])
+    monkeypatch.setattr(training, "validate", lambda *_: next(scores))
+    for select_on, epoch in (("last", 2), ("val", 1)):
+        train.main(arguments(tmp_path, vae, f"select_on={select_on}", "save_freq=1", out=select_on))
+        folder = tmp_path / select_on / "epochs_2"
+        assert [float(row["val_dice"]) for row in history(folder)] == [0.9, 0.1]
+        kept = torch.load(folder / "best_model.pth", weights_only=True)
+        of_epoch = torch.load(folder / f"epoch_{epoch}.pth", weights_only=True)
+        assert all(v.equal(of_epoch[p][k]) for p in kept for k, v in kept[p].items())
 
 
 def test_dry_run_plans_and_writes_nothing(

@@ -101,8 +101,8 @@ class Config(BaseModel):
     )
     drop_leaked: bool | None = Field(
         None,
-        description="Also score without the test cases that were in the training data or have a near-duplicate "
-        "there; `true` needs the data set to have been checked (`--check`), `null` looks for near-duplicates where "
+        description="Also score without the test cases that were in the training data or were found to have a "
+        "near-duplicate there; `true` needs the data set to have been checked (`--check`), `null` looks for near-duplicates where "
         "it was, `false` leaves none out",
     )
 
@@ -230,10 +230,11 @@ class Config(BaseModel):
     snapshot_path: FilePath = Field(
         Path("ckpt/wave_gms"), description="Folder of the experiment; runs are `epochs_<N>` in it"
     )
-    select_on: Literal["val", "test"] = Field(
+    select_on: Literal["val", "test", "last"] = Field(
         "val",
-        description="Cases that choose the checkpoint: `val`, held out of train, or `test`, as in the published code, "
-        "which every output then states",
+        description="Cases that choose the checkpoint: `val`, held out of train, or `test`, as in the published code; "
+        "with `last` none do, and the last epoch is kept, after training on all of train if `val_fraction: 0`. "
+        "Every output states it",
     )
     validate_every: PositiveInt = Field(1, description="Epochs between validations")
     save_freq: PositiveInt | None = Field(
@@ -371,6 +372,11 @@ class Config(BaseModel):
     def dataset(self) -> str:
         """Name of the data set."""
         return data_set_name(self.pickle_file_path)
+
+    @property
+    def scored_while_training(self) -> Literal["val", "test"]:
+        """The cases that a training is scored on, whether they choose its checkpoint or not."""
+        return "test" if self.select_on == "test" else "val"
 
     @property
     def is_wave_gms(self) -> bool:
