@@ -25,6 +25,7 @@ from utils.report import write_report
 from utils.results import (
     HELD_OUT_PREFIX,
     RESULTS_PREFIX,
+    WITH_LESION,
     MetricStatistics,
     Provenance,
     ScoresWithoutLeaked,
@@ -256,6 +257,15 @@ def format_summary(data_set: str, summary: Summary, kind: str = "test") -> str:
             f"{data_set}: {summary['count']} {kind} cases, "
             f"{summary['misses']} missed, {summary['false_alarms']} false alarm(s)",
             line("Dice", metrics["DSC"], 100, "%"),
+            *(
+                [
+                    line(WITH_LESION, summary["dice_with_lesion"], 100, "%")
+                    + f", {summary['count'] - empty} cases; {empty} without, "
+                    f"{summary['false_alarms']} false alarm(s) among them"
+                ]
+                if (empty := summary["empty_truths"])
+                else []
+            ),
             line("IoU", metrics["IoU"], 100, "%"),
             line(f"HD95, {EMPTY_RULES[hd95['rule']]}", metrics["HD95"], 1, "px"),
             line(f"HD95, {EMPTY_RULES[other]}", hd95[other], 1, "px"),

@@ -18,9 +18,12 @@ from utils.groups import KnownGroups, joined, unit_text
 from utils.metrics import EMPTY_RULES, LOWER_IS_BETTER, METRICS
 from utils.results import (
     RESULTS_PREFIX,
+    WITH_LESION,
     Results,
     Summary,
     check_same_cases,
+    column,
+    empty_truths_text,
     interval_unit,
     read_results,
     recorded_groups,
@@ -174,21 +177,26 @@ def known_in_any(runs: Mapping[str, Results]) -> KnownGroups:
 
 
 def compare_metrics(runs: Mapping[str, Results]) -> list[MetricComparison]:
-    """Every metric; below Dice, where cases leaked, Dice on the others."""
+    """Every metric; below Dice, where some cases have no lesion or leaked, Dice on the others."""
     values = {
         metric: {label: run.values(metric) for label, run in runs.items()} for metric in METRICS
     }
-    names = next(iter(runs.values())).names
-    groups = known_in_any(runs).labels(names)
+    reference = next(iter(runs.values()))
+    groups = known_in_any(runs).labels(reference.names)
     comparisons = [compare_metric(metric, scores, groups) for metric, scores in values.items()]
     leaked = leaked_cases(runs)
-    kept = np.array([name not in leaked for name in names])
-    if leaked and kept.any():
-        dice = {label: scores[kept] for label, scores in values["DSC"].items()}
-        groups_kept = [group for group, is_kept in zip(groups, kept, strict=True) if is_kept]
-        without = compare_metric(WITHOUT_LEAKED, dice, groups_kept)
-        comparisons.insert(METRICS.index("DSC") + 1, without)
-    return comparisons
+    parts = {
+        WITH_LESION: column(reference.scores, "TruthPixels") > 0,
+        WITHOUT_LEAKED: np.array([name not in leaked for name in reference.names]),
+    }
+    of_parts = []
+    for what, kept in parts.items():
+        if kept.any() and not kept.all():
+            dice = {label: scores[kept] for label, scores in values["DSC"].items()}
+            groups_kept = [group for group, is_kept in zip(groups, kept, strict=True) if is_kept]
+            of_parts.append(compare_metric(what, dice, groups_kept))
+    after_dice = METRICS.index("DSC") + 1
+    return [*comparisons[:after_dice], *of_parts, *comparisons[after_dice:]]
 
 
 def compare_metric(metric: str, scores: Mapping[str, Values], groups: Groups) -> MetricComparison:
@@ -217,7 +225,9 @@ def to_markdown(comparisons: Sequence[MetricComparison], runs: Mapping[str, Resu
         cells = [_with_interval(metric, statistics) for statistics in comparison.runs.values()]
         means.append([f"{metric} {arrow}", *cells])
     means.append(["misses", *(str(run.summary["misses"]) for run in runs.values())])
-    means.append(["false alarms", *(str(run.summary["false_alarms"]) for run in runs.values())])
+    empty = runs[reference].summary["empty_truths"]
+    alarms = f"false alarms, of {empty} without a lesion" if empty else "false alarms"
+    means.append([alarms, *(str(run.summary["false_alarms"]) for run in runs.values())])
     differences = []
     for label in others:
         for comparison in comparisons:
@@ -242,6 +252,8 @@ def to_markdown(comparisons: Sequence[MetricComparison], runs: Mapping[str, Resu
         "for the choice of cases, not for the variation between training seeds.",
         f"Intervals and tests are {unit}.{together}",
     ]
+    if note := empty_truths_text(runs[reference].summary):
+        paragraphs.append(note)
     if any(joined([recorded_groups(run.summary)]) != known for run in runs.values()):
         recorded = "; ".join(
             f"{label}, {interval_unit(run.summary)}" for label, run in runs.items()
@@ -326,7 +338,9 @@ def plot_differences(
 def to_latex(comparisons: Sequence[MetricComparison], runs: Mapping[str, Results]) -> str:
     """Two tables for a paper, a row per run: means, and differences from the reference; needs booktabs."""
     reference, *others = runs
-    shown = [comparison for comparison in comparisons if comparison.metric in PLOTTED]
+    shown = [each for each in comparisons if each.metric in (*PLOTTED, WITH_LESION)]
+    empty = runs[reference].summary["empty_truths"]
+    without = f", {empty} of them without a lesion" if empty else ""
     names = [f"{each.metric} ({'px' if each.metric in LOWER_IS_BETTER else '%'})" for each in shown]
     means = [
         [label, *(_with_interval(each.metric, each.runs[label]) for each in shown)]
@@ -348,7 +362,7 @@ def to_latex(comparisons: Sequence[MetricComparison], runs: Mapping[str, Results
     ]
     header = ["", *(cell for name in names for cell in (name, "p (Holm)"))]
     return (
-        f"% mean and 95 % bootstrap interval, {len(runs[reference].scores)} cases\n"
+        f"% mean and 95 % bootstrap interval, {len(runs[reference].scores)} cases{without}\n"
         f"{latex_table(['', *names], means)}\n"
         f"% difference from {reference}, as in comparison.md\n{latex_table(header, differences)}"
     )
