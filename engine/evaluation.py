@@ -244,12 +244,14 @@ def format_summary(data_set: str, summary: Summary, kind: str = "test") -> str:
     def line(name: str, numbers: MetricStatistics, factor: float, unit: str) -> str:
         if numbers["mean"] is None:
             return f"  {name:<24} none"
-        low, high = (
-            f"{factor * bound:.2f}" if bound is not None else "?" for bound in numbers["ci95"]
-        )
-        return (
-            f"  {name:<24}{factor * numbers['mean']:7.2f} {unit:<3} (95 % interval {low} to {high})"
-        )
+        low, high = numbers["ci95"]
+        if low is None or high is None:
+            count = numbers["count"]
+            interval = f"{count} cases of one group" if count > 1 else "1 case"
+            interval += ", no interval"
+        else:
+            interval = f"95 % interval {factor * low:.2f} to {factor * high:.2f}"
+        return f"  {name:<24}{factor * numbers['mean']:7.2f} {unit:<3} ({interval})"
 
     kept = summary["without_leaked"]
     return "\n".join(

@@ -16,6 +16,7 @@ from tests.drawn_figures import keep_figures
 from utils import comparison, cross_domain
 from utils.case_scores import score_cases
 from utils.errors import UserError
+from utils.groups import named_groups
 from utils.metrics import METRICS
 from utils.results import mean_of, read_results, write_results
 from utils.statistics import bootstrap_interval, holm, paired_difference
@@ -421,6 +422,23 @@ def test_the_terminal_names_the_dice_of_the_cases_with_a_lesion(tmp_path: Path) 
     assert "  Dice, with lesion        none, 0 cases; 2 without, 0 false" in format_summary(
         "blobs", read_results(nothing).summary
     )
+
+
+def test_the_terminal_says_where_there_is_no_interval(tmp_path: Path) -> None:
+    made_with = {"selection": "chosen", "test_cases_trained_on": []}
+    known = named_groups("metadata", [["case_02", "case_03"]])
+    for missed, said in ((3, "1 case, no interval"), (2, "2 cases of one group, no interval")):
+        run = validated(
+            tmp_path / str(missed),
+            shift=2,
+            count=4,
+            missed=missed,
+            provenance=made_with,
+            known=known,
+        )
+        told = format_summary("blobs", read_results(run).summary)
+        assert re.search(rf"^  HD95, detected +[\d.]+ px  \({said}\)$", told, re.MULTILINE)
+        assert "?" not in told
 
 
 def test_cases_without_a_lesion_are_told_in_the_comparison(tmp_path: Path) -> None:
