@@ -290,7 +290,7 @@ def _what_is_kept(summary: Summary, kept: ScoresWithoutLeaked) -> str:
     """In what the cases that did not leak differ from the others."""
     seen = summary["provenance"]["test_cases_trained_on"]
     if not seen:
-        return "without a near-duplicate in train"
+        return "without those found to have a near-duplicate in train"
     if len(seen) == len(kept["dropped"]):
         return "that were not in the training data"
-    return "neither in the training data nor with a near-duplicate there"
+    return "neither in the training data nor found to have a near-duplicate there"

@@ -224,6 +224,7 @@ def test_dice_without_the_cases_that_leaked_into_any_run(tmp_path):
     run_compare(a, b, "--out", tmp_path)
     page = (tmp_path / "comparison.md").read_text()
     assert "leaves out the 3 cases" in page and "- a: " in page
+    assert "or were found to have a near-duplicate there" in page
     assert "; 2 of 20 test cases leaked" in page
     dice_a, dice_b = (read_results(run).values("DSC")[3:] for run in (a, b))
     expected = paired_difference(dice_b, dice_a)

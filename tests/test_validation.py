@@ -175,7 +175,7 @@ def test_test_cases_that_a_run_was_trained_on_are_told_and_left_out(
     (data / "check" / "same_source_groups.json").write_text(json.dumps(groups))
     summary, told = summary_on(other)
     assert summary["without_leaked"]["dropped"] == ["case_0", "case_1", "case_10"]
-    assert "1 cases neither in the training data nor with a near-duplicate there" in told
+    assert "1 cases neither in the training data nor found to have a near-duplicate there" in told
 
     smaller = redrawn(own, "case_9", name="smaller")
     summary, told = summary_on(smaller, "drop_leaked=false")
@@ -394,7 +394,9 @@ def test_scores_without_leaked_cases(
     assert (summary["count"], kept["count"], kept["dropped"]) == (3, 2, ["case_9"])
     dice = [float(row["DSC"]) for row in scores(finished) if row["Name"] in ("case_10", "case_11")]
     assert kept["metrics"]["DSC"]["mean"] == pytest.approx(np.mean(dice))
-    assert "2 cases without a near-duplicate in train" in capsys.readouterr().out
+    assert (
+        "2 cases without those found to have a near-duplicate in train" in capsys.readouterr().out
+    )
 
     split = json.loads((tmp_path / "blobs" / "blobs_train_test_names.json").read_text())
     split["train"]["name_list"].remove("case_0")

@@ -265,7 +265,7 @@ def to_markdown(comparisons: Sequence[MetricComparison], runs: Mapping[str, Resu
     if any(comparison.metric == WITHOUT_LEAKED for comparison in comparisons):
         paragraphs.append(
             f"{WITHOUT_LEAKED} leaves out the {len(leaked_cases(runs))} cases that were in the training "
-            "data of a run or have a near-duplicate there, for all runs alike."
+            "data of a run or were found to have a near-duplicate there, for all runs alike."
         )
     paragraphs.append(
         "\n".join(f"- {label}: {how_scored(run.summary)}" for label, run in runs.items())
