@@ -31,6 +31,8 @@ from utils.results import (
     ScoresWithoutLeaked,
     Summary,
     interval_unit,
+    replaced_settings,
+    special_settings,
     write_results,
 )
 
@@ -95,6 +97,7 @@ def score(
         workers=config.num_workers,
         total=len(scored.cases),
     )
+    replaced = replaced_settings(results, scored.made_with, config.hd95_empty)
     summary = write_results(
         results,
         scores,
@@ -105,6 +108,8 @@ def score(
     )
     title = f"{network_name(config)} on {data_set.name}, {scored.kind} cases"
     write_pictures(results, scored.cases, predictions, scores, summary, title, config.threshold)
+    if replaced:
+        log.info("these scores replace others in %s, made with %s", *(results, " ".join(replaced)))
     log.info(format_summary(data_set.name, summary, scored.kind))
     log.info("masks and probabilities: %s", predictions)
     log.info("scores, examples.png and report.html: %s", results)
@@ -253,7 +258,7 @@ def format_summary(data_set: str, summary: Summary, kind: str = "test") -> str:
             interval = f"95 % interval {factor * low:.2f} to {factor * high:.2f}"
         return f"  {name:<24}{factor * numbers['mean']:7.2f} {unit:<3} ({interval})"
 
-    kept = summary["without_leaked"]
+    kept, special = summary["without_leaked"], special_settings(summary)
     return "\n".join(
         [
             f"{data_set}: {summary['count']} {kind} cases, "
@@ -281,6 +286,7 @@ def format_summary(data_set: str, summary: Summary, kind: str = "test") -> str:
                 else []
             ),
             f"  95 % intervals: bootstrap {interval_unit(summary)}",
+            *([f"  scored with: {', '.join(special)}"] if special else []),
             f"  {summary['provenance']['selection']}",
         ]
     )

@@ -494,6 +494,37 @@ def test_test_time_augmentation(finished: Path, tmp_path: Path, vae: Path) -> No
     assert (first() != plain).any() and (first() != augmented).any()
 
 
+def test_settings_that_are_not_the_defaults_are_told_and_scores_of_others_that_they_replace(
+    finished: Path, tmp_path: Path, vae: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def told(*overrides: str) -> tuple[str | None, str | None]:
+        capsys.readouterr()
+        valid.main(arguments(tmp_path, vae, *overrides))
+        printed = capsys.readouterr().out
+        how = re.search("^  scored with: (.*)$", printed, re.MULTILINE)
+        replaced = re.search(
+            f"^these scores replace others in {finished}/valid_results_blobs, made with (.*)$",
+            printed,
+            re.MULTILINE,
+        )
+        return how and how[1], replaced and replaced[1]
+
+    assert told() == (None, None)
+    assert told() == (None, None), "the same scores once more"
+    native = ("evaluation_size=native", "tta=true", "threshold=0.45")
+    assert told(*native) == (
+        "test-time augmentation, threshold 0.45, native size",
+        "evaluation_size=32 threshold=0.5 tta=false",
+    )
+    assert told("evaluation_size=48", "hd95_empty=zero") == (
+        "size 48 px",
+        "evaluation_size=native threshold=0.45 tta=true hd95_empty=diagonal",
+    )
+    other = finished / "epoch_7.pth"
+    other.write_bytes((finished / "best_model.pth").read_bytes())
+    assert told(f"model_weight={other}") == ("checkpoint epoch_7.pth", None), "in another folder"
+
+
 def test_a_checkpoint_elsewhere(finished: Path, tmp_path: Path, vae: Path) -> None:
     other = tmp_path / "elsewhere" / "weights.pth"
     other.parent.mkdir()

@@ -122,6 +122,11 @@ class Provenance(TypedDict, total=False):
     environment: dict[str, Any]
 
 
+SETTINGS_OF_SCORES = (
+    "image_size", "evaluation_size", "threshold", "tta", "keep_upright", "precision",
+)  # keys of the provenance  # fmt: skip
+
+
 class Bootstrap(TypedDict, total=False):
     """How the intervals came about, and over what; files of earlier versions lack the last three keys, as
     they drew each case by itself.
@@ -312,6 +317,44 @@ def interval_unit(summary: Summary) -> str:
     """What the intervals of the summary are over, in words."""
     bootstrap, count = _bootstrap(summary), summary["count"]
     return unit_text(bootstrap.get("groups", count), count, bootstrap.get("by"))
+
+
+def special_settings(summary: Summary) -> list[str]:
+    """The settings of the scores that are not the defaults, in words."""
+    from utils.config import Config
+
+    made_with, said = summary["provenance"], []
+    checkpoint = Path(made_with.get("checkpoint", "best_model"))
+    if checkpoint.stem != "best_model":
+        said.append(f"checkpoint {checkpoint.name}")
+    if made_with.get("tta"):
+        upright = ", images kept upright" if made_with.get("keep_upright") else ""
+        said.append(f"test-time augmentation{upright}")
+    default: float = Config.model_fields["threshold"].default
+    if made_with.get("threshold", default) != default:
+        said.append(f"threshold {made_with['threshold']:g}")
+    size = made_with.get("evaluation_size")
+    if size != made_with.get("image_size"):
+        said.append("native size" if size == "native" else f"size {size} px")
+    return said
+
+
+def replaced_settings(folder: Path, made_with: Provenance, rule: EmptyRule) -> list[str]:
+    """The settings, as `tta=false`, of the scores in `folder` that are others in new ones `made_with` these.
+
+    Empty where the folder holds no scores that can be read.
+    """
+    try:
+        earlier = read_results(folder).summary
+    except UserError:
+        return []
+    before = {**earlier["provenance"], "hd95_empty": earlier["hd95"]["rule"]}
+    now = {**made_with, "hd95_empty": rule}
+    return [
+        f"{key}={before[key] if isinstance(before[key], str) else json.dumps(before[key])}"
+        for key in (*SETTINGS_OF_SCORES, "hd95_empty")
+        if key in before and key in now and before[key] != now[key]
+    ]
 
 
 def empty_truths_text(scores: Scores) -> str:
