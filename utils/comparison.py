@@ -217,17 +217,6 @@ def compare_metric(metric: str, scores: Mapping[str, Values], groups: Groups) ->
 def to_markdown(comparisons: Sequence[MetricComparison], runs: Mapping[str, Results]) -> str:
     """Two tables: every run's means, and the differences from the reference; how each run was scored."""
     reference, *others = runs
-    rule = EMPTY_RULES[runs[reference].summary["hd95"]["rule"]]
-    means = []
-    for comparison in comparisons:
-        metric = comparison.metric
-        arrow = "↓" if metric in LOWER_IS_BETTER else "↑"
-        cells = [_with_interval(metric, statistics) for statistics in comparison.runs.values()]
-        means.append([f"{metric} {arrow}", *cells])
-    means.append(["misses", *(str(run.summary["misses"]) for run in runs.values())])
-    empty = runs[reference].summary["empty_truths"]
-    alarms = f"false alarms, of {empty} without a lesion" if empty else "false alarms"
-    means.append([alarms, *(str(run.summary["false_alarms"]) for run in runs.values())])
     differences = []
     for label in others:
         for comparison in comparisons:
@@ -241,9 +230,7 @@ def to_markdown(comparisons: Sequence[MetricComparison], runs: Mapping[str, Resu
     together = " Whole groups are drawn and flipped." if dice.groups < dice.count else ""
     paragraphs = [
         f"# Comparison on {len(runs[reference].scores)} cases",
-        "Mean and its 95 % bootstrap interval; surface distances in pixels "
-        f"(HD95: {rule}), the rest in per cent.",
-        markdown_table(["", f"{reference} (reference)", *others], means),
+        *means_paragraphs(comparisons, runs, [f"{reference} (reference)", *others]),
         f"Difference from {reference}, case by case: mean, 95 % bootstrap interval, and p of the "
         f"two-sided paired sign-flip test (at most {RESAMPLES} permutations).",
         markdown_table(["", "", "difference", "p", "p (Holm)"], differences, left=2),
@@ -271,6 +258,28 @@ def to_markdown(comparisons: Sequence[MetricComparison], runs: Mapping[str, Resu
         "\n".join(f"- {label}: {how_scored(run.summary)}" for label, run in runs.items())
     )
     return "\n\n".join(paragraphs) + "\n"
+
+
+def means_paragraphs(
+    comparisons: Sequence[MetricComparison], runs: Mapping[str, Results], columns: Sequence[str]
+) -> list[str]:
+    """What the numbers are, and the table of every run's means, misses and false alarms below `columns`."""
+    first = next(iter(runs.values())).summary
+    rows = []
+    for comparison in comparisons:
+        metric = comparison.metric
+        arrow = "↓" if metric in LOWER_IS_BETTER else "↑"
+        cells = [_with_interval(metric, statistics) for statistics in comparison.runs.values()]
+        rows.append([f"{metric} {arrow}", *cells])
+    rows.append(["misses", *(str(run.summary["misses"]) for run in runs.values())])
+    empty = first["empty_truths"]
+    alarms = f"false alarms, of {empty} without a lesion" if empty else "false alarms"
+    rows.append([alarms, *(str(run.summary["false_alarms"]) for run in runs.values())])
+    return [
+        "Mean and its 95 % bootstrap interval; surface distances in pixels "
+        f"(HD95: {EMPTY_RULES[first['hd95']['rule']]}), the rest in per cent.",
+        markdown_table(["", *columns], rows),
+    ]
 
 
 def to_csv(comparisons: Sequence[MetricComparison]) -> str:
@@ -338,14 +347,7 @@ def plot_differences(
 def to_latex(comparisons: Sequence[MetricComparison], runs: Mapping[str, Results]) -> str:
     """Two tables for a paper, a row per run: means, and differences from the reference; needs booktabs."""
     reference, *others = runs
-    shown = [each for each in comparisons if each.metric in (*PLOTTED, WITH_LESION)]
-    empty = runs[reference].summary["empty_truths"]
-    without = f", {empty} of them without a lesion" if empty else ""
-    names = [f"{each.metric} ({'px' if each.metric in LOWER_IS_BETTER else '%'})" for each in shown]
-    means = [
-        [label, *(_with_interval(each.metric, each.runs[label]) for each in shown)]
-        for label in runs
-    ]
+    shown = _in_papers(comparisons)
     differences = [
         [
             label,
@@ -360,12 +362,34 @@ def to_latex(comparisons: Sequence[MetricComparison], runs: Mapping[str, Results
         ]
         for label in others
     ]
-    header = ["", *(cell for name in names for cell in (name, "p (Holm)"))]
+    header = ["", *(cell for each in shown for cell in (with_unit(each.metric), "p (Holm)"))]
     return (
-        f"% mean and 95 % bootstrap interval, {len(runs[reference].scores)} cases{without}\n"
-        f"{latex_table(['', *names], means)}\n"
+        f"{means_latex(comparisons, runs)}\n"
         f"% difference from {reference}, as in comparison.md\n{latex_table(header, differences)}"
     )
+
+
+def means_latex(comparisons: Sequence[MetricComparison], runs: Mapping[str, Results]) -> str:
+    """The means of the main metrics in LaTeX, a row per run, below a comment on them."""
+    shown = _in_papers(comparisons)
+    rows = [
+        [label, *(_with_interval(each.metric, each.runs[label]) for each in shown)]
+        for label in runs
+    ]
+    first = next(iter(runs.values())).summary
+    without = f", {first['empty_truths']} of them without a lesion" if first["empty_truths"] else ""
+    return f"% mean and 95 % bootstrap interval, {first['count']} cases{without}\n" + latex_table(
+        ["", *(with_unit(each.metric) for each in shown)], rows
+    )
+
+
+def with_unit(metric: str) -> str:
+    """The metric for the head of a column, as `HD95 (px)`."""
+    return f"{metric} ({'px' if metric in LOWER_IS_BETTER else '%'})"
+
+
+def _in_papers(comparisons: Sequence[MetricComparison]) -> list[MetricComparison]:
+    return [each for each in comparisons if each.metric in (*PLOTTED, WITH_LESION)]
 
 
 def _wrapped(label: str, width: int) -> str:
