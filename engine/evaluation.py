@@ -30,11 +30,14 @@ from utils.report import write_report
 from utils.results import (
     HELD_OUT_PREFIX,
     RESULTS_PREFIX,
+    WITH_LESION,
     MetricStatistics,
     Provenance,
     ScoresWithoutLeaked,
     Summary,
     interval_unit,
+    replaced_settings,
+    special_settings,
     write_results,
 )
 
@@ -103,6 +106,7 @@ def score(
         workers=config.num_workers,
         total=len(scored.cases),
     )
+    replaced = replaced_settings(results, scored.made_with, config.hd95_empty)
     summary = write_results(
         results,
         scores,
@@ -115,6 +119,8 @@ def score(
         remove_other_predictions(masks, scored.cases)
     title = f"{network_name(config)} on {data_set.name}, {scored.kind} cases"
     write_pictures(results, scored.cases, masks, scores, summary, title, config.threshold)
+    if replaced:
+        log.info("these scores replace others in %s, made with %s", *(results, " ".join(replaced)))
     log.info(format_summary(data_set.name, summary, scored.kind))
     log.info("masks and probabilities: %s", masks)
     log.info("scores, examples.png and report.html: %s", results)
@@ -254,19 +260,30 @@ def format_summary(data_set: str, summary: Summary, kind: str = "test") -> str:
     def line(name: str, numbers: MetricStatistics, factor: float, unit: str) -> str:
         if numbers["mean"] is None:
             return f"  {name:<24} none"
-        low, high = (
-            f"{factor * bound:.2f}" if bound is not None else "?" for bound in numbers["ci95"]
-        )
-        return (
-            f"  {name:<24}{factor * numbers['mean']:7.2f} {unit:<3} (95 % interval {low} to {high})"
-        )
+        low, high = numbers["ci95"]
+        if low is None or high is None:
+            count = numbers["count"]
+            interval = f"{count} cases of one group" if count > 1 else "1 case"
+            interval += ", no interval"
+        else:
+            interval = f"95 % interval {factor * low:.2f} to {factor * high:.2f}"
+        return f"  {name:<24}{factor * numbers['mean']:7.2f} {unit:<3} ({interval})"
 
-    kept = summary["without_leaked"]
+    kept, special = summary["without_leaked"], special_settings(summary)
     return "\n".join(
         [
             f"{data_set}: {summary['count']} {kind} cases, "
             f"{summary['misses']} missed, {summary['false_alarms']} false alarm(s)",
             line("Dice", metrics["DSC"], 100, "%"),
+            *(
+                [
+                    line(WITH_LESION, summary["dice_with_lesion"], 100, "%")
+                    + f", {summary['count'] - empty} cases; {empty} without, "
+                    f"{summary['false_alarms']} false alarm(s) among them"
+                ]
+                if (empty := summary["empty_truths"])
+                else []
+            ),
             line("IoU", metrics["IoU"], 100, "%"),
             line(f"HD95, {EMPTY_RULES[hd95['rule']]}", metrics["HD95"], 1, "px"),
             line(f"HD95, {EMPTY_RULES[other]}", hd95[other], 1, "px"),
@@ -280,6 +297,7 @@ def format_summary(data_set: str, summary: Summary, kind: str = "test") -> str:
                 else []
             ),
             f"  95 % intervals: bootstrap {interval_unit(summary)}",
+            *([f"  scored with: {', '.join(special)}"] if special else []),
             f"  {summary['provenance']['selection']}",
         ]
     )
@@ -289,7 +307,7 @@ def _what_is_kept(summary: Summary, kept: ScoresWithoutLeaked) -> str:
     """In what the cases that did not leak differ from the others."""
     seen = summary["provenance"]["test_cases_trained_on"]
     if not seen:
-        return "without a near-duplicate in train"
+        return "without those found to have a near-duplicate in train"
     if len(seen) == len(kept["dropped"]):
         return "that were not in the training data"
-    return "neither in the training data nor with a near-duplicate there"
+    return "neither in the training data nor found to have a near-duplicate there"

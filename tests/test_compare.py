@@ -16,9 +16,10 @@ from tests.drawn_figures import keep_figures
 from utils import comparison, cross_domain
 from utils.case_scores import score_cases
 from utils.errors import UserError
+from utils.groups import named_groups
 from utils.metrics import METRICS
 from utils.results import mean_of, read_results, write_results
-from utils.statistics import describe, holm, paired_difference
+from utils.statistics import bootstrap_interval, describe, holm, paired_difference
 
 
 def validated(
@@ -28,15 +29,23 @@ def validated(
     size: int = 40,
     missed: int = 0,
     seed: int = 0,
+    healthy: int = 0,
+    alarms: int = 0,
     **options,
 ) -> Path:
-    """A validation: its first `missed` predictions are empty, the others off by `shift` to `shift` + 2."""
+    """A validation: its first `missed` predictions are empty, the others off by `shift` to `shift` + 2.
+
+    The last `healthy` cases have no lesion, and `alarms` of them a prediction.
+    """
     rng = np.random.default_rng(seed)
     cases = []
     for index in range(count):
         truth = np.zeros((size, size), bool)
         truth[10:30, 5 : 10 + rng.integers(5, 15)] = True
         prediction = np.roll(truth, shift + rng.integers(3), 1) & (index >= missed)
+        if index >= count - healthy:
+            prediction &= index >= count - alarms
+            truth[:] = False
         cases.append((f"case_{index:02}", prediction, truth))
     scores = score_cases(cases, progress=False)
     write_results(folder, scores, **({"provenance": {}} | options))
@@ -218,6 +227,7 @@ def test_dice_without_the_cases_that_leaked_into_any_run(tmp_path):
     run_compare(a, b, "--out", tmp_path)
     page = (tmp_path / "comparison.md").read_text()
     assert "leaves out the 3 cases" in page and "- a: " in page
+    assert "or were found to have a near-duplicate there" in page
     assert "; 2 of 20 test cases leaked" in page
     dice_a, dice_b = (read_results(run).values("DSC")[3:] for run in (a, b))
     expected = paired_difference(dice_b, dice_a)
@@ -414,6 +424,79 @@ def test_the_terminal_says_each_number(tmp_path: Path) -> None:
         mean, low, high = (factor * n for n in (numbers["mean"], *numbers["ci95"]))
         said = rf"  {name} +{mean:.2f} .*\(95 % interval {low:.2f} to {high:.2f}\)"
         assert re.search(said, told), name
+
+
+def test_the_terminal_names_the_dice_of_the_cases_with_a_lesion(tmp_path: Path) -> None:
+    made_with = {"selection": "chosen", "test_cases_trained_on": []}
+    healthy = validated(tmp_path / "a", shift=2, healthy=3, alarms=1, provenance=made_with)
+    told = format_summary("blobs", read_results(healthy).summary).splitlines()
+    dice = read_results(healthy).values("DSC")[:17]
+    low, high = bootstrap_interval(dice)
+    assert told[2] == (
+        f"  Dice, with lesion       {100 * dice.mean():7.2f} %   (95 % interval {100 * low:.2f} to {100 * high:.2f}), "
+        "17 cases; 3 without, 1 false alarm(s) among them"
+    )
+    every = validated(tmp_path / "b", shift=2, provenance=made_with)
+    assert "lesion" not in format_summary("blobs", read_results(every).summary)
+    nothing = validated(tmp_path / "c", shift=2, count=2, healthy=2, provenance=made_with)
+    assert "  Dice, with lesion        none, 0 cases; 2 without, 0 false" in format_summary(
+        "blobs", read_results(nothing).summary
+    )
+
+
+def test_the_terminal_says_where_there_is_no_interval(tmp_path: Path) -> None:
+    made_with = {"selection": "chosen", "test_cases_trained_on": []}
+    known = named_groups("metadata", [["case_02", "case_03"]])
+    for missed, said in ((3, "1 case, no interval"), (2, "2 cases of one group, no interval")):
+        run = validated(
+            tmp_path / str(missed),
+            shift=2,
+            count=4,
+            missed=missed,
+            provenance=made_with,
+            known=known,
+        )
+        told = format_summary("blobs", read_results(run).summary)
+        assert re.search(rf"^  HD95, detected +[\d.]+ px  \({said}\)$", told, re.MULTILINE)
+        assert "?" not in told
+
+
+def test_cases_without_a_lesion_are_told_in_the_comparison(tmp_path: Path) -> None:
+    a = validated(tmp_path / "a", shift=0, healthy=3)
+    b = validated(tmp_path / "b", shift=1, healthy=3, alarms=2, missed=1)
+    run_compare(a, b, "--out", tmp_path)
+    page = (tmp_path / "comparison.md").read_text()
+    dice_a, dice_b = (read_results(run).values("DSC")[:17] for run in (a, b))
+    expected = paired_difference(dice_b, dice_a)
+    assert f"| Dice, with lesion ↑ | {100 * dice_a.mean():.2f} [" in page
+    assert f"| b | Dice, with lesion | {100 * expected.mean:+.2f} [" in page
+    assert "| misses | 0 | 1 |\n| false alarms, of 3 without a lesion | 0 | 2 |" in page
+    assert "\n\n3 of 20 cases have no lesion: where nothing is predicted in one" in page
+    latex = (tmp_path / "comparison.tex").read_text()
+    assert "20 cases, 3 of them without a lesion\n" in latex
+    assert r" & DSC (\%) & Dice, with lesion (\%) & IoU (\%) & HD95 (px) \\" in latex
+
+
+def test_cases_without_a_lesion_are_told_in_the_matrix(tmp_path: Path) -> None:
+    for model, alarms in (("a", 0), ("b", 2)):
+        for test, healthy in (("a", 0), ("b", 3)):
+            validated(
+                tmp_path / model / f"valid_results_{test}",
+                shift=1,
+                healthy=healthy,
+                alarms=alarms if healthy else 0,
+                provenance={"trained_on": model, "data_set": test},
+            )
+    cells = cross_domain.collect([tmp_path / "a", tmp_path / "b"])
+    page = cross_domain.to_markdown(cells, ["DSC", "HD95"])
+    assert re.findall("^## (.*) [(]", page, re.MULTILINE) == ["DSC", "Dice, with lesion", "HD95"]
+    dice = read_results(tmp_path / "b" / "valid_results_b").values("DSC")
+    of_all, found = f"{100 * dice.mean():.2f} [", f"{100 * dice[:17].mean():.2f} ["
+    assert of_all != found and page.count(f"**{of_all}") == page.count(f"**{found}") == 1
+    assert "- b: 3 of 20 cases have no lesion: where" in page and "- a: 3" not in page
+    assert "cases. False alarms: a 0, b 2\n" in page
+    del cells["a", "b"], cells["b", "b"]
+    assert "lesion" not in cross_domain.to_markdown(cells, ["DSC", "HD95"])
 
 
 def test_the_matrix_gives_overlaps_in_per_cent_and_distances_in_pixels(tmp_path: Path) -> None:

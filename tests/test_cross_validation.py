@@ -38,6 +38,7 @@ def write_fold(
     parts: tuple[list[str], ...] = PARTS,
     scored: list[str] | None = None,
     missed: tuple[str, ...] = (),
+    healthy: tuple[str, ...] = (),
     leaked: tuple[str, ...] = (),
     made_with: Mapping[str, Any] | None = None,
     environment: Mapping[str, Any] | None = None,
@@ -45,7 +46,10 @@ def write_fold(
     known: KnownGroups = NOTHING_KNOWN,
     shift: int = 0,
 ) -> Path:
-    """A run that held out `parts[fold]`, and its scores; predictions are off by `shift` or more."""
+    """A run that held out `parts[fold]`, and its scores; predictions are off by `shift` or more.
+
+    There is no lesion in the cases `healthy`.
+    """
     run = root / f"fold_{fold}" / "epochs_2"
     run.mkdir(parents=True)
     settings = [f"folds={len(parts)}", f"fold={fold}", f"snapshot_path={run.parent}", *overrides]
@@ -60,7 +64,7 @@ def write_fold(
     cases = []
     for name in scored or parts[fold]:
         truth = np.zeros((32, 32), bool)
-        truth[8:24, 4 : 12 + int(name[-1])] = True
+        truth[8:24, 4 : 12 + int(name[-1])] = name not in healthy
         cases.append(
             (name, np.roll(truth, shift + int(name[-1]) % 4, 1) & (name not in missed), truth)
         )
@@ -208,6 +212,49 @@ def test_the_rule_of_hd95_is_that_of_the_folds(tmp_path: Path) -> None:
     summary: Any = read_results(tmp_path / "out").summary
     assert summary["hd95"]["rule"] == "zero"
     assert summary["metrics"]["HD95"] == summary["hd95"]["zero"] != summary["hd95"]["diagonal"]
+
+
+def test_the_page_has_the_pooled_means_and_those_of_the_folds(tmp_path: Path) -> None:
+    runs = write_folds(tmp_path, missed=("case_4",))
+    run_program(*runs, "--out", tmp_path / "out")
+    page = (tmp_path / "out" / "cross_validation.md").read_text()
+    latex = (tmp_path / "out" / "cross_validation.tex").read_text()
+    assert page.startswith("# Cross-validation on blobs: 8 cases in 3 folds\n")
+    pooled = read_results(tmp_path / "out")
+    low, high = bootstrap_interval(pooled.values("DSC"))
+    mean = f"{100 * pooled.values('DSC').mean():.2f} [{100 * low:.2f}, {100 * high:.2f}]"
+    assert f"| DSC ↑ | {mean} |\n" in page and f"\nall cases & {mean} & " in latex
+    by_fold = [read_results(run / "held_out_results_blobs") for run in runs]
+    spreads = []
+    for metric, scale in (("DSC", 100), ("IoU", 100), ("HD95", 1)):
+        of_folds = [scale * results.values(metric).mean() for results in by_fold]
+        spreads.append(f"{np.mean(of_folds):.2f} ± {np.std(of_folds, ddof=1):.2f}")
+    assert f"| mean ± SD |  |  | {' | '.join(spreads)} |\n" in page
+    told = f"{' & '.join(spreads)} ".replace("±", r"$\pm$")
+    assert rf"mean $\pm$ SD &  &  & {told}" in latex
+    assert f"| fold 1 | 3 | 1 | {100 * by_fold[1].values('DSC').mean():.2f} | " in page
+    assert "\nThe intervals are over 8 cases, taken as independent" in page
+    assert f"\ncross-validation, in each of 3 folds: {CHOSEN} (the best epoch)" in page
+    assert f"- fold 2: {runs[2] / 'best_model.pth'}\n" in page
+    assert "lesion" not in page and "leaked" not in page
+
+
+def test_the_page_tells_cases_without_a_lesion_and_leaked_ones(tmp_path: Path) -> None:
+    healthy, leaked = ("case_1", "case_6", "case_7"), ((), (), ("case_6",))
+    runs = [write_fold(tmp_path, fold, healthy=healthy, leaked=leaked[fold]) for fold in range(3)]
+    run_program(*runs, "--out", tmp_path / "out")
+    page = (tmp_path / "out" / "cross_validation.md").read_text()
+    found = [read_results(run / "held_out_results_blobs").values("DSC") for run in runs]
+    of_folds = [100 * np.delete(found[0], 1).mean(), 100 * found[1].mean()]
+    spread = f"{np.mean(of_folds):.2f} ± {np.std(of_folds, ddof=1):.2f}"
+    assert "| without a lesion | false alarms | DSC (%) | Dice, with lesion (%) | IoU" in page
+    assert f"| fold 0 | 3 | 0 | 1 | 0 | {100 * found[0].mean():.2f} | {of_folds[0]:.2f} | " in page
+    assert "| fold 2 | 2 | 0 | 2 | 0 | 100.00 | - | " in page
+    assert re.search(rf"^\| mean ± SD \|(  \|){{4}} [^|]+ \| {spread} \|", page, re.MULTILINE)
+    assert "\n3 of 8 cases have no lesion: " in page and "\n| DSC without leaked ↑ | " in page
+    assert "\nDSC without leaked leaves out 1 of 8 cases: those that" in page
+    latex = (tmp_path / "out" / "cross_validation.tex").read_text()
+    assert "8 cases, 3 of them without a lesion\n" in latex
 
 
 def test_two_systems_are_compared_over_all_folds(

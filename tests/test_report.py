@@ -96,6 +96,22 @@ def test_summary_is_readable_without_javascript(report):
     assert f"<b>{summary['misses']}</b>" in text
 
 
+def test_dice_of_the_cases_with_a_lesion_has_a_card_where_some_have_none(report, tmp_path):
+    text = report[0].read_text().split("<script")[0]
+    summary = json.loads((report[0].parent / "summary.json").read_text())
+    found = summary["dice_with_lesion"]
+    low, high = found["ci95"]
+    assert (
+        f"<span>Dice, with lesion</span><b>{found['mean']:.4f}</b>"
+        f'<span class="soft">95 % {low:.4f} to {high:.4f}, 32 cases</span>' in text
+    )
+    assert '<b>4</b><span class="soft">of 8 without a lesion</span>' in text
+    assert f'<th scope="row">Dice, with lesion</th><td>{found["mean"]:.4f}</td>' in text
+    assert "8 of 40 cases have no lesion: where nothing is predicted in one, it counts" in text
+    write(tmp_path / "report.html", [make_case(index, f"case {index}") for index in range(3)])
+    assert "with lesion" not in (tmp_path / "report.html").read_text()
+
+
 def test_missed_cases_have_a_bar_of_their_own(tmp_path):
     truth = np.zeros((48, 64), bool)
     truth[20, 20:30] = True

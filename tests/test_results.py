@@ -13,6 +13,7 @@ import pytest
 from utils.case_scores import score_cases
 from utils.errors import UserError
 from utils.files import atomic_write
+from utils.groups import named_groups
 from utils.metrics import METRICS
 from utils.results import (
     COLUMNS,
@@ -23,6 +24,7 @@ from utils.results import (
     summarise,
     write_results,
 )
+from utils.statistics import bootstrap_interval
 
 PROVENANCE = {"model": "litevae", "checkpoint_chosen_by": "validation Dice", "threshold": 0.5}
 
@@ -70,6 +72,39 @@ def test_summary_counts_misses_and_gives_hd95_by_each_rule(tmp_path, scores):
     low, high = dice["ci95"]
     assert low and dice["mean"] and high and low < dice["mean"] < high
     assert summary["provenance"] == PROVENANCE
+
+
+def test_dice_of_the_cases_with_a_lesion_is_told_beside_the_mean_of_all(tmp_path, scores):
+    """A network that finds nothing gets a Dice of 1 wherever there is nothing."""
+    known = named_groups("metadata", [["case_00", "case_01", "normal"], ["alarm", "case_02"]])
+    summary = write_results(
+        tmp_path, scores, provenance={}, known=known, leaked=["case_03", "alarm"]
+    )
+    with_lesion = [name for name in scores if name not in ("alarm", "normal")]
+    dice = np.array([scores[name]["DSC"] for name in with_lesion])
+    found, of_all = summary["dice_with_lesion"], summary["metrics"]["DSC"]
+    assert (summary["empty_truths"], found["count"], found["groups"]) == (2, 13, 12)
+    assert found["mean"] == pytest.approx(dice.mean()) != of_all["mean"]
+    assert found["ci95"] == pytest.approx(bootstrap_interval(dice, known.labels(with_lesion)))
+    without = summary["without_leaked"]
+    assert without is not None
+    assert (without["empty_truths"], without["dice_with_lesion"]["count"]) == (1, 12)
+    lesions = {name: scores[name] for name in with_lesion}
+    alone = summarise(lesions, known=known.among(lesions))
+    assert alone["empty_truths"] == 0 and alone["dice_with_lesion"] == alone["metrics"]["DSC"]
+    none = summarise({"normal": scores["normal"]})
+    assert (none["empty_truths"], none["dice_with_lesion"]["mean"]) == (1, None)
+
+
+def test_a_summary_of_an_earlier_version_gets_the_dice_of_the_cases_with_a_lesion(tmp_path, scores):
+    known = named_groups("metadata", [["case_00", "case_01"]])
+    summary = write_results(tmp_path, scores, provenance={}, known=known, leaked=["normal"])
+    assert summary["without_leaked"] is not None
+    earlier = json.loads((tmp_path / "summary.json").read_text())
+    for part in (earlier, earlier["without_leaked"]):
+        del part["empty_truths"], part["dice_with_lesion"]
+    (tmp_path / "summary.json").write_text(json.dumps(earlier))
+    assert read_results(tmp_path).summary == summary
 
 
 def test_both_rules_are_told_whichever_was_scored(scores):

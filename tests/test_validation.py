@@ -197,7 +197,7 @@ def test_test_cases_that_a_run_was_trained_on_are_told_and_left_out(
     (data / "check" / "same_source_groups.json").write_text(json.dumps(groups))
     summary, told = summary_on(other)
     assert summary["without_leaked"]["dropped"] == ["case_0", "case_1", "case_10"]
-    assert "1 cases neither in the training data nor with a near-duplicate there" in told
+    assert "1 cases neither in the training data nor found to have a near-duplicate there" in told
 
     smaller = redrawn(own, "case_9", name="smaller")
     summary, told = summary_on(smaller, "drop_leaked=false")
@@ -429,7 +429,9 @@ def test_scores_without_leaked_cases(
     assert (summary["count"], kept["count"], kept["dropped"]) == (3, 2, ["case_9"])
     dice = [float(row["DSC"]) for row in scores(finished) if row["Name"] in ("case_10", "case_11")]
     assert kept["metrics"]["DSC"]["mean"] == pytest.approx(np.mean(dice))
-    assert "2 cases without a near-duplicate in train" in capsys.readouterr().out
+    assert (
+        "2 cases without those found to have a near-duplicate in train" in capsys.readouterr().out
+    )
 
     split = json.loads((tmp_path / "blobs" / "blobs_train_test_names.json").read_text())
     split["train"]["name_list"].remove("case_0")
@@ -525,6 +527,37 @@ def test_test_time_augmentation(finished: Path, tmp_path: Path, vae: Path) -> No
     assert (augmented != plain).any()
     valid.main(arguments(tmp_path, vae, "tta=true", "keep_upright=true"))
     assert (first() != plain).any() and (first() != augmented).any()
+
+
+def test_settings_that_are_not_the_defaults_are_told_and_scores_of_others_that_they_replace(
+    finished: Path, tmp_path: Path, vae: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def told(*overrides: str) -> tuple[str | None, str | None]:
+        capsys.readouterr()
+        valid.main(arguments(tmp_path, vae, *overrides))
+        printed = capsys.readouterr().out
+        how = re.search("^  scored with: (.*)$", printed, re.MULTILINE)
+        replaced = re.search(
+            f"^these scores replace others in {finished}/valid_results_blobs, made with (.*)$",
+            printed,
+            re.MULTILINE,
+        )
+        return how and how[1], replaced and replaced[1]
+
+    assert told() == (None, None)
+    assert told() == (None, None), "the same scores once more"
+    native = ("evaluation_size=native", "tta=true", "threshold=0.45")
+    assert told(*native) == (
+        "test-time augmentation, threshold 0.45, native size",
+        "evaluation_size=32 threshold=0.5 tta=false",
+    )
+    assert told("evaluation_size=48", "hd95_empty=zero") == (
+        "size 48 px",
+        "evaluation_size=native threshold=0.45 tta=true hd95_empty=diagonal",
+    )
+    other = finished / "epoch_7.pth"
+    other.write_bytes((finished / "best_model.pth").read_bytes())
+    assert told(f"model_weight={other}") == ("checkpoint epoch_7.pth", None), "in another folder"
 
 
 def test_a_checkpoint_elsewhere(finished: Path, tmp_path: Path, vae: Path) -> None:

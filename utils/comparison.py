@@ -18,9 +18,12 @@ from utils.groups import KnownGroups, joined, unit_text
 from utils.metrics import EMPTY_RULES, LOWER_IS_BETTER, METRICS
 from utils.results import (
     RESULTS_PREFIX,
+    WITH_LESION,
     Results,
     Summary,
     check_same_cases,
+    column,
+    empty_truths_text,
     interval_unit,
     read_results,
     recorded_groups,
@@ -174,21 +177,26 @@ def known_in_any(runs: Mapping[str, Results]) -> KnownGroups:
 
 
 def compare_metrics(runs: Mapping[str, Results]) -> list[MetricComparison]:
-    """Every metric; below Dice, where cases leaked, Dice on the others."""
+    """Every metric; below Dice, where some cases have no lesion or leaked, Dice on the others."""
     values = {
         metric: {label: run.values(metric) for label, run in runs.items()} for metric in METRICS
     }
-    names = next(iter(runs.values())).names
-    groups = known_in_any(runs).labels(names)
+    reference = next(iter(runs.values()))
+    groups = known_in_any(runs).labels(reference.names)
     comparisons = [compare_metric(metric, scores, groups) for metric, scores in values.items()]
     leaked = leaked_cases(runs)
-    kept = np.array([name not in leaked for name in names])
-    if leaked and kept.any():
-        dice = {label: scores[kept] for label, scores in values["DSC"].items()}
-        groups_kept = [group for group, is_kept in zip(groups, kept, strict=True) if is_kept]
-        without = compare_metric(WITHOUT_LEAKED, dice, groups_kept)
-        comparisons.insert(METRICS.index("DSC") + 1, without)
-    return comparisons
+    parts = {
+        WITH_LESION: column(reference.scores, "TruthPixels") > 0,
+        WITHOUT_LEAKED: np.array([name not in leaked for name in reference.names]),
+    }
+    of_parts = []
+    for what, kept in parts.items():
+        if kept.any() and not kept.all():
+            dice = {label: scores[kept] for label, scores in values["DSC"].items()}
+            groups_kept = [group for group, is_kept in zip(groups, kept, strict=True) if is_kept]
+            of_parts.append(compare_metric(what, dice, groups_kept))
+    after_dice = METRICS.index("DSC") + 1
+    return [*comparisons[:after_dice], *of_parts, *comparisons[after_dice:]]
 
 
 def compare_metric(metric: str, scores: Mapping[str, Values], groups: Groups) -> MetricComparison:
@@ -209,15 +217,6 @@ def compare_metric(metric: str, scores: Mapping[str, Values], groups: Groups) ->
 def to_markdown(comparisons: Sequence[MetricComparison], runs: Mapping[str, Results]) -> str:
     """Two tables: every run's means, and the differences from the reference; how each run was scored."""
     reference, *others = runs
-    rule = EMPTY_RULES[runs[reference].summary["hd95"]["rule"]]
-    means = []
-    for comparison in comparisons:
-        metric = comparison.metric
-        arrow = "↓" if metric in LOWER_IS_BETTER else "↑"
-        cells = [_with_interval(metric, statistics) for statistics in comparison.runs.values()]
-        means.append([f"{metric} {arrow}", *cells])
-    means.append(["misses", *(str(run.summary["misses"]) for run in runs.values())])
-    means.append(["false alarms", *(str(run.summary["false_alarms"]) for run in runs.values())])
     differences = []
     for label in others:
         for comparison in comparisons:
@@ -231,9 +230,7 @@ def to_markdown(comparisons: Sequence[MetricComparison], runs: Mapping[str, Resu
     together = " Whole groups are drawn and flipped." if dice.groups < dice.count else ""
     paragraphs = [
         f"# Comparison on {len(runs[reference].scores)} cases",
-        "Mean and its 95 % bootstrap interval; surface distances in pixels "
-        f"(HD95: {rule}), the rest in per cent.",
-        markdown_table(["", f"{reference} (reference)", *others], means),
+        *means_paragraphs(comparisons, runs, [f"{reference} (reference)", *others]),
         f"Difference from {reference}, case by case: mean, 95 % bootstrap interval, and p of the "
         f"two-sided paired sign-flip test (at most {RESAMPLES} permutations).",
         markdown_table(["", "", "difference", "p", "p (Holm)"], differences, left=2),
@@ -242,6 +239,8 @@ def to_markdown(comparisons: Sequence[MetricComparison], runs: Mapping[str, Resu
         "for the choice of cases, not for the variation between training seeds.",
         f"Intervals and tests are {unit}.{together}",
     ]
+    if note := empty_truths_text(runs[reference].summary):
+        paragraphs.append(note)
     if any(joined([recorded_groups(run.summary)]) != known for run in runs.values()):
         recorded = "; ".join(
             f"{label}, {interval_unit(run.summary)}" for label, run in runs.items()
@@ -253,12 +252,34 @@ def to_markdown(comparisons: Sequence[MetricComparison], runs: Mapping[str, Resu
     if any(comparison.metric == WITHOUT_LEAKED for comparison in comparisons):
         paragraphs.append(
             f"{WITHOUT_LEAKED} leaves out the {len(leaked_cases(runs))} cases that were in the training "
-            "data of a run or have a near-duplicate there, for all runs alike."
+            "data of a run or were found to have a near-duplicate there, for all runs alike."
         )
     paragraphs.append(
         "\n".join(f"- {label}: {how_scored(run.summary)}" for label, run in runs.items())
     )
     return "\n\n".join(paragraphs) + "\n"
+
+
+def means_paragraphs(
+    comparisons: Sequence[MetricComparison], runs: Mapping[str, Results], columns: Sequence[str]
+) -> list[str]:
+    """What the numbers are, and the table of every run's means, misses and false alarms below `columns`."""
+    first = next(iter(runs.values())).summary
+    rows = []
+    for comparison in comparisons:
+        metric = comparison.metric
+        arrow = "↓" if metric in LOWER_IS_BETTER else "↑"
+        cells = [_with_interval(metric, statistics) for statistics in comparison.runs.values()]
+        rows.append([f"{metric} {arrow}", *cells])
+    rows.append(["misses", *(str(run.summary["misses"]) for run in runs.values())])
+    empty = first["empty_truths"]
+    alarms = f"false alarms, of {empty} without a lesion" if empty else "false alarms"
+    rows.append([alarms, *(str(run.summary["false_alarms"]) for run in runs.values())])
+    return [
+        "Mean and its 95 % bootstrap interval; surface distances in pixels "
+        f"(HD95: {EMPTY_RULES[first['hd95']['rule']]}), the rest in per cent.",
+        markdown_table(["", *columns], rows),
+    ]
 
 
 def to_csv(comparisons: Sequence[MetricComparison]) -> str:
@@ -326,12 +347,7 @@ def plot_differences(
 def to_latex(comparisons: Sequence[MetricComparison], runs: Mapping[str, Results]) -> str:
     """Two tables for a paper, a row per run: means, and differences from the reference; needs booktabs."""
     reference, *others = runs
-    shown = [comparison for comparison in comparisons if comparison.metric in PLOTTED]
-    names = [f"{each.metric} ({'px' if each.metric in LOWER_IS_BETTER else '%'})" for each in shown]
-    means = [
-        [label, *(_with_interval(each.metric, each.runs[label]) for each in shown)]
-        for label in runs
-    ]
+    shown = _in_papers(comparisons)
     differences = [
         [
             label,
@@ -346,12 +362,34 @@ def to_latex(comparisons: Sequence[MetricComparison], runs: Mapping[str, Results
         ]
         for label in others
     ]
-    header = ["", *(cell for name in names for cell in (name, "p (Holm)"))]
+    header = ["", *(cell for each in shown for cell in (with_unit(each.metric), "p (Holm)"))]
     return (
-        f"% mean and 95 % bootstrap interval, {len(runs[reference].scores)} cases\n"
-        f"{latex_table(['', *names], means)}\n"
+        f"{means_latex(comparisons, runs)}\n"
         f"% difference from {reference}, as in comparison.md\n{latex_table(header, differences)}"
     )
+
+
+def means_latex(comparisons: Sequence[MetricComparison], runs: Mapping[str, Results]) -> str:
+    """The means of the main metrics in LaTeX, a row per run, below a comment on them."""
+    shown = _in_papers(comparisons)
+    rows = [
+        [label, *(_with_interval(each.metric, each.runs[label]) for each in shown)]
+        for label in runs
+    ]
+    first = next(iter(runs.values())).summary
+    without = f", {first['empty_truths']} of them without a lesion" if first["empty_truths"] else ""
+    return f"% mean and 95 % bootstrap interval, {first['count']} cases{without}\n" + latex_table(
+        ["", *(with_unit(each.metric) for each in shown)], rows
+    )
+
+
+def with_unit(metric: str) -> str:
+    """The metric for the head of a column, as `HD95 (px)`."""
+    return f"{metric} ({'px' if metric in LOWER_IS_BETTER else '%'})"
+
+
+def _in_papers(comparisons: Sequence[MetricComparison]) -> list[MetricComparison]:
+    return [each for each in comparisons if each.metric in (*PLOTTED, WITH_LESION)]
 
 
 def _wrapped(label: str, width: int) -> str:

@@ -155,9 +155,11 @@ def to_csv(cells: Cells, metric: str) -> str:
 def to_markdown(cells: Cells, metrics: Sequence[str]) -> str:
     """One table per metric: mean and its 95 % interval; bold where train and test set are one.
 
-    Below them, how each model was scored.
+    After Dice, where a test set has cases without a lesion, Dice of the others. Below them, how each model
+    was scored.
     """
     from utils.metrics import EMPTY_RULES, LOWER_IS_BETTER
+    from utils.results import WITH_LESION
 
     models, test_sets = axes_of(cells)
 
@@ -166,11 +168,18 @@ def to_markdown(cells: Cells, metrics: Sequence[str]) -> str:
         if summary is None:
             return "-"
         scale = 1 if metric in LOWER_IS_BETTER else 100
-        text = _with_interval(summary["metrics"][metric], scale)
+        text = _with_interval(
+            summary["dice_with_lesion"] if metric == WITH_LESION else summary["metrics"][metric],
+            scale,
+        )
         return f"**{text}**" if summary["provenance"]["trained_on"] == test else text
 
     paragraphs = ["# Cross-domain results"]
-    for metric in metrics:
+    without_lesion = [line for test in test_sets for line in empty_truths(cells, test)]
+    shown = list(metrics)
+    if without_lesion and "DSC" in shown:
+        shown.insert(shown.index("DSC") + 1, WITH_LESION)
+    for metric in shown:
         lower = metric in LOWER_IS_BETTER
         unit = "pixels, lower is better" if lower else "per cent, higher is better"
         rows = [[model, *(cell(model, test, metric) for test in test_sets)] for model in models]
@@ -179,6 +188,9 @@ def to_markdown(cells: Cells, metrics: Sequence[str]) -> str:
     rule = EMPTY_RULES[next(iter(cells.values()))["hd95"]["rule"]]
     paragraphs.append(f"Mean and its 95 % bootstrap interval; HD95: {rule}. The intervals are")
     paragraphs.append("\n".join(f"- {line}" for test in test_sets for line in units(cells, test)))
+    if without_lesion:
+        paragraphs.append("Cases without a lesion:")
+        paragraphs.append("\n".join(f"- {line}" for line in without_lesion))
     paragraphs.append("How each model was scored:")
     paragraphs.append("\n".join(f"- {line}" for model in models for line in notes(cells, model)))
     return "\n\n".join(paragraphs) + "\n"
@@ -194,6 +206,16 @@ def units(cells: Cells, test_set: str) -> list[str]:
         model: interval_unit(each) for (model, test), each in cells.items() if test == test_set
     }
     return _once_each(test_set, "of", column)
+
+
+def empty_truths(cells: Cells, test_set: str) -> list[str]:
+    """What the cases without a lesion do to the means of a test set, and the false alarms of each model."""
+    from utils.results import empty_truths_text
+
+    column = {model: each for (model, test), each in cells.items() if test == test_set}
+    text = empty_truths_text(next(iter(column.values())))
+    alarms = ", ".join(f"{model} {each['false_alarms']}" for model, each in column.items())
+    return [f"{test_set}: {text} False alarms: {alarms}"] if text else []
 
 
 def notes(cells: Cells, model: str) -> list[str]:
@@ -276,6 +298,8 @@ def colour_range(means: np.ndarray, least: float) -> tuple[float, float]:
 def _with_interval(statistics: MetricStatistics, scale: float) -> str:
     from utils.results import mean_of
 
+    if statistics["mean"] is None:
+        return "-"
     low, high = statistics["ci95"]
     mean = f"{scale * mean_of(statistics):.2f}"
     if low is None or high is None:

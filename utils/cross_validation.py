@@ -4,14 +4,16 @@
 
 pools the held-out scores of the K runs of `folds: K`, of which `python valid.py --run RUN --held-out` has
 scored each. For another checkpoint than the best, give the folder of its results (RUN/epoch_1000). Runs
-that are not the K folds of one training, or were not scored alike, are refused. Written to --out, for
-`python compare.py` to compare two systems case by case: results.csv and summary.json as of a validation,
-the latter with the Dice of each fold below `folds`.
+that are not the K folds of one training, or were not scored alike, are refused. Written to --out:
+cross_validation.md and .tex (with booktabs), the means over all cases and those of each fold; and, for
+`python compare.py` to compare two systems case by case, results.csv and summary.json as of a validation, the
+latter with the Dice of each fold below `folds`.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +34,7 @@ OF_ONE_FOLD = (
 CHOOSES_THE_EPOCH = "validate_every"
 START, SPLIT = "file of initial weights", "split file"  # among the hashes of a run's inputs
 SHOWN = 4  # cases in a message
+ALL_CASES = "all cases"
 
 
 class FoldScores(TypedDict):
@@ -246,12 +249,14 @@ def _told(names: Iterable[str]) -> str:
 
 
 def write_cross_validation(folder: Path, folds: Sequence[Fold]) -> tuple[Summary, AcrossFolds]:
-    """Write results.csv and summary.json of all cases into `folder`; `folds` as `read_folds` returns them.
+    """Write results.csv and summary.json of all cases, and tables of them and of each fold, into `folder`.
 
-    Cases of one group are one for the intervals, also where they lie in different folds.
+    `folds` as `read_folds` returns them. Cases of one group are one for the intervals, also where they lie in
+    different folds.
     """
+    from utils.files import atomic_write
     from utils.groups import joined
-    from utils.results import recorded_groups, write_results
+    from utils.results import Results, recorded_groups, write_results
     from utils.statistics import describe
 
     summaries = [fold.results.summary for fold in folds]
@@ -271,16 +276,98 @@ def write_cross_validation(folder: Path, folds: Sequence[Fold]) -> tuple[Summary
     leaked = [
         name for one in summaries if (kept := one["without_leaked"]) for name in kept["dropped"]
     ]
+    scores = {name: each for fold in folds for name, each in fold.results.scores.items()}
     summary = write_results(
         folder,
-        {name: scores for fold in folds for name, scores in fold.results.scores.items()},
+        scores,
         provenance=shared_provenance(folds),
         leaked=leaked,
         known=joined([recorded_groups(one) for one in summaries]),
         hd95_empty=summaries[0]["hd95"]["rule"],
         further={"folds": across},
     )
+    pooled = Results(folder, dict(sorted(scores.items())), summary)
+    atomic_write(folder / "cross_validation.md", to_markdown(folds, pooled))
+    atomic_write(folder / "cross_validation.tex", to_latex(folds, pooled))
     return summary, across
+
+
+def to_markdown(folds: Sequence[Fold], pooled: Results) -> str:
+    """Two tables: the means over all cases, and those of each fold; how the folds were scored."""
+    from utils.comparison import WITHOUT_LEAKED, compare_metrics, how_scored, means_paragraphs
+    from utils.results import empty_truths_text, interval_unit
+    from utils.tables import markdown_table
+
+    runs, summary = {ALL_CASES: pooled}, pooled.summary
+    paragraphs = [
+        f"# Cross-validation on {folds[0].config.dataset}: {summary['count']} cases in {len(folds)} folds",
+        *means_paragraphs(compare_metrics(runs), runs, [ALL_CASES]),
+        f"The intervals are {interval_unit(summary)}.",
+        markdown_table(*table_of_folds(folds, pooled)),
+        "Means over the cases of each fold, and mean and standard deviation (divisor K - 1) of these, in which each "
+        "fold counts once. The deviation comes from both the cases and the trainings of the folds, and is no "
+        "standard error: any two trainings share most of their cases.",
+    ]
+    if note := empty_truths_text(summary):
+        paragraphs.append(note)
+    if without := summary["without_leaked"]:
+        paragraphs.append(
+            f"{WITHOUT_LEAKED} leaves out {len(without['dropped'])} of {summary['count']} cases: those that their "
+            "fold's weights were trained on, or that were found to have a near-duplicate among its training cases."
+        )
+    paragraphs.append(f"{how_scored(summary)}.")
+    paragraphs.append(
+        "\n".join(f"- fold {fold.config.fold}: {fold.record.checkpoint}" for fold in folds)
+    )
+    return "\n\n".join(paragraphs) + "\n"
+
+
+def to_latex(folds: Sequence[Fold], pooled: Results) -> str:
+    """The two tables for a paper; needs booktabs."""
+    from utils.comparison import compare_metrics, means_latex
+    from utils.tables import latex_table
+
+    runs = {ALL_CASES: pooled}
+    return (
+        f"{means_latex(compare_metrics(runs), runs)}\n"
+        "% means of the folds, their mean and standard deviation\n"
+        f"{latex_table(*table_of_folds(folds, pooled))}"
+    )
+
+
+def table_of_folds(folds: Sequence[Fold], pooled: Results) -> tuple[list[str], list[list[str]]]:
+    """Head and rows: each fold's numbers of cases and means, the last row mean and deviation of these."""
+    from utils.comparison import PLOTTED, with_unit
+    from utils.metrics import LOWER_IS_BETTER
+    from utils.results import WITH_LESION, mean_of
+    from utils.statistics import describe
+
+    summaries = [fold.results.summary for fold in folds]
+    counts = {
+        "cases": [summary["count"] for summary in summaries],
+        "missed": [summary["misses"] for summary in summaries],
+    }
+    means = {"DSC": [mean_of(summary["metrics"]["DSC"]) for summary in summaries]}
+    if pooled.summary["empty_truths"]:
+        counts["without a lesion"] = [summary["empty_truths"] for summary in summaries]
+        counts["false alarms"] = [summary["false_alarms"] for summary in summaries]
+        of_lesions = [summary["dice_with_lesion"]["mean"] for summary in summaries]
+        means[WITH_LESION] = [math.nan if mean is None else mean for mean in of_lesions]
+    for metric in PLOTTED:
+        means[metric] = [mean_of(summary["metrics"][metric]) for summary in summaries]
+    rows = [
+        [f"fold {fold.config.fold}", *(str(count[index]) for count in counts.values())]
+        for index, fold in enumerate(folds)
+    ]
+    rows.append(["mean ± SD", *("" for _ in counts)])
+    for metric, of_folds in means.items():
+        scale = 1 if metric in LOWER_IS_BETTER else 100
+        for row, mean in zip(rows, of_folds, strict=False):
+            row.append("-" if math.isnan(mean) else f"{scale * mean:.2f}")
+        across = describe([mean for mean in of_folds if not math.isnan(mean)])
+        spread = f"{scale * across.mean:.2f} ± {scale * across.std:.2f}"
+        rows[-1].append(spread if across.count > 1 else "-")
+    return ["", *counts, *map(with_unit, means)], rows
 
 
 def shared_provenance(folds: Sequence[Fold]) -> dict[str, Any]:

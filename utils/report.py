@@ -25,7 +25,15 @@ import numpy as np
 from utils.errors import UserError
 from utils.files import atomic_write
 from utils.metrics import EMPTY_RULES, LOWER_IS_BETTER, METRICS, CaseScores
-from utils.results import MetricStatistics, Scores, Summary, column, interval_unit
+from utils.results import (
+    WITH_LESION,
+    MetricStatistics,
+    Scores,
+    Summary,
+    column,
+    empty_truths_text,
+    interval_unit,
+)
 
 TEMPLATE = Path(__file__).with_name("report_template.html")
 CASES_GO_HERE = "<!-- cases -->"
@@ -191,9 +199,15 @@ def _tiles(summary: Summary) -> str:
         )
         for metric in ("DSC", "IoU", "HD95")
     ]
+    alarm_note = "prediction, but no lesion"
+    if empty := summary["empty_truths"]:
+        dice = summary["dice_with_lesion"]
+        note = f"95 % {_interval('DSC', dice)}, {dice['count']} cases"
+        tiles.insert(1, (WITH_LESION, _number("DSC", dice["mean"]), note))
+        alarm_note = f"of {empty} without a lesion"
     tiles += [
         ("Misses", str(summary["misses"]), "lesion, but nothing predicted"),
-        ("False alarms", str(summary["false_alarms"]), "prediction, but no lesion"),
+        ("False alarms", str(summary["false_alarms"]), alarm_note),
     ]
     return "".join(
         f'<div class="card tile"><span>{name}</span><b>{value}</b>'
@@ -203,7 +217,10 @@ def _tiles(summary: Summary) -> str:
 
 
 def _summary_table(summary: Summary) -> str:
-    """One row per metric, and HD95 by the other rules; beside it without leaked cases, if any are."""
+    """One row per metric, Dice of the cases with a lesion where some have none, and HD95 by the other rules.
+
+    Beside it without leaked cases, if any are.
+    """
     without = summary["without_leaked"]
     rules: dict[Literal["diagonal", "zero", "detected"], str] = {
         "diagonal": "HD95, one mask empty counts the diagonal",
@@ -215,6 +232,9 @@ def _summary_table(summary: Summary) -> str:
         (metric, metric, [case_set["metrics"][metric] for case_set in case_sets])
         for metric in METRICS
     ]
+    if summary["empty_truths"]:
+        dice = [case_set["dice_with_lesion"] for case_set in case_sets]
+        lines.insert(METRICS.index("DSC") + 1, ("DSC", WITH_LESION, dice))
     lines += [
         ("HD95", label, [case_set["hd95"][rule] for case_set in case_sets])
         for rule, label in rules.items()
@@ -248,7 +268,7 @@ def _summary_table(summary: Summary) -> str:
 
 def _notes(summary: Summary) -> str:
     without, seen = summary["without_leaked"], summary["provenance"].get("test_cases_trained_on")
-    notes = []
+    notes = [text] if (text := empty_truths_text(summary)) else []
     if seen:
         notes.append(
             f"The weights were trained on {len(seen)} of these cases: scores are too high."

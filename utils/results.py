@@ -30,6 +30,8 @@ HELD_OUT_PREFIX = "held_out_results_"
 """What the folders of results are called, before the name of the data set."""
 CSV_NAME = "results.csv"
 SUMMARY_NAME = "summary.json"
+WITH_LESION = "Dice, with lesion"
+"""What the mean Dice over the cases whose truth is not empty is called, in every output."""
 NAMES_SHOWN = 5
 OF_THE_TRUTH = ("Height", "Width", "TruthPixels")  # sizes that do not depend on the prediction
 
@@ -60,8 +62,17 @@ class Hd95ByRule(TypedDict):
     """Left out, as are cases in which both are empty."""
 
 
-class Scores(TypedDict):
-    """The scores of a set of cases."""
+class WithLesion(TypedDict):
+    """What is left without the cases that have no true foreground."""
+
+    empty_truths: int
+    """Cases without true foreground: the false alarms, and those that are correctly empty."""
+    dice_with_lesion: MetricStatistics
+    """Over the other cases."""
+
+
+class Scores(WithLesion):
+    """The scores of a set of cases; earlier versions' get the keys of `WithLesion` when they are read."""
 
     count: int
     misses: int
@@ -109,6 +120,11 @@ class Provenance(TypedDict, total=False):
     keep_upright: bool
     precision: str
     environment: dict[str, Any]
+
+
+SETTINGS_OF_SCORES = (
+    "image_size", "evaluation_size", "threshold", "tta", "keep_upright", "precision",
+)  # keys of the provenance  # fmt: skip
 
 
 class Bootstrap(TypedDict, total=False):
@@ -225,6 +241,7 @@ def summarise(
         "missed_cases": names[missed].tolist(),
         "false_alarms": int(alarmed.sum()),
         "false_alarm_cases": names[alarmed].tolist(),
+        **_with_lesion(scores, known),
         "metrics": {metric: _statistics(column(scores, metric), groups) for metric in METRICS},
         "hd95": {
             "rule": hd95_empty,
@@ -232,6 +249,15 @@ def summarise(
             "zero": _statistics(np.where(one_empty, 0.0, distance), groups),
             "detected": _statistics(distance[detected], groups[detected]),
         },
+    }
+
+
+def _with_lesion(scores: Mapping[str, CaseScores], known: KnownGroups) -> WithLesion:
+    lesion = column(scores, "TruthPixels") > 0
+    groups = np.array(known.labels(scores), dtype=object)
+    return {
+        "empty_truths": int((~lesion).sum()),
+        "dice_with_lesion": _statistics(column(scores, "DSC")[lesion], groups[lesion]),
     }
 
 
@@ -266,7 +292,20 @@ def read_results(folder: Path) -> Results:
             f"{path}: hd95.rule is {summary['hd95'].get('rule')!r}, expected {' or '.join(get_args(EmptyRule))}; "
             "run valid.py again"
         )
-    return Results(folder, scores, cast(Summary, summary))
+    return Results(folder, scores, _completed(cast(Summary, summary), scores))
+
+
+def _completed(summary: Summary, scores: Mapping[str, CaseScores]) -> Summary:
+    """The summary with what those of earlier versions lack of `WithLesion`, from the scores of the cases."""
+    known = recorded_groups(summary)
+    if "empty_truths" not in summary:
+        summary.update(_with_lesion(scores, known))
+    without = summary.get("without_leaked")
+    if without and "empty_truths" not in without:
+        dropped = set(without["dropped"])
+        kept = {name: scores[name] for name in scores if name not in dropped}
+        without.update(_with_lesion(kept, known))
+    return summary
 
 
 def recorded_groups(summary: Summary) -> KnownGroups:
@@ -278,6 +317,56 @@ def interval_unit(summary: Summary) -> str:
     """What the intervals of the summary are over, in words."""
     bootstrap, count = _bootstrap(summary), summary["count"]
     return unit_text(bootstrap.get("groups", count), count, bootstrap.get("by"))
+
+
+def special_settings(summary: Summary) -> list[str]:
+    """The settings of the scores that are not the defaults, in words."""
+    from utils.config import Config
+
+    made_with, said = summary["provenance"], []
+    checkpoint = Path(made_with.get("checkpoint", "best_model"))
+    if checkpoint.stem != "best_model":
+        said.append(f"checkpoint {checkpoint.name}")
+    if made_with.get("tta"):
+        upright = ", images kept upright" if made_with.get("keep_upright") else ""
+        said.append(f"test-time augmentation{upright}")
+    default: float = Config.model_fields["threshold"].default
+    if made_with.get("threshold", default) != default:
+        said.append(f"threshold {made_with['threshold']:g}")
+    size = made_with.get("evaluation_size")
+    if size != made_with.get("image_size"):
+        said.append("native size" if size == "native" else f"size {size} px")
+    return said
+
+
+def replaced_settings(folder: Path, made_with: Provenance, rule: EmptyRule) -> list[str]:
+    """The settings, as `tta=false`, of the scores in `folder` that are others in new ones `made_with` these.
+
+    Empty where the folder holds no scores that can be read.
+    """
+    try:
+        earlier = read_results(folder).summary
+    except UserError:
+        return []
+    before = {**earlier["provenance"], "hd95_empty": earlier["hd95"]["rule"]}
+    now = {**made_with, "hd95_empty": rule}
+    return [
+        f"{key}={before[key] if isinstance(before[key], str) else json.dumps(before[key])}"
+        for key in (*SETTINGS_OF_SCORES, "hd95_empty")
+        if key in before and key in now and before[key] != now[key]
+    ]
+
+
+def empty_truths_text(scores: Scores) -> str:
+    """How many of the cases have no lesion, and what that does to the means; empty where all have one."""
+    empty = scores["empty_truths"]
+    if not empty:
+        return ""
+    return (
+        f"{empty} of {scores['count']} cases {'has' if empty == 1 else 'have'} no lesion: where nothing is predicted "
+        "in one, it counts as perfect (Dice 1, HD95 0), and otherwise as a false alarm (Dice 0). "
+        f"{WITH_LESION}: that of the other cases."
+    )
 
 
 def _bootstrap(summary: Summary) -> Bootstrap:

@@ -11,7 +11,7 @@ from typing import Any
 ESCAPED_BAR = "\\|"
 IN_LATEX = {
     **{character: f"\\{character}" for character in "&%$#_{}"},
-    "|": r"\textbar{}", "<": r"\textless{}", ">": r"\textgreater{}",
+    "±": r"$\pm$", "|": r"\textbar{}", "<": r"\textless{}", ">": r"\textgreater{}",
     "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
 }  # fmt: skip
 NEGATIVE = re.compile(r"(?<![\w.])-(?=\d)")
