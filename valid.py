@@ -1,7 +1,8 @@
 """Validate a trained model on the test split: masks, probabilities, scores.
 
     python valid.py --run ckpt/wave_gms_busi/epochs_1000
-    python valid.py --run ckpt/wave_gms_busi/epochs_1000 evaluation_size=native tta=true
+    python valid.py --run ckpt/wave_gms_busi/epochs_1000 --name tta tta=true
+    python valid.py --run ckpt/wave_gms_busi/epochs_1000 evaluation_size=native
     python valid.py --run ckpt/wave_gms_busi/epochs_1000 --datasets bus busi
     python valid.py --run ckpt/wave_gms_busi/epochs_1000 --held-out
     python valid.py --config configs/busi_valid.yaml model_weight=path/to/best_model.pth
@@ -12,7 +13,8 @@ repository (ckpt/provided_models/busi) are scored, where there are some.
 Writes beside the checkpoint: predicted_masks_<dataset>/ and valid_results_<dataset>/; for a checkpoint other
 than best_model.pth into a folder of its name (epoch_100/). With --held-out: held_out_masks_<dataset>/ and
 held_out_results_<dataset>/. Masks that an earlier validation left there, of cases that are not scored now,
-are deleted. With save_seg_img_path=DIR the masks go into DIR, those of held-out cases into
+are deleted. With --name NAME all goes into a folder of that name there, so that scores made in another way
+do not replace these. With save_seg_img_path=DIR the masks go into DIR, those of held-out cases into
 DIR/held_out_masks, and none are deleted.
 """
 
@@ -46,6 +48,11 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         action="store_true",
         help="score the cases that the run held out of train to choose its checkpoint, not the test split",
     )
+    add(
+        "--name",
+        default="",
+        help="write into a folder of this name beside the checkpoint, which keeps these scores apart from others of it",
+    )
     add("overrides", nargs="*", metavar="key=value", help="change keys of the config")
     arguments = parser.parse_intermixed_args(argv)
     # `--datasets a b key=value`: the values were taken as names
@@ -63,15 +70,19 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     log_to()
     config, checkpoint = find_run(arguments.run, arguments.config, overrides=arguments.overrides)
-    score_run(config, checkpoint, arguments.datasets, arguments.held_out)
+    score_run(config, checkpoint, arguments.datasets, arguments.held_out, arguments.name)
 
 
 def score_run(
-    config: Config, checkpoint: Path, names: Sequence[str] = (), held_out: bool = False
+    config: Config,
+    checkpoint: Path,
+    names: Sequence[str] = (),
+    held_out: bool = False,
+    name: str = "",
 ) -> None:
     """Score a checkpoint on the test splits, or the `held_out` cases, of the prepared data sets `names`.
 
-    Default: the config's.
+    Default: the config's. `name` is that of a folder for the results, see `engine.evaluation.results_folder`.
     """
     from engine.device import make_accelerator, use_gpus
 
@@ -84,11 +95,11 @@ def score_run(
     from engine.trained_run import load_run
     from utils.runs import writing_to
 
+    results, summaries = results_folder(checkpoint, name), {}
     loaded = load_run(config, checkpoint)
     log.info("weights: %s", checkpoint)
-    named = [open_prepared(name) for name in names]
+    named = [open_prepared(each) for each in names]
     data_sets = named or [open_data_set(config.pickle_file_path)]
-    results, summaries = results_folder(checkpoint), {}
     for data_set in data_sets:
         warn_of_other_window(checkpoint, data_set)
         predictions = config.save_seg_img_path
@@ -97,12 +108,14 @@ def score_run(
         if predictions and held_out:  # which are none of the test cases
             predictions = predictions / HELD_OUT_MASKS
         with writing_to(results):
-            summaries[data_set.name] = score(loaded, data_set, accelerator, predictions, held_out)
+            summaries[data_set.name] = score(
+                loaded, data_set, accelerator, predictions, held_out, name
+            )
     if len(summaries) > 1 and not held_out:
         from utils.cross_domain import write_matrix
 
         folder = results / "cross_domain"
-        cells = {(s["provenance"]["trained_on"] or "?", name): s for name, s in summaries.items()}
+        cells = {(s["provenance"]["trained_on"] or "?", on): s for on, s in summaries.items()}
         with writing_to(folder):
             write_matrix(folder, cells)
         log.info("all data sets side by side: %s", folder)

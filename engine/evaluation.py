@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,11 +73,13 @@ def score(
     accelerator: Accelerator,
     predictions: Path | None = None,
     held_out: bool = False,
+    name: str = "",
 ) -> Summary:
     """Predict and score the test split of a data set, or the cases that the run held out of train.
 
-    All goes into the checkpoint's `results_folder`: masks and probabilities into `predicted_masks_<data set>`
-    or `held_out_masks_<data set>`, the rest into `valid_results_<data set>` or `held_out_results_<data set>`.
+    All goes into the checkpoint's `results_folder` of this `name`: masks and probabilities into
+    `predicted_masks_<data set>` or `held_out_masks_<data set>`, the rest into `valid_results_<data set>` or
+    `held_out_results_<data set>`.
     What a validation before left there of other cases is deleted once the new scores are written. With
     `predictions`, masks and probabilities go into that folder, in which nothing is deleted. Returns the
     summary that is also written as summary.json.
@@ -85,7 +88,7 @@ def score(
     find = held_out_part if held_out else test_split
     scored = find(loaded, data_set, resolved_precision(accelerator))
     prefix = HELD_OUT_PREFIX if held_out else RESULTS_PREFIX
-    beside = results_folder(loaded.checkpoint)
+    beside = results_folder(loaded.checkpoint, name)
     results = beside / f"{prefix}{data_set.name}"
     masks = predictions or beside / f"{HELD_OUT_MASKS if held_out else MASKS}_{data_set.name}"
     predicted = predict_cases(
@@ -208,11 +211,22 @@ def write_pictures(
     draw_examples(results / "examples.png", scores, by_name, threshold)
 
 
-def results_folder(checkpoint: Path) -> Path:
+def results_folder(checkpoint: Path, name: str = "") -> Path:
     """Where a checkpoint's results go: its own folder for a `best_model`, otherwise a folder named after the
     checkpoint, so that they are not taken for the run's.
+
+    With a `name` it is a folder in that one, which keeps them apart from results made in another way.
+    UserError for a name that cannot be one, or is that of something else there.
     """
-    return checkpoint.parent if checkpoint.stem == "best_model" else checkpoint.with_suffix("")
+    own = checkpoint.parent if checkpoint.stem == "best_model" else checkpoint.with_suffix("")
+    if not name:
+        return own
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+-]*", name):
+        raise UserError(f"--name is {name!r}, expected letters, digits and . _ + -, such as tta")
+    folder = own / name
+    if folder.exists() and not any((*folder.glob("*_results_*"), *folder.glob("*_masks_*"))):
+        raise UserError(f"{folder} exists and holds no scores of valid.py: choose another --name")
+    return folder
 
 
 def warn_of_another_split(data_set: DataSet, checkpoint: Path, seen: Sequence[str]) -> None:

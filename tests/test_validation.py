@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+import compare
 import export
 import train
 import valid
@@ -558,6 +559,30 @@ def test_settings_that_are_not_the_defaults_are_told_and_scores_of_others_that_t
     other = finished / "epoch_7.pth"
     other.write_bytes((finished / "best_model.pth").read_bytes())
     assert told(f"model_weight={other}") == ("checkpoint epoch_7.pth", None), "in another folder"
+
+
+def test_scores_of_a_name_do_not_replace_others(
+    finished: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    run = ["--run", str(finished)]
+    valid.main(run)
+    plain = (finished / "valid_results_blobs" / "results.csv").read_text()
+    capsys.readouterr()
+    for threshold in (0.4, 0.3):
+        valid.main([*run, "--name", "low", f"threshold={threshold}"])
+    assert "made with threshold=0.4" in capsys.readouterr().out, "within the name they are replaced"
+    assert (finished / "valid_results_blobs" / "results.csv").read_text() == plain
+    low = json.loads((finished / "low" / "valid_results_blobs" / "summary.json").read_text())
+    assert low["provenance"]["threshold"] == 0.3
+    assert list((finished / "low" / "predicted_masks_blobs" / "binary").glob("*.png"))
+    valid.main([*run, "--held-out", "--name", "low"])
+    assert (finished / "low" / "held_out_results_blobs").is_dir()
+    compare.main([str(finished), str(finished / "low"), "--out", str(tmp_path / "out")])
+    assert "threshold 0.3" in (tmp_path / "out" / "comparison.md").read_text()
+
+    for name in ("logs", "../low", ".hidden", "a b"):
+        with pytest.raises(UserError, match="name"):
+            valid.main([*run, "--name", name])
 
 
 def test_a_checkpoint_elsewhere(finished: Path, tmp_path: Path, vae: Path) -> None:
