@@ -20,6 +20,12 @@ OUTPUT_FOLDERS = {
     "uncertainty": "uncertainties",
     "overlay": "overlays",
 }
+FOREIGN_ENDINGS = (
+    *(".avif", ".gif", ".heic", ".heif", ".j2k", ".jfif", ".jp2", ".jxl", ".mha", ".nii", ".nrrd"),
+    *(".pbm", ".pgm", ".pnm", ".ppm", ".psd", ".svg", ".tga", ".webp"),
+)
+"""Of images in formats that are not read."""
+NAME_ENDINGS = frozenset((*SUFFIXES, *FOREIGN_ENDINGS, ".ima"))
 SETTING = re.compile(r"[A-Za-z_]\w*=")  # how a key of the config is set for train.py and valid.py
 LONGEST_NAME = 200  # bytes; file systems take 255, of which endings and temporary names need some
 
@@ -149,12 +155,12 @@ def _holds_dicom(path: Path) -> bool:
 def unique_names(paths: Sequence[Path]) -> dict[Path, str]:
     """A name for the outputs of each path: its stem, or more of the path where stems are equal.
 
-    Tried in this order: stem_png, folder_stem, folder_stem_png, and so on upwards; then a number is
+    A stem is the file's name without an ending that images have (`stem_of`). Tried in this order: stem_png, folder_stem, folder_stem_png, and so on upwards; then a number is
     appended. Names stay distinct where upper and lower case count as equal.
     """
     groups: dict[str, list[Path]] = defaultdict(list)
     for path in paths:
-        groups[path.stem.casefold()].append(path)
+        groups[stem_of(path).casefold()].append(path)
     names: dict[Path, str] = {}
     taken: set[str] = set()
     # small groups first: a stem that no other path has stays the name
@@ -180,9 +186,15 @@ def _distinct(group: Sequence[Path]) -> list[str]:
 
 
 def _name(path: Path, depth: int, suffix: bool) -> str:
-    ending = f"_{path.suffix[1:].lower()}" if suffix and path.suffix else ""
-    name = printable("_".join((*path.parts[1:][-depth:-1], path.stem)) + ending)
+    stem = stem_of(path)
+    ending = f"_{path.suffix[1:].lower()}" if suffix and stem != path.name else ""
+    name = printable("_".join((*path.parts[1:][-depth:-1], stem)) + ending)
     return name.encode()[-LONGEST_NAME:].decode(errors="ignore")
+
+
+def stem_of(path: Path) -> str:
+    """The file's name without the ending of an image format; a UID as a name keeps its last number."""
+    return path.stem if path.suffix.lower() in NAME_ENDINGS else path.name
 
 
 def printable(text: str) -> str:

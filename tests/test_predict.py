@@ -830,6 +830,8 @@ def test_names_are_unique() -> None:
     assert named("/1/a/x.png", "/2/a/x.png") == ["1_a_x", "2_a_x"]
     assert named("/d/x.png", "/d/X.PNG") == ["x", "X_2"]
     assert named("/d/a/x.png", "/d/b/x.png", "/d/a_x.png") == ["a_x_2", "b_x", "a_x"]
+    assert named("/d/1.2.840.77", "/d/1.2.840.78.DCM") == ["1.2.840.77", "1.2.840.78"]
+    assert named("/a/1.2.77", "/b/1.2.77", "/a/I1.IMA") == ["a_1.2.77", "b_1.2.77", "I1"]
     assert named("/d/bad\nname\udcff.png") == [
         "bad\N{REPLACEMENT CHARACTER}name\N{REPLACEMENT CHARACTER}"
     ]
