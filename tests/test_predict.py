@@ -889,6 +889,51 @@ def test_files_folders_and_patterns_are_found(tmp_path: Path) -> None:
         find_jobs(["a" * 256], False, out)
 
 
+def dicom_of_class(uid: str) -> bytes:
+    """The first bytes of a DICOM file."""
+    padded = uid.encode() + b"\0" * (len(uid) % 2)
+    version = struct.pack("<HH2sHI2s", 2, 1, b"OB", 0, 2, b"\0\1")
+    group = version + struct.pack("<HH2sH", 2, 2, b"UI", len(padded)) + padded
+    length = struct.pack("<HH2sHI", 2, 0, b"UL", 4, len(group))
+    return bytes(128) + b"DICM" + length + group
+
+
+def test_what_is_skipped_in_folders_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = picture_folder(tmp_path / "in", 1)
+    images, storage = ("IM1", "seg.dcm"), "1.2.840.10008.5.1.4.1.1."
+    others = {
+        "DICOMDIR": "1.2.840.10008.1.3.10",
+        "SR": storage + "88.33",
+        "pr.dcm": storage + "11.1",
+    }
+    for name, uid in {**others, "IM1": storage + "6.1", "seg.dcm": storage + "66.4"}.items():
+        (folder / name).write_bytes(dicom_of_class(uid))
+    for name in ("a.gif", "b.WEBP", "c.webp", "notes.txt", ".hidden.gif"):
+        (folder / name).write_bytes(b"other")
+
+    def found(*inputs: Path) -> list[str]:
+        return [job.path.name for job in find_jobs(list(map(str, inputs)), False, tmp_path / "out")]
+
+    assert found(folder, folder) == [*images[:1], "scan_0.png", *images[1:]]
+    assert caplog.messages == [
+        "3 DICOM objects without pixels skipped (reports, DICOMDIR)",
+        "3 files of other formats skipped (.gif, .webp): convert to PNG",
+    ]
+    caplog.clear()
+    named = [folder / "SR", folder / "a.gif"]
+    assert found(*named) == ["SR", "a.gif"] and not caplog.messages, "they will fail"
+    assert len(found(folder, *named)) == 5 and "2 files of other" in caplog.messages[1]
+    only = tmp_path / "only"
+    only.mkdir()
+    (only / "a.jp2").touch()
+    with pytest.raises(
+        UserError, match=r"in this folder; 1 file of another format sk.*\.jp2\).*PNG; --rec"
+    ):
+        found(only)
+
+
 def test_a_setting_among_the_inputs_is_told_from_a_file(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"threshold=0\.3: no such file.*by --set threshold=0\.3"):
         find_jobs(["threshold=0.3"], False, tmp_path)
