@@ -8,7 +8,7 @@ import logging
 import os
 import re
 from collections import defaultdict, deque
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -197,21 +197,27 @@ def _head(path: Path) -> bytes:
         return b""
 
 
-def unique_names(paths: Sequence[Path]) -> dict[Path, str]:
+def unique_names(paths: Sequence[Path], given: Mapping[str, Path] | None = None) -> dict[Path, str]:
     """A name for the outputs of each path: its stem, or more of the path where stems are equal.
 
     A stem is the file's name without an ending that images have (`stem_of`). Tried in this order:
     stem_png, folder_stem, folder_stem_png, and so on upwards; then a number is appended. Names stay
-    distinct where upper and lower case count as equal.
+    distinct where upper and lower case count as equal. Names that are `given` to paths stay theirs, and
+    the stems of these count as well.
     """
+    given = given or {}
+    has_name = {path: name for name, path in given.items()}
     groups: dict[str, list[Path]] = defaultdict(list)
-    for path in paths:
+    for path in dict.fromkeys((*paths, *has_name)):
         groups[stem_of(path).casefold()].append(path)
     names: dict[Path, str] = {}
-    taken: set[str] = set()
+    taken = {name.casefold() for name in given}
     # small groups first: a stem that no other path has stays the name
     for group in sorted(groups.values(), key=len):
         for path, name in zip(group, _distinct(group), strict=True):
+            if path in has_name:
+                names[path] = has_name[path]
+                continue
             number, candidate = 2, name
             while candidate.casefold() in taken:
                 number, candidate = number + 1, f"{name}_{number}"

@@ -1347,13 +1347,100 @@ def test_resume_with_other_inputs_keeps_what_is_there(tmp_path: Path, run: Path)
     command = ["--run", str(run), "--out", str(out), "--overlay", "none"]
     assert predict.main([*command, str(first)]) == 0
     before = everything_under(out)
-    for inputs in ([second], [first, second]):
-        with pytest.raises(UserError, match=r"holds `scan_0` of .*/a/scan_0\.png, and with these"):
-            predict.main([*command, *map(str, inputs), "--resume"])
-        assert everything_under(out) == before
     (second / "scan_0.png").rename(second / "other.png")
     assert predict.main([*command, str(second), "--resume"]) == 0
     assert list(rows_of(out)) == ["scan_0", "scan_1", "other"]
+    after = everything_under(out)
+    assert {name: after[name] for name in before if "/" in name} == {
+        name: content for name, content in before.items() if "/" in name
+    }
+
+
+def fake_run(out: Path, jobs: list[Job], resume: bool, **settings: object) -> list[str]:
+    """Predict the jobs by a made-up model; the names of those that were not done."""
+    folder = output_folder(out, {"weights_sha256": "0", **settings})
+    to_do = folder.open(jobs, resume=resume, overwrite=not resume)
+    read = partial(read_file, max_megapixels=1, window=None)
+    for row in predict_files(to_do, read, GreyBackend(), PredictionOptions(), folder, 2, 1):
+        folder.add(row)
+    folder.close(jobs)
+    return [job.name for job in to_do]
+
+
+def files_of(out: Path) -> dict[str, str]:
+    """Of each row its name and the folder of its image; its mask is there, and no other."""
+    rows = rows_of(out)
+    assert {path.stem for path in (out / "masks").iterdir()} == set(rows)
+    return {name: Path(row["file"]).parent.name for name, row in rows.items()}
+
+
+def test_resume_follows_a_folder_that_grows(tmp_path: Path) -> None:
+    folder, out = tmp_path / "in", tmp_path / "out"
+
+    def resume(*inputs: Path) -> list[str]:
+        jobs = find_jobs(list(map(str, inputs)), True, out)
+        return fake_run(out, jobs, resume=True)
+
+    picture_folder(folder / "p1", 1)
+    assert resume(folder) == ["scan_0"]
+    picture_folder(folder / "p2", 1)
+    assert resume(folder) == ["p2_scan_0"] and resume(folder) == []
+    picture_folder(folder / "p3", 1)
+    assert resume(folder / "p3") == ["p3_scan_0"], "the others need not be given"
+    assert resume(folder) == [] == resume(folder / "p1" / ".." / "p2")
+    assert files_of(out) == {"scan_0": "p1", "p2_scan_0": "p2", "p3_scan_0": "p3"}
+
+
+def test_overwriting_some_images_keeps_the_rows_of_others(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder, out = tmp_path / "in", tmp_path / "out"
+    for name in ("p1", "p2"):
+        picture_folder(folder / name, 1)
+    (folder / "damaged.png").touch()
+
+    def overwrite(*inputs: Path, **settings: object) -> list[str]:
+        jobs = find_jobs(list(map(str, inputs)), True, out)
+        return fake_run(out, jobs, False, **settings)
+
+    overwrite(folder / "p1")
+    assert files_of(out) == {"scan_0": "p1"}
+    own = out / "masks" / "own.png"
+    own.write_bytes(b"mine")
+    overwrite(folder)
+    assert "1 file in " in caplog.text and "names, such as own.png" in caplog.text
+    assert own.read_bytes() == b"mine"
+    own.unlink()
+    caplog.clear()
+    assert not list(out.glob("*/scan_0.*")), "the image has another name now"
+    (folder / "p1" / "scan_0.png").write_bytes((folder / "p2" / "scan_0.png").read_bytes())
+    before = rows_of(out)
+    assert overwrite(folder / "p1") == ["p1_scan_0"]
+    assert {**rows_of(out), "p1_scan_0": {}} == {**before, "p1_scan_0": {}}
+
+    unchanged = everything_under(out)
+    refused = r"holds 1 prediction of other images by other settings \(threshold: None in the folder, 0\.9 now\)"
+    with pytest.raises(UserError, match=refused + r".*give all images again, or name another"):
+        overwrite(folder / "p1", threshold=0.9)
+    (out / "settings.json").write_text("half")
+    with pytest.raises(UserError, match=r"settings \(settings\.json cannot be read\)"):
+        overwrite(folder / "p1")
+    (out / "settings.json").write_bytes(unchanged["settings.json"])
+    assert everything_under(out) == unchanged and not caplog.messages
+    overwrite(folder, threshold=0.9)
+    assert set(rows_of(out)) == set(before)
+
+
+def test_a_changed_table_leads_nowhere_else(tmp_path: Path) -> None:
+    folder, out = picture_folder(tmp_path / "in", 1), tmp_path / "out"
+    jobs = find_jobs([str(folder)], False, out)
+    for resume in (False, True):
+        fake_run(out, jobs, False)
+        table, elsewhere = out / "predictions.csv", tmp_path / "x.png"
+        table.write_text(table.read_text().replace("\nscan_0,", "\n../../x,"))
+        elsewhere.write_bytes(b"mine")
+        fake_run(out, jobs, resume)
+        assert elsewhere.read_bytes() == b"mine" and list(rows_of(out)) == ["scan_0"]
 
 
 @pytest.mark.parametrize("writes_before", [0, 4, 7])
