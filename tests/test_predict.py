@@ -341,6 +341,19 @@ def test_pictures_are_turned_upright_and_say_so() -> None:
     assert "upright" in picture.note
 
 
+@pytest.mark.parametrize("tag", range(1, 9))
+@pytest.mark.parametrize("ending", [".jpg", ".tif"])
+def test_every_orientation_that_is_applied_is_noted(ending: str, tag: int) -> None:
+    square = encoded(noise(16, 16), ending)
+    if ending == ".jpg":
+        turned = with_orientation(square, tag)
+    else:  # in place of the tag of separate planes, which is 1 where it lacks
+        at = square.index(struct.pack("<HHI", 0x11C, 3, 1))
+        turned = square[:at] + struct.pack("<HHIHH", 0x112, 3, 1, tag, 0) + square[at + 12 :]
+    changed = bool((read_picture(turned).pixels != read_picture(square).pixels).any())
+    assert changed == ("upright" in read_picture(turned).note) == (tag != 1)
+
+
 def png_header(width: int, height: int) -> bytes:
     header = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     return (
