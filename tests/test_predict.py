@@ -1628,6 +1628,17 @@ def test_options_out_of_range(option: list[str], capsys: pytest.CaptureFixture[s
     assert re.search(f"{option[0]}( must be|: expected) ", capsys.readouterr().err)
 
 
+def test_inputs_may_follow_options(tmp_path: Path) -> None:
+    command = ["--run", "R", "a.png", "--out", str(tmp_path / "o"), "--window", "-160,240", "b.png"]
+    arguments = predict.parse_arguments([*command, "--tta", "image_size=256"])
+    assert arguments.inputs == ["a.png", "b.png", "image_size=256"]
+    assert arguments.tta and arguments.window == "-160,240"
+    (tmp_path / "a.png").touch()
+    rest = [str(tmp_path / "a.png"), "--out", str(tmp_path / "o"), "image_size=256"]
+    with pytest.raises(UserError, match="is changed by --set image_size=256"):
+        predict.main(["--run", "R", *rest])
+
+
 @pytest.mark.parametrize("program", [predict, app], ids=["predict", "app"])
 def test_a_window_may_begin_below_0(program: ModuleType) -> None:
     rest = ["scan.png", "--out", "out"] if program is predict else []
