@@ -28,6 +28,7 @@ from engine import web_page
 from engine.backends import TorchBackend
 from engine.prediction import Segmentation
 from engine.trained_run import find_run
+from engine.web_access import RefuseForeign, refusal
 from tests.cases_on_disk import blob_case
 from tests.run_on_disk import ROOT, write_run, write_vae
 from utils.errors import UserError
@@ -95,6 +96,60 @@ def test_impossible_numbers_are_refused(
     with pytest.raises(SystemExit):
         app.parse_arguments(["--run", "x", option, value])
     assert option in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("listens", "headers", "refused"),
+    [
+        ("127.0.0.1", {"Host": "127.0.0.1:7860"}, ""),
+        ("127.0.0.1", {"Host": "localhost:7860", "Origin": "http://LOCALHOST:7860"}, ""),
+        ("127.0.0.1", {"Host": "[::1]:7860", "Origin": "http://[::1]:7860"}, ""),
+        ("127.0.0.1", {"Host": "evil.example:7860"}, "is not 'evil.example:7860'"),
+        ("127.0.0.1", {}, "is not ''"),
+        ("127.0.0.1", {"Host": "[::1"}, "is not"),
+        ("127.0.0.1", {"Host": "localhost:7860", "Origin": "http://localhost:80"}, "a page of"),
+        ("127.0.0.1", {"Host": "localhost:7860", "Origin": "https://evil.example"}, "evil.example"),
+        ("127.0.0.1", {"Host": "localhost:7860", "Origin": "null"}, "a page of 'null'"),
+        ("Lab.example", {"Host": "lab.example", "Origin": "https://lab.example"}, ""),
+        ("0.0.0.0", {"Host": "any.example:80", "Origin": "http://any.example:80"}, ""),
+        ("0.0.0.0", {"Host": "any.example:80", "Origin": "http://other.example"}, "other.example"),
+        (
+            "127.0.0.1",
+            {"Host": "localhost", "Origin": "https://h.example", "X-Forwarded-Host": "h.example"},
+            "",
+        ),
+    ],
+)  # fmt: skip
+def test_requests_of_other_sites_are_refused(
+    listens: str, headers: dict[str, str], refused: str
+) -> None:
+    async def nothing(*_: object) -> None: ...
+
+    sent = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
+    reason = refusal(sent, RefuseForeign(nothing, listens).hosts)
+    assert bool(reason) == bool(refused) and refused in reason
+
+
+def test_a_stop_while_it_starts_leaves_no_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("gradio", reason="the page needs gradio (optional)")
+
+    def stopped(_: object) -> None:
+        assert list(tmp_path.iterdir())
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr("engine.backends.open_backend", stopped)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr(os, "environ", os.environ.copy())
+    # a handler of its own, so that the signal ends no test without the fix
+    before = signal.signal(signal.SIGTERM, lambda *_: None)
+    try:
+        with pytest.raises(SystemExit) as ended:
+            app.main(["--onnx", "model.onnx"])
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert ended.value.code == 143 and not list(tmp_path.iterdir())
 
 
 def test_only_this_machine_by_default() -> None:
@@ -219,6 +274,8 @@ def test_the_server_is_closed(page: Page) -> None:
     assert b'"success":false' in events and b"vae_model" not in events
     assert secret.is_file()
 
+    for foreign in ({"Origin": "https://evil.example"}, {"Host": "evil.example"}):
+        assert get(page, "gradio_api/upload", data=b"", headers=foreign)[0] == 403
     status, answer = send(page, "large.png", bytes(3 << 20))
     assert status == 413 and str(page.temporary).encode() not in answer
 
