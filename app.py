@@ -94,7 +94,11 @@ def main(argv: Sequence[str] | None = None) -> None:
                 quiet=True,
                 app_kwargs={"middleware": [Middleware(RefuseForeign, host=arguments.host)]},
                 css=STYLE,
-                theme=gradio.themes.Default(font="system-ui", font_mono="monospace"),
+                theme=gradio.themes.Default(font="system-ui", font_mono="monospace").set(
+                    # the theme's own has a contrast of 2:1
+                    body_text_color_subdued="*neutral_600",
+                    body_text_color_subdued_dark="*neutral_300",
+                ),
             )
         except OSError as error:
             raise UserError(
