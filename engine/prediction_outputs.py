@@ -328,9 +328,7 @@ class OutputFolder:
             if None not in row
             and None not in row.values()
             and row["status"] in ("ok", "failed")
-            and Path(row["name"]).name
-            == row["name"]
-            != ""  # in a changed table it may lead elsewhere
+            and _is_plain(row["name"])
         }
         return list(rows.values())
 
@@ -339,6 +337,11 @@ class OutputFolder:
         return all(path.is_file() for path in paths.values()) and not _is_newer(
             job.path, paths["mask"]
         )
+
+
+def _is_plain(name: str) -> bool:
+    """Whether a name leads into no other folder, as one in a table that was changed may."""
+    return name != "" and Path(name).name == name
 
 
 def _places() -> Callable[[str], Path]:
