@@ -17,6 +17,7 @@ import signal
 import tempfile
 import threading
 from collections.abc import Sequence
+from types import FrameType
 
 from utils.entry import check_values, described_parser, exit_from, positive_int
 
@@ -56,6 +57,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     from datasets.windowing import parse_window
     from engine.backends import open_backend, window_for
+    from engine.web_access import RefuseForeign
     from engine.web_page import STYLE, build_page
     from utils.errors import UserError
     from utils.logs import log_to
@@ -63,12 +65,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     log_to()
     if arguments.window is not None:
         parse_window(arguments.window)  # refused before the model is loaded
+    signal.signal(signal.SIGTERM, leave)  # while it starts, so that the folder goes
     with tempfile.TemporaryDirectory(prefix="upload-") as uploads:
         os.environ["GRADIO_TEMP_DIR"] = uploads
         os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
         ask_directly(arguments.host)
         try:
             import gradio
+            from starlette.middleware import Middleware
         except ImportError as error:
             raise UserError("the page needs Gradio: pip install 'gradio>=6.17.3,<7'") from error
 
@@ -88,8 +92,13 @@ def main(argv: Sequence[str] | None = None) -> None:
                 footer_links=[],
                 ssr_mode=False,
                 quiet=True,
+                app_kwargs={"middleware": [Middleware(RefuseForeign, host=arguments.host)]},
                 css=STYLE,
-                theme=gradio.themes.Default(font="system-ui", font_mono="monospace"),
+                theme=gradio.themes.Default(font="system-ui", font_mono="monospace").set(
+                    # the theme's own has a contrast of 2:1
+                    body_text_color_subdued="*neutral_600",
+                    body_text_color_subdued_dark="*neutral_300",
+                ),
             )
         except OSError as error:
             raise UserError(
@@ -106,6 +115,11 @@ def ask_directly(host: str) -> None:
     for name in ("NO_PROXY", "no_proxy"):
         known = os.environ.get(name, "").split(",")
         os.environ[name] = ",".join([*filter(None, known), "localhost", "127.0.0.1", host])
+
+
+def leave(number: int, _: FrameType | None) -> None:
+    """Exit as by the signal, but in order."""
+    raise SystemExit(128 + number)
 
 
 def wait_for_stop() -> None:

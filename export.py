@@ -69,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parse_arguments(argv)
 
     from engine.trained_run import find_named_run, find_run, load_system
-    from engine.weights_export import write_weights, writing_file
+    from engine.weights_export import check_target, write_weights, writing_file
     from utils.errors import UserError
     from utils.logs import log_to
 
@@ -78,6 +78,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     config, checkpoint = run
     if arguments.out is not None and arguments.out.resolve() == checkpoint.resolve():
         raise UserError(f"--out {arguments.out} is the checkpoint itself: name another file")
+    path = arguments.out or checkpoint.with_name("model.onnx")
+    check_target(path)  # before what takes minutes
     system = load_system(config, checkpoint)
     if arguments.out is not None and arguments.out.suffix == ".safetensors":
         folders = arguments.average or arguments.ensemble
@@ -97,7 +99,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     metadata = graph_metadata(config, checkpoint, system)
     graph = export_graph(system, config.image_size, metadata)
     difference = check_parity(system, graph, config.image_size, tolerance=arguments.tolerance)
-    path = arguments.out or checkpoint.with_name("model.onnx")
     with writing_file(path):
         atomic_write(path, graph)
     log.info(

@@ -79,7 +79,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     again = parser.add_mutually_exclusive_group()
     again.add_argument("--resume", action="store_true", help="skip images that are already done")
     again.add_argument("--overwrite", action="store_true", help="predict those again")
-    arguments = parser.parse_args(argv)
+    arguments = parser.parse_intermixed_args(argv)  # inputs may follow options, too
     check_values(
         parser,
         (

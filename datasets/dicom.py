@@ -1,12 +1,14 @@
 """A DICOM single frame as 8-bit RGB, through pydicom (optional).
 
 Source: DICOM PS3.3, C.7.6.3 (pixels), C.7.6.16 (functional groups), C.11.1 (modality LUT: rescale),
-C.11.2 (VOI LUT: window).
+C.11.2 (VOI LUT: window); PS3.4, B.5 (SOP classes); PS3.10, 7.1 (the first bytes of a file).
 """
 
 from __future__ import annotations
 
 import io
+import re
+import struct
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -24,7 +26,24 @@ if TYPE_CHECKING:
 DEFLATED = b"1.2.840.10008.1.2.1.99"
 DECODERS = "pylibjpeg pylibjpeg-libjpeg pylibjpeg-openjpeg"
 """Packages by which pydicom reads every kind of JPEG."""
+_SOP_CLASS = struct.pack("<HH2s", 0x0002, 0x0002, b"UI")
+_WITHOUT_PIXELS = re.compile(
+    r"1\.2\.840\.10008\.(1\.3\.10|5\.1\.4\.1\.1\.((9|11|88|104)\..+|66|66\.[1235]|67|481\.[35]))"
+)
+"""Classes of DICOMDIR, waveforms, presentation states, reports, documents, raw data, registrations, and of
+structures and plans of radiotherapy."""
+HEAD_BYTES = 512  # of a file, which hold what `is_without_pixels` looks for
 LONGEST_REASON = 300  # characters of what pydicom says
+
+
+def is_without_pixels(head: bytes) -> bool:
+    """Whether the first bytes of a DICOM file say that its class of objects has no pixels, as reports."""
+    at = head.find(_SOP_CLASS, 132)
+    if at < 0 or len(head) < at + 8:
+        return False
+    (length,) = struct.unpack_from("<H", head, at + 6)
+    uid = head[at + 8 : at + 8 + length].rstrip(b"\0 ").decode("ascii", "replace")
+    return _WITHOUT_PIXELS.fullmatch(uid) is not None
 
 
 def read_dicom(content: bytes, max_megapixels: float, window: Window = None) -> np.ndarray:

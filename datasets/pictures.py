@@ -22,7 +22,7 @@ from datasets.decoding import (
     decode,
 )
 from datasets.dicom import read_dicom
-from datasets.image_headers import ImageError, UnknownFormatError, zero_is_white
+from datasets.image_headers import ImageError, UnknownFormatError, orientation, zero_is_white
 from datasets.windowing import Window, dark_note, may_be_dark, scale_to_8_bit
 
 DICOM_SUFFIXES = (".dcm", ".dicom")
@@ -91,7 +91,7 @@ def read_picture(
     check_megapixels(width, height, max_megapixels)  # names another option than `decode` would
     pixels = decode(content, AS_STORED, max_megapixels)
     notes = []
-    if pixels.shape[:2] == (width, height) and width != height:
+    if orientation(content) != 1:  # OpenCV applies the tag
         notes.append("turned upright by its orientation tag, and so are its mask and maps")
     if pixels.dtype == np.uint16 and window is None:
         dark = dark_note(pixels)

@@ -4,22 +4,32 @@ from __future__ import annotations
 
 import functools
 import glob
+import logging
 import os
 import re
 from collections import defaultdict, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from datasets.pictures import SUFFIXES, is_dicom
+from datasets.dicom import HEAD_BYTES, is_without_pixels
+from datasets.pictures import DICOM_SUFFIXES, SUFFIXES, is_dicom
 from utils.errors import UserError
 
+log = logging.getLogger("wavegms")
 OUTPUT_FOLDERS = {
     "mask": "masks",
     "probability": "probabilities",
     "uncertainty": "uncertainties",
     "overlay": "overlays",
 }
+FOREIGN_ENDINGS = (
+    *(".avif", ".gif", ".heic", ".heif", ".j2k", ".jfif", ".jp2", ".jxl", ".mha", ".nii", ".nrrd"),
+    *(".pbm", ".pgm", ".pnm", ".ppm", ".psd", ".svg", ".tga", ".webp"),
+)
+"""Of images in formats that are not read."""
+IMAGE, NO_PIXELS = "image", "DICOM without pixels"
+NAME_ENDINGS = frozenset((*SUFFIXES, *FOREIGN_ENDINGS, ".ima"))
 SETTING = re.compile(r"[A-Za-z_]\w*=")  # how a key of the config is set for train.py and valid.py
 LONGEST_NAME = 200  # bytes; file systems take 255, of which endings and temporary names need some
 
@@ -41,13 +51,14 @@ def find_jobs(inputs: Sequence[str], recursive: bool, out: Path) -> list[Job]:
     """The images that files, folders and glob patterns name, each once, under unique names.
 
     Folders, named or matched by a pattern, give their files with a known ending and DICOM files under
-    any name, sorted by name. Skipped: hidden files, `out`, and earlier predictions in it. Linked
-    folders come last; no folder counts twice. UserError lists inputs that do not exist or hold no
-    image, and folders that cannot be read.
+    any name, sorted by name. Skipped: hidden files, `out`, and earlier predictions in it; with a warning,
+    DICOM objects without pixels and images of other formats. Linked folders come last; no folder counts
+    twice. UserError lists inputs that do not exist or hold no image, and folders that cannot be read.
     """
     out = out.resolve()
     problems: list[str] = []
     paths: dict[Path, Path] = {}  # by their place, as a folder can be reached in several ways
+    skipped: dict[Path, str] = {}  # the same way; as `_kind` tells them
     place_of = functools.cache(Path.resolve)
     for text in inputs:
         try:
@@ -60,9 +71,15 @@ def find_jobs(inputs: Sequence[str], recursive: bool, out: Path) -> list[Job]:
             continue
         images: list[Path] = []
         unreadable: list[str] = []
+        others: dict[Path, str] = {}
         for path in matches:
             if path.is_dir():
-                images += _pictures_in(path, recursive, out, unreadable)
+                for file in _files_in(path, recursive, out, unreadable):
+                    kind = _kind(file)
+                    if kind == IMAGE:
+                        images.append(file)
+                    elif kind:
+                        others[place_of(file.parent) / file.name] = kind
             else:
                 images.append(path)
         problems += unreadable
@@ -73,12 +90,35 @@ def find_jobs(inputs: Sequence[str], recursive: bool, out: Path) -> list[Job]:
             problems.append(f"{text}: no such file, and as a pattern it matches none{hint}")
         elif not images and not unreadable:
             hint = "" if recursive else "; --recursive includes subfolders"
-            problems.append(f"{text}: no images ({' '.join(SUFFIXES)}) in {holder}{hint}")
+            told = "".join(f"; {line}" for line in _skipped_lines(others.values()))
+            problems.append(f"{text}: no images ({' '.join(SUFFIXES)}) in {holder}{told}{hint}")
+        skipped |= others
         for path in images:
             paths.setdefault(place_of(path.parent) / path.name, path)
     if problems:
         raise UserError("nothing to predict:\n  " + "\n  ".join(problems))
+    # one that is named, too, is not skipped
+    for line in _skipped_lines([kind for place, kind in skipped.items() if place not in paths]):
+        log.warning("%s", line)
     return [Job(name, path) for path, name in unique_names(list(paths.values())).items()]
+
+
+def _skipped_lines(kinds: Collection[str]) -> list[str]:
+    """How many files in folders are not predicted, and why, by their kinds as `_kind` tells them."""
+    endings = sorted(kind for kind in kinds if kind != NO_PIXELS)
+    lines = []
+    if objects := len(kinds) - len(endings):
+        plural = "s" if objects > 1 else ""
+        lines.append(f"{objects} DICOM object{plural} without pixels skipped (reports, DICOMDIR)")
+    if endings:
+        files = (
+            "1 file of another format"
+            if len(endings) == 1
+            else f"{len(endings)} files of other formats"
+        )
+        names = ", ".join(dict.fromkeys(endings))
+        lines.append(f"{files} skipped ({names}): convert to PNG")
+    return lines
 
 
 def _matches(pattern: str, out: Path) -> list[Path]:
@@ -92,12 +132,22 @@ def _matches(pattern: str, out: Path) -> list[Path]:
     ]
 
 
-def _pictures_in(folder: Path, recursive: bool, out: Path, unreadable: list[str]) -> Iterator[Path]:
+def _files_in(folder: Path, recursive: bool, out: Path, unreadable: list[str]) -> Iterator[Path]:
     for parent, files in _folders_in(folder, recursive, out, unreadable):
-        for name in sorted(files):
-            path = parent / name
-            if not name.startswith(".") and (path.suffix.lower() in SUFFIXES or _holds_dicom(path)):
-                yield path
+        yield from (parent / name for name in sorted(files) if not name.startswith("."))
+
+
+def _kind(path: Path) -> str:
+    """IMAGE for a file to predict, NO_PIXELS, its ending for an image of another format, '' for others."""
+    ending = path.suffix.lower()
+    if ending in SUFFIXES and ending not in DICOM_SUFFIXES:
+        return IMAGE
+    head = _head(path)
+    if is_dicom(head):
+        return NO_PIXELS if is_without_pixels(head) else IMAGE
+    if ending in DICOM_SUFFIXES:
+        return IMAGE
+    return ending if ending in FOREIGN_ENDINGS else ""
 
 
 def _folders_in(
@@ -136,30 +186,38 @@ def _is_prediction(folder: Path, out: Path) -> bool:
     return folder.parent == out and folder.name in OUTPUT_FOLDERS.values()
 
 
-def _holds_dicom(path: Path) -> bool:
+def _head(path: Path) -> bytes:
+    """The first bytes of a file, none where it cannot be read."""
     try:
         if not path.is_file():  # opening a pipe would wait for its other end
-            return False
+            return b""
         with path.open("rb") as file:
-            return is_dicom(file.read(132))
+            return file.read(HEAD_BYTES)
     except OSError:
-        return False
+        return b""
 
 
-def unique_names(paths: Sequence[Path]) -> dict[Path, str]:
+def unique_names(paths: Sequence[Path], given: Mapping[str, Path] | None = None) -> dict[Path, str]:
     """A name for the outputs of each path: its stem, or more of the path where stems are equal.
 
-    Tried in this order: stem_png, folder_stem, folder_stem_png, and so on upwards; then a number is
-    appended. Names stay distinct where upper and lower case count as equal.
+    A stem is the file's name without an ending that images have (`stem_of`). Tried in this order:
+    stem_png, folder_stem, folder_stem_png, and so on upwards; then a number is appended. Names stay
+    distinct where upper and lower case count as equal. Names that are `given` to paths stay theirs, and
+    the stems of these count as well.
     """
+    given = given or {}
+    has_name = {path: name for name, path in given.items()}
     groups: dict[str, list[Path]] = defaultdict(list)
-    for path in paths:
-        groups[path.stem.casefold()].append(path)
+    for path in dict.fromkeys((*paths, *has_name)):
+        groups[stem_of(path).casefold()].append(path)
     names: dict[Path, str] = {}
-    taken: set[str] = set()
+    taken = {name.casefold() for name in given}
     # small groups first: a stem that no other path has stays the name
     for group in sorted(groups.values(), key=len):
         for path, name in zip(group, _distinct(group), strict=True):
+            if path in has_name:
+                names[path] = has_name[path]
+                continue
             number, candidate = 2, name
             while candidate.casefold() in taken:
                 number, candidate = number + 1, f"{name}_{number}"
@@ -180,9 +238,15 @@ def _distinct(group: Sequence[Path]) -> list[str]:
 
 
 def _name(path: Path, depth: int, suffix: bool) -> str:
-    ending = f"_{path.suffix[1:].lower()}" if suffix and path.suffix else ""
-    name = printable("_".join((*path.parts[1:][-depth:-1], path.stem)) + ending)
+    stem = stem_of(path)
+    ending = f"_{path.suffix[1:].lower()}" if suffix and stem != path.name else ""
+    name = printable("_".join((*path.parts[1:][-depth:-1], stem)) + ending)
     return name.encode()[-LONGEST_NAME:].decode(errors="ignore")
+
+
+def stem_of(path: Path) -> str:
+    """The file's name without the ending of an image format; a UID as a name keeps its last number."""
+    return path.stem if path.suffix.lower() in NAME_ENDINGS else path.name
 
 
 def printable(text: str) -> str:

@@ -14,23 +14,28 @@ done, each row after the files of its image, so that a stopped run can be resume
 from __future__ import annotations
 
 import csv
+import functools
 import json
+import logging
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 
 from engine.prediction import Segmentation
-from engine.prediction_inputs import OUTPUT_FOLDERS, Job
+from engine.prediction_inputs import OUTPUT_FOLDERS, Job, unique_names
 from utils.errors import UserError
 from utils.files import atomic_write
 from utils.images import encode_image, to_16_bit
 from utils.overlay import draw_overlay
 from utils.tables import csv_text
 
+log = logging.getLogger("wavegms")
 TABLE, PARTIAL_TABLE = "predictions.csv", "predictions.partial.csv"
 COLUMNS = (
     "name",
@@ -69,29 +74,53 @@ class OutputFolder:
         self._table, self._partial = folder / TABLE, folder / PARTIAL_TABLE
         self._rows: dict[str, PredictionRow] = {}
         self._earlier: list[PredictionRow] = []  # of images that are not among the jobs of this run
+        self._names: dict[Path, str] = {}  # of the jobs' images
         self._journal: IO[str] | None = None
 
     def open(self, jobs: Sequence[Job], resume: bool, overwrite: bool) -> list[Job]:
-        """Make the folder ready for writing; returns the jobs that are still to be done.
+        """Make the folder ready for writing; returns the jobs that are still to be done, under their names.
+
+        Rows of other images stay, and their names are not given to the jobs. To resume, finished images keep
+        their names. To overwrite, the earlier files of an image that gets another name are deleted.
 
         UserError
         - if the folder holds predictions, and neither `resume` nor `overwrite` is set;
         - if other files lie where predictions would go, such as the masks of a data set;
-        - to resume, if the settings differ or the table cannot be read, or an image would get another name;
+        - to resume, if the settings differ or the table cannot be read;
+        - to overwrite, if there are predictions of other images and the settings differ;
         - if the folder cannot be written to.
         """
         used = is_used(self.folder)
         check_unused(self.folder, resume or overwrite)
         if not used:
             self._check_nothing_else_is_there()
+        place_of = _places()
+        places = Counter(place_of(job.file) for job in jobs)
+        known: list[PredictionRow] = []
         if used and resume:
             self._check_settings()
-            done = self._finished()
-            self._check_names(jobs, done.values())
-            files = {job.file for job in jobs}
-            self._earlier = [row for row in done.values() if row["file"] not in files]
-            self._rows = {job.name: done[job.name] for job in jobs if self._is_done(job, done)}
+            known = [row for row in self._known_rows() if row["status"] == "ok"]
+        elif used:
+            known = self._rows_to_overwrite(lambda row: place_of(row["file"]) in places)
+        self._earlier = [row for row in known if place_of(row["file"]) not in places]
+        # two files whose names differ in what cannot be printed are the same in a table
+        own = {place: row for row in known if places[place := place_of(row["file"])] == 1}
+        paths = {place_of(job.file): job.path for job in jobs}
+        given = {row["name"]: Path(row["file"]) for row in self._earlier}
+        if resume:
+            given |= {row["name"]: paths[place] for place, row in own.items()}
+        if given:
+            names = unique_names([job.path for job in jobs], given)
+            jobs = [replace(job, name=names[job.path]) for job in jobs]
+        self._names = {job.path: job.name for job in jobs}
+        if resume:
+            rows = [(job, own.get(place_of(job.file))) for job in jobs]
+            self._rows = {job.name: row for job, row in rows if row and self._is_done(job)}
+        had_files = {row["name"] for row in own.values() if row["status"] == "ok"}
+        replaced = had_files - {*self._names.values()}
         with writing_predictions(self.folder):
+            for name in replaced:
+                self._delete_files(name)
             for name in OUTPUT_FOLDERS.values():
                 for stale in (self.folder / name).glob(".*.tmp"):  # of a run that was killed
                     stale.unlink(missing_ok=True)
@@ -164,8 +193,7 @@ class OutputFolder:
 
     def fail(self, job: Job, reason: str) -> PredictionRow:
         """The row of an image that could not be predicted; its files of an earlier run are deleted."""
-        for path in (*self.paths(job.name).values(), *self._other_paths(job.name)):
-            path.unlink(missing_ok=True)
+        self._delete_files(job.name)
         empty = dict.fromkeys(COLUMNS, "")
         return empty | {
             "name": job.name,
@@ -173,6 +201,10 @@ class OutputFolder:
             "status": "failed",
             "message": " ".join(reason.split()),
         }
+
+    def _delete_files(self, name: str) -> None:
+        for path in (*self.paths(name).values(), *self._other_paths(name)):
+            path.unlink(missing_ok=True)
 
     def add(self, row: PredictionRow) -> None:
         """Take an image's row into the table."""
@@ -182,13 +214,25 @@ class OutputFolder:
         self._journal.flush()
 
     def close(self, jobs: Sequence[Job]) -> list[PredictionRow]:
-        """Write the table, rows of earlier runs first, then the jobs in their order; returns the failed."""
+        """Write the table, rows of earlier runs first, then the jobs in their order; returns the failed.
+
+        Warns of masks that are in no row.
+        """
         assert self._journal is not None
-        rows = [self._rows[job.name] for job in jobs]
+        rows = [self._rows[self._names[job.path]] for job in jobs]
         with writing_predictions(self.folder):
             self._journal.close()
             atomic_write(self._table, csv_text(COLUMNS, [*self._earlier, *rows]))
             self._partial.unlink()
+        masks = self.folder / OUTPUT_FOLDERS["mask"]
+        listed = {row["name"] for row in (*self._earlier, *rows) if row["status"] == "ok"}
+        others = sorted({path.stem for path in masks.glob("[!.]*.png")} - listed)
+        if others:
+            log.warning(
+                "%d file%s in %s that no row of %s names, such as %s.png: predictions of an earlier run, or files "
+                "of your own",
+                *(len(others), "s" * (len(others) > 1), masks, TABLE, others[0]),
+            )
         return [row for row in rows if row["status"] != "ok"]
 
     def _check_nothing_else_is_there(self) -> None:
@@ -226,34 +270,48 @@ class OutputFolder:
         if before is None:
             raise UserError(
                 f"{self._settings_file} cannot be read, so it is not known what made these predictions: "
-                "--overwrite starts again"
+                "--overwrite with all images starts again"
             )
-        if before != self.settings:
-            changed = "; ".join(
-                f"{key}: {before.get(key)} in the folder, {self.settings.get(key)} now"
-                for key in {**before, **self.settings}
-                if before.get(key) != self.settings.get(key)
-            )
+        if changed := self._changed(before):
             raise UserError(
                 f"{self.folder} was predicted by other settings ({changed}): use the same, "
-                "--overwrite, or another --out"
+                "--overwrite with all images, or another --out"
             )
 
-    def _check_names(self, jobs: Sequence[Job], done: Iterable[PredictionRow]) -> None:
-        """UserError if a finished image has another name now, or another image has its name."""
-        names = {job.file: job.name for job in jobs}
-        files = {job.name.casefold(): job.file for job in jobs}
-        for row in done:
-            name, file = row["name"], row["file"]
-            if names.get(file, name) != name or files.get(name.casefold(), file) != file:
-                raise UserError(
-                    f"{self.folder} holds `{name}` of {file}, and with these inputs that name would "
-                    "go to another image or the image to another name: give the inputs with "
-                    "which the run was started, or use another --out"
-                )
+    def _changed(self, before: Mapping[str, Any]) -> str:
+        """Which settings differ from those in the folder; '' for none."""
+        return "; ".join(
+            f"{key}: {before.get(key)} in the folder, {self.settings.get(key)} now"
+            for key in {**before, **self.settings}
+            if before.get(key) != self.settings.get(key)
+        )
 
-    def _finished(self) -> dict[str, PredictionRow]:
-        """The rows of the images that an earlier run predicted, by name; UserError without the columns."""
+    def _rows_to_overwrite(self, is_given: Callable[[PredictionRow], bool]) -> list[PredictionRow]:
+        """The rows of an earlier run; those not `is_given` by the inputs only where settings are equal.
+
+        UserError where others hold predictions by other settings.
+        """
+        try:
+            rows = self._known_rows()
+        except UserError as error:
+            log.warning("its rows are lost: %s", error)
+            return []
+        before = self._earlier_settings()
+        changed = "settings.json cannot be read" if before is None else self._changed(before)
+        if not changed:
+            return rows
+        given = [row for row in rows if is_given(row)]
+        others = sum(row["status"] == "ok" and not is_given(row) for row in rows)
+        if others:
+            raise UserError(
+                f"{self.folder} holds {others} prediction{'s' * (others > 1)} of other images by other settings "
+                f"({changed}), and one table would mix them: use the same settings, give all images again, or "
+                "name another folder by --out"
+            )
+        return given
+
+    def _known_rows(self) -> list[PredictionRow]:
+        """The rows of an earlier run, one a name; UserError without the columns."""
         path = self._partial if self._partial.exists() else self._table
         # a table program may have saved it with a byte-order mark
         lines = path.read_text(encoding="utf-8-sig", errors="replace").split("\n")
@@ -264,19 +322,32 @@ class OutputFolder:
                 f"{path} has no columns {', '.join(missing)}, so it is not known what is done: "
                 "--overwrite starts again"
             )
-        return {
+        rows = {
             row["name"]: row
             for row in reader
-            if row.get("status") == "ok" and None not in row and None not in row.values()
+            if None not in row
+            and None not in row.values()
+            and row["status"] in ("ok", "failed")
+            and _is_plain(row["name"])
         }
+        return list(rows.values())
 
-    def _is_done(self, job: Job, done: Mapping[str, PredictionRow]) -> bool:
-        return (
-            job.name in done
-            and done[job.name]["file"] == job.file
-            and all(path.is_file() for path in self.paths(job.name).values())
-            and not _is_newer(job.path, self.paths(job.name)["mask"])
+    def _is_done(self, job: Job) -> bool:
+        paths = self.paths(job.name)
+        return all(path.is_file() for path in paths.values()) and not _is_newer(
+            job.path, paths["mask"]
         )
+
+
+def _is_plain(name: str) -> bool:
+    """Whether a name leads into no other folder, as one in a table that was changed may."""
+    return name != "" and Path(name).name == name
+
+
+def _places() -> Callable[[str], Path]:
+    """A function from a file, as tables have it, to its place on the disk."""
+    resolve = functools.cache(Path.resolve)
+    return lambda file: resolve(Path(file).parent) / Path(file).name
 
 
 def is_used(folder: Path) -> bool:

@@ -1,6 +1,7 @@
 """The web page of app.py: an image is uploaded, its mask, area and uncertainty are shown.
 
-Uploads are deleted as soon as they are read, results live in memory and go with the page.
+Uploads are deleted as soon as they are read, results live in memory and go with the page. What is shown
+always belongs to the file that was chosen last: while that is uploaded, and if it fails, nothing is.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import html
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,10 +19,11 @@ import numpy as np
 
 from datasets.cases import resize_image
 from datasets.image_headers import ImageError
-from datasets.pictures import SUFFIXES, Picture, read_picture
+from datasets.pictures import Picture, read_picture
 from datasets.windowing import Window
 from engine.backends import Backend
 from engine.prediction import PredictionOptions, Segmentation, segment
+from engine.prediction_inputs import stem_of
 from utils.images import encode_image, encode_png
 from utils.overlay import colour_map, draw_overlay
 
@@ -31,13 +34,37 @@ SHOWN_SIDE = 1024  # longest side of an image on the page, pixels
 FORGET_SECONDS = (
     900  # how long an unused page keeps its result, and an unread upload lies on the disk
 )
+KEEP_SECONDS = 120  # how long the content of an upload is kept for another page with the same file
 STYLE = """
+.wavegms-result { overflow-wrap: anywhere; }
 .wavegms-figures { display: flex; flex-wrap: wrap; gap: 1rem; }
-.wavegms-figures figure { margin: 0; flex: 1 1 18rem; max-width: 40rem; }
-.wavegms-figures img { width: 100%; height: auto; border-radius: 4px; }
+.wavegms-figures figure { margin: 0; flex: 1 1 18rem; max-width: 40rem; min-width: 0; }
+.wavegms-figures img {
+  width: 100%; height: auto; max-height: 70vh; margin: 0; object-fit: contain; object-position: left top;
+}
 .wavegms-figures figcaption { font-size: 0.9rem; opacity: 0.8; }
-.wavegms-numbers { display: grid; grid-template-columns: max-content auto; gap: 0.2rem 1rem; }
+.wavegms-result p { margin: 0.6rem 0; }
+.wavegms-result a { margin: 0; padding: 0; }
+.wavegms-numbers {
+  display: grid; grid-template-columns: max-content minmax(0, 1fr); gap: 0.2rem 1rem; margin: 0;
+}
+.wavegms-numbers dt, .wavegms-numbers dd { margin: 0; }
+#result[data-waiting] .wavegms-result { display: none; }
+#result[data-waiting]::before { content: attr(data-waiting); overflow-wrap: anywhere; }
 """
+HIDE_EARLIER = """
+() => {
+  const result = document.getElementById("result"), picture = document.getElementById("picture");
+  result.setAttribute("role", "status");
+  const wait = files => {
+    if (files && files.length) result.dataset.waiting =
+      `${files[0].name}: no result yet; there will be none if its upload is refused`;
+  };
+  picture.addEventListener("change", event => wait(event.target.files), true);
+  picture.addEventListener("drop", event => wait(event.dataTransfer.files), true);
+}
+"""
+SHOW_RESULT = "() => { delete document.getElementById('result').dataset.waiting; }"
 
 
 @dataclass(frozen=True)
@@ -54,23 +81,28 @@ def build_page(backend: Backend, max_megapixels: float, window: Window = None) -
     """The page for one model; images of more than `max_megapixels` are refused."""
     import gradio
 
+    uploads = Uploads()
+
     def segment_one(name: str, picture: Picture, tta: bool) -> Shown:
         pictures = [(None, picture.pixels)]
         ((_, segmentation),) = segment(backend, pictures, PredictionOptions(tta=tta), batch_size=8)
         return Shown(name, picture.pixels, picture.note, segmentation)
 
-    def upload(path: str, tta: bool, threshold: float) -> tuple[None, Shown | None, str]:
+    def upload(path: str, tta: bool, threshold: float) -> tuple[None, Shown | str, str]:
         name = Path(path).name
         try:
-            content = take(Path(path))
+            content = uploads.take(Path(path))
             picture = read_picture(content, max_megapixels, window, Path(path).suffix)
         except ImageError as error:
-            return None, None, f'<p role="alert">{html.escape(f"{name}: {error}")}</p>'
+            message = f"{name}: {error}"
+            return None, message, draw(message, threshold)
         shown = segment_one(name, picture, tta)
         return None, shown, draw(shown, threshold)
 
-    def again(shown: Shown | None, tta: bool, threshold: float) -> tuple[Shown | None, str]:
-        if shown is not None:
+    def again(
+        shown: Shown | str | None, tta: bool, threshold: float
+    ) -> tuple[Shown | str | None, str]:
+        if isinstance(shown, Shown):
             shown = segment_one(shown.name, Picture(shown.pixels, shown.note), tta)
         return shown, draw(shown, threshold)
 
@@ -83,9 +115,8 @@ def build_page(backend: Backend, max_megapixels: float, window: Window = None) -
         state = gradio.State(time_to_live=FORGET_SECONDS)
         with gradio.Row():
             with gradio.Column(scale=1, min_width=260):
-                file = gradio.File(
-                    label="Image", file_types=list(SUFFIXES), height=160, elem_id="picture"
-                )
+                # of any type: else the browser refuses some, such as DICOM without an ending
+                file = gradio.File(label="Image", height=160, elem_id="picture")
                 # else Gradio makes an empty file for each upload, and leaves it behind
                 file.preprocess = lambda payload: payload and payload.path
                 ways = "mirror images" if backend.orientations == 2 else "flips and quarter turns"
@@ -107,7 +138,9 @@ def build_page(backend: Backend, max_megapixels: float, window: Window = None) -
                 view = gradio.HTML(draw(None, backend.threshold), elem_id="result")
 
         hidden: dict[str, Any] = {"api_visibility": "private"}
-        file.upload(upload, [file, tta, threshold], [file, state, view], **hidden)
+        page.load(js=HIDE_EARLIER, **hidden)
+        taken = file.upload(upload, [file, tta, threshold], [file, state, view], **hidden)
+        taken.then(js=SHOW_RESULT, **hidden)
         tta.change(again, [state, tta, threshold], [state, view], **hidden)
         threshold.change(
             draw,
@@ -120,27 +153,53 @@ def build_page(backend: Backend, max_megapixels: float, window: Window = None) -
     return page
 
 
-def take(path: Path) -> bytes:
-    """Read an upload and delete it from the disk; ImageError if it is gone already.
+class Uploads:
+    """Takes uploads off the disk, and keeps the content of each for KEEP_SECONDS.
 
-    Gradio keeps one file for equal uploads, so of two at the same time one finds it deleted.
+    Gradio keeps one file for equal uploads, so of two pages with the same file one finds it deleted.
     """
-    try:
-        content = path.read_bytes()
-    except FileNotFoundError as error:
-        raise ImageError("was uploaded twice at once: upload it again") from error
-    path.unlink(missing_ok=True)
-    with contextlib.suppress(OSError):  # holds another upload
-        path.parent.rmdir()
-    return content
+
+    def __init__(self) -> None:
+        self._kept: dict[Path, bytes] = {}
+        self._lock = threading.Lock()
+
+    def take(self, path: Path) -> bytes:
+        """The content of an upload, whose file is deleted; ImageError if it is gone for long."""
+        with self._lock:
+            try:
+                content = path.read_bytes()
+                path.unlink(missing_ok=True)
+            except FileNotFoundError as error:
+                if path not in self._kept:
+                    raise ImageError("is no longer here: upload it again") from error
+                return self._kept[path]
+            with contextlib.suppress(OSError):  # holds another upload
+                path.parent.rmdir()
+            self._kept[path] = content
+        timer = threading.Timer(KEEP_SECONDS, self._forget, (path, content))
+        timer.daemon = True
+        timer.start()
+        return content
+
+    def _forget(self, path: Path, content: bytes) -> None:
+        with self._lock:
+            if self._kept.get(path) is content:  # else it was uploaded again since
+                del self._kept[path]
 
 
-def draw(shown: Shown | None, threshold: float) -> str:
-    """The result as HTML, figures and numbers; the images are part of the text."""
+def draw(shown: Shown | str | None, threshold: float) -> str:
+    """The result as HTML, figures and numbers, or an error's message; the images are part of the text."""
+    return f'<div class="wavegms-result">{_drawn(shown, threshold)}</div>'
+
+
+def _drawn(shown: Shown | str | None, threshold: float) -> str:
     if shown is None:
         return "<p>The result appears here.</p>"
+    if isinstance(shown, str):
+        return f'<p role="alert">{html.escape(shown)}</p>'
+    name = html.escape(shown.name)
     if not np.isfinite(shown.segmentation.probability).all():
-        return "<p>The model's output is not a number: its weights are damaged.</p>"
+        return f"<p>{name}: the model's output is not a number: its weights are damaged.</p>"
     mask = shown.segmentation.mask(threshold)
     area, uncertainty = int(mask.sum()), shown.segmentation.uncertainty
     figures = [("Mask", draw_overlay(shown.pixels, mask))]
@@ -154,20 +213,20 @@ def draw(shown: Shown | None, threshold: float) -> str:
     if shown.note:
         numbers.append(("Note", shown.note))
     images = "".join(
-        f'<figure><img src="{data_uri(image)}" alt="{title} of {html.escape(shown.name)}">'
-        f"<figcaption>{title}</figcaption></figure>"
+        f'<figure><img src="{data_uri(image)}" alt="{title} of {name}">'
+        f"<figcaption>{title}: {name}</figcaption></figure>"
         for title, image in figures
     )
-    rows = "".join(
-        f"<tr><td>{key}</td><td>{html.escape(value)}</td></tr>" for key, value in numbers
-    )
-    stem = html.escape(Path(shown.name).stem, quote=True)
+    rows = "".join(f"<dt>{key}</dt><dd>{html.escape(value)}</dd>" for key, value in numbers)
+    stem = html.escape(stem_of(Path(shown.name)), quote=True)
     content = base64.b64encode(encode_png(mask.astype(np.uint8) * 255)).decode()
     save = (
         f'<p><a download="{stem}_mask.png" href="data:image/png;base64,{content}">'
         "Save the mask</a> (PNG of the image's size, 0 and 255)</p>"
     )
-    return f'<div class="wavegms-figures">{images}</div>{save}<table class="wavegms-numbers">{rows}</table>'
+    return (
+        f'<div class="wavegms-figures">{images}</div>{save}<dl class="wavegms-numbers">{rows}</dl>'
+    )
 
 
 def data_uri(image: np.ndarray) -> str:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -65,6 +68,19 @@ def _holds(path: Path, config: Config) -> bool:
         return load_config(path) == config
     except UserError:
         return False
+
+
+def check_target(path: Path) -> None:
+    """UserError where the file cannot be written; folders that are missing are not left behind."""
+    with writing_file(path):
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        missing = [each for each in path.parents if not each.exists()]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+        for each in missing:
+            each.rmdir()
 
 
 @contextmanager

@@ -28,6 +28,7 @@ from engine import web_page
 from engine.backends import TorchBackend
 from engine.prediction import Segmentation
 from engine.trained_run import find_run
+from engine.web_access import RefuseForeign, refusal
 from tests.cases_on_disk import blob_case
 from tests.run_on_disk import ROOT, write_run, write_vae
 from utils.errors import UserError
@@ -50,7 +51,10 @@ def test_the_result_needs_no_files_and_escapes_names() -> None:
     saved = cv2.imdecode(np.frombuffer(base64.b64decode(content), np.uint8), cv2.IMREAD_UNCHANGED)
     assert name == "&lt;script&gt;_mask.png"
     np.testing.assert_array_equal(saved, np.where(probability > 0.5, 255, 0))
+    assert "<figcaption>Mask: &lt;script&gt;.png</figcaption>" in drawn
     assert "0 px, 0.00 %" in web_page.draw(shown, 0.7)
+    uid = web_page.Shown("1.2.840.77", pixels, "", segmentation)
+    assert 'download="1.2.840.77_mask.png"' in web_page.draw(uid, 0.5)
     assert "appears here" in web_page.draw(None, 0.5)
     broken = web_page.Shown("x", pixels, "", Segmentation(probability * np.nan, None))
     assert "not a number" in web_page.draw(broken, 0.5)
@@ -60,10 +64,37 @@ def test_uploads_are_taken_off_the_disk(tmp_path: Path) -> None:
     upload = tmp_path / "hash" / "scan.png"
     upload.parent.mkdir()
     upload.write_bytes(b"content")
-    assert web_page.take(upload) == b"content"
+    uploads = web_page.Uploads()
+    assert uploads.take(upload) == b"content"
     assert list(tmp_path.iterdir()) == []
+    assert uploads.take(upload) == b"content", "of another page that uploaded the same file"
     with pytest.raises(ImageError, match="upload it again"):
-        web_page.take(upload)
+        web_page.Uploads().take(upload)
+
+
+def test_the_content_of_an_upload_is_forgotten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    timers: list[tuple[float, Any, Any]] = []
+
+    class Timer:
+        def __init__(self, *when: Any) -> None:
+            timers.append(when)
+
+        def start(self) -> None: ...
+
+    monkeypatch.setattr("threading.Timer", Timer)
+    uploads, upload = web_page.Uploads(), tmp_path / "hash" / "scan.png"
+    for _ in range(2):
+        upload.parent.mkdir()
+        upload.write_bytes(b"content")
+        uploads.take(upload)
+    (seconds, forget, first), (_, _, second) = timers
+    forget(*first)
+    assert seconds == web_page.KEEP_SECONDS and uploads.take(upload), "the later one is kept"
+    forget(*second)
+    with pytest.raises(ImageError, match="upload it again"):
+        uploads.take(upload)
 
 
 def test_the_page_without_gradio(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -82,8 +113,12 @@ def test_a_window_of_values(tmp_path: Path, window: str | None, answer: str) -> 
     page = web_page.build_page(TorchBackend(*find_run(run)), 1, window)
     (take_up,) = (event.fn for event in page.fns.values() if event.name == "upload")
     assert answer in take_up(str(upload), False, 0.5)[2]
-    again = take_up(str(upload), False, 0.5)[2]  # as by another page with the same file
-    assert 'role="alert"' in again and "float.tif: was uploaded twice" in again
+    assert answer in take_up(str(upload), False, 0.5)[2], "as by another page with the same file"
+    _, state, gone = take_up(str(upload.with_name("a<b.tif")), False, 0.5)
+    assert 'role="alert">a&lt;b.tif: is no longer here' in gone
+    # neither threshold nor uncertainty replace the message
+    (again,) = (event.fn for event in page.fns.values() if event.name == "again")
+    assert gone == web_page.draw(state, 0.7) == again(state, True, 0.7)[1]
 
 
 @pytest.mark.parametrize(
@@ -95,6 +130,60 @@ def test_impossible_numbers_are_refused(
     with pytest.raises(SystemExit):
         app.parse_arguments(["--run", "x", option, value])
     assert option in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("listens", "headers", "refused"),
+    [
+        ("127.0.0.1", {"Host": "127.0.0.1:7860"}, ""),
+        ("127.0.0.1", {"Host": "localhost:7860", "Origin": "http://LOCALHOST:7860"}, ""),
+        ("127.0.0.1", {"Host": "[::1]:7860", "Origin": "http://[::1]:7860"}, ""),
+        ("127.0.0.1", {"Host": "evil.example:7860"}, "is not 'evil.example:7860'"),
+        ("127.0.0.1", {}, "is not ''"),
+        ("127.0.0.1", {"Host": "[::1"}, "is not"),
+        ("127.0.0.1", {"Host": "localhost:7860", "Origin": "http://localhost:80"}, "a page of"),
+        ("127.0.0.1", {"Host": "localhost:7860", "Origin": "https://evil.example"}, "evil.example"),
+        ("127.0.0.1", {"Host": "localhost:7860", "Origin": "null"}, "a page of 'null'"),
+        ("Lab.example", {"Host": "lab.example", "Origin": "https://lab.example"}, ""),
+        ("0.0.0.0", {"Host": "any.example:80", "Origin": "http://any.example:80"}, ""),
+        ("0.0.0.0", {"Host": "any.example:80", "Origin": "http://other.example"}, "other.example"),
+        (
+            "127.0.0.1",
+            {"Host": "localhost", "Origin": "https://h.example", "X-Forwarded-Host": "h.example"},
+            "",
+        ),
+    ],
+)  # fmt: skip
+def test_requests_of_other_sites_are_refused(
+    listens: str, headers: dict[str, str], refused: str
+) -> None:
+    async def nothing(*_: object) -> None: ...
+
+    sent = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
+    reason = refusal(sent, RefuseForeign(nothing, listens).hosts)
+    assert bool(reason) == bool(refused) and refused in reason
+
+
+def test_a_stop_while_it_starts_leaves_no_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("gradio", reason="the page needs gradio (optional)")
+
+    def stopped(_: object) -> None:
+        assert list(tmp_path.iterdir())
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr("engine.backends.open_backend", stopped)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr(os, "environ", os.environ.copy())
+    # a handler of its own, so that the signal ends no test without the fix
+    before = signal.signal(signal.SIGTERM, lambda *_: None)
+    try:
+        with pytest.raises(SystemExit) as ended:
+            app.main(["--onnx", "model.onnx"])
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert ended.value.code == 143 and not list(tmp_path.iterdir())
 
 
 def test_only_this_machine_by_default() -> None:
@@ -219,6 +308,8 @@ def test_the_server_is_closed(page: Page) -> None:
     assert b'"success":false' in events and b"vae_model" not in events
     assert secret.is_file()
 
+    for foreign in ({"Origin": "https://evil.example"}, {"Host": "evil.example"}):
+        assert get(page, "gradio_api/upload", data=b"", headers=foreign)[0] == 403
     status, answer = send(page, "large.png", bytes(3 << 20))
     assert status == 413 and str(page.temporary).encode() not in answer
 
@@ -291,6 +382,10 @@ def test_a_picture_in_the_browser(page: Page, browser: Any, tmp_path: Path) -> N
     def result() -> str:
         return browser.find_element(By.ID, "result").text
 
+    def shown_before(browser: Any) -> str:
+        script = "return getComputedStyle(document.getElementById('result'), '::before').content"
+        return str(browser.execute_script(script))
+
     def upload(path: Path) -> None:
         field = wait(lambda d: d.find_element(By.CSS_SELECTOR, "#picture input[type=file]"))
         field.send_keys(str(path))
@@ -324,6 +419,8 @@ def test_a_picture_in_the_browser(page: Page, browser: Any, tmp_path: Path) -> N
     broken.write_bytes(picture.read_bytes()[:200])
     upload(broken)
     wait(lambda _: "broken.png: cannot be decoded" in result())
+    role = browser.find_element(By.ID, "result").get_attribute("role")
+    assert role == "status", "changes are read out"
     assert str(page.temporary) not in browser.page_source
     wait(lambda _: not page.files())
 
@@ -342,3 +439,20 @@ def test_a_picture_in_the_browser(page: Page, browser: Any, tmp_path: Path) -> N
         entry["message"] for entry in browser.get_log("browser") if entry["level"] == "SEVERE"
     ]
     assert not problems
+
+    # what the server refuses hides what was shown before
+    large = tmp_path / "large.dat"
+    large.write_bytes(bytes(2 << 20))
+    upload(large)
+    wait(lambda d: shown_before(d).startswith('"large.dat: no result yet'))
+    assert not result()
+    long_name = picture.rename(tmp_path / f"{'scan_of_one_patient_' * 4}.png")
+    upload(long_name)
+    wait(lambda _: f"{long_name.name}, 90 x 60 px" in result())
+    assert shown_before(browser) == "none"
+
+    # on a telephone, nothing runs off the screen
+    browser.set_window_size(390, 844)
+    inside = "e => e.getBoundingClientRect().right <= innerWidth"
+    script = f"return [...document.querySelectorAll('#result *')].every({inside})"
+    wait(lambda d: d.execute_script("return innerWidth <= 500") and d.execute_script(script))

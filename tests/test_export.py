@@ -147,6 +147,26 @@ def test_a_model_that_says_nothing_is_not_kept(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("ending", ["onnx", "safetensors"])
+def test_a_target_that_cannot_be_written_is_told_first(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: str
+) -> None:
+    def never(*_: object) -> None:
+        raise AssertionError("loaded")
+
+    monkeypatch.setattr("engine.trained_run.load_system", never)
+    (tmp_path / f"folder.{ending}").mkdir()
+    (tmp_path / "file").touch()
+    for name in (f"folder.{ending}", f"file/model.{ending}", f"/proc/q/model.{ending}"):
+        with pytest.raises(
+            UserError, match=rf"cannot write .*{name}: .*; name another file by --out"
+        ):
+            export.main(["--run", str(small), "--out", str(tmp_path / name)])
+    with pytest.raises(AssertionError, match="loaded"):
+        export.main(["--run", str(small), "--out", str(tmp_path / "new" / f"model.{ending}")])
+    assert not (tmp_path / "new").exists(), "what was tried is not left behind"
+
+
 @pytest.mark.parametrize("package", ["onnx", "onnxruntime"])
 def test_missing_packages_are_named(
     small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, package: str

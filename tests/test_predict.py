@@ -341,6 +341,19 @@ def test_pictures_are_turned_upright_and_say_so() -> None:
     assert "upright" in picture.note
 
 
+@pytest.mark.parametrize("tag", range(1, 9))
+@pytest.mark.parametrize("ending", [".jpg", ".tif"])
+def test_every_orientation_that_is_applied_is_noted(ending: str, tag: int) -> None:
+    square = encoded(noise(16, 16), ending)
+    if ending == ".jpg":
+        turned = with_orientation(square, tag)
+    else:  # in place of the tag of separate planes, which is 1 where it lacks
+        at = square.index(struct.pack("<HHI", 0x11C, 3, 1))
+        turned = square[:at] + struct.pack("<HHIHH", 0x112, 3, 1, tag, 0) + square[at + 12 :]
+    changed = bool((read_picture(turned).pixels != read_picture(square).pixels).any())
+    assert changed == ("upright" in read_picture(turned).note) == (tag != 1)
+
+
 def png_header(width: int, height: int) -> bytes:
     header = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     return (
@@ -830,6 +843,8 @@ def test_names_are_unique() -> None:
     assert named("/1/a/x.png", "/2/a/x.png") == ["1_a_x", "2_a_x"]
     assert named("/d/x.png", "/d/X.PNG") == ["x", "X_2"]
     assert named("/d/a/x.png", "/d/b/x.png", "/d/a_x.png") == ["a_x_2", "b_x", "a_x"]
+    assert named("/d/1.2.840.77", "/d/1.2.840.78.DCM") == ["1.2.840.77", "1.2.840.78"]
+    assert named("/a/1.2.77", "/b/1.2.77", "/a/I1.IMA") == ["a_1.2.77", "b_1.2.77", "I1"]
     assert named("/d/bad\nname\udcff.png") == [
         "bad\N{REPLACEMENT CHARACTER}name\N{REPLACEMENT CHARACTER}"
     ]
@@ -885,6 +900,51 @@ def test_files_folders_and_patterns_are_found(tmp_path: Path) -> None:
         find_jobs([str(tmp_path / "empt*")], False, out)
     with pytest.raises(UserError, match=r"aaa: cannot be read: File name too long"):
         find_jobs(["a" * 256], False, out)
+
+
+def dicom_of_class(uid: str) -> bytes:
+    """The first bytes of a DICOM file."""
+    padded = uid.encode() + b"\0" * (len(uid) % 2)
+    version = struct.pack("<HH2sHI2s", 2, 1, b"OB", 0, 2, b"\0\1")
+    group = version + struct.pack("<HH2sH", 2, 2, b"UI", len(padded)) + padded
+    length = struct.pack("<HH2sHI", 2, 0, b"UL", 4, len(group))
+    return bytes(128) + b"DICM" + length + group
+
+
+def test_what_is_skipped_in_folders_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = picture_folder(tmp_path / "in", 1)
+    images, storage = ("IM1", "seg.dcm"), "1.2.840.10008.5.1.4.1.1."
+    others = {
+        "DICOMDIR": "1.2.840.10008.1.3.10",
+        "SR": storage + "88.33",
+        "pr.dcm": storage + "11.1",
+    }
+    for name, uid in {**others, "IM1": storage + "6.1", "seg.dcm": storage + "66.4"}.items():
+        (folder / name).write_bytes(dicom_of_class(uid))
+    for name in ("a.gif", "b.WEBP", "c.webp", "notes.txt", ".hidden.gif"):
+        (folder / name).write_bytes(b"other")
+
+    def found(*inputs: Path) -> list[str]:
+        return [job.path.name for job in find_jobs(list(map(str, inputs)), False, tmp_path / "out")]
+
+    assert found(folder, folder) == [*images[:1], "scan_0.png", *images[1:]]
+    assert caplog.messages == [
+        "3 DICOM objects without pixels skipped (reports, DICOMDIR)",
+        "3 files of other formats skipped (.gif, .webp): convert to PNG",
+    ]
+    caplog.clear()
+    named = [folder / "SR", folder / "a.gif"]
+    assert found(*named) == ["SR", "a.gif"] and not caplog.messages, "they will fail"
+    assert len(found(folder, *named)) == 5 and "2 files of other" in caplog.messages[1]
+    only = tmp_path / "only"
+    only.mkdir()
+    (only / "a.jp2").touch()
+    with pytest.raises(
+        UserError, match=r"in this folder; 1 file of another format sk.*\.jp2\).*PNG; --rec"
+    ):
+        found(only)
 
 
 def test_a_setting_among_the_inputs_is_told_from_a_file(tmp_path: Path) -> None:
@@ -1309,13 +1369,100 @@ def test_resume_with_other_inputs_keeps_what_is_there(tmp_path: Path, run: Path)
     command = ["--run", str(run), "--out", str(out), "--overlay", "none"]
     assert predict.main([*command, str(first)]) == 0
     before = everything_under(out)
-    for inputs in ([second], [first, second]):
-        with pytest.raises(UserError, match=r"holds `scan_0` of .*/a/scan_0\.png, and with these"):
-            predict.main([*command, *map(str, inputs), "--resume"])
-        assert everything_under(out) == before
     (second / "scan_0.png").rename(second / "other.png")
     assert predict.main([*command, str(second), "--resume"]) == 0
     assert list(rows_of(out)) == ["scan_0", "scan_1", "other"]
+    after = everything_under(out)
+    assert {name: after[name] for name in before if "/" in name} == {
+        name: content for name, content in before.items() if "/" in name
+    }
+
+
+def fake_run(out: Path, jobs: list[Job], resume: bool, **settings: object) -> list[str]:
+    """Predict the jobs by a made-up model; the names of those that were not done."""
+    folder = output_folder(out, {"weights_sha256": "0", **settings})
+    to_do = folder.open(jobs, resume=resume, overwrite=not resume)
+    read = partial(read_file, max_megapixels=1, window=None)
+    for row in predict_files(to_do, read, GreyBackend(), PredictionOptions(), folder, 2, 1):
+        folder.add(row)
+    folder.close(jobs)
+    return [job.name for job in to_do]
+
+
+def files_of(out: Path) -> dict[str, str]:
+    """Of each row its name and the folder of its image; its mask is there, and no other."""
+    rows = rows_of(out)
+    assert {path.stem for path in (out / "masks").iterdir()} == set(rows)
+    return {name: Path(row["file"]).parent.name for name, row in rows.items()}
+
+
+def test_resume_follows_a_folder_that_grows(tmp_path: Path) -> None:
+    folder, out = tmp_path / "in", tmp_path / "out"
+
+    def resume(*inputs: Path) -> list[str]:
+        jobs = find_jobs(list(map(str, inputs)), True, out)
+        return fake_run(out, jobs, resume=True)
+
+    picture_folder(folder / "p1", 1)
+    assert resume(folder) == ["scan_0"]
+    picture_folder(folder / "p2", 1)
+    assert resume(folder) == ["p2_scan_0"] and resume(folder) == []
+    picture_folder(folder / "p3", 1)
+    assert resume(folder / "p3") == ["p3_scan_0"], "the others need not be given"
+    assert resume(folder) == [] == resume(folder / "p1" / ".." / "p2")
+    assert files_of(out) == {"scan_0": "p1", "p2_scan_0": "p2", "p3_scan_0": "p3"}
+
+
+def test_overwriting_some_images_keeps_the_rows_of_others(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder, out = tmp_path / "in", tmp_path / "out"
+    for name in ("p1", "p2"):
+        picture_folder(folder / name, 1)
+    (folder / "damaged.png").touch()
+
+    def overwrite(*inputs: Path, **settings: object) -> list[str]:
+        jobs = find_jobs(list(map(str, inputs)), True, out)
+        return fake_run(out, jobs, False, **settings)
+
+    overwrite(folder / "p1")
+    assert files_of(out) == {"scan_0": "p1"}
+    own = out / "masks" / "own.png"
+    own.write_bytes(b"mine")
+    overwrite(folder)
+    assert "1 file in " in caplog.text and "names, such as own.png" in caplog.text
+    assert own.read_bytes() == b"mine"
+    own.unlink()
+    caplog.clear()
+    assert not list(out.glob("*/scan_0.*")), "the image has another name now"
+    (folder / "p1" / "scan_0.png").write_bytes((folder / "p2" / "scan_0.png").read_bytes())
+    before = rows_of(out)
+    assert overwrite(folder / "p1") == ["p1_scan_0"]
+    assert {**rows_of(out), "p1_scan_0": {}} == {**before, "p1_scan_0": {}}
+
+    unchanged = everything_under(out)
+    refused = r"holds 1 prediction of other images by other settings \(threshold: None in the folder, 0\.9 now\)"
+    with pytest.raises(UserError, match=refused + r".*give all images again, or name another"):
+        overwrite(folder / "p1", threshold=0.9)
+    (out / "settings.json").write_text("half")
+    with pytest.raises(UserError, match=r"settings \(settings\.json cannot be read\)"):
+        overwrite(folder / "p1")
+    (out / "settings.json").write_bytes(unchanged["settings.json"])
+    assert everything_under(out) == unchanged and not caplog.messages
+    overwrite(folder, threshold=0.9)
+    assert set(rows_of(out)) == set(before)
+
+
+def test_a_changed_table_leads_nowhere_else(tmp_path: Path) -> None:
+    folder, out = picture_folder(tmp_path / "in", 1), tmp_path / "out"
+    jobs = find_jobs([str(folder)], False, out)
+    for resume in (False, True):
+        fake_run(out, jobs, False)
+        table, elsewhere = out / "predictions.csv", tmp_path / "x.png"
+        table.write_text(table.read_text().replace("\nscan_0,", "\n../../x,"))
+        elsewhere.write_bytes(b"mine")
+        fake_run(out, jobs, resume)
+        assert elsewhere.read_bytes() == b"mine" and list(rows_of(out)) == ["scan_0"]
 
 
 @pytest.mark.parametrize("writes_before", [0, 4, 7])
@@ -1488,6 +1635,17 @@ def test_options_out_of_range(option: list[str], capsys: pytest.CaptureFixture[s
     with pytest.raises(SystemExit, match="2"):
         predict.main(["--run", "x", "y", "--out", "z", *option])
     assert re.search(f"{option[0]}( must be|: expected) ", capsys.readouterr().err)
+
+
+def test_inputs_may_follow_options(tmp_path: Path) -> None:
+    command = ["--run", "R", "a.png", "--out", str(tmp_path / "o"), "--window", "-160,240", "b.png"]
+    arguments = predict.parse_arguments([*command, "--tta", "image_size=256"])
+    assert arguments.inputs == ["a.png", "b.png", "image_size=256"]
+    assert arguments.tta and arguments.window == "-160,240"
+    (tmp_path / "a.png").touch()
+    rest = [str(tmp_path / "a.png"), "--out", str(tmp_path / "o"), "image_size=256"]
+    with pytest.raises(UserError, match="is changed by --set image_size=256"):
+        predict.main(["--run", "R", *rest])
 
 
 @pytest.mark.parametrize("program", [predict, app], ids=["predict", "app"])
