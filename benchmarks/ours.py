@@ -19,9 +19,9 @@ from engine.case_predictions import predict_cases
 from engine.compiling import compile_losses
 from engine.cuda_graphs import Predictor, TrainingPass, can_capture
 from engine.device import choose_layout, describe_device, make_accelerator
+from engine.epoch_scores import validate
 from engine.optimizers import make_optimizer
 from engine.prediction import PredictionOptions, segment
-from engine.validation import validate
 from models.wave_gms import WaveGMS
 from utils.streams import bounded_map
 

@@ -35,12 +35,12 @@ from datasets.loading import (
 from engine.cuda_graphs import Predictor
 from engine.device import is_out_of_memory
 from engine.epoch_losses import EpochLosses, NonFiniteLoss, write_nonfinite
+from engine.epoch_scores import validate
 from engine.history import EpochRow, HistoryWriter, epoch_line, sample_panel
 from engine.saved_state import LAST_STATE, load_state, save_state
 from engine.schedule import batches_per_epoch
 from engine.training_options import TrainingOptions
 from engine.training_step import TrainingStep
-from engine.validation import validate
 from models.base import SegmentationModel
 from utils.checkpoints import save_weights
 from utils.errors import UserError

@@ -22,10 +22,10 @@ from datasets.splits import hold_out
 from engine import training
 from engine.device import make_accelerator
 from engine.epoch_losses import write_nonfinite
+from engine.epoch_scores import validate
 from engine.history import EpochRow, draw_curves, sample_panel
 from engine.saved_state import load_state
 from engine.schedule import warmup_then_cosine
-from engine.validation import validate
 from models.losses import dice_and_iou
 from tests.cases_on_disk import write_data_set
 from tests.drawn_figures import keep_figures

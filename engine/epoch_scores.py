@@ -1,4 +1,4 @@
-"""Scoring a model on cases while it trains: Dice and IoU on the device, nothing written."""
+"""The scores of an epoch in training: Dice and IoU on the device, nothing written."""
 
 from __future__ import annotations
 
