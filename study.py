@@ -94,7 +94,7 @@ def run_study(
     retry_failed: bool,
 ) -> list[Outcome]:
     """Train and score `trials`, those of `runs` that are left; the report is written after each of them."""
-    from experiments.earlier_runs import check_processes, processes_of
+    from experiments.earlier_runs import check_processes, check_settings, processes_of
     from experiments.runner import run_trials
     from experiments.study_report import write_study
     from experiments.study_scores import TABLE, outdated_steps, scores_in, trained_in
@@ -107,6 +107,7 @@ def run_study(
         if outcome.ran and outcome.record.status == "finished":
             write_study(study, out)
 
+    check_settings(trials)
     in_table = [score for scores in scores_in(out, runs).values() for score in scores]
     check_processes([*trained_in(in_table, runs), *processes_of(trials, workers)])
     log.info(

@@ -126,6 +126,11 @@ def to_markdown(title: str, rows: Sequence[SettingScores], select_on: str) -> st
         lines += ["Failed:", ""]
         lines += [f"- `{name}`: {' '.join(error.split())}" for name, error in errors.items()]
         lines.append("")
+    others = {name: other for row in rows for name, other in row.others.items()}
+    if others:
+        lines += ["Made with other settings, so not counted:", ""]
+        lines += [f"- `{name}`: {other}" for name, other in others.items()]
+        lines.append("")
     return "\n".join(lines)
 
 

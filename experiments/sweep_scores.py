@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
 from engine.history import read_scores
-from experiments.earlier_runs import fitting_results, own_record
+from experiments.earlier_runs import fitting_results, other_settings, own_record
 from experiments.records import Record, Status
 from experiments.runner import Trial
 from experiments.sweep_trials import Setting, text_of
@@ -46,6 +46,8 @@ class SettingScores:
     cpu_seconds: float = 0.0
     untimed_attempts: int = 0  # attempts whose seconds are missing in these sums
     errors: dict[str, str] = field(default_factory=dict)  # of failed trials, by name
+    others: dict[str, str] = field(default_factory=dict)
+    """What other settings runs that do not count were made with, by the trial's name."""
     across_folds: bool = False  # whether the runs hold out different folds of one train part
 
     @property
@@ -120,6 +122,11 @@ def score_setting(setting: Setting, keys: Sequence[str]) -> SettingScores:
             trial.name: record.error or ""
             for trial, record in known.items()
             if record.status == "failed"
+        },
+        others={
+            trial.name: other
+            for trial in setting.trials
+            if (other := other_settings(trial)) is not None
         },
         across_folds=len({trial.config.fold for trial in setting.trials if trial.config.folds}) > 1,
     )

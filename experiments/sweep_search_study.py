@@ -30,6 +30,10 @@ COMPARED = {"save_freq", "validate_every", "vae_weights"}
 """Keys that a run may change when it is resumed, but a search may not."""
 
 
+class NoStudy(UserError):
+    """The search has no study yet."""
+
+
 def distribution(sweep: Sweep, key: str) -> BaseDistribution:
     """What Optuna draws a key's values from; choices are drawn by their names.
 
@@ -120,6 +124,16 @@ def open_study(sweep: Sweep, only_report: bool = False) -> optuna.Study:
     return study
 
 
+def check_earlier_search(sweep: Sweep) -> None:
+    """UserError where the study in the sweep's folder is that of a search with other settings.
+
+    It is left as it is. One in a storage that machines share is checked when the search begins.
+    """
+    if not sweep.settings.storage and _file(sweep).is_file():
+        with suppress(NoStudy):
+            open_study(sweep, only_report=True)
+
+
 def _create(sweep: Sweep) -> optuna.Study:
     """The study, new or as it is."""
     import optuna
@@ -160,8 +174,8 @@ def _study_name(sweep: Sweep) -> str:
     return sweep.settings.study or sweep.folder.name
 
 
-def _no_study_error(sweep: Sweep) -> UserError:
-    return UserError(
+def _no_study_error(sweep: Sweep) -> NoStudy:
+    return NoStudy(
         f"there is no study {_study_name(sweep)} of this search yet: run it without --report"
     )
 

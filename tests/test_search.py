@@ -469,8 +469,14 @@ def test_scores_that_do_not_compare_are_not_mixed(
 ) -> None:
     plan_of(write_sweep(tmp_path, {"search": RATES, "trials": 2}))
     plan_of(write_sweep(tmp_path, {"search": RATES, "trials": 9, "workers": 2}, num_workers=5))
+    before = (tmp_path / "out" / "study.db").read_bytes()
+    assert run(write_sweep(tmp_path, {"search": RATES, "trials": 9}), "--dry-run") == 0
+    changed = write_sweep(tmp_path, {"trials": 2} | settings, **values)
     with pytest.raises(UserError, match=message):
-        plan_of(write_sweep(tmp_path, {"trials": 2} | settings, **values))
+        run(changed, "--dry-run")
+    assert (tmp_path / "out" / "study.db").read_bytes() == before
+    with pytest.raises(UserError, match=message):
+        plan_of(changed)
 
 
 def test_a_search_keeps_its_number_of_processes(

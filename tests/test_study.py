@@ -719,6 +719,22 @@ def test_runs_that_did_not_end_well_are_reported(
     )
 
 
+def test_a_run_of_other_settings_is_refused_before_anything_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(tmp_path / "s.yaml")
+    trial = trials_of(load_study(path))[RUN]
+    trial.folder.mkdir(parents=True)
+    config = trial.config.model_dump(mode="json")
+    write_record(trial.folder, Record(trial.name, config, "finished", ["train", "score"]))
+    before = (trial.folder / "trial.json").read_bytes()
+    started = ending(monkeypatch, "finished")
+    write(path, settings={"epochs": 2, "image_size": 40, "save_freq": 1})
+    with pytest.raises(UserError, match="seed 1: image_size: 32 in the finished run, 40 now"):
+        study.main(["--config", str(path)])
+    assert not started and (trial.folder / "trial.json").read_bytes() == before
+
+
 def test_a_stopped_run_leaves_the_report_of_the_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

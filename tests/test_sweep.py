@@ -488,6 +488,62 @@ def test_runs_that_were_trained_otherwise_are_refused(tmp_path: Path, quick: Non
     assert run(path, "tta=true") == 0, "that does not affect the training"
 
 
+VARIANTS = {"variants": {"a": {"lr": 0.03}, "b": {"lr": 0.003}}, "seeds": [1, 2]}
+
+
+@pytest.mark.parametrize("trained", [True, False])
+def test_a_key_that_cannot_change_on_resume_is_refused_before_anything_runs(
+    tmp_path: Path, quick: None, trained: bool
+) -> None:
+    path = write_sweep(tmp_path, VARIANTS)
+    assert run(path) == 0
+    trials = [trial for setting in list_settings(load_sweep(path)) for trial in setting.trials]
+    if not trained:  # as one that was stopped after its first epoch
+        (trials[1].folder / "last.pth").touch()
+        (trials[1].folder / "config.yaml").write_text(dump_config(trials[1].config))
+        for trial in trials:
+            (trial.folder / "trial.json").unlink()
+    folder = tmp_path / "out"
+    before = {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+    expected = "a_seed=2: threshold: 0.5 in the {} run, 0.3 now".format(
+        "finished" if trained else "saved"
+    )
+    for dry in ([], ["--dry-run"]):
+        with pytest.raises(UserError, match=rf"(?s){expected}.*Restore") as caught:
+            run(path, "threshold=0.3", *dry)
+        assert "resume=never" not in str(caught.value)
+    assert {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()} == before
+    assert run(path, "log_every=5") == 0, "a key that can change"
+
+
+def test_a_report_is_not_written_over_by_one_of_other_settings(
+    tmp_path: Path, quick: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_sweep(tmp_path, VARIANTS)
+    assert run(path) == 0
+    reports = [tmp_path / "out" / name for name in ("sweep.md", "sweep.csv", "best.yaml")]
+    before = [report.read_text() for report in reports]
+    expected = r"(?s)a_seed=1: trained with w_dice 1.0, asked 2.0\n.*left as it is"
+    with pytest.raises(UserError, match=expected):
+        run(path, "--report", "w_dice=2")
+    assert [report.read_text() for report in reports] == before
+
+    capsys.readouterr()
+    other = VARIANTS | {"variants": {"a": {"lr": 0.05}, "b": {"lr": 0.003}, "c": {}}}
+    path = write_sweep(tmp_path, other | {"seeds": [2, 3]})
+    assert run(path, "--report") == 0
+    table = reports[0].read_text()
+    assert "- `a_seed=2`: trained with lr 0.03, asked 0.05" in table
+    assert "b_seed" not in table and "a_seed=3" not in table, "those fit, or were never begun"
+    left_out = (
+        "warning: 2 trial(s) in {} are not of this sweep, so that its report leaves them out: "
+    )
+    left_out = left_out.format(tmp_path / "out") + "a_seed=1/epochs_2, b_seed=1/epochs_2"
+    assert left_out in capsys.readouterr().out
+    path = write_sweep(tmp_path, VARIANTS | {"seeds": [2, 3]})
+    assert left_out in describe_plan(load_sweep(path, ["vae_weights=me/vae"]))
+
+
 @pytest.mark.parametrize("name", ["file of initial weights", "file of groups"])
 def test_runs_from_other_files_are_refused(tmp_path: Path, quick: None, name: str) -> None:
     split, weights, groups = (
