@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import errno
+import itertools
 import json
 import os
 import signal
@@ -737,6 +738,21 @@ def test_a_setting_with_runs_left_is_not_yet_the_best() -> None:
     assert table.index("| **b** (best)") < table.index("| c |") < table.index("| a |")
 
 
+def test_ties_with_the_best_are_told() -> None:
+    rows = [scores("a", [0.7, 0.8]), scores("b", [0.8, 0.7]), scores("c", [0.75]), scores("d", [])]
+    assert "| **a** (best, tied with b) |" in to_markdown("t", rows, "val")
+    assert "| **a** (best) |" in to_markdown("t", [rows[0], *rows[2:]], "val")
+
+
+def test_intervals_across_runs_hold_no_impossible_dice() -> None:
+    row = scores("a", [0.0, 1 / 3], test=[0.7, 0.9])
+    table = to_markdown("t", [row], "val")
+    assert "| 16.67 | 23.57 | 0.00 to 100.00 | 80.00 | 14.14 | 0.00 to 100.00 |" in table
+    assert "degrees of freedom, cut off at 0 and 100." in table
+    (line,) = csv.DictReader(to_csv([row], "val").splitlines())
+    assert float(line["val_dice_runs_high"]) == pytest.approx(t_interval([0, 1 / 3])[1])
+
+
 def test_intervals_across_runs_and_across_cases_are_kept_apart() -> None:
     cases = np.random.default_rng(0).beta(8, 2, 50)
     row = scores("a", [0.8, 0.9], test=[0.7, 0.9], cases=cases)
@@ -811,6 +827,18 @@ def test_the_drawing_shows_runs_means_and_intervals() -> None:
     assert dots == [90, 80] and mean == pytest.approx([85])
     assert interval == pytest.approx([100 * bound for bound in t_interval([0.9, 0.8])])
     assert axes.get_xlim() == pytest.approx((66, 94)), "the range of the runs"
+
+
+def test_ticks_of_equal_scores_do_not_touch() -> None:
+    rows = [scores(name, [0.125, 0.125], test=[0.125, 0.125]) for name in ("narrow", "wide")]
+    figure = plot_settings("title", rows, "val")
+    figure.draw_without_rendering()
+    for axes in figure.axes:
+        low, high = axes.get_xlim()
+        ticks = [tick for tick in axes.xaxis.get_major_ticks() if low <= tick.get_loc() <= high]
+        boxes = [tick.label1.get_window_extent() for tick in ticks]
+        gaps = [right.x0 - left.x1 for left, right in itertools.pairwise(boxes)]
+        assert gaps and min(gaps) > 10, "pixels between their labels"
 
 
 def test_the_drawing_says_what_it_leaves_out_and_wraps_long_names() -> None:
