@@ -22,6 +22,7 @@ from utils.config import Config, dump_config
 from utils.errors import listed
 from utils.figures import png
 from utils.files import atomic_write
+from utils.groups import unit_text
 from utils.runs import writing_to
 from utils.statistics import SampleStatistics, describe, t_interval
 from utils.tables import csv_text, markdown_row
@@ -137,7 +138,7 @@ def to_markdown(title: str, rows: Sequence[SettingScores], select_on: str) -> st
     errors = {name: error for row in rows for name, error in row.errors.items()}
     if errors:
         lines += ["Failed:", ""]
-        lines += [f"- `{name}`: {' '.join(error.split())}" for name, error in errors.items()]
+        lines += [f"- `{name}`: {_in_one_line(error)}" for name, error in errors.items()]
         lines.append("")
     others = {name: other for row in rows for name, other in row.others.items()}
     if others:
@@ -204,6 +205,12 @@ def _across_cases(row: SettingScores) -> SampleStatistics:
     return _bootstrapped(scores, tuple(row.groups) if row.groups is not None else None)
 
 
+def _unit(row: SettingScores) -> str:
+    """What the interval across cases is over, in words."""
+    cases = _across_cases(row)
+    return unit_text(cases.groups, cases.count, row.grouped_by)
+
+
 @functools.lru_cache(maxsize=1024)
 def _bootstrapped(scores: tuple[float, ...], groups: tuple[str, ...] | None) -> SampleStatistics:
     return describe(scores, groups)
@@ -218,6 +225,13 @@ def _across_runs(values: Sequence[float]) -> list[str]:
 
 def _counts(statuses: Counter[Status]) -> str:
     return ", ".join(f"{statuses[status]} {status}" for status in STATUSES if statuses[status])
+
+
+def _in_one_line(error: str) -> str:
+    """A recorded error, how the command ended and then what it said: its message, or else its last line."""
+    ending, *said = error.strip().splitlines() or [""]
+    has_message = any(line.startswith("error: ") for line in said)
+    return " ".join(" ".join([ending, *(said if has_message else said[-1:])]).split())
 
 
 def _percent(value: float) -> str:
@@ -247,7 +261,11 @@ def _legend(rows: Sequence[SettingScores], select_on: str, tested: bool) -> str:
             "standard error."
         )
     if tested:
-        text += " 95 % across cases: bootstrap over the test cases, each one's Dice averaged over the runs."
+        units = dict.fromkeys(_unit(row) for row in rows if row.cases is not None)
+        text += (
+            f" 95 % across cases: bootstrap {' or '.join(units) or 'over the test cases'}; each case's Dice is "
+            "averaged over the runs."
+        )
     if any(0 < len(row.test) < len(row.val) for row in rows):
         text += " (k): only k of the n runs are scored on the test split."
     if tested and select_on == "val":

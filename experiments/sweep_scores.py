@@ -42,6 +42,7 @@ class SettingScores:
     test: list[float] = field(default_factory=list)
     cases: np.ndarray | None = None
     groups: list[str] | None = None
+    grouped_by: str | None = None  # how these groups are known; None where nothing is
     wall_seconds: float = 0.0
     cpu_seconds: float = 0.0
     untimed_attempts: int = 0  # attempts whose seconds are missing in these sums
@@ -115,6 +116,7 @@ def score_setting(setting: Setting, keys: Sequence[str]) -> SettingScores:
         test=[float(of_run.mean()) for of_run in test_dice],
         cases=np.mean(test_dice, axis=0) if same_cases else None,
         groups=groups.labels(tests[0].names) if same_cases else None,
+        grouped_by=groups.by,
         wall_seconds=sum(sum(record.wall_seconds.values()) for record in known.values()),
         cpu_seconds=sum(sum(record.cpu_seconds.values()) for record in known.values()),
         untimed_attempts=sum(record.untimed_attempts for record in known.values()),

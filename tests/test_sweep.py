@@ -767,6 +767,7 @@ def test_intervals_across_runs_and_across_cases_are_kept_apart() -> None:
     assert "95 % across runs" in table and "95 % across cases" in table
     assert f"{100 * across_cases.low:.2f} to {100 * across_cases.high:.2f}" in table
     assert "TEST" not in table and "chosen by val Dice, not by test Dice" in table
+    assert "bootstrap over 50 cases, taken as independent; each case's Dice is averaged" in table
 
 
 def test_folds_are_told_to_share_training_cases(tmp_path: Path) -> None:
@@ -808,6 +809,20 @@ def test_a_choice_on_the_test_split_is_called_that_everywhere(tmp_path: Path) ->
     header = (tmp_path / "best.yaml").read_text().splitlines()[0]
     assert header == "# a: mean best test Dice 0.8500 over 2 run(s)"
     assert not any("val" in text for text in (table, header, *line))
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        ("noise\n  File x\n    build()\n    ^^^^^^^\nKeyError: 'x'", "KeyError: 'x'"),
+        ("error: no weights in x:\n  one\n  two", "error: no weights in x: one two"),
+        ("", ""),
+    ],
+)
+def test_an_error_is_told_in_a_line(said: str, told: str) -> None:
+    row = scores("a", [0.7], errors={"a_seed=2": f"train: exit code 1\n{said}"})
+    line = f"- `a_seed=2`: train: exit code 1 {told}".rstrip()
+    assert f"\n{line}\n" in to_markdown("t", [row], "val")
 
 
 def test_missing_seconds_are_marked() -> None:
@@ -913,6 +928,8 @@ def test_cases_of_one_source_are_one_in_the_interval_across_cases(
     (row,) = read_table(tmp_path)
     assert row["test_cases"] == "2" and float(row["test_dice_mean"]) == pytest.approx(0.55)
     assert row["test_dice_cases_low"] == row["test_dice_cases_high"] == "", "of one source"
+    unit = "95 % across cases: bootstrap over 2 cases in 1 groups (by near-duplicates); with fewer than 20"
+    assert unit in (tmp_path / "out" / "sweep.md").read_text()
 
     cases = np.random.default_rng(0).beta(8, 2, 25).repeat(2)
     groups = [f"lesion {index // 2}" for index in range(50)]
