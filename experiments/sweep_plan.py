@@ -20,6 +20,7 @@ from experiments.sweep_trials import (
     best_config,
     check_inputs,
     check_search,
+    check_unlike,
     list_settings,
     make_setting,
 )
@@ -113,6 +114,7 @@ def describe_plan(sweep: Sweep) -> str:
         lines.append(f"runs of a setting: {runs}")
     else:
         every = list_settings(sweep)
+        check_unlike(sweep, every)
         for setting in every:
             check_inputs(sweep, setting.trials[0].config)
         trials = [trial for setting in every for trial in setting.trials]

@@ -165,6 +165,21 @@ def test_there_are_shipped_sweeps() -> None:
             },
             "sweep.search: model smp/Unet does not use w_rec,",
         ),
+        (
+            {"grid": {"tta": [False, True]}, "seeds": [1]},
+            "tta=False and tta=True would train the same network: tta only .* scored.*valid.py",
+        ),
+        (
+            {"grid": {"num_workers": [0, 2], "lr": [0.1, 0.2]}},
+            "num_workers=0_lr=0.1 and .* the same network: num_workers only changes where and how",
+        ),
+        ({"grid": {"w_kl": [0, 1]}}, "w_kl is ignored, as in the published code"),
+        ({"variants": {"a": {}, "b": {}}, "folds": 3}, "a and b would .*: they are equal, leave"),
+        ({"variants": {"a": {"lr": 0.002}, "b": {}}}, "a and b would train the same network: they"),
+        (
+            {"search": {"lr": [0.1], "save_freq": {"low": 1, "high": 3}}, "trials": 3},
+            "sweep.search.save_freq: all settings would .*: save_freq only changes what is scored",
+        ),
         ({"seeds": [1], "storage": "sqlite:///x"}, "storage is only for search"),
         ({"seeds": [1], "workers": 0}, "sweep.workers: .*greater than or equal to 1, got 0"),
     ],
@@ -328,6 +343,28 @@ def test_folds_do_not_cut_a_split_that_names_its_validation_cases(tmp_path: Path
     with pytest.raises(UserError, match=r"names 1 cases to choose the checkpoint by .*folds"):
         run(path, "--dry-run")
     run(write_sweep(tmp_path, {"seeds": [1]}, pickle_file_path=str(split_file), **vae), "--dry-run")
+
+
+def test_more_folds_than_cases_are_told_where_the_data_is_prepared(tmp_path: Path) -> None:
+    values = {"pickle_file_path": str(write_data_set(tmp_path, train=4, test=1))}
+    values |= {"vae_weights": "ckpt/tiny_vae"}
+    with pytest.raises(UserError, match=r"sweep\.folds: 4 cases cannot be cut into 5 folds"):
+        run(write_sweep(tmp_path, {"folds": 5}, **values), "--dry-run")
+    assert run(write_sweep(tmp_path, {"folds": 4}, **values), "--dry-run") == 0
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"grid": {"GPUs": [[0], [0, 1]]}, "seeds": [1, 2]},
+        {"grid": {"batch_size": [4, 8], "num_workers": [2]}, "folds": 2},
+        {"variants": {"a": {"lr": 0.1, "tta": True}, "b": {}}},
+    ],
+)
+def test_settings_that_train_different_networks_may_differ_in_other_keys_too(
+    tmp_path: Path, settings: dict[str, Any]
+) -> None:
+    assert run(write_sweep(tmp_path, settings), "--dry-run") == 0
 
 
 @pytest.mark.parametrize("kind", [{}, {"search": {"lr": [1.0e-3, 2.0e-3]}, "trials": 2}])
@@ -623,13 +660,14 @@ def record_splits(folder: Path, split: Path) -> None:
 def test_a_failed_trial_is_told_and_stops_no_other(
     tmp_path: Path, quick: None, capsys: pytest.CaptureFixture
 ) -> None:
-    path = write_sweep(tmp_path, {"grid": {"save_minutes": [13, 14]}})
+    variants = {"bad": {"save_minutes": 13}, "good": {"lr": 0.003}}
+    path = write_sweep(tmp_path, {"variants": variants})
     bad, good = (setting.trials[0] for setting in list_settings(load_sweep(path)))
     assert run(path) == 1
     assert "error: thirteen" in capsys.readouterr().out
     table = (tmp_path / "out" / "sweep.md").read_text()
     assert "1 finished, 1 failed" in table
-    assert "`save_minutes=13`: train: exit code 1 error: thirteen" in table
+    assert "`bad`: train: exit code 1 error: thirteen" in table
     assert run(path) == 1
     assert (starts(bad), starts(good)) == (1, 1)
     (bad.folder / "mended").touch()
