@@ -102,6 +102,8 @@ def test_runs_score_their_own_weights(tmp_path: Path) -> None:
         ({"systems": {}}, "systems"),
         ({"seed": [1]}, "unknown key 'seed'; did you mean 'seeds'"),
         ({"seeds": None}, "seeds: .*got None"),
+        ({"seeds": 3}, r"seeds is a list, such as \[1, 2, 3\], got 3"),
+        ({"systems": {"a": None, "b": {}}}, r"systems\.a: `a:` is empty, write a: {}"),
         ({"seeds": [1, 1]}, "a seed is given twice: 1, 1"),
         ({"splits": {"mine": "x.json"}}, "splits are `published`.*got mine"),
         ({"config": "nowhere.yaml"}, "cannot read the config"),

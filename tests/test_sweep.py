@@ -110,7 +110,10 @@ def test_there_are_shipped_sweeps() -> None:
             "model_weight cannot be swept: each trial",
         ),
         ({"grid": {"lr": [1]}, "variants": {"a": {"lr": 2}}}, "lr is set by grid and by a variant"),
-        ({"variants": {"a/b": {}}}, "sweep.variants.*pattern"),
+        ({"variants": {"a/b": {}}}, "sweep.variants: the name 'a/b': a name has letters, digits, "),
+        ({"variants": {"my net": {}}}, r"the name 'my net': .*, \. _ \+ -, begins with"),
+        ({"variants": {"a": None, "b": {}}}, "sweep.variants.a: `a:` is empty, write a: {}"),
+        ({"seeds": 3}, r"sweep\.seeds: seeds is a list, such as \[1, 2, 3\], got 3"),
         ({"variants": {"best": {}}}, "cannot be called best"),
         ({"variants": {"a": {"guidance_method": "wavelet"}}}, "needs vae_model: tiny_vae"),
         ({"seeds": [1, 1]}, "a seed twice"),
@@ -127,6 +130,14 @@ def test_there_are_shipped_sweeps() -> None:
         (
             {"search": {"batch_size": {"low": 4, "high": 16, "step": 0.5}}, "trials": 3},
             "sweep.search.batch_size: step is 0.5, expected a whole number",
+        ),
+        (
+            {"search": {"batch_size": {"low": 2, "high": 8, "step": 4}}, "trials": 3},
+            "steps of 4 from 2 end at 6, so high: 8 is never tried: set high: 6, or another step",
+        ),
+        (
+            {"search": {"w_dice": {"low": 0, "high": 1, "step": 0.3}}, "trials": 3},
+            "sweep.search.w_dice: steps of 0.3 from 0 end at 0.9",
         ),
         ({"search": {"lr": [0.1, 0.10000001]}, "trials": 3}, "lr: two choices are 0.1; list each"),
         (
