@@ -18,12 +18,11 @@ from typing import Any
 from datasets.cases import find_split_file
 from datasets.prepared import read_metadata_groups
 from datasets.splits import hold_out_fold, read_split
+from experiments.inputs import check_weights
 from experiments.runner import NOT_INHERITED, Trial
 from experiments.sweep_settings import BEST_NAME, Range, Sweep
 from utils.config import CHANGEABLE_ON_RESUME, MACHINE_SETTINGS, Config, check_used
 from utils.errors import UserError
-from utils.files import REPOSITORY
-from utils.vae_weights import may_be_hub_id, weights_folder
 
 BASE_NAME = "base"  # of the setting that changes nothing
 MAX_NAME = 120
@@ -133,16 +132,9 @@ def check_inputs(sweep: Sweep, config: Config) -> None:
     """UserError where the folder of the VAE's weights or the file of initial weights is missing, or
     where folds would cut a split that names its own cases to choose by, or has fewer cases than folds.
 
-    What may be an id on the Hugging Face hub (`owner/name`) is left to the trials, unless `owner` is a
-    folder of the repository, such as ckpt.
+    Weights that may be on the Hugging Face hub are left to the trials.
     """
-    name = config.vae_weights
-    if config.is_wave_gms and not may_be_hub_id(name) and weights_folder(name) is None:
-        raise UserError(
-            f"{sweep.path}: vae_weights: there is no folder {name} here or in {REPOSITORY}"
-        )
-    if config.init_weights and not config.init_weights.is_file():
-        raise UserError(f"{sweep.path}: init_weights: there is no file {config.init_weights}")
+    check_weights(config, str(sweep.path))
     if config.folds:
         _check_folds(sweep, config)
 
