@@ -140,10 +140,10 @@ def to_markdown(title: str, rows: Sequence[SettingScores], select_on: str) -> st
         lines += ["Failed:", ""]
         lines += [f"- `{name}`: {_in_one_line(error)}" for name, error in errors.items()]
         lines.append("")
-    others = {name: other for row in rows for name, other in row.others.items()}
-    if others:
+    left_out = {name: other for row in rows for name, other in row.others.items()}
+    if left_out:
         lines += ["Made with other settings, so not counted:", ""]
-        lines += [f"- `{name}`: {other}" for name, other in others.items()]
+        lines += [f"- `{name}`: {other}" for name, other in left_out.items()]
         lines.append("")
     return "\n".join(lines)
 
