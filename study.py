@@ -2,6 +2,7 @@
 
     python study.py --config configs/studies/busi.yaml
     python study.py --config configs/studies/busi_reduced.yaml --workers 2 --out docs/results/busi_reduced
+    python study.py --config configs/studies/busi.yaml --dry-run
     python study.py --config configs/studies/busi.yaml --report
 
 Each run is an ordinary run folder under ckpt/studies/<name>/. The same command again resumes: finished
@@ -36,6 +37,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--config", type=Path, required=True, help="YAML in configs/studies/")
     add("--workers", type=positive_int, default=1, help="runs at a time (1)")
     add("--out", type=Path, help="folder of the report; default: the study's")
+    add("--dry-run", action="store_true", help="check all runs, list them, stop")
     add("--report", action="store_true", help="write the report of what is done")
     add("--retry-failed", action="store_true", help="start failed runs again")
     return parser.parse_args(argv)
@@ -55,6 +57,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     check_earlier_runs(runs.values())
     trials = unscored_trials(study, out, runs, arguments.report)
     outcomes: list[Outcome] = []
+    if arguments.dry_run:
+        from experiments.study_plan import describe_plan
+
+        check_together(out, runs, trials, arguments.workers)
+        log.info("%s", describe_plan(study, runs, trials))
+        log.info("every config is valid, its data and local weights are here; nothing was written")
+        return 0
     if not arguments.report:
         outcomes = run_study(study, out, runs, trials, arguments.workers, arguments.retry_failed)
     return tell_end(study, out, outcomes)
@@ -85,6 +94,18 @@ def unscored_trials(
     return [trial for run, trial in runs.items() if run not in scored or trial in outdated]
 
 
+def check_together(
+    out: Path, runs: Mapping[Run, Trial], trials: Sequence[Trial], workers: int
+) -> None:
+    """UserError where `trials`, which are to run, do not go with what is trained already."""
+    from experiments.earlier_runs import check_processes, check_settings, processes_of
+    from experiments.study_scores import scores_in, trained_in
+
+    check_settings(trials)
+    in_table = [score for scores in scores_in(out, runs).values() for score in scores]
+    check_processes([*trained_in(in_table, runs), *processes_of(trials, workers)])
+
+
 def run_study(
     study: Study,
     out: Path,
@@ -94,10 +115,9 @@ def run_study(
     retry_failed: bool,
 ) -> list[Outcome]:
     """Train and score `trials`, those of `runs` that are left; the report is written after each of them."""
-    from experiments.earlier_runs import check_processes, processes_of
     from experiments.runner import run_trials
     from experiments.study_report import write_study
-    from experiments.study_scores import TABLE, outdated_steps, scores_in, trained_in
+    from experiments.study_scores import TABLE, outdated_steps
     from experiments.study_scoring import training_and_scoring_steps
 
     def report_end(outcome: Outcome) -> None:
@@ -107,8 +127,7 @@ def run_study(
         if outcome.ran and outcome.record.status == "finished":
             write_study(study, out)
 
-    in_table = [score for scores in scores_in(out, runs).values() for score in scores]
-    check_processes([*trained_in(in_table, runs), *processes_of(trials, workers)])
+    check_together(out, runs, trials, workers)
     log.info(
         "%s: %d runs in %s; %d more have their scores in %s",
         *(study.title, len(trials), study.folder, len(runs) - len(trials), out / TABLE),

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from datasets.cases import find_split_file
 from datasets.prepared import METADATA_GROUPS
+from engine.saved_state import state_files
 from engine.training_record import TrainingRecord
 from experiments.inputs import sha256_of, vae_file, vae_sha256
 from experiments.records import (
@@ -17,11 +18,13 @@ from experiments.records import (
     is_record_of,
     read_record,
     recorded_config,
+    scored_settings,
 )
 from experiments.runner import Trial, process_count
-from utils.config import Config
+from utils.config import CHANGEABLE_ON_RESUME, Config, load_config
 from utils.errors import UserError, listed
 from utils.results import Results, read_results
+from utils.yaml_files import shown
 
 CHANGED_IN_VAIN = ("validate_every", "save_freq")
 """Keys that train.py accepts for a finished run, which it leaves as it is: they would then be
@@ -55,13 +58,79 @@ def check_earlier_runs(trials: Collection[Trial], workers: int | None = None) ->
             before, now = getattr(made_with, key), getattr(trial.config, key)
             if before != now:
                 problems.append(f"{trial.name}: {key}: {before} in the finished run, {now} now")
-    if problems:
+    _refuse(problems)
+
+
+def check_settings(trials: Iterable[Trial]) -> None:
+    """UserError where runs that are trained or begun in the trials' folders have other values of keys that
+    cannot change on resume: train.py would refuse them one by one.
+    """
+    _refuse(
+        f"{trial.name}: {key}: {shown(before)} in the {state} run, {shown(now)} now"
+        for trial in trials
+        for state, run in _runs_in(trial)
+        for key, (before, now) in _differences(run, trial.config).items()
+    )
+
+
+def _refuse(problems: Iterable[str]) -> None:
+    """UserError that lists the problems, if there are any."""
+    if text := listed(problems, NAMED, "\n  "):
         raise UserError(
             "there are runs that were trained otherwise, whose scores do not compare with those of new ones:\n  "
-            + listed(problems, NAMED, "\n  ")
-            + "\nRestore the files or the settings, or set another folder (snapshot_path of a sweep, "
+            f"{text}\nRestore the files or the settings, or set another folder (snapshot_path of a sweep, "
             "folder of a study)"
         )
+
+
+def _runs_in(trial: Trial) -> list[tuple[str, Config]]:
+    """How far the run in the trial's folder has come, and its config; none where nothing is to be resumed."""
+    record = read_record(trial.folder)
+    if record is not None and record.trained:
+        config = recorded_config(record)
+        return [("finished", config)] if config is not None else []
+    if not any(path.exists() for path in state_files(trial.folder)):
+        return []
+    try:
+        return [("saved", load_config(trial.folder / "config.yaml"))]
+    except UserError:  # train.py says what is wrong with it
+        return []
+
+
+def _differences(run: Config, asked: Config) -> dict[str, tuple[object, object]]:
+    """The keys that cannot change on resume in which a run differs from what is asked: both values."""
+    before, now = (config.model_dump(mode="json") for config in (run, asked))
+    different = {
+        key: (before[key], now[key])
+        for key in now
+        if key not in CHANGEABLE_ON_RESUME and before[key] != now[key]
+    }
+    if run.dataset != asked.dataset:
+        different["data set"] = (run.dataset, asked.dataset)
+    return different
+
+
+def other_settings(trial: Trial) -> str | None:
+    """What the run in the trial's folder was made with in place of what is asked, as
+    `trained with lr 0.02, asked 0.05`; None where its scores are those of the trial, or there is no run.
+    """
+    record = read_record(trial.folder)
+    if record is None or is_record_of(record, trial.config):
+        return None
+    made = "trained" if record.trained else "begun"
+    recorded = recorded_config(record)
+    if recorded is None:
+        return f"{made} by a version with other keys"
+    before, now = scored_settings(recorded), scored_settings(trial.config)
+    return f"{made} with " + "; ".join(
+        f"{key} {shown(_value(recorded, key))}, asked {shown(_value(trial.config, key))}"
+        for key in sorted(before.keys() | now.keys())
+        if before.get(key) != now.get(key)
+    )
+
+
+def _value(config: Config, key: str) -> Any:
+    return config.dataset if key == "data set" else config.model_dump(mode="json")[key]
 
 
 class Trained(NamedTuple):

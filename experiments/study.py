@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from experiments.runner import NOT_INHERITED, Trial
+from experiments.sweep_settings import form_problem
 from utils.config import FilePath, check_used, load_config, make_config
 from utils.errors import UserError
 from utils.tables import markdown_table
@@ -180,6 +181,8 @@ def _problems(error: ValidationError) -> str:
             lines.append(unknown_key(key, Study.model_fields, PAGE))
         elif problem["type"] == "missing":
             lines.append(f"{key} is missing")
+        elif explained := form_problem(problem["type"], str(problem["loc"][-1]), problem["input"]):
+            lines.append(f"{key}: {explained}")
         else:
             lines.append(f"{key}: {problem['msg']}, got {shown(problem['input'])}")
     return "; ".join(lines)

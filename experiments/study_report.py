@@ -70,8 +70,9 @@ def write_study(study: Study, out: Path) -> str:
     atomic_write(out / "results.md", table)
     atomic_write(out / TABLE, to_csv(scores))
 
-    published = [run for run in runs if run.split == PUBLISHED and by_run[run]]
-    paths = {run: runs[run].folder / "history.csv" for run in published if by_run[run] is here[run]}
+    published = [run for run in runs if run.split == PUBLISHED]
+    scored_here = [run for run in published if by_run[run] and by_run[run] is here[run]]
+    paths = {run: runs[run].folder / "history.csv" for run in scored_here}
     histories = {run: path for run, path in paths.items() if path.is_file()}
     if histories:  # otherwise the figure is left as it was made elsewhere
         draw_curves(out / "curves.png", study, histories, len(published))

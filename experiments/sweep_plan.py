@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Iterator
 from contextlib import suppress
 from typing import TYPE_CHECKING, Protocol
 
 from datasets.cases import open_data_set
-from experiments.earlier_runs import check_earlier_runs
+from experiments.earlier_runs import check_earlier_runs, check_settings, other_settings, own_record
+from experiments.records import RECORD
 from experiments.runner import Outcome, Trial
 from experiments.sweep_report import find_best, write_best, write_report
 from experiments.sweep_scores import OpenElsewhere, SettingScores, score_setting
@@ -18,13 +20,19 @@ from experiments.sweep_trials import (
     best_config,
     check_inputs,
     check_search,
+    check_unlike,
     list_settings,
     make_setting,
 )
-from utils.errors import UserError
+from utils.errors import UserError, listed
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+
+log = logging.getLogger("wavegms")
+
+NAMED = 5  # trials in a message
 
 
 class Plan(Protocol):
@@ -61,7 +69,7 @@ def make_plan(sweep: Sweep, owner: str, retry_failed: bool) -> Plan:
 def make_report_plan(sweep: Sweep) -> Plan:
     """The plan of a sweep of which only the scores are wanted, also while another process runs it.
 
-    UserError where nothing of it has been run.
+    UserError where nothing of it has been run, or all of it with other settings.
     """
     if sweep.settings.search:
         from experiments.sweep_search import SearchPlan
@@ -72,6 +80,16 @@ def make_report_plan(sweep: Sweep) -> Plan:
     if not any(trial.folder.is_dir() for trial in trials):
         raise UserError(f"no trial of this sweep lies in {sweep.folder}: run it without --report")
     check_earlier_runs(trials)
+    others = [f"{t.name}: {other}" for t in trials if (other := other_settings(t)) is not None]
+    if others and not any(own_record(trial) for trial in trials):
+        raise UserError(
+            f"no run in {sweep.folder} was made with the settings of this sweep:\n  "
+            + listed(others, NAMED, "\n  ")
+            + "\nThe report that lies there is left as it is. Restore the settings, or run the sweep without --report "
+            "in another snapshot_path"
+        )
+    for line in _left_out(sweep, trials):
+        log.warning(line)
     return ListedPlan(sweep, settings)
 
 
@@ -81,9 +99,10 @@ def describe_plan(sweep: Sweep) -> str:
     """
     settings = sweep.settings
     if settings.search:
-        from experiments.sweep_search_study import distribution
+        from experiments.sweep_search_study import check_earlier_search, distribution
 
         check_search(sweep)
+        check_earlier_search(sweep)
         trials = list(make_setting(sweep, {}, named=[]).trials)
         with suppress(ImportError):  # a search can be described without Optuna
             for key in settings.search:
@@ -94,15 +113,31 @@ def describe_plan(sweep: Sweep) -> str:
         runs = max(1, len(settings.seeds)) * (settings.folds or 1)
         lines.append(f"runs of a setting: {runs}")
     else:
-        listed = list_settings(sweep)
-        for setting in listed:
+        every = list_settings(sweep)
+        check_unlike(sweep, every)
+        for setting in every:
             check_inputs(sweep, setting.trials[0].config)
-        trials = [trial for setting in listed for trial in setting.trials]
+        trials = [trial for setting in every for trial in setting.trials]
         check_earlier_runs(trials, settings.workers)
-        lines = [f"{len(listed)} setting(s), {len(trials)} trial(s):"]
+        check_settings(trials)
+        lines = [f"{len(every)} setting(s), {len(trials)} trial(s):"]
         lines += [f"  {trial.name}" for trial in trials]
+        lines += _left_out(sweep, trials)
     lines += [f"trials at a time: {settings.workers}", f"writes to: {sweep.folder}"]
     return "\n".join([*lines, *_size_warning(sweep), *_held_out_warning(trials)])
+
+
+def _left_out(sweep: Sweep, trials: list[Trial]) -> list[str]:
+    """A line where the sweep's folder has trials that are none of these."""
+    folders = {trial.folder for trial in trials}
+    found = sorted(path.parent for path in sweep.folder.glob(f"*/epochs_*/{RECORD}"))
+    names = [str(path.relative_to(sweep.folder)) for path in found if path not in folders]
+    if not names:
+        return []
+    return [
+        f"warning: {len(names)} trial(s) in {sweep.folder} are not of this sweep, so that its report leaves them out: "
+        + listed(names, NAMED)
+    ]
 
 
 def _size_warning(sweep: Sweep) -> list[str]:

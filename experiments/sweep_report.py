@@ -19,8 +19,10 @@ from typing import TYPE_CHECKING, get_args
 from experiments.records import Status
 from experiments.sweep_scores import CHOOSING, SettingScores
 from utils.config import Config, dump_config
+from utils.errors import listed
 from utils.figures import png
 from utils.files import atomic_write
+from utils.groups import unit_text
 from utils.runs import writing_to
 from utils.statistics import SampleStatistics, describe, t_interval
 from utils.tables import csv_text, markdown_row
@@ -31,6 +33,8 @@ if TYPE_CHECKING:
 
 STATUSES: tuple[Status, ...] = get_args(Status)
 MAX_BARS = 40  # settings drawn
+MAX_TICKS = 5  # of the scores, whose labels would touch if there were more
+NAMED = 3  # settings tied with the best
 NAME_WIDTH = 40  # characters of a setting's name in a line of the drawing
 
 
@@ -38,6 +42,14 @@ def find_best(rows: Sequence[SettingScores]) -> SettingScores | None:
     """The setting whose runs are all trained and have the highest mean Dice on the choosing cases."""
     complete = [row for row in rows if row.complete]
     return max(complete, key=lambda row: fmean(row.val), default=None)
+
+
+def tied_with(best: SettingScores | None, rows: Sequence[SettingScores]) -> list[str]:
+    """Names of the other complete settings whose mean Dice on the choosing cases is that of the best."""
+    if best is None:
+        return []
+    highest = fmean(best.val)
+    return [r.name for r in rows if r is not best and r.complete and fmean(r.val) == highest]
 
 
 def write_report(
@@ -97,6 +109,8 @@ def to_csv(rows: Sequence[SettingScores], select_on: str) -> str:
 def to_markdown(title: str, rows: Sequence[SettingScores], select_on: str) -> str:
     """The table to read: best first; scores in per cent."""
     best = find_best(rows)
+    tied = tied_with(best, rows)
+    mark = f"(best, tied with {listed(tied, NAMED)})" if tied else "(best)"
     tested = any(row.test for row in rows)
     progress = _counts(sum((row.statuses for row in rows), start=Counter()))
     header = ["setting", "n", CHOOSING[select_on], "SD", "95 % across runs"]
@@ -110,7 +124,7 @@ def to_markdown(title: str, rows: Sequence[SettingScores], select_on: str) -> st
         markdown_row(["---", *["---:"] * (len(header) - 1), "---", "---:", "---:"]),
     ]
     for row in sorted(rows, key=_rank):
-        name = f"**{row.name}** (best)" if row is best else row.name
+        name = f"**{row.name}** {mark}" if row is best else row.name
         cells = [name, str(len(row.val)), *_across_runs(row.val)]
         if tested:
             cases = _across_cases(row)
@@ -124,7 +138,12 @@ def to_markdown(title: str, rows: Sequence[SettingScores], select_on: str) -> st
     errors = {name: error for row in rows for name, error in row.errors.items()}
     if errors:
         lines += ["Failed:", ""]
-        lines += [f"- `{name}`: {' '.join(error.split())}" for name, error in errors.items()]
+        lines += [f"- `{name}`: {_in_one_line(error)}" for name, error in errors.items()]
+        lines.append("")
+    left_out = {name: other for row in rows for name, other in row.others.items()}
+    if left_out:
+        lines += ["Made with other settings, so not counted:", ""]
+        lines += [f"- `{name}`: {other}" for name, other in left_out.items()]
         lines.append("")
     return "\n".join(lines)
 
@@ -156,6 +175,8 @@ def plot_settings(title: str, rows: Sequence[SettingScores], select_on: str) -> 
 
 def _draw_runs(axes: Axes, scores: Sequence[Sequence[float]]) -> None:
     """Over the range of the runs: the interval of two may be ten times as wide, and is cut off there."""
+    from matplotlib.ticker import MaxNLocator
+
     for height, values in enumerate(scores):
         if not values:
             continue
@@ -168,6 +189,7 @@ def _draw_runs(axes: Axes, scores: Sequence[Sequence[float]]) -> None:
     if runs:
         margin = max(1, 0.2 * (max(runs) - min(runs)))
         axes.set_xlim(max(0, min(runs) - margin), min(100, max(runs) + margin))
+    axes.xaxis.set_major_locator(MaxNLocator(MAX_TICKS))
     axes.grid(axis="x", alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
 
@@ -183,18 +205,33 @@ def _across_cases(row: SettingScores) -> SampleStatistics:
     return _bootstrapped(scores, tuple(row.groups) if row.groups is not None else None)
 
 
+def _unit(row: SettingScores) -> str:
+    """What the interval across cases is over, in words."""
+    cases = _across_cases(row)
+    return unit_text(cases.groups, cases.count, row.grouped_by)
+
+
 @functools.lru_cache(maxsize=1024)
 def _bootstrapped(scores: tuple[float, ...], groups: tuple[str, ...] | None) -> SampleStatistics:
     return describe(scores, groups)
 
 
 def _across_runs(values: Sequence[float]) -> list[str]:
-    across = describe(values)
-    return [_percent(across.mean), _percent(across.std), _interval(*t_interval(values))]
+    """Mean, standard deviation and interval; the latter without what no Dice can be."""
+    across, (low, high) = describe(values), t_interval(values)
+    interval = _interval(max(0.0, low), min(1.0, high)) if len(values) > 1 else ""
+    return [_percent(across.mean), _percent(across.std), interval]
 
 
 def _counts(statuses: Counter[Status]) -> str:
     return ", ".join(f"{statuses[status]} {status}" for status in STATUSES if statuses[status])
+
+
+def _in_one_line(error: str) -> str:
+    """A recorded error, how the command ended and then what it said: its message, or else its last line."""
+    ending, *said = error.strip().splitlines() or [""]
+    has_message = any(line.startswith("error: ") for line in said)
+    return " ".join(" ".join([ending, *(said if has_message else said[-1:])]).split())
 
 
 def _percent(value: float) -> str:
@@ -216,7 +253,7 @@ def _legend(rows: Sequence[SettingScores], select_on: str, tested: bool) -> str:
     text += (
         f"{CHOOSING[select_on]} is each run's best epoch on the cases that chose it, so it is "
         "optimistic, the more so the more settings are compared. n: trained runs (seeds, folds); SD "
-        "across them; 95 % across runs: Student t with n - 1 degrees of freedom."
+        "across them; 95 % across runs: Student t with n - 1 degrees of freedom, cut off at 0 and 100."
     )
     if any(row.across_folds for row in rows):
         text += (
@@ -224,7 +261,11 @@ def _legend(rows: Sequence[SettingScores], select_on: str, tested: bool) -> str:
             "standard error."
         )
     if tested:
-        text += " 95 % across cases: bootstrap over the test cases, each one's Dice averaged over the runs."
+        units = dict.fromkeys(_unit(row) for row in rows if row.cases is not None)
+        text += (
+            f" 95 % across cases: bootstrap {' or '.join(units) or 'over the test cases'}; each case's Dice is "
+            "averaged over the runs."
+        )
     if any(0 < len(row.test) < len(row.val) for row in rows):
         text += " (k): only k of the n runs are scored on the test split."
     if tested and select_on == "val":

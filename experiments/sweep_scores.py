@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
 from engine.history import read_scores
-from experiments.earlier_runs import fitting_results, own_record
+from experiments.earlier_runs import fitting_results, other_settings, own_record
 from experiments.records import Record, Status
 from experiments.runner import Trial
 from experiments.sweep_trials import Setting, text_of
@@ -42,10 +42,13 @@ class SettingScores:
     test: list[float] = field(default_factory=list)
     cases: np.ndarray | None = None
     groups: list[str] | None = None
+    grouped_by: str | None = None  # how these groups are known; None where nothing is
     wall_seconds: float = 0.0
     cpu_seconds: float = 0.0
     untimed_attempts: int = 0  # attempts whose seconds are missing in these sums
     errors: dict[str, str] = field(default_factory=dict)  # of failed trials, by name
+    others: dict[str, str] = field(default_factory=dict)
+    """What other settings runs that do not count were made with, by the trial's name."""
     across_folds: bool = False  # whether the runs hold out different folds of one train part
 
     @property
@@ -113,6 +116,7 @@ def score_setting(setting: Setting, keys: Sequence[str]) -> SettingScores:
         test=[float(of_run.mean()) for of_run in test_dice],
         cases=np.mean(test_dice, axis=0) if same_cases else None,
         groups=groups.labels(tests[0].names) if same_cases else None,
+        grouped_by=groups.by,
         wall_seconds=sum(sum(record.wall_seconds.values()) for record in known.values()),
         cpu_seconds=sum(sum(record.cpu_seconds.values()) for record in known.values()),
         untimed_attempts=sum(record.untimed_attempts for record in known.values()),
@@ -120,6 +124,11 @@ def score_setting(setting: Setting, keys: Sequence[str]) -> SettingScores:
             trial.name: record.error or ""
             for trial, record in known.items()
             if record.status == "failed"
+        },
+        others={
+            trial.name: other
+            for trial in setting.trials
+            if (other := other_settings(trial)) is not None
         },
         across_folds=len({trial.config.fold for trial in setting.trials if trial.config.folds}) > 1,
     )

@@ -30,6 +30,10 @@ COMPARED = {"save_freq", "validate_every", "vae_weights"}
 """Keys that a run may change when it is resumed, but a search may not."""
 
 
+class NoStudy(UserError):
+    """The search has no study yet."""
+
+
 def distribution(sweep: Sweep, key: str) -> BaseDistribution:
     """What Optuna draws a key's values from; choices are drawn by their names.
 
@@ -46,9 +50,9 @@ def distribution(sweep: Sweep, key: str) -> BaseDistribution:
         if not isinstance(values, Range):
             return CategoricalDistribution([text_of(value) for value in values])
         if isinstance(getattr(sweep.config({key: values.low}), key), int):
-            low, high, step = int(values.low), int(values.high), int(values.step or 1)
+            low, high, step = int(values.low), int(values.reached), int(values.step or 1)
             return IntDistribution(low, high, log=values.log, step=step)
-        return FloatDistribution(values.low, values.high, log=values.log, step=values.step)
+        return FloatDistribution(values.low, values.reached, log=values.log, step=values.step)
     except ValueError as error:
         raise UserError(f"{sweep.path}: sweep.search.{key}: {error}") from error
 
@@ -120,6 +124,16 @@ def open_study(sweep: Sweep, only_report: bool = False) -> optuna.Study:
     return study
 
 
+def check_earlier_search(sweep: Sweep) -> None:
+    """UserError where the study in the sweep's folder is that of a search with other settings.
+
+    It is left as it is. One in a storage that machines share is checked when the search begins.
+    """
+    if not sweep.settings.storage and _file(sweep).is_file():
+        with suppress(NoStudy):
+            open_study(sweep, only_report=True)
+
+
 def _create(sweep: Sweep) -> optuna.Study:
     """The study, new or as it is."""
     import optuna
@@ -160,8 +174,8 @@ def _study_name(sweep: Sweep) -> str:
     return sweep.settings.study or sweep.folder.name
 
 
-def _no_study_error(sweep: Sweep) -> UserError:
-    return UserError(
+def _no_study_error(sweep: Sweep) -> NoStudy:
+    return NoStudy(
         f"there is no study {_study_name(sweep)} of this search yet: run it without --report"
     )
 
@@ -176,6 +190,8 @@ def _check_same_search(sweep: Sweep, study: optuna.Study, only_report: bool) -> 
         processes = process_count(sweep.base, sweep.settings.workers)
         current["processes that train a run"] = processes
     recorded = study.user_attrs.get("sweep") or {}
+    if "search" in recorded:  # in studies of earlier versions the steps may end before `high`
+        recorded = recorded | {"search": _with_reached(recorded["search"])}
     changed = [
         f"{key}: {recorded.get(key)!r} in the study, {value!r} now"
         for key, value in current.items()
@@ -196,12 +212,20 @@ def _compared_settings(sweep: Sweep) -> dict[str, Any]:
     current |= _data(sweep.base) | _initial_weights(sweep)
     current |= {"seeds": list(sweep.settings.seeds), "number of folds": sweep.settings.folds}
     current["search"] = {
-        key: values.model_dump()
+        key: values.model_dump() | {"high": values.reached}
         if isinstance(values, Range)
         else [text_of(value) for value in values]
         for key, values in sweep.settings.search.items()
     }
     return current
+
+
+def _with_reached(search: dict[str, Any]) -> dict[str, Any]:
+    """The values of a search, as recorded, with the largest value that is tried as `high`."""
+    return {
+        key: values | {"high": Range(**values).reached} if isinstance(values, dict) else values
+        for key, values in search.items()
+    }
 
 
 def _data(base: Config) -> dict[str, str]:

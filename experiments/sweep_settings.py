@@ -11,6 +11,7 @@ docs/sweeps.md says more.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,6 +84,16 @@ class Range(BaseModel):
         if self.step is not None and (self.log or self.step <= 0):
             raise ValueError(f"step is {self.step:g}, expected a number above 0 and no log: true")
         return self
+
+    @property
+    def reached(self) -> Number:
+        """The largest value that is tried: less than `high` where the steps end before it."""
+        if self.step is None:
+            return self.high
+        steps = (self.high - self.low) / self.step
+        if abs(steps - round(steps)) < 1e-8:
+            return self.high
+        return self.low + math.floor(steps) * self.step
 
     def text(self) -> str:
         """For example `0.0001 to 0.01, log`."""
@@ -253,9 +264,25 @@ def _explain(error: ValidationError | TypeError, path: Path) -> str:
             lines.append(f"{'.'.join(['sweep', *parents])}: {unknown_key(key, known, PAGE)}")
         elif problem["type"] == "value_error":
             lines.append(f"{where}: {problem['ctx']['error']}")
+        elif key == "[key]":  # of the name itself
+            lines.append(
+                f"sweep.variants: the name {parents[-1]!r}: a name has letters, digits, . _ + -, begins with a letter or "
+                "digit, and is at most 60 characters long"
+            )
+        elif explained := form_problem(problem["type"], key, problem["input"]):
+            lines.append(f"{where}: {explained}")
         else:
             lines.append(f"{where}: {problem['msg']}, got {shown(problem['input'])}")
     return f"{path}:\n" + "\n".join(f"  {line}" for line in dict.fromkeys(lines))
+
+
+def form_problem(kind: str, key: str, value: object) -> str | None:
+    """What to say of a value that is no list or mapping, by pydantic's kind of error; None for others."""
+    if kind == "dict_type" and value is None:
+        return f"`{key}:` is empty, write {key}: {{}}"
+    if kind in ("tuple_type", "list_type"):
+        return f"{key} is a list, such as [1, 2, 3], got {shown(value)}"
+    return None
 
 
 def _names(model: type[BaseModel]) -> list[str]:

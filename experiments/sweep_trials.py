@@ -7,6 +7,7 @@ only in seed and fold. Names are readable: `lr=0.001_seed=1`, `sft_lr=0.001_seed
 from __future__ import annotations
 
 import itertools
+import json
 import math
 import re
 from collections.abc import Iterable, Mapping
@@ -15,17 +16,24 @@ from pathlib import Path
 from typing import Any
 
 from datasets.cases import find_split_file
-from datasets.splits import read_split
+from datasets.prepared import read_metadata_groups
+from datasets.splits import hold_out_fold, read_split
+from experiments.inputs import check_weights
 from experiments.runner import NOT_INHERITED, Trial
 from experiments.sweep_settings import BEST_NAME, Range, Sweep
-from utils.config import Config, check_used
+from utils.config import CHANGEABLE_ON_RESUME, MACHINE_SETTINGS, Config, check_used
 from utils.errors import UserError
-from utils.files import REPOSITORY
-from utils.vae_weights import may_be_hub_id, weights_folder
 
 BASE_NAME = "base"  # of the setting that changes nothing
 MAX_NAME = 120
 MAX_CORNERS = 1024
+
+MAY_TRAIN_OTHERWISE = {"precision", "skip_nonfinite", "vae_weights", "validate_every"}
+"""Keys that a run may change when it is resumed, but of which it may still learn or keep something else."""
+
+IDLE = (CHANGEABLE_ON_RESUME - MAY_TRAIN_OTHERWISE) | {"num_res_blocks", "w_kl"}
+"""Keys that change neither what a run learns nor which of its checkpoints is best. Of `GPUs`, however, the
+number counts: each has batches of its own."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +64,33 @@ def list_settings(sweep: Sweep) -> list[Setting]:
         twice = next(name for name in names if names.count(name) > 1)
         raise UserError(f"{sweep.path}: two settings are {twice}; list each value once")
     return settings
+
+
+def check_unlike(sweep: Sweep, settings: Iterable[Setting]) -> None:
+    """UserError where two settings would train the same network."""
+    known: dict[str, Setting] = {}
+    for setting in settings:
+        config = setting.trials[0].config
+        learned = config.model_dump(mode="json", exclude=set(IDLE)) | {"GPUs": len(config.GPUs)}
+        other = known.setdefault(json.dumps(learned, sort_keys=True), setting)
+        if other is setting:
+            continue
+        before, now = other.trials[0].config, config
+        idle = [key for key in setting.values | other.values if key in IDLE]
+        differ = [key for key in dict.fromkeys(idle) if getattr(before, key) != getattr(now, key)]
+        why = "; ".join(map(_why_idle, differ)) or "they are equal, leave one out"
+        raise UserError(
+            f"{sweep.path}: the settings {other.name} and {setting.name} would train the same network: {why}"
+        )
+
+
+def _why_idle(key: str) -> str:
+    if key in MACHINE_SETTINGS:
+        what = "only changes where and how fast a run is computed, or what else is reported"
+        return f"{key} {what}: set it outside of `sweep:`"
+    if key in CHANGEABLE_ON_RESUME:
+        return f"{key} only changes what is scored or kept: give it to valid.py, or set it outside of `sweep:`"
+    return f"{key} is ignored, as in the published code: leave it out"
 
 
 def make_setting(
@@ -95,35 +130,39 @@ def best_config(sweep: Sweep, setting: Setting) -> Config:
 
 def check_inputs(sweep: Sweep, config: Config) -> None:
     """UserError where the folder of the VAE's weights or the file of initial weights is missing, or
-    where folds would cut a split that names its own cases to choose by.
+    where folds would cut a split that names its own cases to choose by, or has fewer cases than folds.
 
-    What may be an id on the Hugging Face hub (`owner/name`) is left to the trials, unless `owner` is a
-    folder of the repository, such as ckpt.
+    Weights that may be on the Hugging Face hub are left to the trials.
     """
-    name = config.vae_weights
-    if config.is_wave_gms and not may_be_hub_id(name) and weights_folder(name) is None:
-        raise UserError(
-            f"{sweep.path}: vae_weights: there is no folder {name} here or in {REPOSITORY}"
-        )
-    if config.init_weights and not config.init_weights.is_file():
-        raise UserError(f"{sweep.path}: init_weights: there is no file {config.init_weights}")
+    check_weights(config, str(sweep.path))
+    if config.folds:
+        _check_folds(sweep, config)
+
+
+def _check_folds(sweep: Sweep, config: Config) -> None:
     try:
-        val = read_split(find_split_file(config.pickle_file_path)).val if config.folds else ()
+        split_file = find_split_file(config.pickle_file_path)
+        split = read_split(split_file)
+        groups = read_metadata_groups(split_file.parent)
     except UserError:  # the data may not be prepared yet
-        val = ()
-    if val:
+        return
+    if split.val:
         raise UserError(
-            f"{sweep.path}: sweep.folds cut train, but {config.pickle_file_path} names {len(val)} cases to choose "
-            "the checkpoint by (`val`): leave out folds, or move these cases into train"
+            f"{sweep.path}: sweep.folds cut train, but {config.pickle_file_path} names {len(split.val)} cases to "
+            "choose the checkpoint by (`val`): leave out folds, or move these cases into train"
         )
+    try:
+        hold_out_fold(split.train, config.folds, config.fold, config.seed, groups)
+    except UserError as error:
+        raise UserError(f"{sweep.path}: sweep.folds: {error}") from error
 
 
 def check_search(sweep: Sweep) -> None:
     """Build the configs at the ends of all ranges and for all choices; UserError if one does not fit.
 
     All their combinations are built; where these are more than MAX_CORNERS, each value on its own. Also
-    refused: two choices of one name, a fractional step of a whole number, missing weights, and a key that
-    one of the models does not use.
+    refused: two choices of one name, a step that is a fraction of a whole number or misses the end, missing
+    weights, a key that one of the models does not use, and one that changes no training.
     """
     search = sweep.settings.search
     ends = {key: ends_of(values) for key, values in search.items()}
@@ -141,12 +180,19 @@ def check_search(sweep: Sweep) -> None:
 
 def _check_values(sweep: Sweep, key: str, values: Range | list[Any]) -> None:
     where = f"{sweep.path}: sweep.search.{key}"
+    if key in IDLE - {"GPUs"} and len(ends_of(values)) > 1:
+        raise UserError(f"{where}: all settings would train the same network: {_why_idle(key)}")
     if isinstance(values, Range):
         value = getattr(sweep.config({key: values.low}), key)
         if not isinstance(value, (int, float)):
             raise UserError(f"{where}: a range is one of numbers; list the values")
         if isinstance(value, int) and values.step is not None and values.step % 1:
             raise UserError(f"{where}: step is {values.step:g}, expected a whole number")
+        if values.reached != values.high:
+            raise UserError(
+                f"{where}: steps of {values.step:g} from {values.low:g} end at {values.reached:g}, so high: "
+                f"{values.high:g} is never tried: set high: {values.reached:g}, or another step"
+            )
         return
     names = [text_of(value) for value in values]
     if len(set(names)) < len(names):

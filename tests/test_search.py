@@ -492,8 +492,26 @@ def test_scores_that_do_not_compare_are_not_mixed(
 ) -> None:
     plan_of(write_sweep(tmp_path, {"search": RATES, "trials": 2}))
     plan_of(write_sweep(tmp_path, {"search": RATES, "trials": 9, "workers": 2}, num_workers=5))
+    before = (tmp_path / "out" / "study.db").read_bytes()
+    assert run(write_sweep(tmp_path, {"search": RATES, "trials": 9}), "--dry-run") == 0
+    changed = write_sweep(tmp_path, {"trials": 2} | settings, **values)
     with pytest.raises(UserError, match=message):
-        plan_of(write_sweep(tmp_path, {"trials": 2} | settings, **values))
+        run(changed, "--dry-run")
+    assert (tmp_path / "out" / "study.db").read_bytes() == before
+    with pytest.raises(UserError, match=message):
+        plan_of(changed)
+
+
+def test_a_search_of_steps_that_ended_before_high_goes_on(tmp_path: Path) -> None:
+    """Earlier versions accepted it, and never tried the largest value."""
+    search = {"batch_size": {"low": 2, "high": 8, "step": 4}}
+    plan = plan_of(write_sweep(tmp_path, {"search": search, "trials": 2}))
+    recorded = plan.study.user_attrs["sweep"]
+    recorded["search"]["batch_size"]["high"] = 8
+    plan.study.set_user_attr("sweep", recorded)
+    search["batch_size"]["high"] = 6
+    assert run(write_sweep(tmp_path, {"search": search, "trials": 2}), "--dry-run") == 0
+    assert next(plan_of(tmp_path / "lr.yaml").trials()).config.batch_size in (2, 6)
 
 
 def test_a_search_keeps_its_number_of_processes(

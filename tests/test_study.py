@@ -40,6 +40,7 @@ from experiments.study_scores import (
     ways_of,
 )
 from experiments.study_scoring import training_and_scoring_steps
+from tests.cases_on_disk import write_data_set
 from tests.drawn_figures import keep_figures
 from utils.errors import UserError
 from utils.files import sha256
@@ -103,6 +104,8 @@ def test_runs_score_their_own_weights(tmp_path: Path) -> None:
         ({"systems": {}}, "systems"),
         ({"seed": [1]}, "unknown key 'seed'; did you mean 'seeds'"),
         ({"seeds": None}, "seeds: .*got None"),
+        ({"seeds": 3}, r"seeds is a list, such as \[1, 2, 3\], got 3"),
+        ({"systems": {"a": None, "b": {}}}, r"systems\.a: `a:` is empty, write a: {}"),
         ({"seeds": [1, 1]}, "a seed is given twice: 1, 1"),
         ({"splits": {"mine": "x.json"}}, "splits are `published`.*got mine"),
         ({"config": "nowhere.yaml"}, "cannot read the config"),
@@ -218,7 +221,7 @@ def test_a_run_is_scored_in_every_way_and_reported(
     added = replace(scores_of(RUN, trial)[0], seed=2, settings=digest(trials[other].config))
     (out / "results.csv").write_text((out / "results.csv").read_text() + to_csv([added]))
     study.main(["--config", str(path), "--report", "--out", str(out)])
-    assert titles == ["blobs (1 of 2 runs)"]
+    assert titles == ["blobs (1 of 4 runs)"], "of two systems and two seeds"
 
     record.untimed_attempts, record.done = 1, ["train", "score"]
     write_record(trial.folder, record)
@@ -761,6 +764,48 @@ def test_runs_that_did_not_end_well_are_reported(
     assert (
         "18 of 18 runs were stopped from outside" in printed and "seed 1 and 14 more\n" in printed
     )
+
+
+def test_a_run_of_other_settings_is_refused_before_anything_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(tmp_path / "s.yaml")
+    trial = trials_of(load_study(path))[RUN]
+    trial.folder.mkdir(parents=True)
+    config = trial.config.model_dump(mode="json")
+    write_record(trial.folder, Record(trial.name, config, "finished", ["train", "score"]))
+    before = (trial.folder / "trial.json").read_bytes()
+    started = ending(monkeypatch, "finished")
+    write(path, settings={"epochs": 2, "image_size": 40, "save_freq": 1})
+    with pytest.raises(UserError, match="seed 1: image_size: 32 in the finished run, 40 now"):
+        study.main(["--config", str(path)])
+    assert not started and (trial.folder / "trial.json").read_bytes() == before
+
+
+def test_a_dry_run_lists_the_runs_and_writes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = {"epochs": 2, "image_size": 32, "vae_weights": "ckpt/tiny_vae"}
+    path = write(tmp_path / "s.yaml", tta=False, settings=settings)
+    command = ["--config", str(path), "--out", str(tmp_path), "--dry-run"]
+    with pytest.raises(UserError, match="no split file for the data set 'blobs'"):
+        study.main(command)
+    write_data_set(tmp_path, train=8, test=2, size=32)
+    split = sha256(tmp_path / "blobs" / "blobs_train_test_names.json")
+    done = row(path, "Wave-GMS", 1, split_sha256=split)
+    (tmp_path / "results.csv").write_text(to_csv([done]))
+    before = sorted(tmp_path.rglob("*"))
+    started = ending(monkeypatch, "finished")
+    assert study.main(command) == 0
+    told = capsys.readouterr().out
+    assert "blobs: 4 run(s), 3 without all of their results:\n" in told
+    assert "  Wave-GMS, published split, seed 1: has its results\n" in told
+    assert "  plain Tiny-VAE, published split, seed 1: to be trained\n" in told
+    assert not started and sorted(tmp_path.rglob("*")) == before
+    systems = {"Wave-GMS": {}, "b": {"init_weights": "nowhere.pth"}}
+    write(path, tta=False, settings=settings, systems=systems)
+    with pytest.raises(UserError, match=r"b, published .*init_weights: there is no file nowhere"):
+        study.main(command)
 
 
 def test_a_stopped_run_leaves_the_report_of_the_others(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import errno
+import itertools
 import json
 import os
 import signal
@@ -114,7 +115,10 @@ def test_there_are_shipped_sweeps() -> None:
             "model_weight cannot be swept: each trial",
         ),
         ({"grid": {"lr": [1]}, "variants": {"a": {"lr": 2}}}, "lr is set by grid and by a variant"),
-        ({"variants": {"a/b": {}}}, "sweep.variants.*pattern"),
+        ({"variants": {"a/b": {}}}, "sweep.variants: the name 'a/b': a name has letters, digits, "),
+        ({"variants": {"my net": {}}}, r"the name 'my net': .*, \. _ \+ -, begins with"),
+        ({"variants": {"a": None, "b": {}}}, "sweep.variants.a: `a:` is empty, write a: {}"),
+        ({"seeds": 3}, r"sweep\.seeds: seeds is a list, such as \[1, 2, 3\], got 3"),
         ({"variants": {"best": {}}}, "cannot be called best"),
         ({"variants": {"a": {"guidance_method": "wavelet"}}}, "needs vae_model: tiny_vae"),
         ({"seeds": [1, 1]}, "a seed twice"),
@@ -131,6 +135,14 @@ def test_there_are_shipped_sweeps() -> None:
         (
             {"search": {"batch_size": {"low": 4, "high": 16, "step": 0.5}}, "trials": 3},
             "sweep.search.batch_size: step is 0.5, expected a whole number",
+        ),
+        (
+            {"search": {"batch_size": {"low": 2, "high": 8, "step": 4}}, "trials": 3},
+            "steps of 4 from 2 end at 6, so high: 8 is never tried: set high: 6, or another step",
+        ),
+        (
+            {"search": {"w_dice": {"low": 0, "high": 1, "step": 0.3}}, "trials": 3},
+            "sweep.search.w_dice: steps of 0.3 from 0 end at 0.9",
         ),
         ({"search": {"lr": [0.1, 0.10000001]}, "trials": 3}, "lr: two choices are 0.1; list each"),
         (
@@ -172,6 +184,21 @@ def test_there_are_shipped_sweeps() -> None:
                 "trials": 3,
             },
             "sweep.search: model smp/Unet does not use w_rec,",
+        ),
+        (
+            {"grid": {"tta": [False, True]}, "seeds": [1]},
+            "tta=False and tta=True would train the same network: tta only .* scored.*valid.py",
+        ),
+        (
+            {"grid": {"num_workers": [0, 2], "lr": [0.1, 0.2]}},
+            "num_workers=0_lr=0.1 and .* the same network: num_workers only changes where and how",
+        ),
+        ({"grid": {"w_kl": [0, 1]}}, "w_kl is ignored, as in the published code"),
+        ({"variants": {"a": {}, "b": {}}, "folds": 3}, "a and b would .*: they are equal, leave"),
+        ({"variants": {"a": {"lr": 0.002}, "b": {}}}, "a and b would train the same network: they"),
+        (
+            {"search": {"lr": [0.1], "save_freq": {"low": 1, "high": 3}}, "trials": 3},
+            "sweep.search.save_freq: all settings would .*: save_freq only changes what is scored",
         ),
         ({"seeds": [1], "storage": "sqlite:///x"}, "storage is only for search"),
         ({"seeds": [1], "workers": 0}, "sweep.workers: .*greater than or equal to 1, got 0"),
@@ -339,6 +366,28 @@ def test_folds_do_not_cut_a_split_that_names_its_validation_cases(tmp_path: Path
     run(write_sweep(tmp_path, {"seeds": [1]}, pickle_file_path=str(split_file), **vae), "--dry-run")
 
 
+def test_more_folds_than_cases_are_told_where_the_data_is_prepared(tmp_path: Path) -> None:
+    values = {"pickle_file_path": str(write_data_set(tmp_path, train=4, test=1))}
+    values |= {"vae_weights": "ckpt/tiny_vae"}
+    with pytest.raises(UserError, match=r"sweep\.folds: 4 cases cannot be cut into 5 folds"):
+        run(write_sweep(tmp_path, {"folds": 5}, **values), "--dry-run")
+    assert run(write_sweep(tmp_path, {"folds": 4}, **values), "--dry-run") == 0
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"grid": {"GPUs": [[0], [0, 1]]}, "seeds": [1, 2]},
+        {"grid": {"batch_size": [4, 8], "num_workers": [2]}, "folds": 2},
+        {"variants": {"a": {"lr": 0.1, "tta": True}, "b": {}}},
+    ],
+)
+def test_settings_that_train_different_networks_may_differ_in_other_keys_too(
+    tmp_path: Path, settings: dict[str, Any]
+) -> None:
+    assert run(write_sweep(tmp_path, settings), "--dry-run") == 0
+
+
 @pytest.mark.parametrize("kind", [{}, {"search": {"lr": [1.0e-3, 2.0e-3]}, "trials": 2}])
 def test_a_start_that_knows_held_out_cases_is_told(
     tmp_path: Path, kind: dict[str, Any], capsys: pytest.CaptureFixture[str]
@@ -498,6 +547,62 @@ def test_runs_that_were_trained_otherwise_are_refused(tmp_path: Path, quick: Non
     assert run(path, "tta=true") == 0, "that does not affect the training"
 
 
+VARIANTS = {"variants": {"a": {"lr": 0.03}, "b": {"lr": 0.003}}, "seeds": [1, 2]}
+
+
+@pytest.mark.parametrize("trained", [True, False])
+def test_a_key_that_cannot_change_on_resume_is_refused_before_anything_runs(
+    tmp_path: Path, quick: None, trained: bool
+) -> None:
+    path = write_sweep(tmp_path, VARIANTS)
+    assert run(path) == 0
+    trials = [trial for setting in list_settings(load_sweep(path)) for trial in setting.trials]
+    if not trained:  # as one that was stopped after its first epoch
+        (trials[1].folder / "last.pth").touch()
+        (trials[1].folder / "config.yaml").write_text(dump_config(trials[1].config))
+        for trial in trials:
+            (trial.folder / "trial.json").unlink()
+    folder = tmp_path / "out"
+    before = {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+    expected = "a_seed=2: threshold: 0.5 in the {} run, 0.3 now".format(
+        "finished" if trained else "saved"
+    )
+    for dry in ([], ["--dry-run"]):
+        with pytest.raises(UserError, match=rf"(?s){expected}.*Restore") as caught:
+            run(path, "threshold=0.3", *dry)
+        assert "resume=never" not in str(caught.value)
+    assert {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()} == before
+    assert run(path, "log_every=5") == 0, "a key that can change"
+
+
+def test_a_report_is_not_written_over_by_one_of_other_settings(
+    tmp_path: Path, quick: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_sweep(tmp_path, VARIANTS)
+    assert run(path) == 0
+    reports = [tmp_path / "out" / name for name in ("sweep.md", "sweep.csv", "best.yaml")]
+    before = [report.read_text() for report in reports]
+    expected = r"(?s)a_seed=1: trained with w_dice 1.0, asked 2.0\n.*left as it is"
+    with pytest.raises(UserError, match=expected):
+        run(path, "--report", "w_dice=2")
+    assert [report.read_text() for report in reports] == before
+
+    capsys.readouterr()
+    other = VARIANTS | {"variants": {"a": {"lr": 0.05}, "b": {"lr": 0.003}, "c": {}}}
+    path = write_sweep(tmp_path, other | {"seeds": [2, 3]})
+    assert run(path, "--report") == 0
+    table = reports[0].read_text()
+    assert "- `a_seed=2`: trained with lr 0.03, asked 0.05" in table
+    assert "b_seed" not in table and "a_seed=3" not in table, "those fit, or were never begun"
+    left_out = (
+        "warning: 2 trial(s) in {} are not of this sweep, so that its report leaves them out: "
+    )
+    left_out = left_out.format(tmp_path / "out") + "a_seed=1/epochs_2, b_seed=1/epochs_2"
+    assert left_out in capsys.readouterr().out
+    path = write_sweep(tmp_path, VARIANTS | {"seeds": [2, 3]})
+    assert left_out in describe_plan(load_sweep(path, ["vae_weights=me/vae"]))
+
+
 @pytest.mark.parametrize("name", ["file of initial weights", "file of groups"])
 def test_runs_from_other_files_are_refused(tmp_path: Path, quick: None, name: str) -> None:
     split, weights, groups = (
@@ -576,13 +681,14 @@ def record_splits(folder: Path, split: Path) -> None:
 def test_a_failed_trial_is_told_and_stops_no_other(
     tmp_path: Path, quick: None, capsys: pytest.CaptureFixture
 ) -> None:
-    path = write_sweep(tmp_path, {"grid": {"save_minutes": [13, 14]}})
+    variants = {"bad": {"save_minutes": 13}, "good": {"lr": 0.003}}
+    path = write_sweep(tmp_path, {"variants": variants})
     bad, good = (setting.trials[0] for setting in list_settings(load_sweep(path)))
     assert run(path) == 1
     assert "error: thirteen" in capsys.readouterr().out
     table = (tmp_path / "out" / "sweep.md").read_text()
     assert "1 finished, 1 failed" in table
-    assert "`save_minutes=13`: train: exit code 1 error: thirteen" in table
+    assert "`bad`: train: exit code 1 error: thirteen" in table
     assert run(path) == 1
     assert (starts(bad), starts(good)) == (1, 1)
     (bad.folder / "mended").touch()
@@ -700,6 +806,21 @@ def test_the_best_epoch_of_a_run_counts_and_not_its_last(tmp_path: Path) -> None
     assert best_validation(trial) == 0.75
 
 
+def test_ties_with_the_best_are_told() -> None:
+    rows = [scores("a", [0.7, 0.8]), scores("b", [0.8, 0.7]), scores("c", [0.75]), scores("d", [])]
+    assert "| **a** (best, tied with b) |" in to_markdown("t", rows, "val")
+    assert "| **a** (best) |" in to_markdown("t", [rows[0], *rows[2:]], "val")
+
+
+def test_intervals_across_runs_hold_no_impossible_dice() -> None:
+    row = scores("a", [0.0, 1 / 3], test=[0.7, 0.9])
+    table = to_markdown("t", [row], "val")
+    assert "| 16.67 | 23.57 | 0.00 to 100.00 | 80.00 | 14.14 | 0.00 to 100.00 |" in table
+    assert "degrees of freedom, cut off at 0 and 100." in table
+    (line,) = csv.DictReader(to_csv([row], "val").splitlines())
+    assert float(line["val_dice_runs_high"]) == pytest.approx(t_interval([0, 1 / 3])[1])
+
+
 def test_intervals_across_runs_and_across_cases_are_kept_apart() -> None:
     cases = np.random.default_rng(0).beta(8, 2, 50)
     row = scores("a", [0.8, 0.9], test=[0.7, 0.9], cases=cases)
@@ -714,6 +835,7 @@ def test_intervals_across_runs_and_across_cases_are_kept_apart() -> None:
     assert "95 % across runs" in table and "95 % across cases" in table
     assert f"{100 * across_cases.low:.2f} to {100 * across_cases.high:.2f}" in table
     assert "TEST" not in table and "chosen by val Dice, not by test Dice" in table
+    assert "bootstrap over 50 cases, taken as independent; each case's Dice is averaged" in table
 
 
 def test_folds_are_told_to_share_training_cases(tmp_path: Path) -> None:
@@ -757,6 +879,20 @@ def test_a_choice_on_the_test_split_is_called_that_everywhere(tmp_path: Path) ->
     assert not any("val" in text for text in (table, header, *line))
 
 
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        ("noise\n  File x\n    build()\n    ^^^^^^^\nKeyError: 'x'", "KeyError: 'x'"),
+        ("error: no weights in x:\n  one\n  two", "error: no weights in x: one two"),
+        ("", ""),
+    ],
+)
+def test_an_error_is_told_in_a_line(said: str, told: str) -> None:
+    row = scores("a", [0.7], errors={"a_seed=2": f"train: exit code 1\n{said}"})
+    line = f"- `a_seed=2`: train: exit code 1 {told}".rstrip()
+    assert f"\n{line}\n" in to_markdown("t", [row], "val")
+
+
 def test_missing_seconds_are_marked() -> None:
     row = scores("a", [0.7, 0.8], wall_seconds=12.0, cpu_seconds=7.0, untimed_attempts=1)
     table = to_markdown("t", [row], "val")
@@ -774,6 +910,18 @@ def test_the_drawing_shows_runs_means_and_intervals() -> None:
     assert dots == [90, 80] and mean == pytest.approx([85])
     assert interval == pytest.approx([100 * bound for bound in t_interval([0.9, 0.8])])
     assert axes.get_xlim() == pytest.approx((66, 94)), "the range of the runs"
+
+
+def test_ticks_of_equal_scores_do_not_touch() -> None:
+    rows = [scores(name, [0.125, 0.125], test=[0.125, 0.125]) for name in ("narrow", "wide")]
+    figure = plot_settings("title", rows, "val")
+    figure.draw_without_rendering()
+    for axes in figure.axes:
+        low, high = axes.get_xlim()
+        ticks = [tick for tick in axes.xaxis.get_major_ticks() if low <= tick.get_loc() <= high]
+        boxes = [tick.label1.get_window_extent() for tick in ticks]
+        gaps = [right.x0 - left.x1 for left, right in itertools.pairwise(boxes)]
+        assert gaps and min(gaps) > 10, "pixels between their labels"
 
 
 def test_the_drawing_says_what_it_leaves_out_and_wraps_long_names() -> None:
@@ -855,6 +1003,8 @@ def test_cases_of_one_source_are_one_in_the_interval_across_cases(
     (row,) = read_table(tmp_path)
     assert row["test_cases"] == "2" and float(row["test_dice_mean"]) == pytest.approx(0.55)
     assert row["test_dice_cases_low"] == row["test_dice_cases_high"] == "", "of one source"
+    unit = "95 % across cases: bootstrap over 2 cases in 1 groups (by near-duplicates); with fewer than 20"
+    assert unit in (tmp_path / "out" / "sweep.md").read_text()
 
     cases = np.random.default_rng(0).beta(8, 2, 25).repeat(2)
     groups = [f"lesion {index // 2}" for index in range(50)]
