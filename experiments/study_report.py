@@ -213,11 +213,12 @@ def _cell(values: Sequence[float], expected: int) -> str:
     return text if len(values) == expected else f"{text} ({len(values)})"
 
 
-def draw_curves(path: Path, study: Study, histories: Mapping[Run, Path], scored: int) -> None:
+def draw_curves(path: Path, study: Study, histories: Mapping[Run, Path], count: int) -> None:
     """Dice on the held-out part of train by epoch: a line per system, with the best at the end named first.
 
-    Of the `scored` runs in the table, those whose histories are here; the title says how many. A band spans
-    each system's seeds where there are few systems. The axis leaves out low values of the first epochs.
+    Of the `count` runs on the published split, those whose histories are here; the title says how many. A
+    band spans each system's seeds where there are few systems. The axis leaves out low values of the first
+    epochs.
     """
     from cycler import cycler
     from matplotlib.figure import Figure
@@ -242,7 +243,7 @@ def draw_curves(path: Path, study: Study, histories: Mapping[Run, Path], scored:
     drawn = [dice if banded else dice.mean(0, keepdims=True) for _, dice in curves.values()]
     if drawn:
         axis.set_ylim(bottom=_lowest_shown(drawn, axis.dataLim.y1))
-    figure.suptitle(f"{study.title} ({len(histories)} of {scored} runs)")
+    figure.suptitle(f"{study.title} ({len(histories)} of {count} runs)")
     axis.set(xlabel="epoch", ylabel="Dice on the held-out part of train")
     axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axis.grid(alpha=0.3)

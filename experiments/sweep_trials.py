@@ -21,7 +21,12 @@ from datasets.splits import hold_out_fold, read_split
 from experiments.inputs import check_weights
 from experiments.runner import NOT_INHERITED, Trial
 from experiments.sweep_settings import BEST_NAME, Range, Sweep
-from utils.config import CHANGEABLE_ON_RESUME, MACHINE_SETTINGS, Config, check_used
+from utils.config import (
+    CHANGEABLE_ON_RESUME,
+    MACHINE_SETTINGS,
+    Config,
+    check_used,
+)
 from utils.errors import UserError
 
 BASE_NAME = "base"  # of the setting that changes nothing
@@ -31,7 +36,7 @@ MAX_CORNERS = 1024
 MAY_TRAIN_OTHERWISE = {"precision", "skip_nonfinite", "vae_weights", "validate_every"}
 """Keys that a run may change when it is resumed, but of which it may still learn or keep something else."""
 
-IDLE = (CHANGEABLE_ON_RESUME - MAY_TRAIN_OTHERWISE) | {"num_res_blocks", "w_kl"}
+IDLE = CHANGEABLE_ON_RESUME - MAY_TRAIN_OTHERWISE
 """Keys that change neither what a run learns nor which of its checkpoints is best. Of `GPUs`, however, the
 number counts: each has batches of its own."""
 
@@ -88,9 +93,7 @@ def _why_idle(key: str) -> str:
     if key in MACHINE_SETTINGS:
         what = "only changes where and how fast a run is computed, or what else is reported"
         return f"{key} {what}: set it outside of `sweep:`"
-    if key in CHANGEABLE_ON_RESUME:
-        return f"{key} only changes what is scored or kept: give it to valid.py, or set it outside of `sweep:`"
-    return f"{key} is ignored, as in the published code: leave it out"
+    return f"{key} only changes what is scored or kept: give it to valid.py, or set it outside of `sweep:`"
 
 
 def make_setting(

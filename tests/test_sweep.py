@@ -193,7 +193,6 @@ def test_there_are_shipped_sweeps() -> None:
             {"grid": {"num_workers": [0, 2], "lr": [0.1, 0.2]}},
             "num_workers=0_lr=0.1 and .* the same network: num_workers only changes where and how",
         ),
-        ({"grid": {"w_kl": [0, 1]}}, "w_kl is ignored, as in the published code"),
         ({"variants": {"a": {}, "b": {}}, "folds": 3}, "a and b would .*: they are equal, leave"),
         ({"variants": {"a": {"lr": 0.002}, "b": {}}}, "a and b would train the same network: they"),
         (
