@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from engine.history import read_scores
+from experiments.differences import mean_with_interval, signed
 from experiments.earlier_runs import check_processes
 from experiments.study import GROUPED, PUBLISHED, Run, Study, trials_of
 from experiments.study_scores import (
@@ -32,7 +33,6 @@ from experiments.study_scoring import ON_TEST, TTA
 from utils.errors import UserError
 from utils.figures import COLOURS, png
 from utils.files import atomic_write
-from utils.statistics import t_interval
 from utils.tables import markdown_table
 
 MOST_BANDS = 4  # systems; the bands of more hide each other
@@ -149,10 +149,10 @@ def compare_systems(study: Study, scores: Iterable[Score]) -> list[str]:
     seeds = [s for s in study.seeds if any(s in by_seed for by_seed in differences.values())]
     rows = []
     for other, by_seed in differences.items():
-        cells = [_signed(by_seed[seed]) if seed in by_seed else "-" for seed in seeds]
-        cells.append(_mean_with_interval(list(by_seed.values())))
+        cells = [signed(by_seed[seed]) if seed in by_seed else "-" for seed in seeds]
+        cells.append(mean_with_interval(list(by_seed.values())))
         if without:
-            cells.append(_mean_with_interval(list(without.get(other, {}).values())))
+            cells.append(mean_with_interval(list(without.get(other, {}).values())))
         rows.append([other, *cells])
     header = [f"Dice of {next(iter(study.systems))} minus that of"]
     header += [*(f"seed {seed}" for seed in seeds), "mean"]
@@ -182,20 +182,6 @@ def _differences(
         for other in others
     }
     return {other: by_seed for other, by_seed in differences.items() if len(by_seed) > 1}
-
-
-def _mean_with_interval(differences: Sequence[float]) -> str:
-    """`+8.7 (5.8 to 11.6)`, `-` for none."""
-    if not differences:
-        return "-"
-    low, high = (round(bound, 1) + 0.0 for bound in t_interval(differences))
-    return f"{_signed(statistics.fmean(differences))} ({low:.1f} to {high:.1f})"
-
-
-def _signed(points: float) -> str:
-    """`+8.7`, and `0.0` for what rounds to 0."""
-    rounded = round(points, 1)
-    return f"{rounded:+.1f}" if rounded else "0.0"
 
 
 def _dice_without_leaked(score: Score) -> float | None:

@@ -11,13 +11,14 @@ import functools
 import math
 import textwrap
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, get_args
 
+from experiments.differences import mean_with_interval
 from experiments.records import Status
-from experiments.sweep_scores import CHOOSING, SettingScores
+from experiments.sweep_scores import CHOOSING, Run, SettingScores
 from utils.config import Config, dump_config
 from utils.errors import listed
 from utils.figures import png
@@ -113,8 +114,11 @@ def to_markdown(title: str, rows: Sequence[SettingScores], select_on: str) -> st
     mark = f"(best, tied with {listed(tied, NAMED)})" if tied else "(best)"
     tested = any(row.test for row in rows)
     progress = _counts(sum((row.statuses for row in rows), start=Counter()))
-    header = ["setting", "n", CHOOSING[select_on], "SD", "95 % across runs"]
-    header += ["test Dice", "SD", "95 % across runs", "95 % across cases"] if tested else []
+    compared = [row for row in rows if best and _minus_best(row.val_of, best.val_of)]
+    difference = ["minus the best"] if compared else []
+    header = ["setting", "n", CHOOSING[select_on], "SD", "95 % across runs", *difference]
+    if tested:
+        header += ["test Dice", "SD", "95 % across runs", "95 % across cases", *difference]
     lines = [
         f"# {title}",
         "",
@@ -126,15 +130,23 @@ def to_markdown(title: str, rows: Sequence[SettingScores], select_on: str) -> st
     for row in sorted(rows, key=_rank):
         name = f"**{row.name}** {mark}" if row is best else row.name
         cells = [name, str(len(row.val)), *_across_runs(row.val)]
+        if compared and best:
+            cells.append(_minus_best(row.val_of, best.val_of))
         if tested:
             cases = _across_cases(row)
             mean, *others = _across_runs(row.test)
             fewer = f" ({len(row.test)})" if 0 < len(row.test) < len(row.val) else ""
             cells += [mean + fewer, *others, _interval(cases.low, cases.high)]
+            if compared and best:
+                cells.append(_minus_best(row.test_of, best.test_of))
         more = "+" if row.untimed_attempts else ""
         seconds = [f"{row.wall_seconds:.0f}{more}", f"{row.cpu_seconds:.0f}{more}"]
         lines.append(markdown_row([*cells, _counts(row.statuses), *seconds]))
-    lines += ["", _legend(rows, select_on, tested), ""]
+    lines += [
+        "",
+        _legend(rows, select_on, tested) + _legend_of_differences(compared, select_on),
+        "",
+    ]
     errors = {name: error for row in rows for name, error in row.errors.items()}
     if errors:
         lines += ["Failed:", ""]
@@ -221,6 +233,24 @@ def _across_runs(values: Sequence[float]) -> list[str]:
     across, (low, high) = describe(values), t_interval(values)
     interval = _interval(max(0.0, low), min(1.0, high)) if len(values) > 1 else ""
     return [_percent(across.mean), _percent(across.std), interval]
+
+
+def _minus_best(dice: Mapping[Run, float], of_best: Mapping[Run, float]) -> str:
+    """Mean difference in points from the best setting over the runs that both have, with its interval; empty
+    for the best itself and for less than two runs.
+    """
+    differences = [100 * (dice[run] - of_best[run]) for run in dice if run in of_best]
+    return mean_with_interval(differences) if len(differences) > 1 and dice is not of_best else ""
+
+
+def _legend_of_differences(compared: Sequence[SettingScores], select_on: str) -> str:
+    if not compared:
+        return ""
+    return (
+        " Minus the best: points of Dice between runs of the same seed and fold, their mean and in brackets its 95 % "
+        "interval (Student t), not adjusted for the number of settings. The best was chosen by its "
+        f"{CHOOSING[select_on]}, so that differences in this are rather too large."
+    )
 
 
 def _counts(statuses: Counter[Status]) -> str:

@@ -24,6 +24,13 @@ CHOOSING = {"val": "val Dice", "test": "best test Dice"}
 """By `select_on`: what the reports call a run's best Dice on the cases that chose its checkpoint."""
 
 
+class Run(NamedTuple):
+    """What tells the runs of a setting apart."""
+
+    seed: int
+    fold: int
+
+
 @dataclass(frozen=True)
 class SettingScores:
     """A row of the report: one setting over its runs.
@@ -49,6 +56,9 @@ class SettingScores:
     errors: dict[str, str] = field(default_factory=dict)  # of failed trials, by name
     others: dict[str, str] = field(default_factory=dict)
     """What other settings runs that do not count were made with, by the trial's name."""
+    val_of: dict[Run, float] = field(default_factory=dict)
+    """`val` by run, to pair settings by; `test_of` likewise `test`."""
+    test_of: dict[Run, float] = field(default_factory=dict)
     across_folds: bool = False  # whether the runs hold out different folds of one train part
 
     @property
@@ -101,8 +111,11 @@ def score_setting(setting: Setting, keys: Sequence[str]) -> SettingScores:
     known = {trial: record for trial, record in records.items() if record is not None}
     trained = [trial for trial, record in known.items() if record.trained]
     validated = [trial for trial in trained if "valid" in known[trial].done]
-    tests = [results for trial in validated if (results := results_on_test(trial)) is not None]
+    results_of = {trial: results_on_test(trial) for trial in validated}
+    tested = {trial: results for trial, results in results_of.items() if results is not None}
+    tests = list(tested.values())
     test_dice = [results.values("DSC") for results in tests]
+    best = {trial: dice for trial in trained if (dice := best_validation(trial)) is not None}
     same_cases = len(tests) == len(trained) > 0 and all(
         results.names == tests[0].names for results in tests
     )
@@ -112,7 +125,7 @@ def score_setting(setting: Setting, keys: Sequence[str]) -> SettingScores:
         values=values_of(setting, keys),
         planned=len(setting.trials),
         statuses=Counter(_status(record) for record in records.values()),
-        val=[dice for trial in trained if (dice := best_validation(trial)) is not None],
+        val=list(best.values()),
         test=[float(of_run.mean()) for of_run in test_dice],
         cases=np.mean(test_dice, axis=0) if same_cases else None,
         groups=groups.labels(tests[0].names) if same_cases else None,
@@ -130,6 +143,10 @@ def score_setting(setting: Setting, keys: Sequence[str]) -> SettingScores:
             for trial in setting.trials
             if (other := other_settings(trial)) is not None
         },
+        val_of={_run(trial): dice for trial, dice in best.items()},
+        test_of={
+            _run(trial): float(dice.mean()) for trial, dice in zip(tested, test_dice, strict=True)
+        },
         across_folds=len({trial.config.fold for trial in setting.trials if trial.config.folds}) > 1,
     )
 
@@ -137,6 +154,10 @@ def score_setting(setting: Setting, keys: Sequence[str]) -> SettingScores:
 def values_of(setting: Setting, keys: Sequence[str]) -> dict[str, str]:
     """The setting's values of `keys`, as text."""
     return {key: text_of(getattr(setting.trials[0].config, key)) for key in keys}
+
+
+def _run(trial: Trial) -> Run:
+    return Run(trial.config.seed, trial.config.fold)
 
 
 def _status(record: Record | None) -> Status:

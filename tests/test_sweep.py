@@ -25,6 +25,7 @@ from experiments.records import Record
 from experiments.sweep_plan import describe_plan, make_plan, write_sweep_report
 from experiments.sweep_report import find_best, plot_settings, to_csv, to_markdown, write_best
 from experiments.sweep_scores import (
+    Run,
     SettingScores,
     best_validation,
     results_on_test,
@@ -809,6 +810,31 @@ def test_ties_with_the_best_are_told() -> None:
     rows = [scores("a", [0.7, 0.8]), scores("b", [0.8, 0.7]), scores("c", [0.75]), scores("d", [])]
     assert "| **a** (best, tied with b) |" in to_markdown("t", rows, "val")
     assert "| **a** (best) |" in to_markdown("t", [rows[0], *rows[2:]], "val")
+
+
+def test_settings_are_compared_with_the_best_run_by_run() -> None:
+    def of(name: str, val: list[float], test: list[float]) -> SettingScores:
+        runs = [Run(seed, 0) for seed in range(len(val))]
+        val_of = dict(zip(runs, val, strict=True))
+        test_of = dict(zip(runs, test, strict=False))  # of a run that is not scored there yet
+        return scores(name, val, planned=3, test=test, val_of=val_of, test_of=test_of)
+
+    rows = [of("a", [0.5, 0.625, 0.75], [0.7, 0.8]), of("b", [0.75, 0.75, 0.75], [0.6, 0.8])]
+    table = to_markdown("t", [*rows, scores("c", [0.1])], "val")
+    cells = {
+        line.split("|")[1].strip(): [cell.strip() for cell in line.split("|")]
+        for line in table.splitlines()
+        if line.startswith("|")
+    }
+    assert [i for i, head in enumerate(cells["setting"]) if head == "minus the best"] == [6, 11]
+    assert (
+        cells["a"][6] == "-12.5 (-43.6 to 18.6)"
+    )  # -25, -12.5, 0: sd 12.5, 4.303 * 12.5 / sqrt(3)
+    assert cells["a"][11] == "+5.0 (-58.5 to 68.5)"  # 10, 0: 12.706 * 7.071 / sqrt(2)
+    assert cells["**b** (best)"][6] == cells["**b** (best)"][11] == cells["c"][6] == ""
+    assert "chosen by its val Dice, so that differences in this are rather too large" in table
+    alone = to_markdown("t", [of("a", [0.5], [0.7]), of("b", [0.6], [0.7])], "val")
+    assert "minus the best" not in alone
 
 
 def test_intervals_across_runs_hold_no_impossible_dice() -> None:
