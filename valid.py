@@ -46,7 +46,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add(
         "--held-out",
         action="store_true",
-        help="score the cases that the run held out of train to choose its checkpoint, not the test split",
+        help="score the cases that the run held out of train, not the test split",
     )
     add(
         "--name",

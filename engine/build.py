@@ -73,7 +73,7 @@ def training_sets(
         config.image_size,
         cache_bytes=budget,
         progress=progress,
-        title=f"{config.scored_while_training} cases",
+        title=f"{config.scored_on} cases",
     )
     train_set = SegmentationDataset(
         cases.train,

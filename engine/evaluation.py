@@ -41,6 +41,7 @@ from utils.results import (
     special_settings,
     write_results,
 )
+from utils.runs import holds_results
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -173,7 +174,7 @@ def held_out_part(loaded: LoadedRun, data_set: DataSet, precision: str) -> Cases
 
 
 def held_out_cases(checkpoint: Path, data_set: DataSet) -> tuple[Case, ...]:
-    """The cases of `data_set` that the checkpoint's run held out to choose it, as recorded."""
+    """The cases of `data_set` that the checkpoint's run held out, as recorded."""
     record = TrainingRecord.read(checkpoint)
     if record.cases is None or not set(record.cases_of(data_set)):
         raise UserError(
@@ -182,7 +183,8 @@ def held_out_cases(checkpoint: Path, data_set: DataSet) -> tuple[Case, ...]:
         )
     held_out = tuple(case for case in data_set.train if case.name in record.cases.held_out)
     if not held_out:
-        raise UserError(f"{checkpoint}: its run held out no case of train")
+        chosen = "; it was chosen on test" if record.config and not record.config.keeps_last else ""
+        raise UserError(f"{checkpoint}: its run held out no case of train{chosen}")
     return held_out
 
 
@@ -216,7 +218,7 @@ def results_folder(checkpoint: Path, name: str = "") -> Path:
     checkpoint, so that they are not taken for the run's.
 
     With a `name` it is a folder in that one, which keeps them apart from results made in another way.
-    UserError for a name that cannot be one, or is that of something else there.
+    UserError for a name that cannot be one, or is that of something else there, such as another checkpoint.
     """
     own = checkpoint.parent if checkpoint.stem == "best_model" else checkpoint.with_suffix("")
     if not name:
@@ -224,7 +226,11 @@ def results_folder(checkpoint: Path, name: str = "") -> Path:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+-]*", name):
         raise UserError(f"--name is {name!r}, expected letters, digits and . _ + -, such as tta")
     folder = own / name
-    if folder.exists() and not any((*folder.glob("*_results_*"), *folder.glob("*_masks_*"))):
+    weights = (own / f"{name}.pth", own / f"{name}.safetensors", folder / "config.yaml")
+    of_a_run = (RESULTS_PREFIX, HELD_OUT_PREFIX, f"{MASKS}_", f"{HELD_OUT_MASKS}_", "cross_domain")
+    if name.startswith(of_a_run) or any(path.exists() for path in weights):
+        raise UserError(f"{folder} is for other results of this run: choose another --name")
+    if folder.exists() and any(folder.iterdir()) and not holds_results(folder):
         raise UserError(f"{folder} exists and holds no scores of valid.py: choose another --name")
     return folder
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from datasets.cases import DataSet
@@ -87,7 +86,7 @@ def describe_run(
             f"cases: {len(cases.train)} train, {len(cases.val)} {_use_of_val(config)}, "
             f"{len(data_set.test)} test",
             f"augmentation: {_augmentation_text(config)}",
-            *_note_on_start(config.init_weights, cases, data_set),
+            *_note_on_start(config, cases, data_set),
             f"effective batch: {effective} = {config.batch_size} x {config.accumulate} accumulated "
             f"x {processes} process(es); peak learning rate {config.lr:g}",
             f"steps per epoch: {steps}; epochs: {config.epochs}; steps in all: {steps * config.epochs}",
@@ -123,15 +122,18 @@ def _note_on_unused(config: Config) -> list[str]:
     ]
 
 
-def _note_on_start(weights: Path | None, cases: TrainingCases, data_set: DataSet) -> list[str]:
-    """A line where the initial weights know cases that choose the checkpoint; none otherwise."""
+def _note_on_start(config: Config, cases: TrainingCases, data_set: DataSet) -> list[str]:
+    """A line where the initial weights know cases that are held out; none otherwise."""
+    weights = config.init_weights
     known = known_held_out_cases(weights, cases.val, data_set) if weights is not None else []
     if not known:
         return []
+    of_which, also = "for choosing", " and may choose a worse checkpoint"
+    if config.select_on == "last":
+        of_which, also = "that are held out", ""
     return [
-        f"warning: {weights} was trained on {len(known)} of the cases for choosing, so that val_dice is "
-        "too high and may choose a worse checkpoint; keep the seed, val_fraction and folds of its run, or "
-        "start from weights of other data"
+        f"warning: {weights} was trained on {len(known)} of the cases {of_which}, so that val_dice is "
+        f"too high{also}; keep the seed, val_fraction and folds of its run, or start from weights of other data"
     ]
 
 

@@ -22,7 +22,7 @@ from utils.files import atomic_write
 from utils.interruption import Interrupted
 from utils.locks import locked
 from utils.logs import log_end, log_to
-from utils.runs import create_run_folder, remove_leftovers, writing_to
+from utils.runs import create_run_folder, holds_results, remove_leftovers, writing_to
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -63,7 +63,8 @@ class RunFolder:
         if self._inputs is None:
             return
         if self._config.resume == "never":
-            left = [path for pattern in LEFT_BY_A_RUN for path in self.path.glob(pattern)]
+            left = {path for pattern in LEFT_BY_A_RUN for path in self.path.glob(pattern)}
+            left |= {path for path in self.path.glob("*/") if holds_results(path)}  # of a --name
             if left:
                 log.info("resume=never: starts afresh, the run that was here is deleted")
             for path in (*state_files(self.path), *left):

@@ -231,6 +231,12 @@ def load_system(config: Config, checkpoint: Path) -> SegmentationModel:
     load_weights(checkpoint, system, config=config)
     same_vae = same_parts(frozen_hashes(system), record.frozen)
     others = trained_values_that_differ(config, record.config, same_vae)
+    if record.config and same_vae is False and record.config.vae_weights == config.vae_weights:
+        del others["vae_weights"]
+        log.warning(
+            "the frozen VAE at %s is not the one of the training any more: restore that, or name it by vae_weights",
+            config.vae_weights,
+        )
     if others:
         keys = " ".join(
             f"{key}={'null' if value is None else value}" for key, value in others.items()

@@ -10,6 +10,7 @@ import functools
 import hashlib
 import json
 import logging
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
@@ -37,11 +38,8 @@ ENSEMBLE_RUNS = "ensemble_runs"
 WINDOW = "window"
 """With those above, keys of the metadata of weights that are passed on, see `TrainingRecord.to_pass_on`."""
 
-INPUT_FILES = SPLIT_FILE, INITIAL_WEIGHTS, GROUPS = (
-    "split file",
-    "file of initial weights",
-    "file of groups",
-)
+SPLIT_FILE, INITIAL_WEIGHTS, GROUPS = "split file", "file of initial weights", "file of groups"
+INPUT_FILES = (SPLIT_FILE, INITIAL_WEIGHTS, GROUPS)
 """What environment.json has hashes of, besides the frozen parts of the network."""
 
 CASES_FILE = "cases.json"
@@ -52,7 +50,7 @@ NO_SCORE_CHOSE = "which no score chose"
 
 @dataclass(frozen=True)
 class RunCases:
-    """Names of a run's cases: trained on, held out of train to choose the checkpoint, and for testing."""
+    """Names of a run's cases: trained on, held out of train, and for testing."""
 
     train: tuple[str, ...]
     held_out: tuple[str, ...]
@@ -151,7 +149,8 @@ class TrainingRecord:
         name, path = self.config.dataset, self.config.pickle_file_path
         same_name, same_data = name == data_set.name, _names_data_set(name, data_set)
         if self.cases is not None and same_data:
-            return self.cases.train + self.cases.held_out
+            chosen_by = () if self.config.select_on == "last" else self.cases.held_out
+            return self.cases.train + chosen_by
         try:
             split_file = find_split_file(path)
         except UserError:
@@ -215,7 +214,20 @@ class TrainingRecord:
             return "no record beside the checkpoint of how it was chosen"
         if not self.is_best:
             return f"{self.checkpoint.name} of the run, {NO_SCORE_CHOSE}"
+        if self.config.select_on == "last" and (newest := self._epochs()) < self.config.epochs:
+            return f"epoch {newest} of {self.config.epochs} of an unfinished run, {NO_SCORE_CHOSE}"
         return _choice(self.config.select_on)
+
+    def _epochs(self) -> float:
+        """Epochs that the run has done by its history; infinitely many where there is none."""
+        from engine.history import read_scores
+
+        try:
+            return max(
+                read_scores(self.checkpoint.with_name("history.csv"), "lr"), default=math.inf
+            )
+        except (OSError, ValueError, KeyError):
+            return math.inf
 
     def selection(self) -> str:
         """How the checkpoint was chosen, or each of those whose mean it is, as far as that is recorded."""

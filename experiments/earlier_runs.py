@@ -112,12 +112,15 @@ def _differences(run: Config, asked: Config) -> dict[str, tuple[object, object]]
 
 def other_settings(trial: Trial) -> str | None:
     """What the run in the trial's folder was made with in place of what is asked, as
-    `trained with lr 0.02, asked 0.05`; None where its scores are those of the trial, or there is no run.
+    `trained with lr 0.02, asked 0.05`, or `scored with tta False, asked True` where its training is that of
+    the trial; None where its scores are, too, or there is no run.
     """
     record = read_record(trial.folder)
     if record is None or is_record_of(record, trial.config):
         return None
     made = "trained" if record.trained else "begun"
+    if trained_alike(trial):
+        made = "scored"
     recorded = recorded_config(record)
     if recorded is None:
         return f"{made} by a version with other keys"
@@ -127,6 +130,12 @@ def other_settings(trial: Trial) -> str | None:
         for key in sorted(before.keys() | now.keys())
         if before.get(key) != now.get(key)
     )
+
+
+def trained_alike(trial: Trial) -> bool:
+    """Whether the run in the trial's folder is trained as is asked, and at most scored in another way."""
+    record = read_record(trial.folder)
+    return record is not None and record.trained and is_of_same_training(record, trial.config)
 
 
 def _value(config: Config, key: str) -> Any:

@@ -132,9 +132,13 @@ def _make_trial(study: Study, base: dict[str, Any], run: Run) -> Trial:
         raise UserError(
             f"{run.name}: resume: never would lose runs that were stopped; leave it out"
         )
-    if config.select_on != "val":
+    if config.select_on == "last":
         raise UserError(
-            f"{run.name}: select_on is {config.select_on}, expected val: the choice on test has its own "
+            f"{run.name}: select_on is last, expected val: a study scores the epoch that is best on the held-out cases"
+        )
+    if config.select_on == "test":
+        raise UserError(
+            f"{run.name}: select_on is test, expected val: the choice on test has its own "
             "column, and save_freq decides which epochs are its candidates"
         )
     return Trial(run.name, config)

@@ -9,7 +9,13 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Protocol
 
 from datasets.cases import open_data_set
-from experiments.earlier_runs import check_earlier_runs, check_settings, other_settings, own_record
+from experiments.earlier_runs import (
+    check_earlier_runs,
+    check_settings,
+    other_settings,
+    own_record,
+    trained_alike,
+)
 from experiments.records import RECORD
 from experiments.runner import Outcome, Trial
 from experiments.sweep_report import find_best, write_best, write_report
@@ -82,11 +88,15 @@ def make_report_plan(sweep: Sweep) -> Plan:
     check_earlier_runs(trials)
     others = [f"{t.name}: {other}" for t in trials if (other := other_settings(t)) is not None]
     if others and not any(own_record(trial) for trial in trials):
+        remedy = (
+            "run the sweep without --report: nothing is trained again"
+            if all(trained_alike(trial) for trial in trials)
+            else "run the sweep without --report in another snapshot_path"
+        )
         raise UserError(
             f"no run in {sweep.folder} was made with the settings of this sweep:\n  "
             + listed(others, NAMED, "\n  ")
-            + "\nThe report that lies there is left as it is. Restore the settings, or run the sweep without --report "
-            "in another snapshot_path"
+            + f"\nThe report that lies there is left as it is. Restore the settings, or {remedy}"
         )
     for line in _left_out(sweep, trials):
         log.warning(line)
@@ -122,7 +132,7 @@ def describe_plan(sweep: Sweep) -> str:
         check_settings(trials)
         lines = [f"{len(every)} setting(s), {len(trials)} trial(s):"]
         lines += [f"  {trial.name}" for trial in trials]
-        lines += _left_out(sweep, trials)
+        lines += [f"warning: {line}" for line in _left_out(sweep, trials)]
     lines += [f"trials at a time: {settings.workers}", f"writes to: {sweep.folder}"]
     return "\n".join([*lines, *_size_warning(sweep), *_held_out_warning(trials)])
 
@@ -135,7 +145,7 @@ def _left_out(sweep: Sweep, trials: list[Trial]) -> list[str]:
     if not names:
         return []
     return [
-        f"warning: {len(names)} trial(s) in {sweep.folder} are not of this sweep, so that its report leaves them out: "
+        f"{len(names)} trial(s) in {sweep.folder} are not of this sweep, so that its report leaves them out: "
         + listed(names, NAMED)
     ]
 

@@ -120,7 +120,9 @@ def open_study(sweep: Sweep, only_report: bool = False) -> optuna.Study:
             f"cannot open the storage of the study ({type(error).__name__}). Check `storage:`, "
             "whether its server answers, and whether its driver is installed"
         ) from error
-    _check_same_search(sweep, study, only_report)
+    _check_same_search(sweep, study, trains=not only_report)
+    if not only_report:
+        _record_search(sweep, study)
     return study
 
 
@@ -131,7 +133,7 @@ def check_earlier_search(sweep: Sweep) -> None:
     """
     if not sweep.settings.storage and _file(sweep).is_file():
         with suppress(NoStudy):
-            open_study(sweep, only_report=True)
+            _check_same_search(sweep, open_study(sweep, only_report=True), trains=True)
 
 
 def _create(sweep: Sweep) -> optuna.Study:
@@ -180,15 +182,12 @@ def _no_study_error(sweep: Sweep) -> NoStudy:
     )
 
 
-def _check_same_search(sweep: Sweep, study: optuna.Study, only_report: bool) -> None:
+def _check_same_search(sweep: Sweep, study: optuna.Study, trains: bool) -> None:
     """UserError if the study's values were reached with other settings and so cannot be compared.
 
-    These settings are recorded where they are not yet, unless `only_report`.
+    How many processes train a run counts only where the sweep `trains`.
     """
-    current = _compared_settings(sweep)
-    if not only_report and "GPUs" not in sweep.settings.search:  # a report trains nothing
-        processes = process_count(sweep.base, sweep.settings.workers)
-        current["processes that train a run"] = processes
+    current = _compared_settings(sweep, trains)
     recorded = study.user_attrs.get("sweep") or {}
     if "search" in recorded:  # in studies of earlier versions the steps may end before `high`
         recorded = recorded | {"search": _with_reached(recorded["search"])}
@@ -199,18 +198,27 @@ def _check_same_search(sweep: Sweep, study: optuna.Study, only_report: bool) -> 
     ]
     if changed:
         raise other_search_error(sweep, changed)
+
+
+def _record_search(sweep: Sweep, study: optuna.Study) -> None:
+    """Record the settings in the study, those that are not yet."""
+    current = _compared_settings(sweep, trains=True)
+    recorded = study.user_attrs.get("sweep") or {}
     # some may not have been known when the search began, as where the data was not prepared yet
-    if current.keys() - recorded.keys() and not only_report:
+    if current.keys() - recorded.keys():
         study.set_user_attr("sweep", recorded | current)
 
 
-def _compared_settings(sweep: Sweep) -> dict[str, Any]:
+def _compared_settings(sweep: Sweep, trains: bool) -> dict[str, Any]:
     """What the values of a study depend on."""
     shared = sweep.base.model_dump(mode="json") | {"vae_weights": _weights(sweep.base.vae_weights)}
     free = (CHANGEABLE_ON_RESUME - COMPARED) | sweep.settings.search.keys()
     current = {key: value for key, value in shared.items() if key not in free}
     current |= _data(sweep.base) | _initial_weights(sweep)
     current |= {"seeds": list(sweep.settings.seeds), "number of folds": sweep.settings.folds}
+    if trains and "GPUs" not in sweep.settings.search:
+        processes = process_count(sweep.base, sweep.settings.workers)
+        current["processes that train a run"] = processes
     current["search"] = {
         key: values.model_dump() | {"high": values.reached}
         if isinstance(values, Range)

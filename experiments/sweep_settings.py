@@ -278,6 +278,8 @@ def _explain(error: ValidationError | TypeError, path: Path) -> str:
 
 def form_problem(kind: str, key: str, value: object) -> str | None:
     """What to say of a value that is no list or mapping, by pydantic's kind of error; None for others."""
+    if kind == "dict_type" and value is None and key in ("grid", "search", "variants"):
+        return f"`{key}:` is empty: give it values, or leave it out"
     if kind == "dict_type" and value is None:
         return f"`{key}:` is empty, write {key}: {{}}"
     if kind in ("tuple_type", "list_type"):

@@ -76,7 +76,9 @@ def check_unlike(sweep: Sweep, settings: Iterable[Setting]) -> None:
     known: dict[str, Setting] = {}
     for setting in settings:
         config = setting.trials[0].config
-        learned = config.model_dump(mode="json", exclude=set(IDLE)) | {"GPUs": len(config.GPUs)}
+        learned = config.model_dump(mode="json", exclude=set(IDLE)) | {
+            "GPUs": 1 if sweep.settings.workers > 1 else len(config.GPUs)
+        }
         other = known.setdefault(json.dumps(learned, sort_keys=True), setting)
         if other is setting:
             continue
@@ -191,6 +193,11 @@ def _check_values(sweep: Sweep, key: str, values: Range | list[Any]) -> None:
             raise UserError(f"{where}: a range is one of numbers; list the values")
         if isinstance(value, int) and values.step is not None and values.step % 1:
             raise UserError(f"{where}: step is {values.step:g}, expected a whole number")
+        if values.reached == values.low:
+            raise UserError(
+                f"{where}: step is {values.step:g}, larger than the range: set a step of at most "
+                f"{values.high - values.low:g}"
+            )
         if values.reached != values.high:
             raise UserError(
                 f"{where}: steps of {values.step:g} from {values.low:g} end at {values.reached:g}, so high: "

@@ -172,6 +172,35 @@ def test_the_last_epoch_of_each_fold_is_not_called_optimistic(
     assert summary["folds"]["each"][0]["checkpoint"].endswith("fold_0/epochs_2/epoch_2.pth")
 
 
+def test_scores_of_a_name_are_pooled_and_told_with_their_command(tmp_path: Path) -> None:
+    """Of the run, and of another of its checkpoints."""
+    made_with = {"selection": LAST, "checkpoint": "epoch_2.pth", "sha256": {}}
+    for at, options in (("tta", {}), ("epoch_2/tta", {"made_with": made_with})):
+        root = tmp_path / at.replace("/", "_")
+        folders = [run / at for run in write_folds(root, **options)]
+        for folder in folders:
+            folder.mkdir(parents=True)
+            run = root / folder.relative_to(root).parts[0] / "epochs_2"
+            (run / "held_out_results_blobs").rename(folder / "held_out_results_blobs")
+        folds = read_folds(folders)
+        run = folds[0].folder
+        assert run.name == "epochs_2"
+        weights = "" if at == "tta" else f" model_weight={run / 'epoch_2.pth'}"
+        assert folds[0].command == f"python valid.py --run {run} --held-out --name tta{weights}"
+
+
+def test_folds_that_keep_the_last_epoch_may_be_validated_at_other_times(tmp_path: Path) -> None:
+    for select_on, alike in (("last", True), ("val", False)):
+        root = tmp_path / select_on
+        often = [f"validate_every={1 + fold}" for fold in range(3)]
+        runs = [write_fold(root, i, f"select_on={select_on}", often[i]) for i in range(3)]
+        if alike:
+            assert len(read_folds(runs)) == 3
+        else:
+            with pytest.raises(UserError, match="validate_every: 1 and 2"):
+                read_folds(runs)
+
+
 def test_leaked_cases_of_the_folds_are_left_out_together(tmp_path: Path) -> None:
     runs = [
         write_fold(tmp_path, fold, leaked=leaked)

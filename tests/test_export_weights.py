@@ -68,6 +68,10 @@ def test_weights_beyond_16_bits_are_refused(tmp_path: Path, vae: Path) -> None:
     torch.save(parts, run / "best_model.pth")
     with pytest.raises(UserError, match=r"the weight 'model\..*16 bits hold at most 65504"):
         export.main(["--run", str(run), "--out", str(tmp_path / "best_model.safetensors")])
+    next(iter(parts["model"].values())).fill_(float("nan"))
+    torch.save(parts, run / "best_model.pth")
+    with pytest.raises(UserError, match=r"the weight 'model\..*no numbers: .* damaged"):
+        export.main(["--run", str(run), "--out", str(tmp_path / "best_model.safetensors")])
     assert not (tmp_path / "best_model.safetensors").exists()
 
 

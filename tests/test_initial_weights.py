@@ -280,6 +280,11 @@ def test_the_plan_warns_of_held_out_cases_that_the_start_knows(
     said = f"was trained on {known} of the cases for choosing, so that val_dice is too high"
     assert said in plan(start, "seed=5")
     assert "best_model.pth was trained on 2 of the cases for choosing" in plan(start, "folds=4")
+    kept_last = plan(start, "seed=5", "select_on=last")
+    assert (
+        f"trained on {known} of the cases that are held out, so that val_dice is too high;"
+        in kept_last
+    )
 
     # also where a run on other data lies between
     between = arguments(tmp_path, vae, other_data_set(tmp_path), start, "epochs=1", out="between")

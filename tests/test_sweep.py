@@ -142,6 +142,15 @@ def test_there_are_shipped_sweeps() -> None:
             "steps of 4 from 2 end at 6, so high: 8 is never tried: set high: 6, or another step",
         ),
         (
+            {"search": {"batch_size": {"low": 4, "high": 8, "step": 16}}, "trials": 3},
+            "step is 16, larger than the range: set a step of at most 4",
+        ),
+        ({"grid": None, "seeds": [1]}, "`grid:` is empty: give it values, or leave it out"),
+        (
+            {"grid": {"GPUs": [[0], [0, 1]]}, "workers": 2},
+            "would train the same network: GPUs only changes where",
+        ),
+        (
             {"search": {"w_dice": {"low": 0, "high": 1, "step": 0.3}}, "trials": 3},
             "sweep.search.w_dice: steps of 0.3 from 0 end at 0.9",
         ),
@@ -585,6 +594,8 @@ def test_a_report_is_not_written_over_by_one_of_other_settings(
     expected = r"(?s)a_seed=1: trained with w_dice 1.0, asked 2.0\n.*left as it is"
     with pytest.raises(UserError, match=expected):
         run(path, "--report", "w_dice=2")
+    with pytest.raises(UserError, match=r"(?s)a_seed=1: scored with tta False.*nothing is trained"):
+        run(path, "--report", "tta=true")
     assert [report.read_text() for report in reports] == before
 
     capsys.readouterr()
@@ -598,7 +609,7 @@ def test_a_report_is_not_written_over_by_one_of_other_settings(
         "warning: 2 trial(s) in {} are not of this sweep, so that its report leaves them out: "
     )
     left_out = left_out.format(tmp_path / "out") + "a_seed=1/epochs_2, b_seed=1/epochs_2"
-    assert left_out in capsys.readouterr().out
+    assert f"\n{left_out}" in f"\n{capsys.readouterr().out}", "one `warning: `"
     path = write_sweep(tmp_path, VARIANTS | {"seeds": [2, 3]})
     assert left_out in describe_plan(load_sweep(path, ["vae_weights=me/vae"]))
 

@@ -424,8 +424,12 @@ def test_going_on_with_other_settings_is_refused(finished: Path, tmp_path: Path,
         train.main(arguments(tmp_path, vae, "lr=0.1"))
     assert (finished / "config.yaml").read_text() == before
     train.main(arguments(tmp_path, vae, "num_workers=1", "log_every=3"))
+    for folder in ("tta/valid_results_blobs", "native/predicted_masks_blobs", "notes"):
+        (finished / folder).mkdir(parents=True)
     train.main(arguments(tmp_path, vae, "lr=0.1", "resume=never"))
     assert "lr: 0.1" in (finished / "config.yaml").read_text()
+    left = [name for name in ("tta", "native", "notes") if (finished / name).exists()]
+    assert left == ["notes"], "scores of the weights that are gone are deleted, whatever their name"
 
 
 def test_the_log_file_says_why_a_run_ended(
@@ -563,9 +567,16 @@ def test_the_last_epoch_is_kept_after_training_on_all_cases(
     assert "epoch 2, the last: " in log_text and "best" not in log_text.replace("best_model", "")
 
     valid.main(["--run", str(folder)])
-    summary = json.loads((folder / "valid_results_blobs" / "summary.json").read_text())
-    chosen = "the last epoch of the run, which no score chose"
-    assert summary["provenance"]["selection"] == chosen
+
+    def selection() -> str:
+        results = folder / "valid_results_blobs"
+        return json.loads((results / "summary.json").read_text())["provenance"]["selection"]
+
+    assert selection() == "the last epoch of the run, which no score chose"
+    first, *_ = (folder / "history.csv").read_text().splitlines(keepends=True)
+    (folder / "history.csv").write_text(first + "1,0.1" + "," * (first.count(",") - 1) + "\n")
+    valid.main(["--run", str(folder)])
+    assert selection() == "epoch 1 of 2 of an unfinished run, which no score chose"
     with pytest.raises(UserError, match="held out no case of train"):
         valid.main(["--run", str(folder), "--held-out"])
 

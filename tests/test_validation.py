@@ -580,7 +580,13 @@ def test_scores_of_a_name_do_not_replace_others(
     compare.main([str(finished), str(finished / "low"), "--out", str(tmp_path / "out")])
     assert "threshold 0.3" in (tmp_path / "out" / "comparison.md").read_text()
 
-    for name in ("logs", "../low", ".hidden", "a b"):
+    comparison = (tmp_path / "out" / "comparison.md").read_text()
+    assert "| epochs_2 (reference) | epochs_2/low |" in comparison
+
+    (finished / "epoch_1.pth").touch()
+    (finished / "empty").mkdir()
+    valid.main([*run, "--name", "empty"])
+    for name in ("logs", "../low", ".hidden", "a b", "epoch_1", "valid_results_x", "cross_domain"):
         with pytest.raises(UserError, match="name"):
             valid.main([*run, "--name", name])
 
@@ -635,6 +641,16 @@ def test_other_settings_than_in_training_are_told(
     told = capsys.readouterr().out
     assert "were trained with image_size=32:" in told
     assert f"were trained with vae_weights={vae} image_size=32:" in told
+
+    record = finished / "environment.json"
+    hashes = json.loads(record.read_text())["sha256"]
+    changed = {name: "0" * 64 if "VAE" in name else value for name, value in hashes.items()}
+    assert changed != hashes
+    record.write_text(json.dumps(json.loads(record.read_text()) | {"sha256": changed}))
+    valid.main(arguments(tmp_path, vae))
+    told = capsys.readouterr().out
+    assert f"the frozen VAE at {vae} is not the one of the training any more" in told
+    assert "were trained with" not in told
 
 
 def test_keys_that_the_model_does_not_use_are_no_other_settings() -> None:

@@ -167,7 +167,11 @@ def _halved(value: Tensor, name: str) -> Tensor:
     if not kept.is_floating_point():
         return kept
     halved = kept.half()
-    too_large = kept[~halved.isfinite() & ~kept.isinf()]  # a constant mask may hold -inf
+    if kept.isnan().any():
+        raise UserError(
+            f"the weight {name!r} holds values that are no numbers: these weights are damaged"
+        )
+    too_large = kept[kept.isfinite() & ~halved.isfinite()]  # a constant mask may hold -inf
     if too_large.numel():
         raise UserError(
             f"the weight {name!r} reaches {too_large.abs().max().item():g}, 16 bits hold at most 65504: "

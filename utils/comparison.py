@@ -113,10 +113,10 @@ def label_runs(folders: list[Path]) -> list[str]:
     if len(set(parts)) < len(parts):
         twice = next(path for path in parts if parts.count(path) > 1)
         raise UserError(f"{Path(*twice)} is given twice; name each run once")
-    while min(map(len, parts)) > 1 and len({path[0] for path in parts}) == 1:
-        parts = [path[1:] for path in parts]
     while min(map(len, parts)) > 1 and len({path[-1] for path in parts}) == 1:
         parts = [path[:-1] for path in parts]
+    while min(map(len, parts)) > 1 and len({path[0] for path in parts}) == 1:
+        parts = [path[1:] for path in parts]
     return ["/".join(path) for path in parts]
 
 

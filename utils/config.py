@@ -233,7 +233,8 @@ class Config(BaseModel):
     select_on: Literal["val", "test", "last"] = Field(
         "val",
         description="Cases that choose the checkpoint: `val`, held out of train, or `test`, as in the published code; "
-        "with `last` none do, and the last epoch is kept, after training on all of train if `val_fraction: 0`. "
+        "with `last` none do, and the last epoch is kept, after training on all of train if `val_fraction: 0` (without "
+        "`folds`, and cases that the split names `val` stay out). "
         "Every output states it",
     )
     validate_every: PositiveInt = Field(1, description="Epochs between validations")
@@ -374,9 +375,14 @@ class Config(BaseModel):
         return data_set_name(self.pickle_file_path)
 
     @property
-    def scored_while_training(self) -> Literal["val", "test"]:
-        """The cases that a training is scored on, whether they choose its checkpoint or not."""
+    def scored_on(self) -> Literal["val", "test"]:
+        """The cases that epochs are scored on in training, if there are any."""
         return "test" if self.select_on == "test" else "val"
+
+    @property
+    def keeps_last(self) -> bool:
+        """Whether the last epoch is kept, not the one that scores best."""
+        return self.select_on == "last"
 
     @property
     def is_wave_gms(self) -> bool:
@@ -450,10 +456,14 @@ def check_used(config: Config, values: Mapping[str, Any], where: str) -> None:
     """
     unused = config.unused(key for key, value in values.items() if value is not None)
     if unused:
-        used_by_another = not IGNORED_KEYS.issuperset(unused)
+        remedy = (
+            "set it only where the model is wave-gms"
+            if WAVE_GMS_KEYS.issuperset(unused)
+            else "leave it out"
+        )
         raise UserError(
             f"{where}: model {config.model} does not use {', '.join(unused)}, so that runs which differ only in "
-            f"this would be the same: {'set it only where the model is wave-gms' if used_by_another else 'leave it out'}"
+            f"this would be the same: {remedy}"
         )
 
 

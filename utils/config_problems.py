@@ -23,7 +23,7 @@ OTHER_NAMES = {
 """What other frameworks call a key, for the message about one that is unknown."""
 
 _LOSSES = "the losses of Wave-GMS are weighted by w_rec, w_dice and w_tversky; a network of your own may bring its own"
-_BEST_IS_KEPT = "training does not stop early: the weights of the best epoch are kept, best_model.pth; epochs says how many"
+_BEST_IS_KEPT = "training does not stop early: the weights of the best epoch are kept, best_model.pth (with select_on: last, those of the last); epochs says how many"
 _SCHEDULE = "the learning rate always rises over warmup_epochs to lr, then falls by a cosine to 0"
 _ONE_CLASS = "a mask is foreground or not; `python -m datasets.prepare --label` says which of its values are foreground"
 _FIXED = "it is fixed for each optimizer, see engine/optimizers.py"

@@ -32,7 +32,6 @@ OF_ONE_FOLD = (
     "checkpoint", "environment", "init_weights", "sha256", "test_cases_trained_on", "trained_on_another_split",
 )  # keys of the provenance that may be another in each fold  # fmt: skip
 CHOOSES_THE_EPOCH = "validate_every"
-START, SPLIT = "file of initial weights", "split file"  # among the hashes of a run's inputs
 SHOWN = 4  # cases in a message
 ALL_CASES = "all cases"
 
@@ -74,8 +73,12 @@ class Fold:
     @property
     def command(self) -> str:
         """What scores its held-out cases again."""
-        checkpoint = "" if self.record.is_best else f" model_weight={self.record.checkpoint}"
-        return held_out_command(self.folder) + checkpoint
+        is_best, checkpoint = self.record.is_best, self.record.checkpoint
+        own = self.folder if is_best else checkpoint.with_suffix("")
+        beside = self.results.folder.parent
+        name = f" --name {beside.name}" if beside != own else ""
+        weights = "" if is_best else f" model_weight={checkpoint}"
+        return held_out_command(self.folder) + name + weights
 
 
 def read_folds(runs: Sequence[Path], dataset: str | None = None) -> list[Fold]:
@@ -105,8 +108,10 @@ def read_fold(run: Path, dataset: str | None = None) -> Fold:
 
     results = read_results(find_results(run, dataset, HELD_OUT_PREFIX, held_out_command(run)))
     made_with = results.summary["provenance"]
-    beside, above = results.folder.parent, results.folder.parent.parent
-    folder = beside if (beside / "config.yaml").is_file() else above
+    near = list(results.folder.parents)[
+        :3
+    ]  # the run, a checkpoint's folder, and one of a --name in it
+    folder = next((path for path in near if (path / "config.yaml").is_file()), near[0])
     checkpoint = folder / Path(made_with.get("checkpoint", "best_model.pth")).name
     record = TrainingRecord.read(checkpoint)
     if record.config is None or record.cases is None:
@@ -161,9 +166,11 @@ def check_alike(folds: Sequence[Fold]) -> None:
 
 def trained_with(fold: Fold) -> dict[str, Any]:
     """What the training of a fold has in common with that of the others, as far as it is recorded."""
+    from engine.training_record import INITIAL_WEIGHTS, SPLIT_FILE
     from utils.config import CHANGEABLE_ON_RESUME
 
-    ignored = (CHANGEABLE_ON_RESUME - {CHOOSES_THE_EPOCH}) | {"fold", "init_weights"}
+    choosing = set() if fold.config.select_on == "last" else {CHOOSES_THE_EPOCH}
+    ignored = (CHANGEABLE_ON_RESUME - choosing) | {"fold", "init_weights"}
     settings = fold.config.model_dump(mode="json", exclude=set(ignored))
     recorded = fold.record.environment
     inputs = recorded.get("sha256") or {}
@@ -171,7 +178,11 @@ def trained_with(fold: Fold) -> dict[str, Any]:
         {"data set": fold.config.dataset}
         | settings
         | {key: recorded[key] for key in ("precision", "processes") if key in recorded}
-        | {name: value for name, value in inputs.items() if name not in (START, SPLIT)}
+        | {
+            name: value
+            for name, value in inputs.items()
+            if name not in (INITIAL_WEIGHTS, SPLIT_FILE)
+        }
     )
 
 
@@ -193,8 +204,10 @@ def start_of(fold: Fold) -> str | None:
     """The hash of the initial weights, or their path where it is not recorded; None for random ones."""
     if fold.config.init_weights is None:
         return None
+    from engine.training_record import INITIAL_WEIGHTS
+
     inputs = fold.record.environment.get("sha256") or {}
-    return inputs.get(START) or str(fold.config.init_weights)
+    return inputs.get(INITIAL_WEIGHTS) or str(fold.config.init_weights)
 
 
 def check_complete(folds: Sequence[Fold]) -> None:

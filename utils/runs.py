@@ -38,6 +38,11 @@ def writing_to(folder: Path) -> Iterator[None]:
         ) from error
 
 
+def holds_results(folder: Path) -> bool:
+    """Whether valid.py has written scores or masks into the folder."""
+    return any((*folder.glob("*_results_*"), *folder.glob("*_masks_*")))
+
+
 def remove_leftovers(folder: Path) -> None:
     """Delete the temporary files of writes that a kill cut short; call it under the lock."""
     for path in folder.glob(".*.tmp"):
