@@ -1453,6 +1453,55 @@ def test_overwriting_some_images_keeps_the_rows_of_others(
     assert set(rows_of(out)) == set(before)
 
 
+@pytest.mark.parametrize("resume", [False, True])
+def test_images_are_known_from_another_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, resume: bool
+) -> None:
+    folder, out = picture_folder(tmp_path / "data" / "scans", 2), tmp_path / "out"
+
+    def predict_in(directory: Path, text: str, **settings: object) -> list[str]:
+        monkeypatch.chdir(directory)
+        return fake_run(out, find_jobs([text], True, out), resume, **settings)
+
+    done = [] if resume else ["scan_0", "scan_1"]
+    predict_in(folder.parent, "scans")
+    before = rows_of(out)
+    assert before["scan_0"]["file"] == "scans/scan_0.png"
+    assert predict_in(folder.parent, "scans") == done and rows_of(out) == before
+    assert predict_in(tmp_path, "data/scans") == done
+    assert predict_in(folder, "scan_1.png") == done[1:], "the row of scan_0 is of another directory"
+    assert predict_in(tmp_path, "data") == done
+    assert files_of(out) == dict.fromkeys(("scan_0", "scan_1"), "scans")
+    if not resume:
+        assert predict_in(tmp_path, "data/scans", threshold=0.9) == done
+
+    # where the folders move together, relative paths stay true
+    moved = tmp_path / "moved"
+    shutil.rmtree(out)
+    predict_in(tmp_path, "data/scans")
+    moved.mkdir()
+    folder.parent.rename(moved / "data")
+    assert predict_in(moved, "data/scans") == done and set(files_of(out)) == {"scan_0", "scan_1"}
+
+    # a folder from before the directory was recorded
+    settings = json.loads((out / "settings.json").read_text())
+    assert settings.pop("directory") == str(moved)
+    (out / "settings.json").write_text(json.dumps(settings))
+    assert predict_in(moved, "data/scans") == done and set(files_of(out)) == {"scan_0", "scan_1"}
+
+
+def test_an_image_that_is_gone_and_other_settings(tmp_path: Path) -> None:
+    folder, out = picture_folder(tmp_path / "in", 2), tmp_path / "out"
+    fake_run(out, find_jobs([str(folder)], True, out), False)
+    (folder / "scan_0.png").unlink()
+    jobs = find_jobs([str(folder)], True, out)
+    with pytest.raises(UserError, match=r"delete .*out, or .*--out; .*scan_0\.png does not exist"):
+        fake_run(out, jobs, False, threshold=0.9)
+    assert set(rows_of(out)) == {"scan_0", "scan_1"}
+    fake_run(out, jobs, False)
+    assert set(rows_of(out)) == {"scan_0", "scan_1"}
+
+
 def test_a_changed_table_leads_nowhere_else(tmp_path: Path) -> None:
     folder, out = picture_folder(tmp_path / "in", 1), tmp_path / "out"
     jobs = find_jobs([str(folder)], False, out)
