@@ -102,12 +102,13 @@ class OutputFolder:
         known: list[PredictionRow] = []
         if used and resume:
             self._check_settings()
-            known = [row for row in self._known_rows() if row["status"] == "ok"]
+            known = self._known_rows()
         elif used:
             known = self._rows_to_overwrite(lambda row: place_of(row["file"]) in places)
         self._earlier = [row for row in known if place_of(row["file"]) not in places]
+        done = [row for row in known if row["status"] == "ok"]
         # two files whose names differ in what cannot be printed are the same in a table
-        own = {place: row for row in known if places[place := place_of(row["file"])] == 1}
+        own = {place: row for row in done if places[place := place_of(row["file"])] == 1}
         paths = {place_of(job.file): job.path for job in jobs}
         given = {row["name"]: Path(row["file"]) for row in self._earlier}
         if resume:
@@ -119,8 +120,7 @@ class OutputFolder:
         if resume:
             rows = [(job, own.get(place_of(job.file))) for job in jobs]
             self._rows = {job.name: row for job, row in rows if row and self._is_done(job)}
-        had_files = {row["name"] for row in own.values() if row["status"] == "ok"}
-        replaced = had_files - {*self._names.values()}
+        replaced = {row["name"] for row in own.values()} - {*self._names.values()}
         with writing_predictions(self.folder):
             for name in replaced:
                 self._delete_files(name)

@@ -1490,6 +1490,20 @@ def test_images_are_known_from_another_directory(
     assert predict_in(moved, "data/scans") == done and set(files_of(out)) == {"scan_0", "scan_1"}
 
 
+def test_resume_keeps_the_failed_rows_of_others(tmp_path: Path) -> None:
+    first, second, out = tmp_path / "a", tmp_path / "b", tmp_path / "out"
+    picture_folder(first, 1)
+    picture_folder(second, 2)
+    (first / "bad.png").write_bytes(b"half")
+    fake_run(out, find_jobs([str(first)], True, out), True)
+    before = rows_of(out)
+    assert before["bad"]["status"] == "failed"
+    assert fake_run(out, find_jobs([str(second / "scan_1.png")], True, out), True) == ["scan_1"]
+    assert list(rows_of(out)) == ["bad", "scan_0", "scan_1"]
+    assert {name: rows_of(out)[name] for name in before} == before
+    assert fake_run(out, find_jobs([str(first)], True, out), True) == ["bad"], "it is tried again"
+
+
 def test_an_image_that_is_gone_and_other_settings(tmp_path: Path) -> None:
     folder, out = picture_folder(tmp_path / "in", 2), tmp_path / "out"
     fake_run(out, find_jobs([str(folder)], True, out), False)
