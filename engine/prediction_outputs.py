@@ -303,8 +303,12 @@ class OutputFolder:
         """
         try:
             rows = self._known_rows()
-        except UserError as error:
-            log.warning("its rows are lost: %s", error)
+        except UserError:
+            log.warning(
+                "the rows of %s cannot be read: predictions of other images in %s stay without rows",
+                self._last_table(),
+                self.folder,
+            )
             return []
         before = self._earlier_settings()
         changed = "settings.json cannot be read" if before is None else self._changed(before)
@@ -326,12 +330,16 @@ class OutputFolder:
             )
         return given
 
+    def _last_table(self) -> Path:
+        """The table that an earlier run wrote last, finished or not."""
+        return self._partial if self._partial.exists() else self._table
+
     def _known_rows(self) -> list[PredictionRow]:
         """The rows of an earlier run, one a name, with paths as seen from the present directory.
 
         UserError without the columns.
         """
-        path = self._partial if self._partial.exists() else self._table
+        path = self._last_table()
         # a table program may have saved it with a byte-order mark
         lines = path.read_text(encoding="utf-8-sig", errors="replace").split("\n")
         # after the last line break comes nothing, or a line cut off by a kill

@@ -1516,6 +1516,20 @@ def test_an_image_that_is_gone_and_other_settings(tmp_path: Path) -> None:
     assert set(rows_of(out)) == {"scan_0", "scan_1"}
 
 
+def test_overwriting_where_the_table_cannot_be_read(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder, out = picture_folder(tmp_path / "in", 2), tmp_path / "out"
+    fake_run(out, find_jobs([str(folder)], True, out), False)
+    table = out / "predictions.csv"
+    table.write_text(table.read_text().replace("status", "state"))
+    fake_run(out, find_jobs([str(folder / "scan_0.png")], True, out), False, threshold=0.9)
+    assert caplog.messages[0] == (
+        f"the rows of {table} cannot be read: predictions of other images in {out} stay without rows"
+    )
+    assert set(rows_of(out)) == {"scan_0"} and (out / "masks" / "scan_1.png").exists()
+
+
 def test_a_changed_table_leads_nowhere_else(tmp_path: Path) -> None:
     folder, out = picture_folder(tmp_path / "in", 1), tmp_path / "out"
     jobs = find_jobs([str(folder)], False, out)
