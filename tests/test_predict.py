@@ -945,6 +945,10 @@ def test_what_is_skipped_in_folders_is_told(
         UserError, match=r"in this folder; 1 file of another format sk.*\.jp2\).*PNG; --rec"
     ):
         found(only)
+    for name in ("a.mhd", "a.nhdr", "a.nii", "b.NII.GZ", "notes.gz"):
+        (only / name).touch()
+    with pytest.raises(UserError, match=r"5 files.*\(\.jp2, \.mhd, \.nhdr, \.nii, \.nii\.gz\)"):
+        found(only)
 
 
 def test_a_setting_among_the_inputs_is_told_from_a_file(tmp_path: Path) -> None:
