@@ -23,12 +23,13 @@ class RefuseForeign:
 
     Args:
         app: the application.
-        host: the address that the server listens on.
+        host: the address that the server listens on; of IPv6 with brackets or without.
     """
 
     def __init__(self, app: Callable[..., Awaitable[None]], host: str) -> None:
         self.app = app
-        self.hosts = None if host in ANY_ADDRESS else {*THIS_MACHINE, host.lower()}
+        name = host.lower().strip("[]")
+        self.hosts = None if name in ANY_ADDRESS else {*THIS_MACHINE, name}
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         reason = refusal(scope["headers"], self.hosts) if "headers" in scope else ""
