@@ -153,6 +153,22 @@ def test_impossible_numbers_are_refused(
         ("[fd00::5]", {"Host": "[fd00::6]:7860"}, "is not '[fd00::6]:7860'"),
         ("0.0.0.0", {"Host": "any.example:80", "Origin": "http://any.example:80"}, ""),
         ("0.0.0.0", {"Host": "any.example:80", "Origin": "http://other.example"}, "other.example"),
+        ("0.0.0.0", {"Host": "h.example:443", "Origin": "https://h.example"}, ""),
+        ("0.0.0.0", {"Host": "h.example", "Origin": "https://h.example:443"}, ""),
+        ("0.0.0.0", {"Host": "h.example:80", "Origin": "https://h.example"}, "a page of"),
+        ("0.0.0.0", {"Host": "h.example", "Origin": "http://h.example:8000"}, "a page of"),
+        ("0.0.0.0", {"Host": "h.example", "Origin": "other://h.example"}, "a page of"),
+        ("0.0.0.0", {"Origin": "null"}, "a page of 'null'"),
+        ("127.0.0.1", {"Host": "localhost:port"}, "is not"),
+        (
+            "127.0.0.1",
+            {
+                "Host": "127.0.0.1:7860",
+                "Origin": "https://h.example",
+                "X-Forwarded-Host": "H.example:443",
+            },
+            "",
+        ),
         (
             "127.0.0.1",
             {"Host": "localhost", "Origin": "https://h.example", "X-Forwarded-Host": "h.example"},
