@@ -83,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
         try:
             _, address, _ = page.launch(
-                server_name=arguments.host,
+                server_name=in_brackets(arguments.host),
                 server_port=arguments.port,
                 share=False,
                 prevent_thread_lock=True,
@@ -110,8 +110,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         page.close(verbose=False)
 
 
+def in_brackets(host: str) -> str:
+    """An address of IPv6 as in a URL, which Gradio makes of it; others as they are."""
+    return f"[{host}]" if ":" in host and not host.startswith("[") else host
+
+
 def ask_directly(host: str) -> None:
     """Let no proxy of the environment stand before this machine: Gradio asks its own page as it starts."""
+    host = host.strip("[]")  # the client takes an address of IPv6 without
     for name in ("NO_PROXY", "no_proxy"):
         known = os.environ.get(name, "").split(",")
         os.environ[name] = ",".join([*filter(None, known), "localhost", "127.0.0.1", host])

@@ -128,13 +128,14 @@ def reduced(pixels: np.ndarray) -> np.ndarray:
 
 def trace_outline(axis: Axes, coverage: np.ndarray, style: Mapping[str, Any]) -> None:
     """Draw the outlines of a mask, which covers so much of each pixel: (H, W) in [0, 1]; of none, nothing."""
-    if coverage.max() > 0.5:
+    if (highest := coverage.max()) > 0:
         height, width = coverage.shape
+        level = min(0.5, highest / 2)  # a lesion of few pixels in a large image covers none by half
         axis.contour(
             np.arange(-1, width + 1),
             np.arange(-1, height + 1),
             np.pad(coverage, 1),  # so that it closes at the image's border too
-            levels=[0.5],
+            levels=[level],
             colors=[style["color"]],
             linewidths=style["linewidth"],
             linestyles=[style["linestyle"]],

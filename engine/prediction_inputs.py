@@ -24,8 +24,8 @@ OUTPUT_FOLDERS = {
     "overlay": "overlays",
 }
 FOREIGN_ENDINGS = (
-    *(".avif", ".gif", ".heic", ".heif", ".j2k", ".jfif", ".jp2", ".jxl", ".mha", ".nii", ".nrrd"),
-    *(".pbm", ".pgm", ".pnm", ".ppm", ".psd", ".svg", ".tga", ".webp"),
+    *(".avif", ".gif", ".heic", ".heif", ".j2k", ".jfif", ".jp2", ".jxl", ".mha", ".mhd", ".nhdr"),
+    *(".nii", ".nii.gz", ".nrrd", ".pbm", ".pgm", ".pnm", ".ppm", ".psd", ".svg", ".tga", ".webp"),
 )
 """Of images in formats that are not read."""
 IMAGE, NO_PIXELS = "image", "DICOM without pixels"
@@ -147,7 +147,7 @@ def _kind(path: Path) -> str:
         return NO_PIXELS if is_without_pixels(head) else IMAGE
     if ending in DICOM_SUFFIXES:
         return IMAGE
-    return ending if ending in FOREIGN_ENDINGS else ""
+    return next((each for each in FOREIGN_ENDINGS if path.name.lower().endswith(each)), "")
 
 
 def _folders_in(

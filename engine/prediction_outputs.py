@@ -8,7 +8,8 @@
     settings.json
 
 Every file appears whole or not at all. Rows are appended to predictions.partial.csv as images are
-done, each row after the files of its image, so that a stopped run can be resumed.
+done, each row after the files of its image, so that a stopped run can be resumed. A relative path in `file`
+starts at the `directory` that settings.json names.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import csv
 import functools
 import json
 import logging
+import os
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -28,7 +30,7 @@ from typing import IO, Any
 import numpy as np
 
 from engine.prediction import Segmentation
-from engine.prediction_inputs import OUTPUT_FOLDERS, Job, unique_names
+from engine.prediction_inputs import OUTPUT_FOLDERS, Job, printable, unique_names
 from utils.errors import UserError
 from utils.files import atomic_write
 from utils.images import encode_image, to_16_bit
@@ -37,6 +39,7 @@ from utils.tables import csv_text
 
 log = logging.getLogger("wavegms")
 TABLE, PARTIAL_TABLE = "predictions.csv", "predictions.partial.csv"
+DIRECTORY = "directory"  # where the run was started; beside the settings, and none of them
 COLUMNS = (
     "name",
     "file",
@@ -99,12 +102,13 @@ class OutputFolder:
         known: list[PredictionRow] = []
         if used and resume:
             self._check_settings()
-            known = [row for row in self._known_rows() if row["status"] == "ok"]
+            known = self._known_rows()
         elif used:
             known = self._rows_to_overwrite(lambda row: place_of(row["file"]) in places)
         self._earlier = [row for row in known if place_of(row["file"]) not in places]
+        done = [row for row in known if row["status"] == "ok"]
         # two files whose names differ in what cannot be printed are the same in a table
-        own = {place: row for row in known if places[place := place_of(row["file"])] == 1}
+        own = {place: row for row in done if places[place := place_of(row["file"])] == 1}
         paths = {place_of(job.file): job.path for job in jobs}
         given = {row["name"]: Path(row["file"]) for row in self._earlier}
         if resume:
@@ -116,15 +120,15 @@ class OutputFolder:
         if resume:
             rows = [(job, own.get(place_of(job.file))) for job in jobs]
             self._rows = {job.name: row for job, row in rows if row and self._is_done(job)}
-        had_files = {row["name"] for row in own.values() if row["status"] == "ok"}
-        replaced = had_files - {*self._names.values()}
+        replaced = {row["name"] for row in own.values()} - {*self._names.values()}
         with writing_predictions(self.folder):
             for name in replaced:
                 self._delete_files(name)
             for name in OUTPUT_FOLDERS.values():
                 for stale in (self.folder / name).glob(".*.tmp"):  # of a run that was killed
                     stale.unlink(missing_ok=True)
-            atomic_write(self._settings_file, json.dumps(self.settings, indent=2) + "\n")
+            written = {**self.settings, DIRECTORY: str(Path.cwd())}
+            atomic_write(self._settings_file, json.dumps(written, indent=2) + "\n")
             atomic_write(self._partial, csv_text(COLUMNS, [*self._earlier, *self._rows.values()]))
             self._table.unlink(missing_ok=True)
             self._journal = self._partial.open("a", encoding="utf-8")
@@ -253,14 +257,20 @@ class OutputFolder:
                     "replace them: name another folder by --out"
                 )
 
-    def _earlier_settings(self) -> dict[str, Any] | None:
-        """The settings in the folder, None where the file cannot be read."""
+    def _settings_content(self) -> dict[str, Any] | None:
+        """What settings.json holds, None where it cannot be read."""
         try:
-            settings = json.loads(self._settings_file.read_text(encoding="utf-8-sig"))
+            content = json.loads(self._settings_file.read_text(encoding="utf-8-sig"))
         except (OSError, ValueError):
             return None
-        if not isinstance(settings, dict):
+        return content if isinstance(content, dict) else None
+
+    def _earlier_settings(self) -> dict[str, Any] | None:
+        """The settings in the folder, None where the file cannot be read."""
+        settings = self._settings_content()
+        if settings is None:
             return None
+        settings.pop(DIRECTORY, None)
         if settings.get("tta"):  # files from before there was another number do not say it
             settings.setdefault("orientations", 8)
         return settings
@@ -293,26 +303,43 @@ class OutputFolder:
         """
         try:
             rows = self._known_rows()
-        except UserError as error:
-            log.warning("its rows are lost: %s", error)
+        except UserError:
+            log.warning(
+                "the rows of %s cannot be read: predictions of other images in %s stay without rows",
+                self._last_table(),
+                self.folder,
+            )
             return []
         before = self._earlier_settings()
         changed = "settings.json cannot be read" if before is None else self._changed(before)
         if not changed:
             return rows
         given = [row for row in rows if is_given(row)]
-        others = sum(row["status"] == "ok" and not is_given(row) for row in rows)
+        others = [row["file"] for row in rows if row["status"] == "ok" and not is_given(row)]
         if others:
+            gone = [file for file in others if not os.path.exists(file)]  # noqa: PTH110 - never raises
+            advice = (
+                "use the same settings, give all images again, or name another folder by --out"
+                if not gone
+                else f"use the same settings, delete {self.folder}, or name another folder by --out; all images "
+                f"cannot be given again, as {gone[0]} does not exist any more"
+            )
             raise UserError(
-                f"{self.folder} holds {others} prediction{'s' * (others > 1)} of other images by other settings "
-                f"({changed}), and one table would mix them: use the same settings, give all images again, or "
-                "name another folder by --out"
+                f"{self.folder} holds {len(others)} prediction{'s' * (len(others) > 1)} of other images by other "
+                f"settings ({changed}), and one table would mix them: {advice}"
             )
         return given
 
+    def _last_table(self) -> Path:
+        """The table that an earlier run wrote last, finished or not."""
+        return self._partial if self._partial.exists() else self._table
+
     def _known_rows(self) -> list[PredictionRow]:
-        """The rows of an earlier run, one a name; UserError without the columns."""
-        path = self._partial if self._partial.exists() else self._table
+        """The rows of an earlier run, one a name, with paths as seen from the present directory.
+
+        UserError without the columns.
+        """
+        path = self._last_table()
         # a table program may have saved it with a byte-order mark
         lines = path.read_text(encoding="utf-8-sig", errors="replace").split("\n")
         # after the last line break comes nothing, or a line cut off by a kill
@@ -330,6 +357,10 @@ class OutputFolder:
             and row["status"] in ("ok", "failed")
             and _is_plain(row["name"])
         }
+        directory = (self._settings_content() or {}).get(DIRECTORY)
+        if isinstance(directory, str) and Path(directory) != Path.cwd():
+            for row in rows.values():
+                row["file"] = _from_here(row["file"], directory)
         return list(rows.values())
 
     def _is_done(self, job: Job) -> bool:
@@ -342,6 +373,17 @@ class OutputFolder:
 def _is_plain(name: str) -> bool:
     """Whether a name leads into no other folder, as one in a table that was changed may."""
     return name != "" and Path(name).name == name
+
+
+def _from_here(file: str, directory: str) -> str:
+    """The path that was `file` in the `directory`; as it is where it leads to a file from here alone.
+
+    The latter is so where images and predictions moved together.
+    """
+    there = str(Path(directory) / file)
+    if os.path.exists(file) and not os.path.exists(there):  # noqa: PTH110 - never raises
+        return file
+    return printable(there)
 
 
 def _places() -> Callable[[str], Path]:

@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 
 THIS_MACHINE = ("127.0.0.1", "localhost", "::1")
 ANY_ADDRESS = ("0.0.0.0", "::")
+DEFAULT_PORTS = {"http": {80}, "https": {443}, "": {80, 443}}
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -23,12 +24,13 @@ class RefuseForeign:
 
     Args:
         app: the application.
-        host: the address that the server listens on.
+        host: the address that the server listens on; of IPv6 with brackets or without.
     """
 
     def __init__(self, app: Callable[..., Awaitable[None]], host: str) -> None:
         self.app = app
-        self.hosts = None if host in ANY_ADDRESS else {*THIS_MACHINE, host.lower()}
+        name = host.lower().strip("[]")
+        self.hosts = None if name in ANY_ADDRESS else {*THIS_MACHINE, name}
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         reason = refusal(scope["headers"], self.hosts) if "headers" in scope else ""
@@ -46,23 +48,27 @@ def refusal(headers: Iterable[tuple[bytes, bytes]], hosts: set[str] | None) -> s
     """Why a request is refused, '' where it is not.
 
     It has to ask for one of `hosts` (None: for any), and if it names an origin, that has to be the host
-    that was asked for, of this server or of a proxy before it (`X-Forwarded-Host`).
+    that was asked for, of this server or of a proxy before it (`X-Forwarded-Host`). Ports have to be equal,
+    too; a host without one may be on the default port of http or https.
     """
     given = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in headers}
     host = given.get("host", "")
-    if hosts is not None and _parts(f"//{host}")[1] not in hosts:
+    own = _addresses(f"//{host}")
+    if hosts is not None and hosts.isdisjoint(name for name, _ in own):
         return f"this server is not {host!r}: open it by its own address, or start it with --host"
     origin = given.get("origin")
-    own = {host.lower(), given.get("x-forwarded-host", host).lower()}
-    if origin is not None and _parts(origin)[0] not in own:
+    own |= _addresses(f"//{given.get('x-forwarded-host', '')}")
+    if origin is not None and own.isdisjoint(_addresses(origin)):
         return f"a page of {origin!r} may not ask this server"
     return ""
 
 
-def _parts(address: str) -> tuple[str, str]:
-    """The host with its port, and without; '' where the address has none."""
+def _addresses(url: str) -> set[tuple[str, int]]:
+    """The host and the port of a URL, or each that it may be by default; none without a host."""
     try:
-        split = urlsplit(address.lower())
-        return split.netloc, split.hostname or ""
+        split = urlsplit(url.lower())
+        host, port = split.hostname, split.port
     except ValueError:  # such as a bracket that is not closed
-        return "", ""
+        return set()
+    ports = DEFAULT_PORTS.get(split.scheme, set()) if port is None else {port}
+    return {(host, each) for each in ports} if host else set()

@@ -145,8 +145,30 @@ def test_impossible_numbers_are_refused(
         ("127.0.0.1", {"Host": "localhost:7860", "Origin": "https://evil.example"}, "evil.example"),
         ("127.0.0.1", {"Host": "localhost:7860", "Origin": "null"}, "a page of 'null'"),
         ("Lab.example", {"Host": "lab.example", "Origin": "https://lab.example"}, ""),
+        ("[::]", {"Host": "192.168.1.7:7860", "Origin": "http://192.168.1.7:7860"}, ""),
+        ("[::]", {"Host": "[::]:7860"}, ""),
+        ("::", {"Host": "lab.example:7860"}, ""),
+        ("[fd00::5]", {"Host": "[fd00::5]:7860", "Origin": "http://[fd00::5]:7860"}, ""),
+        ("FD00::5", {"Host": "[fd00::5]:7860"}, ""),
+        ("[fd00::5]", {"Host": "[fd00::6]:7860"}, "is not '[fd00::6]:7860'"),
         ("0.0.0.0", {"Host": "any.example:80", "Origin": "http://any.example:80"}, ""),
         ("0.0.0.0", {"Host": "any.example:80", "Origin": "http://other.example"}, "other.example"),
+        ("0.0.0.0", {"Host": "h.example:443", "Origin": "https://h.example"}, ""),
+        ("0.0.0.0", {"Host": "h.example", "Origin": "https://h.example:443"}, ""),
+        ("0.0.0.0", {"Host": "h.example:80", "Origin": "https://h.example"}, "a page of"),
+        ("0.0.0.0", {"Host": "h.example", "Origin": "http://h.example:8000"}, "a page of"),
+        ("0.0.0.0", {"Host": "h.example", "Origin": "other://h.example"}, "a page of"),
+        ("0.0.0.0", {"Origin": "null"}, "a page of 'null'"),
+        ("127.0.0.1", {"Host": "localhost:port"}, "is not"),
+        (
+            "127.0.0.1",
+            {
+                "Host": "127.0.0.1:7860",
+                "Origin": "https://h.example",
+                "X-Forwarded-Host": "H.example:443",
+            },
+            "",
+        ),
         (
             "127.0.0.1",
             {"Host": "localhost", "Origin": "https://h.example", "X-Forwarded-Host": "h.example"},
@@ -162,6 +184,32 @@ def test_requests_of_other_sites_are_refused(
     sent = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
     reason = refusal(sent, RefuseForeign(nothing, listens).hosts)
     assert bool(reason) == bool(refused) and refused in reason
+
+
+@pytest.mark.parametrize(
+    ("host", "server_name"),
+    [("::", "[::]"), ("[::]", "[::]"), ("fd00::5", "[fd00::5]"), ("0.0.0.0", "0.0.0.0")],
+)
+def test_gradio_gets_ipv6_in_brackets(
+    monkeypatch: pytest.MonkeyPatch, host: str, server_name: str
+) -> None:
+    pytest.importorskip("gradio", reason="the page needs gradio (optional)")
+    launched: list[dict[str, Any]] = []
+
+    class Blocks:
+        def launch(self, **options: Any) -> None:
+            launched.append(options)
+            raise OSError
+
+    monkeypatch.setattr("engine.backends.open_backend", lambda _: None)
+    monkeypatch.setattr("engine.backends.window_for", lambda *_: None)
+    monkeypatch.setattr("engine.web_page.build_page", lambda *_: Blocks())
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    monkeypatch.setattr(os, "environ", os.environ.copy())
+    with pytest.raises(UserError, match=f"cannot listen on {re.escape(host)} port"):
+        app.main(["--onnx", "model.onnx", "--host", host])
+    assert launched[0]["server_name"] == server_name
+    assert os.environ["NO_PROXY"].endswith("," + server_name.strip("[]"))
 
 
 def test_a_stop_while_it_starts_leaves_no_folder(

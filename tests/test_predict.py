@@ -945,6 +945,10 @@ def test_what_is_skipped_in_folders_is_told(
         UserError, match=r"in this folder; 1 file of another format sk.*\.jp2\).*PNG; --rec"
     ):
         found(only)
+    for name in ("a.mhd", "a.nhdr", "a.nii", "b.NII.GZ", "notes.gz"):
+        (only / name).touch()
+    with pytest.raises(UserError, match=r"5 files.*\(\.jp2, \.mhd, \.nhdr, \.nii, \.nii\.gz\)"):
+        found(only)
 
 
 def test_a_setting_among_the_inputs_is_told_from_a_file(tmp_path: Path) -> None:
@@ -1451,6 +1455,83 @@ def test_overwriting_some_images_keeps_the_rows_of_others(
     assert everything_under(out) == unchanged and not caplog.messages
     overwrite(folder, threshold=0.9)
     assert set(rows_of(out)) == set(before)
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_images_are_known_from_another_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, resume: bool
+) -> None:
+    folder, out = picture_folder(tmp_path / "data" / "scans", 2), tmp_path / "out"
+
+    def predict_in(directory: Path, text: str, **settings: object) -> list[str]:
+        monkeypatch.chdir(directory)
+        return fake_run(out, find_jobs([text], True, out), resume, **settings)
+
+    done = [] if resume else ["scan_0", "scan_1"]
+    predict_in(folder.parent, "scans")
+    before = rows_of(out)
+    assert before["scan_0"]["file"] == "scans/scan_0.png"
+    assert predict_in(folder.parent, "scans") == done and rows_of(out) == before
+    assert predict_in(tmp_path, "data/scans") == done
+    assert predict_in(folder, "scan_1.png") == done[1:], "the row of scan_0 is of another directory"
+    assert predict_in(tmp_path, "data") == done
+    assert files_of(out) == dict.fromkeys(("scan_0", "scan_1"), "scans")
+    if not resume:
+        assert predict_in(tmp_path, "data/scans", threshold=0.9) == done
+
+    # where the folders move together, relative paths stay true
+    moved = tmp_path / "moved"
+    shutil.rmtree(out)
+    predict_in(tmp_path, "data/scans")
+    moved.mkdir()
+    folder.parent.rename(moved / "data")
+    assert predict_in(moved, "data/scans") == done and set(files_of(out)) == {"scan_0", "scan_1"}
+
+    # a folder from before the directory was recorded
+    settings = json.loads((out / "settings.json").read_text())
+    assert settings.pop("directory") == str(moved)
+    (out / "settings.json").write_text(json.dumps(settings))
+    assert predict_in(moved, "data/scans") == done and set(files_of(out)) == {"scan_0", "scan_1"}
+
+
+def test_resume_keeps_the_failed_rows_of_others(tmp_path: Path) -> None:
+    first, second, out = tmp_path / "a", tmp_path / "b", tmp_path / "out"
+    picture_folder(first, 1)
+    picture_folder(second, 2)
+    (first / "bad.png").write_bytes(b"half")
+    fake_run(out, find_jobs([str(first)], True, out), True)
+    before = rows_of(out)
+    assert before["bad"]["status"] == "failed"
+    assert fake_run(out, find_jobs([str(second / "scan_1.png")], True, out), True) == ["scan_1"]
+    assert list(rows_of(out)) == ["bad", "scan_0", "scan_1"]
+    assert {name: rows_of(out)[name] for name in before} == before
+    assert fake_run(out, find_jobs([str(first)], True, out), True) == ["bad"], "it is tried again"
+
+
+def test_an_image_that_is_gone_and_other_settings(tmp_path: Path) -> None:
+    folder, out = picture_folder(tmp_path / "in", 2), tmp_path / "out"
+    fake_run(out, find_jobs([str(folder)], True, out), False)
+    (folder / "scan_0.png").unlink()
+    jobs = find_jobs([str(folder)], True, out)
+    with pytest.raises(UserError, match=r"delete .*out, or .*--out; .*scan_0\.png does not exist"):
+        fake_run(out, jobs, False, threshold=0.9)
+    assert set(rows_of(out)) == {"scan_0", "scan_1"}
+    fake_run(out, jobs, False)
+    assert set(rows_of(out)) == {"scan_0", "scan_1"}
+
+
+def test_overwriting_where_the_table_cannot_be_read(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder, out = picture_folder(tmp_path / "in", 2), tmp_path / "out"
+    fake_run(out, find_jobs([str(folder)], True, out), False)
+    table = out / "predictions.csv"
+    table.write_text(table.read_text().replace("status", "state"))
+    fake_run(out, find_jobs([str(folder / "scan_0.png")], True, out), False, threshold=0.9)
+    assert caplog.messages[0] == (
+        f"the rows of {table} cannot be read: predictions of other images in {out} stay without rows"
+    )
+    assert set(rows_of(out)) == {"scan_0"} and (out / "masks" / "scan_1.png").exists()
 
 
 def test_a_changed_table_leads_nowhere_else(tmp_path: Path) -> None:

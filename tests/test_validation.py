@@ -24,10 +24,12 @@ from engine.case_predictions import Prediction, mean_over_orientations, save_eac
 from engine.examples import (
     PREDICTION_COLOUR,
     TRUTH_COLOUR,
+    TRUTH_LINE,
     draw_examples,
     names_by_quantile,
     outline_both,
     reduced,
+    trace_outline,
 )
 from engine.provenance import provenance
 from engine.trained_run import find_run
@@ -907,3 +909,21 @@ def test_examples_take_no_more_pixels_than_they_show() -> None:
     assert small.shape == (750, 1024) and small.sum() == pytest.approx(mask.sum() / 4)
     assert reduced(small) is small
     assert reduced(np.zeros((1, 5000, 3), np.uint8)).shape == (1, 1024, 3)
+
+
+def test_a_tiny_lesion_in_a_large_image_is_outlined() -> None:
+    from matplotlib.figure import Figure
+
+    mask = np.zeros((3000, 3000), np.float32)
+    mask[1500, 1500:1502] = 1
+    coverage = reduced(mask)
+    assert 0 < coverage.max() < 0.5
+    axis = Figure().subplots()
+    trace_outline(axis, coverage, TRUTH_LINE)
+    (outline,) = axis.collections
+    box = outline.get_paths()[0].get_extents()
+    scale = 1024 / 3000
+    assert box.x0 < 1501 * scale - 0.5 < box.x1 and box.y0 < 1500.5 * scale - 0.5 < box.y1
+    assert 0 < box.width < 2 and 0 < box.height < 2
+    trace_outline(axis, np.zeros_like(coverage), TRUTH_LINE)
+    assert len(axis.collections) == 1
