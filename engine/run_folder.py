@@ -22,7 +22,13 @@ from utils.files import atomic_write
 from utils.interruption import Interrupted
 from utils.locks import locked
 from utils.logs import log_end, log_to
-from utils.runs import create_run_folder, holds_results, remove_leftovers, writing_to
+from utils.runs import (
+    RESULT_FOLDERS,
+    create_run_folder,
+    holds_results,
+    remove_leftovers,
+    writing_to,
+)
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -35,7 +41,7 @@ log = logging.getLogger("wavegms")
 
 LEFT_BY_A_RUN = (
     "best_model.*", "epoch_*", "history.csv", "nonfinite.json", "curves.*", "logs/events.*",
-    "valid_results_*", "predicted_masks_*", "held_out_results_*", "held_out_masks_*", "cross_domain",
+    "cross_domain", *RESULT_FOLDERS,
 )  # besides its states, and what a new one writes at once  # fmt: skip
 
 

@@ -424,7 +424,7 @@ def test_going_on_with_other_settings_is_refused(finished: Path, tmp_path: Path,
         train.main(arguments(tmp_path, vae, "lr=0.1"))
     assert (finished / "config.yaml").read_text() == before
     train.main(arguments(tmp_path, vae, "num_workers=1", "log_every=3"))
-    for folder in ("tta/valid_results_blobs", "native/predicted_masks_blobs", "notes"):
+    for folder in ("tta/valid_results_blobs", "native/predicted_masks_blobs", "notes/my_masks_1"):
         (finished / folder).mkdir(parents=True)
     train.main(arguments(tmp_path, vae, "lr=0.1", "resume=never"))
     assert "lr: 0.1" in (finished / "config.yaml").read_text()

@@ -38,9 +38,13 @@ def writing_to(folder: Path) -> Iterator[None]:
         ) from error
 
 
+RESULT_FOLDERS = ("valid_results_*", "predicted_masks_*", "held_out_results_*", "held_out_masks_*")
+"""What valid.py writes, beside a checkpoint or in a folder of a name there."""
+
+
 def holds_results(folder: Path) -> bool:
     """Whether valid.py has written scores or masks into the folder."""
-    return any((*folder.glob("*_results_*"), *folder.glob("*_masks_*")))
+    return any(True for pattern in RESULT_FOLDERS for _ in folder.glob(pattern))
 
 
 def remove_leftovers(folder: Path) -> None:
