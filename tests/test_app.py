@@ -457,9 +457,14 @@ def test_a_picture_in_the_browser(page: Page, browser: Any, tmp_path: Path) -> N
     before = result()
 
     browser.save_screenshot(str(Path(os.environ.get("SCREENSHOTS", tmp_path)) / "app.png"))
-    number = browser.find_element(By.CSS_SELECTOR, "#threshold input[type=number]")
-    number.send_keys(Keys.CONTROL, "a")
-    number.send_keys("0.99", Keys.ENTER)
+
+    def threshold_is_set(browser: Any) -> bool:
+        number = browser.find_element(By.CSS_SELECTOR, "#threshold input[type=number]")
+        number.send_keys(Keys.CONTROL, "a")  # lost where the field is drawn anew just then
+        number.send_keys("0.99", Keys.ENTER)
+        return bool(number.get_attribute("value") == "0.99")
+
+    wait(threshold_is_set)
     wait(lambda _: "0 px, 0.00 %" in result())
     assert result() != before
 
