@@ -109,7 +109,7 @@ def score_run(
             predictions = predictions / HELD_OUT_MASKS
         with writing_to(results):
             summaries[data_set.name] = score(
-                loaded, data_set, accelerator, predictions, held_out, name
+                loaded, data_set, accelerator, results, predictions, held_out
             )
     if len(summaries) > 1 and not held_out:
         from utils.cross_domain import write_matrix

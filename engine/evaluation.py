@@ -41,7 +41,7 @@ from utils.results import (
     special_settings,
     write_results,
 )
-from utils.runs import holds_results
+from utils.runs import RESULT_FOLDERS, holds_results
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -72,24 +72,22 @@ def score(
     loaded: LoadedRun,
     data_set: DataSet,
     accelerator: Accelerator,
+    beside: Path,
     predictions: Path | None = None,
     held_out: bool = False,
-    name: str = "",
 ) -> Summary:
     """Predict and score the test split of a data set, or the cases that the run held out of train.
 
-    All goes into the checkpoint's `results_folder` of this `name`: masks and probabilities into
+    All goes into the folder `beside`, see `results_folder`: masks and probabilities into
     `predicted_masks_<data set>` or `held_out_masks_<data set>`, the rest into `valid_results_<data set>` or
-    `held_out_results_<data set>`.
-    What a validation before left there of other cases is deleted once the new scores are written. With
-    `predictions`, masks and probabilities go into that folder, in which nothing is deleted. Returns the
-    summary that is also written as summary.json.
+    `held_out_results_<data set>`. What a validation before left there of other cases is deleted once the new
+    scores are written. With `predictions`, masks and probabilities go into that folder, in which nothing is
+    deleted. Returns the summary that is also written as summary.json.
     """
     config = loaded.config
     find = held_out_part if held_out else test_split
     scored = find(loaded, data_set, resolved_precision(accelerator))
     prefix = HELD_OUT_PREFIX if held_out else RESULTS_PREFIX
-    beside = results_folder(loaded.checkpoint, name)
     results = beside / f"{prefix}{data_set.name}"
     masks = predictions or beside / f"{HELD_OUT_MASKS if held_out else MASKS}_{data_set.name}"
     predicted = predict_cases(
@@ -227,8 +225,8 @@ def results_folder(checkpoint: Path, name: str = "") -> Path:
         raise UserError(f"--name is {name!r}, expected letters, digits and . _ + -, such as tta")
     folder = own / name
     weights = (own / f"{name}.pth", own / f"{name}.safetensors", folder / "config.yaml")
-    of_a_run = (RESULTS_PREFIX, HELD_OUT_PREFIX, f"{MASKS}_", f"{HELD_OUT_MASKS}_", "cross_domain")
-    if name.startswith(of_a_run) or any(path.exists() for path in weights):
+    of_a_run = any(Path(name).match(pattern) for pattern in (*RESULT_FOLDERS, "cross_domain*"))
+    if of_a_run or any(path.exists() for path in weights):
         raise UserError(f"{folder} is for other results of this run: choose another --name")
     if folder.exists() and any(folder.iterdir()) and not holds_results(folder):
         raise UserError(f"{folder} exists and holds no scores of valid.py: choose another --name")

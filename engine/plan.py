@@ -60,7 +60,7 @@ def check_run(config: Config, system: SegmentationModel) -> None:
 
 
 def _use_of_val(config: Config) -> str:
-    if config.select_on == "last":
+    if config.keeps_last:
         return "held out"
     return f"{config.select_on} for choosing"
 
@@ -129,7 +129,7 @@ def _note_on_start(config: Config, cases: TrainingCases, data_set: DataSet) -> l
     if not known:
         return []
     of_which, also = "for choosing", " and may choose a worse checkpoint"
-    if config.select_on == "last":
+    if config.keeps_last:
         of_which, also = "that are held out", ""
     return [
         f"warning: {weights} was trained on {len(known)} of the cases {of_which}, so that val_dice is "

@@ -149,7 +149,7 @@ class TrainingRecord:
         name, path = self.config.dataset, self.config.pickle_file_path
         same_name, same_data = name == data_set.name, _names_data_set(name, data_set)
         if self.cases is not None and same_data:
-            chosen_by = () if self.config.select_on == "last" else self.cases.held_out
+            chosen_by = () if self.config.keeps_last else self.cases.held_out
             return self.cases.train + chosen_by
         try:
             split_file = find_split_file(path)
@@ -214,7 +214,7 @@ class TrainingRecord:
             return "no record beside the checkpoint of how it was chosen"
         if not self.is_best:
             return f"{self.checkpoint.name} of the run, {NO_SCORE_CHOSE}"
-        if self.config.select_on == "last" and (newest := self._epochs()) < self.config.epochs:
+        if self.config.keeps_last and (newest := self._epochs()) < self.config.epochs:
             return f"epoch {newest} of {self.config.epochs} of an unfinished run, {NO_SCORE_CHOSE}"
         return _choice(self.config.select_on)
 

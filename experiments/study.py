@@ -132,7 +132,7 @@ def _make_trial(study: Study, base: dict[str, Any], run: Run) -> Trial:
         raise UserError(
             f"{run.name}: resume: never would lose runs that were stopped; leave it out"
         )
-    if config.select_on == "last":
+    if config.keeps_last:
         raise UserError(
             f"{run.name}: select_on is last, expected val: a study scores the epoch that is best on the held-out cases"
         )

@@ -238,7 +238,7 @@ def load_sweep(path: Path, overrides: Sequence[str] = ()) -> Sweep:
     base = make_config(values, str(path))
     if base.resume == "never":
         raise UserError(f"{path}: resume: never would lose trials that were stopped; leave it out")
-    if base.select_on == "last":
+    if base.keeps_last:
         raise UserError(
             f"{path}: select_on is last, but a sweep compares trials by the cases that choose their checkpoints: set "
             "select_on: val"

@@ -108,9 +108,8 @@ def read_fold(run: Path, dataset: str | None = None) -> Fold:
 
     results = read_results(find_results(run, dataset, HELD_OUT_PREFIX, held_out_command(run)))
     made_with = results.summary["provenance"]
-    near = list(results.folder.parents)[
-        :3
-    ]  # the run, a checkpoint's folder, and one of a --name in it
+    # the run, or a checkpoint's folder in it, or one of a --name in either
+    near = list(results.folder.parents)[:3]
     folder = next((path for path in near if (path / "config.yaml").is_file()), near[0])
     checkpoint = folder / Path(made_with.get("checkpoint", "best_model.pth")).name
     record = TrainingRecord.read(checkpoint)
@@ -169,7 +168,7 @@ def trained_with(fold: Fold) -> dict[str, Any]:
     from engine.training_record import INITIAL_WEIGHTS, SPLIT_FILE
     from utils.config import CHANGEABLE_ON_RESUME
 
-    choosing = set() if fold.config.select_on == "last" else {CHOOSES_THE_EPOCH}
+    choosing = set() if fold.config.keeps_last else {CHOOSES_THE_EPOCH}
     ignored = (CHANGEABLE_ON_RESUME - choosing) | {"fold", "init_weights"}
     settings = fold.config.model_dump(mode="json", exclude=set(ignored))
     recorded = fold.record.environment
