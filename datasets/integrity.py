@@ -36,7 +36,6 @@ from datasets.masks import aspect_ratio_differs, files_may_fit_as_stored, read_b
 from datasets.near_duplicates import (
     ImageFeatures,
     NearDuplicate,
-    connected,
     find_near_duplicates,
     image_features,
     working_size,
@@ -45,6 +44,7 @@ from datasets.prepared import MANIFEST, read_metadata_groups
 from datasets.splits import Split, cases_by_group, read_split
 from datasets.windowing import dark_note, may_be_dark
 from utils.files import atomic_write
+from utils.groups import connected
 from utils.machine import available_cores
 
 AREA_BINS = (0.0, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 1.0)

@@ -218,7 +218,6 @@ def find_near_duplicates(
     names: Sequence[str],
     features: Sequence[ImageFeatures],
     load: Callable[[int], Grey],
-    progress: bool = True,
 ) -> list[NearDuplicate]:
     """All near-duplicates among images, by name. `load(index)` gives an image (H, W) at working size."""
     if len(names) < 2:
@@ -235,7 +234,7 @@ def find_near_duplicates(
             pool.map(check, pairs),
             "confirming near-duplicates",
             len(pairs),
-            disable=None if progress else True,
+            disable=None,
         )
         return [duplicate for duplicate in checked if duplicate is not None]
 
@@ -293,14 +292,3 @@ def aligned_correlation(first: Grey, second: Grey, transform: np.ndarray) -> tup
     b -= b.mean()
     norm = float(np.sqrt((a @ a) * (b @ b)))
     return (float(a @ b) / norm if norm > 0 else 0.0), min(overlap, 1.0)
-
-
-def connected(pairs: Iterable[tuple[str, str]]) -> list[list[str]]:
-    """Names that are linked directly or through others; each group and the list sorted."""
-    group_of: dict[str, set[str]] = {}
-    for first, second in pairs:
-        joined = group_of.get(first, {first}) | group_of.get(second, {second})
-        for name in joined:
-            group_of[name] = joined
-    groups = {id(group): sorted(group) for group in group_of.values()}
-    return sorted(groups.values())

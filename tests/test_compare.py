@@ -47,7 +47,7 @@ def validated(
             prediction &= index >= count - alarms
             truth[:] = False
         cases.append((f"case_{index:02}", prediction, truth))
-    scores = score_cases(cases, progress=False)
+    scores = score_cases(cases)
     write_results(folder, scores, **({"provenance": {}} | options))
     return folder
 

@@ -86,7 +86,7 @@ def write_fold(
     }
     write_results(
         run / "held_out_results_blobs",
-        score_cases(cases, hd95_empty=hd95_empty, progress=False),
+        score_cases(cases, hd95_empty=hd95_empty),
         provenance=provenance | dict(made_with or {}),
         leaked=leaked,
         known=known,

@@ -21,7 +21,6 @@ from datasets.near_duplicates import (
     NearDuplicate,
     aligned_correlation,
     candidates,
-    connected,
     find_near_duplicates,
     image_features,
     working_size,
@@ -30,6 +29,7 @@ from datasets.phantom import phantom_case
 from datasets.splits import Split, read_split, write_split
 from tests.dataset_archives import picture, png, prepare, square, write_folder
 from utils.errors import UserError
+from utils.groups import connected
 
 
 @functools.cache
@@ -41,7 +41,7 @@ def scan(index: int) -> np.ndarray:
 def duplicates_of(images: dict[str, np.ndarray]) -> list[NearDuplicate]:
     working = [working_size(image) for image in images.values()]
     features = [image_features(image) for image in working]
-    return find_near_duplicates(list(images), features, working.__getitem__, progress=False)
+    return find_near_duplicates(list(images), features, working.__getitem__)
 
 
 def pairs(duplicates: list[NearDuplicate]) -> set[tuple[str, str]]:
@@ -125,7 +125,7 @@ def test_images_of_one_field_of_view_are_not_all_compared() -> None:
         return images[index]
 
     names = [str(index) for index in range(81)]
-    assert pairs(find_near_duplicates(names, features, load, progress=False)) == {("7", "80")}
+    assert pairs(find_near_duplicates(names, features, load)) == {("7", "80")}
     assert loaded == [7, 80]
 
 

@@ -183,7 +183,7 @@ def test_masks_that_do_not_match_are_refused(prediction, truth, message):
     with pytest.raises(UserError, match=message):
         score_case(prediction, truth)
     with pytest.raises(UserError, match="case 'x_7': "):
-        score_cases([("x_7", prediction, truth)], progress=False)
+        score_cases([("x_7", prediction, truth)])
 
 
 def some_cases(count: int) -> list[tuple[str, np.ndarray, np.ndarray]]:
@@ -193,12 +193,12 @@ def some_cases(count: int) -> list[tuple[str, np.ndarray, np.ndarray]]:
 
 def test_scoring_does_not_depend_on_workers_batch_or_order():
     cases = some_cases(23)
-    expected = score_cases(cases, progress=False)
+    expected = score_cases(cases)
     assert list(expected) == sorted(name for name, _, _ in cases)
     assert list(expected["case_0"]) == [*METRICS, *SIZES]
     random.Random(0).shuffle(cases)
-    assert score_cases(cases, batch=1, progress=False) == expected
-    assert score_cases(iter(cases), workers=2, batch=3, progress=False) == expected
+    assert score_cases(cases, batch=1) == expected
+    assert score_cases(iter(cases), workers=2, batch=3) == expected
 
 
 def test_scoring_draws_only_two_batches_a_worker_ahead():
@@ -221,14 +221,14 @@ def test_an_error_of_the_network_that_yields_cases_comes_through(workers):
         raise RuntimeError("the network failed")
 
     with pytest.raises(RuntimeError, match="the network failed"):
-        score_cases(stream(), workers=workers, batch=1, progress=False)
+        score_cases(stream(), workers=workers, batch=1)
 
 
 def test_no_case_and_a_name_twice_are_refused():
     with pytest.raises(UserError, match="no case"):
-        score_cases([], progress=False)
+        score_cases([])
     with pytest.raises(UserError, match="'case_0' came twice"):
-        score_cases(some_cases(1) * 2, progress=False)
+        score_cases(some_cases(1) * 2)
 
 
 def test_miss_distance_is_the_longest_in_the_image():

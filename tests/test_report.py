@@ -46,9 +46,7 @@ def names(count: int) -> list[str]:
 
 
 def write(path: Path, cases: list[ReportCase], max_side: int = 512) -> dict[str, CaseScores]:
-    scores = score_cases(
-        ((case.name, case.probability >= THRESHOLD, case.truth) for case in cases), progress=False
-    )
+    scores = score_cases((case.name, case.probability >= THRESHOLD, case.truth) for case in cases)
     provenance = {"model": {"name": "<tiny>"}}
     summary = write_results(path.parent, scores, provenance=provenance, leaked=["case 3"])
     write_report(
@@ -130,7 +128,7 @@ def test_missed_cases_have_a_bar_of_their_own(tmp_path):
 
 def test_one_case_is_held_at_a_time(tmp_path):
     cases = [make_case(index, f"case {index}") for index in range(5)]
-    scores = score_cases(((c.name, c.probability >= 0.5, c.truth) for c in cases), progress=False)
+    scores = score_cases((c.name, c.probability >= 0.5, c.truth) for c in cases)
     summary = write_results(tmp_path, scores, provenance={})
     del cases
     last: list[weakref.ref] = []

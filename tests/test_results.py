@@ -37,7 +37,7 @@ def scores():
     spot[10:20, 10:20] = True
     cases = [(f"case_{i:02}", np.roll(spot, rng.integers(0, 5), 1), spot) for i in range(12)]
     cases += [("missed, twice", empty, spot), ("alarm", spot, empty), ("normal", empty, empty)]
-    return score_cases(cases, progress=False)
+    return score_cases(cases)
 
 
 def test_csv_has_a_row_a_case_sorted_then_avg_and_std(tmp_path, scores):

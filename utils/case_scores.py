@@ -25,7 +25,6 @@ def score_cases(
     batch: int = 16,
     hd95_empty: EmptyRule = "diagonal",
     total: int | None = None,
-    progress: bool = True,
 ) -> dict[str, CaseScores]:
     """`score_case` of each (name, prediction, truth) by its name, sorted by name.
 
@@ -36,7 +35,7 @@ def score_cases(
     """
     score = partial(_score_batch, hd95_empty=hd95_empty)
     scores: dict[str, CaseScores] = {}
-    with tqdm(total=total, desc="Scoring", unit="case", disable=None if progress else True) as bar:
+    with tqdm(total=total, desc="Scoring", unit="case", disable=None) as bar:
         for scored in _map_batches(score, _batches(cases, batch), workers):
             for name, case_scores in scored:
                 if name in scores:

@@ -40,15 +40,22 @@ def named_groups(by: str | None, groups: Iterable[Sequence[str]]) -> KnownGroups
     return KnownGroups(by, group_of)
 
 
+def connected(pairs: Iterable[tuple[str, str]]) -> list[list[str]]:
+    """Names that are linked directly or through others; each group and the list sorted."""
+    group_of: dict[str, set[str]] = {}
+    for first, second in pairs:
+        joined = group_of.get(first, {first}) | group_of.get(second, {second})
+        for name in joined:
+            group_of[name] = joined
+    groups = {id(group): sorted(group) for group in group_of.values()}
+    return sorted(groups.values())
+
+
 def joined(known: Sequence[KnownGroups]) -> KnownGroups:
     """All that is known together: cases are in one group where any of `known`, or several, link them."""
-    members: dict[str, set[str]] = {}
-    for groups in known:
-        for link in groups.group_of.items():
-            together = set().union(*(members.get(name, {name}) for name in link))
-            members.update(dict.fromkeys(together, together))
+    links = (link for groups in known for link in groups.group_of.items())
     ways = {way for groups in known if groups.by for way in groups.by.split(" and ")}
-    group_of = {name: min(group) for name, group in members.items()}
+    group_of = {name: min(group) for group in connected(links) for name in group}
     return KnownGroups(" and ".join(sorted(ways)) or None, group_of)
 
 
