@@ -19,7 +19,6 @@ import functools
 import json
 import logging
 import os
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -32,7 +31,7 @@ import numpy as np
 from engine.prediction import Segmentation
 from engine.prediction_inputs import OUTPUT_FOLDERS, Job, printable, unique_names
 from utils.errors import UserError
-from utils.files import atomic_write
+from utils.files import atomic_write, try_to_write
 from utils.images import encode_image, to_16_bit
 from utils.overlay import draw_overlay
 from utils.tables import csv_text
@@ -412,12 +411,7 @@ def check_unused(folder: Path, may_be_used: bool) -> None:
 def check_writable(folder: Path) -> None:
     """UserError where predictions cannot be written into the folder; one that is new is not left behind."""
     with writing_predictions(folder):
-        missing = [each for each in (folder, *folder.parents) if not each.exists()]
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-        for each in missing:
-            each.rmdir()
+        try_to_write(folder)
 
 
 @contextmanager

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import logging
 import os
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +16,7 @@ from engine.training_record import AVERAGED_RUNS, TrainingRecord
 from utils.checkpoints import save_weights
 from utils.config import Config, dump_config, load_config
 from utils.errors import UserError
-from utils.files import atomic_write
+from utils.files import atomic_write, try_to_write
 
 if TYPE_CHECKING:
     from models.base import SegmentationModel
@@ -75,12 +74,7 @@ def check_target(path: Path) -> None:
     with writing_file(path):
         if path.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-        missing = [each for each in path.parents if not each.exists()]
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path.parent):
-            pass
-        for each in missing:
-            each.rmdir()
+        try_to_write(path.parent)
 
 
 @contextmanager

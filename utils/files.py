@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import secrets
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -30,6 +31,16 @@ def atomic_write(path: Path, content: bytes | memoryview | str | Callable[[Path]
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def try_to_write(folder: Path) -> None:
+    """OSError where no file can be made in the folder; one that is new is not left behind."""
+    missing = [each for each in (folder, *folder.parents) if not each.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder):
+        pass
+    for each in missing:
+        each.rmdir()
 
 
 def sha256(path: Path) -> str:
