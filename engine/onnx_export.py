@@ -21,7 +21,7 @@ from datasets.phantom import phantom_case
 from engine.backends import ONNX_FORMAT
 from engine.training_record import WINDOW, TrainingRecord
 from models.base import SegmentationModel
-from utils.checkpoints import weights_sha256
+from utils.checkpoints import frozen_hashes
 from utils.config import Config
 from utils.errors import UserError, first_line
 from utils.files import sha256
@@ -34,9 +34,7 @@ def graph_metadata(config: Config, checkpoint: Path, system: SegmentationModel) 
     """The metadata of the exported graph: how to use it, and what it was made of."""
     record = TrainingRecord.read(checkpoint)
     size = f"{config.image_size} x {config.image_size}"
-    frozen = {
-        f"sha256 {name}": weights_sha256(part) for name, part in sorted(system.frozen().items())
-    }
+    frozen = {f"sha256 {name}": value for name, value in sorted(frozen_hashes(system).items())}
     return {
         "format": ONNX_FORMAT,
         "image_size": str(config.image_size),

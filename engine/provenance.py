@@ -17,7 +17,7 @@ from engine.training_record import (
     seen_test_cases,
     trained_values_that_differ,
 )
-from utils.checkpoints import weights_sha256
+from utils.checkpoints import frozen_hashes
 from utils.config import Config
 from utils.environment import describe_environment
 from utils.files import sha256
@@ -41,11 +41,6 @@ def input_hashes(
     if groups.is_file():
         hashes[GROUPS] = sha256(groups)
     return hashes | frozen_hashes(system)
-
-
-def frozen_hashes(system: SegmentationModel) -> dict[str, str]:
-    """SHA-256 of the weights of each frozen part, by its name."""
-    return {name: weights_sha256(part) for name, part in system.frozen().items()}
 
 
 def provenance(loaded: LoadedRun, data_set: DataSet, precision: str) -> Provenance:

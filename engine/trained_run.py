@@ -197,7 +197,7 @@ def load_run(config: Config, checkpoint: Path) -> LoadedRun:
     Where a training replaces the checkpoint at that moment, it is read once more; UserError if that
     happens again.
     """
-    from engine.provenance import frozen_hashes
+    from utils.checkpoints import frozen_hashes
 
     for _ in range(2):
         before = sha256(checkpoint)
@@ -216,9 +216,8 @@ def load_system(config: Config, checkpoint: Path) -> SegmentationModel:
     UserError if the checkpoint is another architecture's.
     """
     from engine.build import system_from
-    from engine.provenance import frozen_hashes
     from engine.training_record import TrainingRecord, same_parts, trained_values_that_differ
-    from utils.checkpoints import load_weights
+    from utils.checkpoints import frozen_hashes, load_weights
 
     record = TrainingRecord.read(checkpoint)
     system = system_from(config, pretrained=False)

@@ -37,6 +37,11 @@ def weights_sha256(module: nn.Module) -> str:
     return digest.hexdigest()
 
 
+def frozen_hashes(system: SegmentationModel) -> dict[str, str]:
+    """SHA-256 of the weights of each frozen part, by its name."""
+    return {name: weights_sha256(part) for name, part in system.frozen().items()}
+
+
 def save_weights(
     path: Path,
     system: SegmentationModel,
