@@ -6,7 +6,7 @@ import json
 import logging
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -113,29 +113,30 @@ def open_run(
     The main process does this; the others wait for it. UserErrors of `create_run_folder`, `locked` and
     `check_resumable`.
     """
-    folder, is_main = config.run_folder, accelerator.is_main_process
-    if is_main:
-        create_run_folder(folder)
-    with locked(folder) if is_main else nullcontext():
-        if is_main:
-            with writing_to(folder):
-                log_to(folder / "logs" / "train.log")
+    folder, run_cases = config.run_folder, RunCases.of(data_set, cases.train)
+    if not accelerator.is_main_process:
+        accelerator.wait_for_everyone()
+        yield RunFolder(folder, config, run_cases, None)
+        return
+    create_run_folder(folder)
+    with locked(folder):
+        with writing_to(folder):
+            log_to(folder / "logs" / "train.log")
         try:
-            inputs = None
-            if is_main:
-                log.info(plan)
-                inputs = {
-                    "precision": resolved_precision(accelerator),
-                    "processes": accelerator.num_processes,
-                    "sha256": input_hashes(config.init_weights, data_set, system),
-                }
-                window = prepared_window(data_set.folder)
-                check_resumable(folder, config, **inputs, window=window)
-                inputs[TRAINING_CASES] = names_sha256(case.name for case in data_set.train)
-                if window is not None:
-                    inputs[WINDOW] = window
+            log.info(plan)
+            precision, processes = resolved_precision(accelerator), accelerator.num_processes
+            hashes = input_hashes(config.init_weights, data_set, system)
+            window = prepared_window(data_set.folder)
+            check_resumable(folder, config, hashes, precision, processes, window)
+            inputs = {
+                "precision": precision,
+                "processes": processes,
+                "sha256": hashes,
+                TRAINING_CASES: names_sha256(case.name for case in data_set.train),
+                **({} if window is None else {WINDOW: window}),
+            }
             accelerator.wait_for_everyone()
-            yield RunFolder(folder, config, RunCases.of(data_set, cases.train), inputs)
+            yield RunFolder(folder, config, run_cases, inputs)
         except BaseException as error:
             if isinstance(error, Interrupted) and config.resume == "never":
                 error.advice = "to resume from here, leave out resume=never"

@@ -200,9 +200,7 @@ def is_trained_like(trial: Trial) -> bool:
 
     Its scores may be others, such as those without test-time augmentation.
     """
-    record = read_record(trial.folder)
-    is_same = record is not None and record.trained and is_of_same_training(record, trial.config)
-    return is_same and _inputs_are_the_same(trial)
+    return trained_alike(trial) and _inputs_are_the_same(trial)
 
 
 def _inputs_are_the_same(trial: Trial) -> bool:
