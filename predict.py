@@ -106,6 +106,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from engine.prediction_files import predict_files, read_file
     from engine.prediction_inputs import find_jobs
     from engine.prediction_outputs import (
+        TABLE,
         OutputFolder,
         check_unused,
         check_writable,
@@ -155,22 +156,21 @@ def main(argv: Sequence[str] | None = None) -> int:
             noted += row["status"] == "ok" and bool(row["message"])
             bar.update()
     if noted:
-        table = arguments.out / "predictions.csv"
-        log.warning("%d of these images have a note, see %s", noted, table)
-    return log_outcome(folder.close(jobs), len(jobs), arguments.out)
+        log.warning("%d of these images have a note, see %s", noted, arguments.out / TABLE)
+    failed = folder.close(jobs)
+    log.info("%d of %d images predicted: %s", len(jobs) - len(failed), len(jobs), arguments.out)
+    if failed:
+        log_failures(failed, arguments.out / TABLE)
+    return 1 if failed else 0
 
 
-def log_outcome(failed: Sequence[PredictionRow], total: int, out: Path) -> int:
-    """Log how many images were predicted, and why others were not; returns the exit code."""
-    log.info("%d of %d images predicted: %s", total - len(failed), total, out)
-    if not failed:
-        return 0
+def log_failures(failed: Sequence[PredictionRow], table: Path) -> None:
+    """Log why images could not be predicted, the first ones by name; the `table` has all of them."""
     log.error("%d failed:", len(failed))
     for row in failed[:SHOWN_FAILURES]:
         log.error("  %s: %s", row["file"], row["message"])
     if len(failed) > SHOWN_FAILURES:
-        log.error("  and %d more, see %s", len(failed) - SHOWN_FAILURES, out / "predictions.csv")
-    return 1
+        log.error("  and %d more, see %s", len(failed) - SHOWN_FAILURES, table)
 
 
 if __name__ == "__main__":

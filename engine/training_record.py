@@ -127,12 +127,15 @@ class TrainingRecord:
         return recorded if isinstance(recorded, str) else None
 
     @property
+    def hashes(self) -> dict[str, str]:
+        """Hashes of INPUT_FILES and frozen parts that the run was started with, as far as recorded."""
+        recorded = self.environment.get("sha256")
+        return recorded if isinstance(recorded, dict) else {}
+
+    @property
     def frozen(self) -> dict[str, str]:
         """Hashes of the frozen parts that the run was started with, by their names, as far as recorded."""
-        hashes = self.environment.get("sha256")
-        if not isinstance(hashes, dict):
-            return {}
-        return {name: value for name, value in hashes.items() if name not in INPUT_FILES}
+        return {name: value for name, value in self.hashes.items() if name not in INPUT_FILES}
 
     def had_cases_of(self, data_set: DataSet) -> bool:
         """Whether the training cases were, by the hash that is recorded, exactly those of `data_set`."""
@@ -192,11 +195,10 @@ class TrainingRecord:
             split_file = self.config.pickle_file_path
         if split_file is None:
             return False
-        hashes = self.environment.get("sha256")
         try:
             if TRAINING_CASES in self.environment:
                 return self.environment[TRAINING_CASES] != _cases_now(split_file)
-            recorded = hashes.get(SPLIT_FILE) if isinstance(hashes, dict) else None
+            recorded = self.hashes.get(SPLIT_FILE)
             return recorded is not None and recorded != sha256(find_split_file(split_file))
         except UserError:  # the split file is not here
             return False

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from datasets.cases import find_split_file
 from datasets.prepared import METADATA_GROUPS
 from engine.saved_state import state_files
-from engine.training_record import TrainingRecord
+from engine.training_record import GROUPS, INITIAL_WEIGHTS, SPLIT_FILE, TrainingRecord
 from experiments.inputs import sha256_of, vae_file, vae_sha256
 from experiments.records import (
     Record,
@@ -215,12 +215,10 @@ def changed_inputs(trial: Trial) -> dict[str, Path]:
     weights = trial.folder / "best_model.pth"
     if not weights.is_file():
         return {}
-    files = {"file of initial weights": trial.config.init_weights}
+    files = {INITIAL_WEIGHTS: trial.config.init_weights}
     with suppress(UserError):  # the data may be elsewhere
-        files["file of groups"] = (
-            find_split_file(trial.config.pickle_file_path).parent / METADATA_GROUPS
-        )
-    recorded = TrainingRecord.read(weights).environment.get("sha256") or {}
+        files[GROUPS] = find_split_file(trial.config.pickle_file_path).parent / METADATA_GROUPS
+    recorded = TrainingRecord.read(weights).hashes
     changed = {
         name: path
         for name, path in files.items()
@@ -262,7 +260,7 @@ def fitting_results(folder: Path, config: Config, checkpoint: Path) -> Results |
     }
     files = {"checkpoint": checkpoint}
     with suppress(UserError):  # the data may be elsewhere
-        files["split file"] = find_split_file(config.pickle_file_path)
+        files[SPLIT_FILE] = find_split_file(config.pickle_file_path)
     hashes = made_with.get("sha256") or {}
     fits = (
         results.summary["hd95"]["rule"] == config.hd95_empty

@@ -33,6 +33,7 @@ from experiments.study_scoring import ON_TEST, TTA
 from utils.errors import UserError
 from utils.figures import COLOURS, png
 from utils.files import atomic_write
+from utils.results import RESULTS_PREFIX
 from utils.tables import markdown_table
 
 MOST_BANDS = 4  # systems; the bands of more hide each other
@@ -78,7 +79,7 @@ def write_study(study: Study, out: Path) -> str:
         draw_curves(out / "curves.png", study, histories, len(published))
     first = scores[0].run
     trial = runs[first]
-    examples = trial.folder / f"valid_results_{trial.config.dataset}" / "examples.png"
+    examples = trial.folder / f"{RESULTS_PREFIX}{trial.config.dataset}" / "examples.png"
     if by_run[first] is here[first] and examples.is_file():
         shutil.copyfile(examples, out / "examples.png")
     return table

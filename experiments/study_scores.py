@@ -17,6 +17,7 @@ from pathlib import Path
 from pydantic import TypeAdapter, ValidationError
 
 from datasets.cases import find_split_file, open_data_set
+from engine.training_record import SPLIT_FILE
 from experiments.earlier_runs import (
     Trained,
     check_processes,
@@ -31,7 +32,7 @@ from experiments.study_scoring import ON_TEST, TTA
 from utils.config import Config
 from utils.errors import UserError
 from utils.files import sha256
-from utils.results import Results, Summary, mean_of
+from utils.results import RESULTS_PREFIX, Results, Summary, mean_of
 from utils.tables import csv_text
 from utils.yaml_files import shown
 
@@ -123,7 +124,7 @@ def results_of(trial: Trial, way: str) -> Results | None:
     folder = trial.folder / WAYS[way]
     config = trial.config.model_copy(update={"tta": True}) if way == TTA else trial.config
     weights = (folder if way == ON_TEST else trial.folder) / "best_model.pth"
-    return fitting_results(folder / f"valid_results_{config.dataset}", config, weights)
+    return fitting_results(folder / f"{RESULTS_PREFIX}{config.dataset}", config, weights)
 
 
 def outdated_steps(trial: Trial) -> set[str]:
@@ -284,7 +285,7 @@ def _mean_dice_without_leaked(trial: Trial, results: Results) -> float | None:
 
 def _recorded_split(summary: Summary) -> str | None:
     """Hash of the split file that was scored, as valid.py recorded it."""
-    return (summary["provenance"].get("sha256") or {}).get("split file")
+    return (summary["provenance"].get("sha256") or {}).get(SPLIT_FILE)
 
 
 def _splits_here(runs: Mapping[Run, Trial]) -> dict[str, str]:

@@ -13,7 +13,7 @@ from experiments.records import Record, Status
 from experiments.runner import Trial
 from experiments.sweep_trials import Setting, text_of
 from utils.groups import joined
-from utils.results import recorded_groups
+from utils.results import RESULTS_PREFIX, recorded_groups
 
 if TYPE_CHECKING:
     import numpy as np
@@ -91,7 +91,7 @@ def best_validation(trial: Trial) -> float | None:
 
 def results_on_test(trial: Trial) -> Results | None:
     """The scores of the test cases; None if the trial was not validated as its config says."""
-    folder = trial.folder / f"valid_results_{trial.config.dataset}"
+    folder = trial.folder / f"{RESULTS_PREFIX}{trial.config.dataset}"
     return fitting_results(folder, trial.config, trial.folder / "best_model.pth")
 
 

@@ -78,11 +78,11 @@ def collect(runs: Sequence[Path]) -> dict[tuple[str, str], Summary]:
 
 def read_run(run: Path) -> list[Results]:
     """The validations in a run folder, at least one and all of the same weights."""
-    from utils.results import read_results
+    from utils.results import CSV_NAME, RESULTS_PREFIX, read_results
 
-    folders = sorted(path.parent for path in run.glob("valid_results_*/results.csv"))
+    folders = sorted(path.parent for path in run.glob(f"{RESULTS_PREFIX}*/{CSV_NAME}"))
     if not folders:
-        raise UserError(f"{run} holds no valid_results_*: run valid.py on it first")
+        raise UserError(f"{run} holds no {RESULTS_PREFIX}*: run valid.py on it first")
     weights: dict[str | None, Path] = {}  # folder by hash of the checkpoint
     validations = [read_results(folder) for folder in folders]
     for results in validations:

@@ -172,14 +172,13 @@ def trained_with(fold: Fold) -> dict[str, Any]:
     ignored = (CHANGEABLE_ON_RESUME - choosing) | {"fold", "init_weights"}
     settings = fold.config.model_dump(mode="json", exclude=set(ignored))
     recorded = fold.record.environment
-    inputs = recorded.get("sha256") or {}
     return (
         {"data set": fold.config.dataset}
         | settings
         | {key: recorded[key] for key in ("precision", "processes") if key in recorded}
         | {
             name: value
-            for name, value in inputs.items()
+            for name, value in fold.record.hashes.items()
             if name not in (INITIAL_WEIGHTS, SPLIT_FILE)
         }
     )
@@ -205,8 +204,7 @@ def start_of(fold: Fold) -> str | None:
         return None
     from engine.training_record import INITIAL_WEIGHTS
 
-    inputs = fold.record.environment.get("sha256") or {}
-    return inputs.get(INITIAL_WEIGHTS) or str(fold.config.init_weights)
+    return fold.record.hashes.get(INITIAL_WEIGHTS) or str(fold.config.init_weights)
 
 
 def check_complete(folds: Sequence[Fold]) -> None:
