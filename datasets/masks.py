@@ -203,7 +203,8 @@ def binary_mask(
         return np.isin(grey, labels), None
     low, high = int(grey.min()), int(grey.max())
     full = np.iinfo(grey.dtype).max
-    if high <= 1 or np.isin(grey, (0, full)).all():
+    # np.isin takes three times as long as reading the file
+    if high <= 1 or ((grey == 0) | (grey == full)).all():
         return grey > 0, None
     note = (
         f"values from {low} to {high}, expected 0/1 or 0/{full}; cut at half of that range "

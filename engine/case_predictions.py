@@ -49,6 +49,7 @@ def predict_cases(
     accelerator: Accelerator,
     tta: bool = False,
     keep_upright: bool = False,
+    cache_bytes: int = 0,
     title: str = "test cases",
 ) -> Iterator[Prediction]:
     """Predict the cases one batch at a time, in their order; the progress bar and errors call them `title`.
@@ -60,7 +61,9 @@ def predict_cases(
     (nearest), from the size of its file. UserError for a case whose probability is not a number, or
     whose files cannot be used, and for too little memory.
     """
-    dataset = SegmentationDataset(cases, image_size, title=title, progress=True)
+    dataset = SegmentationDataset(
+        cases, image_size, cache_bytes=cache_bytes, title=title, progress=True
+    )
     system.to(accelerator.device).eval()
     predict = Predictor(system, accelerator)
     for batch in batches_of(make_loader(dataset, batch_size, num_workers=num_workers)):
@@ -71,23 +74,28 @@ def predict_cases(
             )
             probabilities = output.float().cpu().numpy()
         indices: Tensor = batch["index"]
-        for index, probability in zip(indices.tolist(), probabilities[:, 0], strict=True):
+        truths = batch["mask"][:, 0].numpy() > 0
+        for index, probability, truth in zip(
+            indices.tolist(), probabilities[:, 0], truths, strict=True
+        ):
             case = cases[index]
             if not np.isfinite(probability).all():
                 raise UserError(
                     f"the model's output for {case.name} is not a number: the checkpoint is damaged, "
                     "or precision: fp32 is needed"
                 )
-            truth = read_mask(case.mask)
             if evaluation_size == "native":
+                truth = read_mask(case.mask).astype(bool)
                 height, width = truth.shape
             else:
                 height = width = int(evaluation_size or image_size)
+                if height != image_size:
+                    truth = resize_mask(read_mask(case.mask), height, width).astype(bool)
             if probability.shape != (height, width):
                 probability = cv2.resize(
                     probability, (width, height), interpolation=cv2.INTER_LINEAR
                 )
-            yield Prediction(case, probability, resize_mask(truth, height, width).astype(bool))
+            yield Prediction(case, probability, truth)
 
 
 def mean_over_orientations(

@@ -97,6 +97,7 @@ def score(
         evaluation_size=config.evaluation_size,
         batch_size=config.batch_size,
         num_workers=config.num_workers,
+        cache_bytes=config.cache_mb << 20,
         accelerator=accelerator,
         tta=config.tta,
         keep_upright=config.keep_upright,

@@ -11,9 +11,9 @@ FILL = 0.3
 
 def draw_overlay(pixels: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """RGB (H, W, 3) uint8 with the mask (H, W) bool tinted and outlined."""
-    filled = pixels.copy()
-    filled[mask] = MASK_COLOUR
-    overlay = cv2.addWeighted(filled, FILL, pixels, 1 - FILL, 0)
+    colour = np.broadcast_to(np.array(MASK_COLOUR, np.uint8), pixels.shape)
+    overlay = pixels.copy()
+    cv2.copyTo(cv2.addWeighted(colour, FILL, pixels, 1 - FILL, 0), mask.astype(np.uint8), overlay)
     draw_outline(overlay, mask, MASK_COLOUR, thickness=max(1, round(min(mask.shape) / 256)))
     return overlay
 
