@@ -112,6 +112,16 @@ def test_normal_cases_only_when_asked_for(busi: list[str], tmp_path: Path) -> No
     assert drawn[:2] == split.test[:2] and drawn[2:] != split.test[2:]
 
 
+def test_normal_cases_leave_the_cases_that_choose_the_checkpoint(
+    busi: list[str], tmp_path: Path
+) -> None:
+    write_split(tmp_path / "names.json", Split(BUSI_SPLIT.train, BUSI_SPLIT.test, ("malignant_2",)))
+    assert prepare([*busi, "--include-normal"]) == 0
+    split = read_split(tmp_path / "data" / "busi" / "busi_train_test_names.json")
+    assert split.val == ("malignant_2",)
+    assert len(split.train + split.test) == 9
+
+
 def test_again_says_complete_and_changes_nothing(
     busi: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

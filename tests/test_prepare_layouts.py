@@ -22,6 +22,7 @@ from datasets.integrity import check_data_set
 from datasets.phantom import phantom_case
 from datasets.pictures import read_picture
 from datasets.splits import Split, random_split, read_split, write_split
+from datasets.staging import Staging
 from datasets.windowing import parse_window
 from tests.dataset_archives import (
     bmp,
@@ -854,6 +855,7 @@ def test_split_files_may_hold_plain_lists_and_names_of_files(
     ("name", "content"),
     [
         ("split.csv", "name,split\n0,train\n1.png,Training\nall/2.png,test\n3,val\n"),
+        ("split.csv", "name, split\nall\\0, train\nall\\1 , train \n2, test\n3, val\n"),
         ("split.csv", "\ufeffCase;Part\r\n0;train\r\n1;train\r\n2;testing\r\n3;validation\r\n"),
         (
             "split.tsv",
@@ -1644,6 +1646,19 @@ def test_images_of_more_than_8_bits_are_windowed_as_prediction_does(
     assert f"window {window}, asked for 0,7" in capsys.readouterr().err
     assert prepare([*own, "--window", "7,0"]) == 2
     assert "a window is `auto` or LOW,HIGH with LOW below HIGH" in capsys.readouterr().err
+
+
+def test_a_run_with_another_window_does_not_resume(
+    own: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = png(np.arange(768, dtype=np.uint16).reshape(24, 32))
+    (tmp_path / "images" / "3.png").write_bytes(content)
+    with monkeypatch.context() as patch:
+        patch.setattr(Staging, "finish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        assert prepare([*own, "--window", "0,100"]) == 130
+    assert prepare([*own, "--window", "0,700"]) == 0
+    image = read(tmp_path / "data" / "mine" / "images" / "3.png")
+    assert np.array_equal(image, read_picture(content, window=(0, 700)).pixels[..., 0])
 
 
 def test_dicom_is_windowed_as_its_file_says(own: list[str], tmp_path: Path) -> None:
