@@ -662,6 +662,16 @@ def functional_groups(rescale: dict[str, Any], window: dict[str, Any]) -> list[A
         ),
         (
             lambda: {
+                "PerFrameFunctionalGroupsSequence": functional_groups(HOUNSFIELD, SOFT_TISSUE),
+                "SharedFunctionalGroupsSequence": functional_groups(
+                    {"RescaleSlope": 2, "RescaleIntercept": 0},
+                    {"WindowCenter": 240, "WindowWidth": 400},
+                ),
+            },
+            [0, 128, 255, 255],
+        ),
+        (
+            lambda: {
                 **HOUNSFIELD,
                 "WindowCenter": 240,
                 "WindowWidth": 400,
@@ -670,7 +680,7 @@ def functional_groups(rescale: dict[str, Any], window: dict[str, Any]) -> list[A
             [0, 0, 128, 255],
         ),
     ],
-    ids=["shared", "per frame", "data set first"],
+    ids=["shared", "per frame", "per frame first", "data set first"],
 )
 def test_dicom_functional_groups(
     elements: Callable[[], dict[str, Any]], expected: list[int]

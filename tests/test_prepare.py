@@ -237,6 +237,19 @@ def test_an_interrupted_run_is_resumed_and_never_looks_complete(
     assert contents(folder) == contents(tmp_path / "whole" / "busi")
 
 
+def test_an_image_that_a_power_failure_cut_is_written_again(
+    busi: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(Staging, "finish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        assert prepare(busi) == 130
+    torn = tmp_path / "data" / ".busi.partial" / "images" / "benign_1.png"
+    whole = torn.read_bytes()
+    torn.write_bytes(whole[:-8])
+    assert prepare(busi) == 0
+    assert (tmp_path / "data" / "busi" / "images" / "benign_1.png").read_bytes() == whole
+
+
 def test_notes_survive_an_interruption_and_are_summed_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

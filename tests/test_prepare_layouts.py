@@ -19,6 +19,7 @@ from datasets.cases import Case, CaseError, open_data_set, read_case
 from datasets.decoding import decode, read_pixels
 from datasets.image_headers import ImageError, orientation
 from datasets.integrity import check_data_set
+from datasets.masks import may_fit_as_stored
 from datasets.phantom import phantom_case
 from datasets.pictures import read_picture
 from datasets.splits import Split, random_split, read_split, write_split
@@ -396,6 +397,10 @@ def test_parts_whose_cases_have_the_same_names_are_a_split(tmp_path: Path) -> No
         ),
         (
             {"d": "test", "e": "more"},
+            "folders called train, test look like a split, but 1 of 5 cases lie in neither ('e')",
+        ),
+        (
+            {"d": "test", "e": "test/train"},
             "folders called train, test look like a split, but 1 of 5 cases lie in neither ('e')",
         ),
         ({"d": "training", "e": "train"}, ""),
@@ -1304,6 +1309,13 @@ def test_a_mask_of_the_image_as_stored_is_told_from_one_of_another(
     case = Case("4", tmp_path / "images" / "4.png", tmp_path / "masks" / "4.png")
     with pytest.raises(CaseError, match=hint):
         read_case(case)
+
+
+@pytest.mark.parametrize("tag", range(1, 9))
+def test_a_mask_may_fit_the_image_before_any_tag_turns_it(tag: int) -> None:
+    upright = read_picture(turned(picture(4), tag, ".png")).pixels.shape
+    assert may_fit_as_stored(tag, (upright[0], upright[1]), 1, (24, 32)) == (tag > 1)
+    assert not may_fit_as_stored(tag, (upright[0], upright[1]), 1, (32, 24))
 
 
 @pytest.mark.parametrize("suffix", [".jpg", ".png", ".tif"])
