@@ -1220,6 +1220,23 @@ def test_resume_goes_on_where_it_stopped(
     assert predict.main([*command, str(parts), "--overwrite"]) == 0
 
 
+def test_a_table_of_before_is_not_that_of_a_run_that_goes_on(tmp_path: Path) -> None:
+    folder, out = picture_folder(tmp_path / "in", 2), tmp_path / "out"
+    jobs = find_jobs([str(folder)], False, out)
+    assert fake_run(out, jobs, resume=False) == ["scan_0", "scan_1"]
+    assert len(output_folder(out, {"weights_sha256": "0"}).open(jobs, False, True)) == 2
+    assert not (out / "predictions.csv").exists(), "it would name masks that are being replaced"
+    assert (out / "predictions.partial.csv").exists()
+
+
+def test_resume_mixes_no_sizes_of_the_input(tmp_path: Path, run: Path) -> None:
+    pictures, out = picture_folder(tmp_path / "in", 1), tmp_path / "out"
+    command = ["--run", str(run), str(pictures), "--out", str(out), "--resume"]
+    assert predict.main(command) == 0
+    with pytest.raises(UserError, match="image_size: 32 in the folder, 40 now"):
+        predict.main([*command, "--set", "image_size=40"])
+
+
 def test_a_folder_from_before_there_were_two_orientations_is_resumed(
     tmp_path: Path, run: Path
 ) -> None:
