@@ -1535,6 +1535,28 @@ def test_resume_keeps_the_failed_rows_of_others(tmp_path: Path) -> None:
     assert fake_run(out, find_jobs([str(first)], True, out), True) == ["bad"], "it is tried again"
 
 
+def test_a_row_that_a_kill_cut_in_its_note_is_not_done(tmp_path: Path) -> None:
+    folder, out = picture_folder(tmp_path / "in", 2), tmp_path / "out"
+    jobs = find_jobs([str(folder)], False, out)
+    fake_run(out, jobs, resume=False)
+    table = out / "predictions.csv"
+    whole = table.read_text()
+    assert whole.endswith(",ok,\n")
+    table.unlink()
+    (out / "predictions.partial.csv").write_text(whole[:-1] + "turned upr")
+    assert fake_run(out, jobs, resume=True) == ["scan_1"]
+    assert table.read_text() == whole
+
+
+def test_of_many_failures_the_first_are_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    failed = [{"file": f"{number}.png", "message": "damaged"} for number in range(23)]
+    assert predict.log_outcome(failed, 30, tmp_path) == 1
+    assert len(caplog.messages) == 20 + 2 and caplog.messages[1] == "  0.png: damaged"
+    assert caplog.messages[-1] == f"  and 3 more, see {tmp_path / 'predictions.csv'}"
+
+
 def test_an_image_that_is_gone_and_other_settings(tmp_path: Path) -> None:
     folder, out = picture_folder(tmp_path / "in", 2), tmp_path / "out"
     fake_run(out, find_jobs([str(folder)], True, out), False)

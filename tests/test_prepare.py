@@ -25,6 +25,7 @@ from tests.dataset_archives import (
     write_folder,
     write_zip,
 )
+from utils.errors import UserError
 
 BUSI_SPLIT = Split(
     train=("benign_1", "benign_2", "benign_3", "malignant_1", "malignant_2"),
@@ -310,6 +311,13 @@ def test_two_runs_do_not_work_on_one_data_set(
         assert prepare(busi) == 2
     assert "another process is preparing" in capsys.readouterr().err
     assert prepare(busi) == 0
+
+
+def test_a_data_set_that_another_process_has_prepared_meanwhile_stays(tmp_path: Path) -> None:
+    (tmp_path / "busi").mkdir()
+    with pytest.raises(UserError, match="has prepared .*busi meanwhile"), staged(tmp_path, "busi"):
+        pytest.fail("it would be replaced")
+    assert [path.name for path in tmp_path.iterdir()] == ["busi"]
 
 
 @pytest.mark.parametrize(

@@ -877,6 +877,18 @@ def test_a_split_may_be_a_table(own: list[str], tmp_path: Path, name: str, conte
     assert prepare(arguments) == 0
 
 
+def test_a_split_with_other_cases_to_choose_by_is_another(
+    own: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "split.json"
+    file.write_text(json.dumps({"train": ["0"], "val": ["1"], "test": ["2"]}))
+    assert prepare([*own, "--splits", str(file)]) == 0
+    assert prepare([*own, "--splits", str(file)]) == 0
+    file.write_text(json.dumps({"train": ["0", "1"], "test": ["2"]}))
+    assert prepare([*own, "--splits", str(file)]) == 2
+    assert "was prepared otherwise: with other splits" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

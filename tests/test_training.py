@@ -24,7 +24,7 @@ from engine.device import make_accelerator
 from engine.epoch_losses import write_nonfinite
 from engine.epoch_scores import validate
 from engine.history import EpochRow, draw_curves, sample_panel
-from engine.run_folder import RunFolder
+from engine.run_folder import RunFolder, check_resumable
 from engine.saved_state import load_state
 from engine.schedule import warmup_then_cosine
 from engine.training_record import RunCases
@@ -462,6 +462,24 @@ def test_each_change_of_versions_is_recorded_once(
     recorded = json.loads((tmp_path / "environment.json").read_text())
     assert recorded["commit"] == "first"
     assert [each["commit"] for each in recorded["resumed"]] == ["second", "third", "second"]
+
+
+def test_what_a_kill_left_goes_when_the_run_begins(tmp_path: Path) -> None:
+    left = tmp_path / ".best_model.pth.0a1b2c3d.tmp"
+    left.write_bytes(b"half")
+    config = load_config(
+        ROOT / "configs" / "base.yaml", ["pickle_file_path=x_train_test_names.json"]
+    )
+    RunFolder(tmp_path, config, RunCases((), (), ()), {}).begin()
+    assert not left.exists()
+
+
+def test_going_on_with_other_numbers_of_processes_is_refused(finished: Path) -> None:
+    config = load_config(finished / "config.yaml")
+    recorded = json.loads((finished / "environment.json").read_text())
+    check_resumable(finished, config, recorded["sha256"], "fp32", recorded["processes"])
+    with pytest.raises(UserError, match="processes: 1 in the saved run, 2 now, each with batches"):
+        check_resumable(finished, config, recorded["sha256"], "fp32", 2)
 
 
 def test_batch_normalisation_and_batches_of_one(tmp_path: Path, vae: Path) -> None:
