@@ -116,7 +116,9 @@ def test_a_run_named_twice_is_refused(runs: list[Path], tmp_path: Path) -> None:
     exported = tmp_path / "exported"
     export.main(["--run", str(runs[0]), "--out", str(exported / FILE)])
     average(runs[:2], tmp_path / "two")
-    for again in (runs[0], copied, exported, tmp_path / "two"):
+    passed_on = tmp_path / "passed_on"
+    export.main(["--run", str(tmp_path / "two"), "--out", str(passed_on / FILE)])
+    for again in (runs[0], copied, exported, tmp_path / "two", passed_on):
         with pytest.raises(UserError, match=r"averaged already: name each once"):
             average([runs[0], runs[2], again], tmp_path / "mean")
     assert not (tmp_path / "mean").exists()

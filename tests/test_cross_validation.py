@@ -390,6 +390,16 @@ def test_a_start_that_only_some_folds_share_is_refused(tmp_path: Path) -> None:
         read_folds(runs)
 
 
+def test_random_weights_and_a_file_are_no_start_of_each_fold_s_own(tmp_path: Path) -> None:
+    halves = (CASES[:4], CASES[4:])
+    runs = [
+        write_fold(tmp_path, 0, parts=halves),
+        write_fold(tmp_path, 1, "init_weights=a.pth", parts=halves),
+    ]
+    with pytest.raises(UserError, match=r"fold_0/epochs_2: None; .*fold_1/epochs_2: a\.pth"):
+        read_folds(runs)
+
+
 def test_starts_are_compared_by_what_the_files_hold(tmp_path: Path) -> None:
     def folds(name: str, *starts: tuple[str, str]) -> list[Path]:
         return [

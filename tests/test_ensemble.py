@@ -158,6 +158,16 @@ def test_members_are_single_runs_each_named_once(runs: list[Path], tmp_path: Pat
         gather([runs[2], two], tmp_path / "all")
 
 
+def test_a_mean_of_runs_is_no_member(runs: list[Path], tmp_path: Path, vae: Path) -> None:
+    for seed, run in enumerate(runs):
+        split = find_run(run)[0].pickle_file_path
+        own = (f"seed={seed}", f"pickle_file_path={split}", "init_weights=start.pth")
+        write_run(run, vae, *own)
+    mean = gather(runs[:2], tmp_path / "mean", option="--average")
+    with pytest.raises(UserError, match="is itself made of several runs"):
+        gather([runs[2], mean], tmp_path / "all")
+
+
 def test_an_ensemble_is_not_averaged(runs: list[Path], tmp_path: Path, vae: Path) -> None:
     for seed, run in enumerate(runs):
         split = find_run(run)[0].pickle_file_path

@@ -662,6 +662,16 @@ def functional_groups(rescale: dict[str, Any], window: dict[str, Any]) -> list[A
         ),
         (
             lambda: {
+                "PerFrameFunctionalGroupsSequence": functional_groups(HOUNSFIELD, SOFT_TISSUE),
+                "SharedFunctionalGroupsSequence": functional_groups(
+                    {"RescaleSlope": 2, "RescaleIntercept": 0},
+                    {"WindowCenter": 240, "WindowWidth": 400},
+                ),
+            },
+            [0, 128, 255, 255],
+        ),
+        (
+            lambda: {
                 **HOUNSFIELD,
                 "WindowCenter": 240,
                 "WindowWidth": 400,
@@ -670,7 +680,7 @@ def functional_groups(rescale: dict[str, Any], window: dict[str, Any]) -> list[A
             [0, 0, 128, 255],
         ),
     ],
-    ids=["shared", "per frame", "data set first"],
+    ids=["shared", "per frame", "per frame first", "data set first"],
 )
 def test_dicom_functional_groups(
     elements: Callable[[], dict[str, Any]], expected: list[int]
@@ -1210,6 +1220,23 @@ def test_resume_goes_on_where_it_stopped(
     assert predict.main([*command, str(parts), "--overwrite"]) == 0
 
 
+def test_a_table_of_before_is_not_that_of_a_run_that_goes_on(tmp_path: Path) -> None:
+    folder, out = picture_folder(tmp_path / "in", 2), tmp_path / "out"
+    jobs = find_jobs([str(folder)], False, out)
+    assert fake_run(out, jobs, resume=False) == ["scan_0", "scan_1"]
+    assert len(output_folder(out, {"weights_sha256": "0"}).open(jobs, False, True)) == 2
+    assert not (out / "predictions.csv").exists(), "it would name masks that are being replaced"
+    assert (out / "predictions.partial.csv").exists()
+
+
+def test_resume_mixes_no_sizes_of_the_input(tmp_path: Path, run: Path) -> None:
+    pictures, out = picture_folder(tmp_path / "in", 1), tmp_path / "out"
+    command = ["--run", str(run), str(pictures), "--out", str(out), "--resume"]
+    assert predict.main(command) == 0
+    with pytest.raises(UserError, match="image_size: 32 in the folder, 40 now"):
+        predict.main([*command, "--set", "image_size=40"])
+
+
 def test_a_folder_from_before_there_were_two_orientations_is_resumed(
     tmp_path: Path, run: Path
 ) -> None:
@@ -1506,6 +1533,28 @@ def test_resume_keeps_the_failed_rows_of_others(tmp_path: Path) -> None:
     assert list(rows_of(out)) == ["bad", "scan_0", "scan_1"]
     assert {name: rows_of(out)[name] for name in before} == before
     assert fake_run(out, find_jobs([str(first)], True, out), True) == ["bad"], "it is tried again"
+
+
+def test_a_row_that_a_kill_cut_in_its_note_is_not_done(tmp_path: Path) -> None:
+    folder, out = picture_folder(tmp_path / "in", 2), tmp_path / "out"
+    jobs = find_jobs([str(folder)], False, out)
+    fake_run(out, jobs, resume=False)
+    table = out / "predictions.csv"
+    whole = table.read_text()
+    assert whole.endswith(",ok,\n")
+    table.unlink()
+    (out / "predictions.partial.csv").write_text(whole[:-1] + "turned upr")
+    assert fake_run(out, jobs, resume=True) == ["scan_1"]
+    assert table.read_text() == whole
+
+
+def test_of_many_failures_the_first_are_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    failed = [{"file": f"{number}.png", "message": "damaged"} for number in range(23)]
+    assert predict.log_outcome(failed, 30, tmp_path) == 1
+    assert len(caplog.messages) == 20 + 2 and caplog.messages[1] == "  0.png: damaged"
+    assert caplog.messages[-1] == f"  and 3 more, see {tmp_path / 'predictions.csv'}"
 
 
 def test_an_image_that_is_gone_and_other_settings(tmp_path: Path) -> None:

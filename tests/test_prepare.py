@@ -25,6 +25,7 @@ from tests.dataset_archives import (
     write_folder,
     write_zip,
 )
+from utils.errors import UserError
 
 BUSI_SPLIT = Split(
     train=("benign_1", "benign_2", "benign_3", "malignant_1", "malignant_2"),
@@ -110,6 +111,16 @@ def test_normal_cases_only_when_asked_for(busi: list[str], tmp_path: Path) -> No
     assert prepare(other) == 0
     drawn = read_split(tmp_path / "other" / "busi" / "busi_train_test_names.json").test
     assert drawn[:2] == split.test[:2] and drawn[2:] != split.test[2:]
+
+
+def test_normal_cases_leave_the_cases_that_choose_the_checkpoint(
+    busi: list[str], tmp_path: Path
+) -> None:
+    write_split(tmp_path / "names.json", Split(BUSI_SPLIT.train, BUSI_SPLIT.test, ("malignant_2",)))
+    assert prepare([*busi, "--include-normal"]) == 0
+    split = read_split(tmp_path / "data" / "busi" / "busi_train_test_names.json")
+    assert split.val == ("malignant_2",)
+    assert len(split.train + split.test) == 9
 
 
 def test_again_says_complete_and_changes_nothing(
@@ -227,6 +238,19 @@ def test_an_interrupted_run_is_resumed_and_never_looks_complete(
     assert contents(folder) == contents(tmp_path / "whole" / "busi")
 
 
+def test_an_image_that_a_power_failure_cut_is_written_again(
+    busi: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(Staging, "finish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        assert prepare(busi) == 130
+    torn = tmp_path / "data" / ".busi.partial" / "images" / "benign_1.png"
+    whole = torn.read_bytes()
+    torn.write_bytes(whole[:-8])
+    assert prepare(busi) == 0
+    assert (tmp_path / "data" / "busi" / "images" / "benign_1.png").read_bytes() == whole
+
+
 def test_notes_survive_an_interruption_and_are_summed_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -287,6 +311,13 @@ def test_two_runs_do_not_work_on_one_data_set(
         assert prepare(busi) == 2
     assert "another process is preparing" in capsys.readouterr().err
     assert prepare(busi) == 0
+
+
+def test_a_data_set_that_another_process_has_prepared_meanwhile_stays(tmp_path: Path) -> None:
+    (tmp_path / "busi").mkdir()
+    with pytest.raises(UserError, match="has prepared .*busi meanwhile"), staged(tmp_path, "busi"):
+        pytest.fail("it would be replaced")
+    assert [path.name for path in tmp_path.iterdir()] == ["busi"]
 
 
 @pytest.mark.parametrize(

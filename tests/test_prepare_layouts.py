@@ -19,9 +19,11 @@ from datasets.cases import Case, CaseError, open_data_set, read_case
 from datasets.decoding import decode, read_pixels
 from datasets.image_headers import ImageError, orientation
 from datasets.integrity import check_data_set
+from datasets.masks import may_fit_as_stored
 from datasets.phantom import phantom_case
 from datasets.pictures import read_picture
 from datasets.splits import Split, random_split, read_split, write_split
+from datasets.staging import Staging
 from datasets.windowing import parse_window
 from tests.dataset_archives import (
     bmp,
@@ -395,6 +397,10 @@ def test_parts_whose_cases_have_the_same_names_are_a_split(tmp_path: Path) -> No
         ),
         (
             {"d": "test", "e": "more"},
+            "folders called train, test look like a split, but 1 of 5 cases lie in neither ('e')",
+        ),
+        (
+            {"d": "test", "e": "test/train"},
             "folders called train, test look like a split, but 1 of 5 cases lie in neither ('e')",
         ),
         ({"d": "training", "e": "train"}, ""),
@@ -854,6 +860,7 @@ def test_split_files_may_hold_plain_lists_and_names_of_files(
     ("name", "content"),
     [
         ("split.csv", "name,split\n0,train\n1.png,Training\nall/2.png,test\n3,val\n"),
+        ("split.csv", "name, split\nall\\0, train\nall\\1 , train \n2, test\n3, val\n"),
         ("split.csv", "\ufeffCase;Part\r\n0;train\r\n1;train\r\n2;testing\r\n3;validation\r\n"),
         (
             "split.tsv",
@@ -868,6 +875,18 @@ def test_a_split_may_be_a_table(own: list[str], tmp_path: Path, name: str, conte
     split = read_split(tmp_path / "data" / "mine" / "mine_train_test_names.json")
     assert split == Split(("0", "1", "3"), ("2",), ("3",))
     assert prepare(arguments) == 0
+
+
+def test_a_split_with_other_cases_to_choose_by_is_another(
+    own: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "split.json"
+    file.write_text(json.dumps({"train": ["0"], "val": ["1"], "test": ["2"]}))
+    assert prepare([*own, "--splits", str(file)]) == 0
+    assert prepare([*own, "--splits", str(file)]) == 0
+    file.write_text(json.dumps({"train": ["0", "1"], "test": ["2"]}))
+    assert prepare([*own, "--splits", str(file)]) == 2
+    assert "was prepared otherwise: with other splits" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -985,6 +1004,31 @@ def test_a_complete_own_set_without_groups_is_not_one_with(
     table.write_text("case,patient\n0,A\n1,A\n")
     assert prepare([*own, "--groups", str(table)]) == 2
     assert "with no groups" in capsys.readouterr().err
+
+
+def test_ham10000_knows_its_groups_again(
+    ham10000: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = ham10000 / "HAM10000_metadata.csv"
+    for _ in range(2):
+        run("ham10000", ham10000, "--source", ham10000, "--groups", table)
+    table.write_text(table.read_text().replace("HAM_0", "HAM_9"))
+    command = f"ham10000 --root {ham10000}/data --source {ham10000} --groups {table}"
+    assert prepare(command.split()) == 2
+    assert "was prepared otherwise: with other groups" in capsys.readouterr().err
+
+
+def test_a_set_of_an_earlier_version_was_prepared_without_what_is_newer(
+    own: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert prepare(own) == 0
+    manifest = tmp_path / "data" / "mine" / "dataset.json"
+    entries = json.loads(manifest.read_bytes())
+    newer = ("image_prefix", "mask_prefix", "any_label", "label", "window")
+    manifest.write_text(json.dumps({k: v for k, v in entries.items() if k not in newer}))
+    assert prepare(own) == 0
+    assert prepare([*own, "--window", "0,100"]) == 2
+    assert "window '', asked for 0,100" in capsys.readouterr().err
 
 
 def test_ham10000_knows_its_sources_again(
@@ -1302,6 +1346,13 @@ def test_a_mask_of_the_image_as_stored_is_told_from_one_of_another(
     case = Case("4", tmp_path / "images" / "4.png", tmp_path / "masks" / "4.png")
     with pytest.raises(CaseError, match=hint):
         read_case(case)
+
+
+@pytest.mark.parametrize("tag", range(1, 9))
+def test_a_mask_may_fit_the_image_before_any_tag_turns_it(tag: int) -> None:
+    upright = read_picture(turned(picture(4), tag, ".png")).pixels.shape
+    assert may_fit_as_stored(tag, (upright[0], upright[1]), 1, (24, 32)) == (tag > 1)
+    assert not may_fit_as_stored(tag, (upright[0], upright[1]), 1, (32, 24))
 
 
 @pytest.mark.parametrize("suffix", [".jpg", ".png", ".tif"])
@@ -1644,6 +1695,19 @@ def test_images_of_more_than_8_bits_are_windowed_as_prediction_does(
     assert f"window {window}, asked for 0,7" in capsys.readouterr().err
     assert prepare([*own, "--window", "7,0"]) == 2
     assert "a window is `auto` or LOW,HIGH with LOW below HIGH" in capsys.readouterr().err
+
+
+def test_a_run_with_another_window_does_not_resume(
+    own: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = png(np.arange(768, dtype=np.uint16).reshape(24, 32))
+    (tmp_path / "images" / "3.png").write_bytes(content)
+    with monkeypatch.context() as patch:
+        patch.setattr(Staging, "finish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        assert prepare([*own, "--window", "0,100"]) == 130
+    assert prepare([*own, "--window", "0,700"]) == 0
+    image = read(tmp_path / "data" / "mine" / "images" / "3.png")
+    assert np.array_equal(image, read_picture(content, window=(0, 700)).pixels[..., 0])
 
 
 def test_dicom_is_windowed_as_its_file_says(own: list[str], tmp_path: Path) -> None:

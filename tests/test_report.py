@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 import shutil
@@ -124,6 +125,36 @@ def test_missed_cases_have_a_bar_of_their_own(tmp_path):
     counts = {(float(low) <= 20 < float(high)): int(count) for count, low, high in bars}
     assert counts[True] == 1, bars
     assert bars[-1][:2] == ("1", "21"), bars
+
+
+def picture_of(text: str, index: int, which: int) -> np.ndarray:
+    """The image (0), truth (1) or steps (2) of a case in the page."""
+    pictures = re.findall(rf'id="case-{index}">(.*?)</script>', text)[0].split()
+    content = np.frombuffer(base64.b64decode(pictures[which]), np.uint8)
+    return cv2.imdecode(content, cv2.IMREAD_UNCHANGED)
+
+
+def test_the_page_holds_what_was_scored_and_which_cases_leaked(report):
+    text = report[0].read_text()
+    data = json.loads(re.findall(r'id="data">(.*?)</script>', text)[0])
+    by_name = {case.name: case for case in report[1]}
+    assert [case[0] for case in data["cases"]] == sorted(by_name)
+    assert [case[0] for case in data["cases"] if case[-1]] == ["case 3"]
+    level = data["levels"].index(THRESHOLD)
+    for index, (name, *_) in enumerate(data["cases"]):
+        case = by_name[name]
+        assert np.array_equal(picture_of(text, index, 1) > 0, case.truth)
+        assert np.array_equal(
+            picture_of(text, index, 2) > level, case.probability >= np.float32(THRESHOLD)
+        ), name
+
+
+@pytest.mark.parametrize("size", [(300, 600), (600, 300)])
+def test_no_side_of_a_picture_is_longer_than_asked(tmp_path, size):
+    write(tmp_path / "report.html", [make_case(1, "large", size)], max_side=200)
+    text = (tmp_path / "report.html").read_text()
+    for which in range(3):
+        assert picture_of(text, 0, which).shape[:2] == (size[0] // 3, size[1] // 3)
 
 
 def test_one_case_is_held_at_a_time(tmp_path):

@@ -146,6 +146,12 @@ def test_a_failure_is_recorded_and_stops_no_other(tmp_path: Path) -> None:
     assert outcomes[0].record.error is None
 
 
+def test_the_last_error_of_a_command_is_why_it_failed(tmp_path: Path) -> None:
+    said = "error: no picture drawn\\ngoing on\\nerror: disk full\\nfree some space"
+    outcomes = run_trials([make_trial(tmp_path, "a")], steps=commands(f"sys.exit('{said}')"))
+    assert outcomes[0].record.error == "train: exit code 1\nerror: disk full\nfree some space"
+
+
 def test_a_command_that_is_killed_has_failed(tmp_path: Path) -> None:
     steps = commands("print('last line', flush=True); os.kill(os.getpid(), 9)")
     outcomes = run_trials([make_trial(tmp_path, "a")], steps=steps)

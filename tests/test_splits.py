@@ -279,6 +279,7 @@ def test_held_out_cases_do_not_move() -> None:
     assert set(hold_out(names[::-1], 0.1, 3)[1]) == set(held)
     assert set(hold_out(names, 0.1, 4)[1]) != set(held)
     assert hold_out(names, 0.0, 3) == (names, [])
+    assert len(hold_out(names[:18], 0.1, 3)[1]) == 2  # the nearest number, not the one below
 
 
 def test_folds_depend_on_names_and_seed_alone() -> None:

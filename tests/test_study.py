@@ -808,6 +808,29 @@ def test_a_dry_run_lists_the_runs_and_writes_nothing(
         study.main(command)
 
 
+def test_a_dry_run_tells_what_failed_and_that_there_is_nothing_to_choose_by(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = {"epochs": 2, "image_size": 32, "vae_weights": "ckpt/tiny_vae"}
+    path = write(tmp_path / "s.yaml", tta=False, settings=settings)
+    command = ["--config", str(path), "--out", str(tmp_path), "--dry-run"]
+    write_data_set(tmp_path, train=8, test=2, size=32)
+    trials = trials_of(load_study(path))
+    for seed, status in ((1, "failed"), (2, "finished")):
+        trial = trials[Run("Wave-GMS", "published", seed)]
+        trial.folder.mkdir(parents=True)
+        config = trial.config.model_dump(mode="json")
+        write_record(trial.folder, Record(trial.name, config, status, ["train"]))
+    assert study.main(command) == 0
+    told = capsys.readouterr().out
+    assert "  Wave-GMS, published split, seed 1: failed\n" in told, "in its scoring"
+    assert "  Wave-GMS, published split, seed 2: trained, to be scored\n" in told
+    other = {"folder": str(tmp_path / "other"), "settings": settings | {"val_fraction": 0}}
+    write(path, tta=False, **other)
+    with pytest.raises(UserError, match="is held out to choose the checkpoint: raise val_fraction"):
+        study.main(command)
+
+
 def test_a_stopped_run_leaves_the_report_of_the_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

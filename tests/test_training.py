@@ -24,12 +24,15 @@ from engine.device import make_accelerator
 from engine.epoch_losses import write_nonfinite
 from engine.epoch_scores import validate
 from engine.history import EpochRow, draw_curves, sample_panel
+from engine.run_folder import RunFolder, check_resumable
 from engine.saved_state import load_state
 from engine.schedule import warmup_then_cosine
+from engine.training_record import RunCases
 from models.losses import dice_and_iou
 from tests.cases_on_disk import write_data_set
 from tests.drawn_figures import keep_figures
 from tests.small_run import arguments
+from utils.config import load_config
 from utils.environment import describe_environment
 from utils.errors import UserError
 from utils.interruption import Interrupted
@@ -231,6 +234,38 @@ def test_the_best_is_kept_through_equal_and_worse_epochs(
     assert all(torch.equal(best[p][k], first[p][k]) for p in best for k in best[p])
 
 
+def test_epochs_are_validated_when_it_is_their_turn_and_the_last_one_always(
+    tmp_path: Path, vae: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scores = iter([0.4, 0.6])
+    monkeypatch.setattr(training, "validate", lambda *_: (next(scores), 0.0))
+    train.main(arguments(tmp_path, vae, "epochs=3", "validate_every=2", "ch=16"))
+    rows = history(tmp_path / "run" / "epochs_3")
+    assert [row["val_dice"] for row in rows] == ["", "0.4", "0.6"]
+
+
+def test_a_long_epoch_is_saved_after_so_many_minutes(
+    tmp_path: Path, vae: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from engine.training_step import TrainingStep
+
+    step, seconds, saved = TrainingStep.__call__, [0.0], []
+
+    def slow_step(self, batch):
+        seconds[0] += 100
+        return step(self, batch)
+
+    monkeypatch.setattr(TrainingStep, "__call__", slow_step)
+    monkeypatch.setattr(training, "time", SimpleNamespace(monotonic=lambda: seconds[0]))
+    monkeypatch.setattr(
+        training,
+        "save_state",
+        lambda _, state: saved.append((state["progress"]["epoch"], state["progress"]["batch"])),
+    )
+    train.main(arguments(tmp_path, vae, "save_minutes=3", "ch=16"))
+    assert saved == [(0, 2), (1, 0), (1, 2), (2, 0)]
+
+
 def test_the_warm_up_rises_evenly_and_does_not_begin_at_zero() -> None:
     factor = warmup_then_cosine(10, 100)
     assert [factor(step) for step in range(10)] == pytest.approx([n / 11 for n in range(1, 11)])
@@ -410,6 +445,41 @@ def test_the_record_of_versions_is_that_of_the_training(
     assert recorded["commit"] == "first"
     assert [resumed["commit"] for resumed in recorded["resumed"]] == ["second"]
     assert recorded["resumed"][0]["sha256"] == recorded["sha256"]
+
+
+def test_each_change_of_versions_is_recorded_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = load_config(
+        ROOT / "configs" / "base.yaml", ["pickle_file_path=x_train_test_names.json"]
+    )
+    folder = RunFolder(tmp_path, config, RunCases((), (), ()), {"precision": "fp32"})
+    for commit in ("first", "second", "third", "third", "second"):
+        described = {"commit": commit}
+        monkeypatch.setattr("engine.run_folder.describe_environment", described.copy)
+        folder.begin()
+        (tmp_path / "last.pth").touch()
+    recorded = json.loads((tmp_path / "environment.json").read_text())
+    assert recorded["commit"] == "first"
+    assert [each["commit"] for each in recorded["resumed"]] == ["second", "third", "second"]
+
+
+def test_what_a_kill_left_goes_when_the_run_begins(tmp_path: Path) -> None:
+    left = tmp_path / ".best_model.pth.0a1b2c3d.tmp"
+    left.write_bytes(b"half")
+    config = load_config(
+        ROOT / "configs" / "base.yaml", ["pickle_file_path=x_train_test_names.json"]
+    )
+    RunFolder(tmp_path, config, RunCases((), (), ()), {}).begin()
+    assert not left.exists()
+
+
+def test_going_on_with_other_numbers_of_processes_is_refused(finished: Path) -> None:
+    config = load_config(finished / "config.yaml")
+    recorded = json.loads((finished / "environment.json").read_text())
+    check_resumable(finished, config, recorded["sha256"], "fp32", recorded["processes"])
+    with pytest.raises(UserError, match="processes: 1 in the saved run, 2 now, each with batches"):
+        check_resumable(finished, config, recorded["sha256"], "fp32", 2)
 
 
 def test_batch_normalisation_and_batches_of_one(tmp_path: Path, vae: Path) -> None:

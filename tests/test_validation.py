@@ -20,7 +20,12 @@ import valid
 from datasets.cases import Case, open_data_set
 from engine import trained_run
 from engine.backends import TorchBackend
-from engine.case_predictions import Prediction, mean_over_orientations, save_each
+from engine.case_predictions import (
+    Prediction,
+    mean_over_orientations,
+    remove_other_predictions,
+    save_each,
+)
 from engine.examples import (
     PREDICTION_COLOUR,
     TRUTH_COLOUR,
@@ -832,6 +837,25 @@ def test_a_folder_for_masks_keeps_test_and_held_out_cases_apart(
     (tmp_path / "blobs" / "images" / f"{held_out[0]}.png").write_bytes(b"no image")
     with pytest.raises(UserError, match="in held-out cases:"):
         valid.main([*run, "--held-out"])
+
+
+def test_settings_may_stand_before_and_after_the_names_of_data_sets() -> None:
+    command = ["--run", "r", "tta=true", "--datasets", "one", "two", "threshold=0.4"]
+    given = valid.parse_arguments(command)
+    assert given.datasets == ["one", "two"]
+    assert given.overrides == ["tta=true", "threshold=0.4"]
+
+
+def test_masks_and_probabilities_of_other_cases_go_together(tmp_path: Path) -> None:
+    for kind in ("binary", "logits"):
+        (tmp_path / kind).mkdir()
+        for name in ("kept.png", "gone.png", "notes.txt"):
+            (tmp_path / kind / name).touch()
+    remove_other_predictions(tmp_path, [Case("kept", tmp_path, tmp_path)])
+    left = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.*")}
+    assert left == {
+        f"{kind}/{name}" for kind in ("binary", "logits") for name in ("kept.png", "notes.txt")
+    }
 
 
 def test_examples_span_best_to_worst() -> None:
