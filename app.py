@@ -25,7 +25,7 @@ log = logging.getLogger("wavegms")
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    from engine.trained_run import (
+    from engine.runs.trained_run import (
         add_megapixels_argument,
         add_model_arguments,
         add_window_argument,
@@ -56,9 +56,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parse_arguments(argv)
 
     from datasets.windowing import parse_window
-    from engine.backends import open_backend, window_for
-    from engine.web_access import RefuseForeign
-    from engine.web_page import STYLE, build_page
+    from engine.prediction.backends import open_backend, window_for
+    from engine.prediction.web_access import RefuseForeign
+    from engine.prediction.web_page import STYLE, build_page
     from utils.errors import UserError
     from utils.logs import log_to
 

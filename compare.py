@@ -38,7 +38,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> None:
     arguments = parse_arguments(argv)
 
-    from utils.comparison import read_runs, write_comparison
+    from scoring.comparison import read_runs, write_comparison
     from utils.runs import writing_to
 
     runs = read_runs(arguments.runs, arguments.dataset)

@@ -28,7 +28,7 @@ log = logging.getLogger("wavegms")
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    from engine.trained_run import add_model_arguments
+    from engine.runs.trained_run import add_model_arguments
 
     parser = described_parser(__doc__)
     add = parser.add_argument
@@ -68,8 +68,8 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> None:
     arguments = parse_arguments(argv)
 
-    from engine.trained_run import find_named_run, find_run, load_system
-    from engine.weights_export import check_target, write_weights, writing_file
+    from engine.runs.trained_run import find_named_run, find_run, load_system
+    from engine.runs.weights_export import check_target, write_weights, writing_file
     from utils.errors import UserError
     from utils.logs import log_to
 
@@ -93,7 +93,12 @@ def main(argv: Sequence[str] | None = None) -> None:
             "that --run takes, to write an ONNX file say"
         )
 
-    from engine.onnx_export import BATCH_SIZES, check_parity, export_graph, graph_metadata
+    from engine.prediction.onnx_export import (
+        BATCH_SIZES,
+        check_parity,
+        export_graph,
+        graph_metadata,
+    )
     from utils.files import atomic_write
 
     metadata = graph_metadata(config, checkpoint, system)

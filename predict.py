@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 from utils.entry import check_values, described_parser, exit_from, positive_int
 
 if TYPE_CHECKING:
-    from engine.prediction_outputs import PredictionRow
+    from engine.prediction.outputs import PredictionRow
 
 log = logging.getLogger("wavegms")
 SHOWN_FAILURES = 20
@@ -30,7 +30,7 @@ SHOWN_FAILURES = 20
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     from datasets.decoding import MAX_MEGAPIXELS
-    from engine.trained_run import (
+    from engine.runs.trained_run import (
         add_megapixels_argument,
         add_model_arguments,
         add_window_argument,
@@ -101,17 +101,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     from tqdm import tqdm
 
     from datasets.windowing import parse_window
-    from engine.backends import open_backend, window_for
-    from engine.prediction import PredictionOptions
-    from engine.prediction_files import predict_files, read_file
-    from engine.prediction_inputs import find_jobs
-    from engine.prediction_outputs import (
+    from engine.prediction.backends import open_backend, window_for
+    from engine.prediction.files import predict_files, read_file
+    from engine.prediction.inputs import find_jobs
+    from engine.prediction.outputs import (
         TABLE,
         OutputFolder,
         check_unused,
         check_writable,
         writing_predictions,
     )
+    from engine.prediction.predict import PredictionOptions
     from utils.logs import log_to
 
     log_to()

@@ -48,11 +48,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     from datasets.cases import open_data_set
     from datasets.held_out import training_cases
     from engine.build import check_data, hold_out_from, options_from, system_from, training_sets
-    from engine.compiling import compile_on_gpu
-    from engine.initial_weights import load_initial_weights
-    from engine.plan import check_run, describe_run, memory_line
-    from engine.run_folder import open_run
-    from engine.training import Trainer
+    from engine.runs.run_folder import open_run
+    from engine.training.compiling import compile_on_gpu
+    from engine.training.initial_weights import load_initial_weights
+    from engine.training.plan import check_run, describe_run, memory_line
+    from engine.training.trainer import Trainer
 
     is_main = accelerator.is_main_process
     log_to(level=logging.INFO if is_main else logging.ERROR)

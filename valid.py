@@ -65,7 +65,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> None:
     arguments = parse_arguments(argv)
 
-    from engine.trained_run import find_run
+    from engine.runs.trained_run import find_run
     from utils.logs import log_to
 
     log_to()
@@ -82,7 +82,8 @@ def score_run(
 ) -> None:
     """Score a checkpoint on the test splits, or the `held_out` cases, of the prepared data sets `names`.
 
-    Default: the config's. `name` is that of a folder for the results, see `engine.evaluation.results_folder`.
+    Default: the config's. `name` is that of a folder for the results, see
+    `engine.validation.scoring.results_folder`.
     """
     from engine.device import make_accelerator, use_gpus
 
@@ -90,9 +91,9 @@ def score_run(
     accelerator = make_accelerator(config.precision, 1, config.deterministic)
 
     from datasets.cases import open_data_set, open_prepared
-    from engine.evaluation import HELD_OUT_MASKS, results_folder, score
-    from engine.provenance import warn_of_other_window
-    from engine.trained_run import load_run
+    from engine.runs.provenance import warn_of_other_window
+    from engine.runs.trained_run import load_run
+    from engine.validation.scoring import HELD_OUT_MASKS, results_folder, score
     from utils.runs import writing_to
 
     results, summaries = results_folder(checkpoint, name), {}
@@ -112,7 +113,7 @@ def score_run(
                 loaded, data_set, accelerator, results, predictions, held_out
             )
     if len(summaries) > 1 and not held_out:
-        from utils.cross_domain import write_matrix
+        from experiments.cross_domain import write_matrix
 
         folder = results / "cross_domain"
         cells = {(s["provenance"]["trained_on"] or "?", on): s for on, s in summaries.items()}

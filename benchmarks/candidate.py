@@ -20,7 +20,7 @@ from torch import Tensor
 
 from benchmarks.step_parts import Part, count_parts, synchronise, time_parts
 from datasets.cases import Case
-from engine.optimizers import OptimizerName
+from engine.training.optimizers import OptimizerName
 from models.base import SegmentationModel
 from models.build import build_system
 from models.losses import LossWeights, dice_and_iou

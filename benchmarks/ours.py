@@ -15,13 +15,13 @@ from benchmarks.step_parts import Part, convolution_peak
 from datasets.augmentation import published_augmentation
 from datasets.cases import Case, read_image
 from datasets.loading import EpochSampler, SegmentationDataset, make_loader
-from engine.case_predictions import predict_cases
-from engine.compiling import compile_losses
 from engine.cuda_graphs import Predictor, TrainingPass, can_capture
 from engine.device import choose_layout, describe_device, make_accelerator
-from engine.epoch_scores import validate
-from engine.optimizers import make_optimizer
-from engine.prediction import PredictionOptions, segment
+from engine.prediction.predict import PredictionOptions, segment
+from engine.training.compiling import compile_losses
+from engine.training.epoch_scores import validate
+from engine.training.optimizers import make_optimizer
+from engine.validation.case_predictions import predict_cases
 from models.wave_gms import WaveGMS
 from utils.streams import bounded_map
 
@@ -31,7 +31,7 @@ CACHE_BYTES = 1 << 32  # for the decoded cases of each loader
 class Ours(Candidate):
     """Wave-GMS, or a baseline for predictions alone, in the layouts and precision of the engine."""
 
-    # with `image_size` and `__call__`, what `engine.prediction.segment` asks of a backend
+    # with `image_size` and `__call__`, what `engine.prediction.predict.segment` asks of a backend
     threshold = THRESHOLD
     orientations = 8
     window = ""

@@ -43,8 +43,8 @@ from datasets.near_duplicates import (
 from datasets.prepared import MANIFEST, read_metadata_groups
 from datasets.splits import Split, cases_by_group, read_split
 from datasets.windowing import dark_note, may_be_dark
+from scoring.groups import connected
 from utils.files import atomic_write
-from utils.groups import connected
 from utils.machine import available_cores
 
 AREA_BINS = (0.0, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 1.0)

@@ -15,8 +15,8 @@ from datasets.cases import own_split_file
 from datasets.catalogue import SPLIT_FILE_ENDING, data_set_name
 from datasets.prepared import read_metadata_groups
 from datasets.splits import SEED, Split, cases_by_group, grouped_split, read_split, write_split
+from scoring.groups import NOTHING_KNOWN, KnownGroups, named_groups
 from utils.errors import UserError
-from utils.groups import NOTHING_KNOWN, KnownGroups, named_groups
 
 
 class SameSourceGroups(TypedDict):

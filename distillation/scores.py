@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from utils.metrics import dice
+from scoring.metrics import dice
 
 
 def r_squared(prediction: np.ndarray, target: np.ndarray) -> float:

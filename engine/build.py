@@ -9,7 +9,7 @@ from datasets.cases import DataSet
 from datasets.held_out import HoldOut, TrainingCases
 from datasets.loading import SegmentationDataset
 from engine.device import choose_layout
-from engine.training_options import TrainingOptions
+from engine.training.options import TrainingOptions
 from models.base import SegmentationModel
 from models.build import build_system
 from models.losses import LossWeights

@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 
-from utils.statistics import t_interval
+from scoring.statistics import t_interval
 
 
 def mean_with_interval(differences: Sequence[float]) -> str:

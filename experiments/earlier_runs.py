@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 
 from datasets.cases import find_split_file
 from datasets.prepared import METADATA_GROUPS
-from engine.saved_state import state_files
-from engine.training_record import GROUPS, INITIAL_WEIGHTS, SPLIT_FILE, TrainingRecord
+from engine.runs.saved_state import state_files
+from engine.runs.training_record import GROUPS, INITIAL_WEIGHTS, SPLIT_FILE, TrainingRecord
 from experiments.inputs import sha256_of, vae_file, vae_sha256
 from experiments.records import (
     Record,
@@ -21,9 +21,9 @@ from experiments.records import (
     scored_settings,
 )
 from experiments.runner import Trial, process_count
+from scoring.results import Results, read_results
 from utils.config import CHANGEABLE_ON_RESUME, Config, load_config
 from utils.errors import UserError, listed
-from utils.results import Results, read_results
 from utils.yaml_files import shown
 
 CHANGED_IN_VAIN = ("validate_every", "save_freq")

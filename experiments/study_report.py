@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from engine.history import read_scores
+from engine.runs.history import read_scores
 from experiments.differences import mean_with_interval, signed
 from experiments.earlier_runs import check_processes
 from experiments.study import GROUPED, PUBLISHED, Run, Study, trials_of
@@ -30,10 +30,10 @@ from experiments.study_scores import (
     trained_in,
 )
 from experiments.study_scoring import ON_TEST, TTA
+from scoring.results import RESULTS_PREFIX
 from utils.errors import UserError
 from utils.figures import COLOURS, png
 from utils.files import atomic_write
-from utils.results import RESULTS_PREFIX
 from utils.tables import markdown_table
 
 MOST_BANDS = 4  # systems; the bands of more hide each other

@@ -17,7 +17,7 @@ from pathlib import Path
 from pydantic import TypeAdapter, ValidationError
 
 from datasets.cases import find_split_file, open_data_set
-from engine.training_record import SPLIT_FILE
+from engine.runs.training_record import SPLIT_FILE
 from experiments.earlier_runs import (
     Trained,
     check_processes,
@@ -29,10 +29,10 @@ from experiments.records import Record, scored_settings
 from experiments.runner import Trial
 from experiments.study import Run, Study
 from experiments.study_scoring import ON_TEST, TTA
+from scoring.results import RESULTS_PREFIX, Results, Summary, mean_of
 from utils.config import Config
 from utils.errors import UserError
 from utils.files import sha256
-from utils.results import RESULTS_PREFIX, Results, Summary, mean_of
 from utils.tables import csv_text
 from utils.yaml_files import shown
 
@@ -271,7 +271,7 @@ def _mean_dice_without_leaked(trial: Trial, results: Results) -> float | None:
     By the last check of the data set, which may have come after the scoring; where the checked data is not
     here, as the summary says.
     """
-    from engine.evaluation import cases_seen_in_training, should_check_leaks
+    from engine.validation.scoring import cases_seen_in_training, should_check_leaks
 
     recorded = results.summary["without_leaked"]
     dropped = set() if recorded is None else set(recorded["dropped"])

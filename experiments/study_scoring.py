@@ -111,7 +111,7 @@ def dice_of_epochs(
     from datasets.cases import open_data_set
     from datasets.loading import SegmentationDataset, make_loader
     from engine.cuda_graphs import Predictor
-    from engine.epoch_scores import validate
+    from engine.training.epoch_scores import validate
     from utils.checkpoints import load_weights
 
     def number(path: Path) -> int:

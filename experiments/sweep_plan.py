@@ -109,7 +109,7 @@ def describe_plan(sweep: Sweep) -> str:
     """
     settings = sweep.settings
     if settings.search:
-        from experiments.sweep_search_study import check_earlier_search, distribution
+        from experiments.optuna_study import check_earlier_search, distribution
 
         check_search(sweep)
         check_earlier_search(sweep)
@@ -172,7 +172,7 @@ def _held_out_warning(trials: list[Trial]) -> list[str]:
     if started:
         from datasets.held_out import training_cases
         from engine.build import hold_out_from
-        from engine.initial_weights import known_held_out_cases
+        from engine.training.initial_weights import known_held_out_cases
     open_once = functools.cache(open_data_set)
     concerned = []
     for trial, weights in started:

@@ -19,13 +19,13 @@ from typing import TYPE_CHECKING, get_args
 from experiments.differences import mean_with_interval
 from experiments.records import Status
 from experiments.sweep_scores import CHOOSING, Run, SettingScores
+from scoring.groups import unit_text
+from scoring.statistics import SampleStatistics, describe, t_interval
 from utils.config import Config, dump_config
 from utils.errors import listed
 from utils.figures import png
 from utils.files import atomic_write
-from utils.groups import unit_text
 from utils.runs import writing_to
-from utils.statistics import SampleStatistics, describe, t_interval
 from utils.tables import csv_text, markdown_row
 
 if TYPE_CHECKING:

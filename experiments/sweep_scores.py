@@ -7,18 +7,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
-from engine.history import read_scores
+from engine.runs.history import read_scores
 from experiments.earlier_runs import fitting_results, other_settings, own_record
 from experiments.records import Record, Status
 from experiments.runner import Trial
 from experiments.sweep_trials import Setting, text_of
-from utils.groups import joined
-from utils.results import RESULTS_PREFIX, recorded_groups
+from scoring.groups import joined
+from scoring.results import RESULTS_PREFIX, recorded_groups
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from utils.results import Results
+    from scoring.results import Results
 
 CHOOSING = {"val": "val Dice", "test": "best test Dice"}
 """By `select_on`: what the reports call a run's best Dice on the cases that chose its checkpoint."""

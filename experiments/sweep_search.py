@@ -17,6 +17,15 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from experiments.earlier_runs import is_trained_like, own_record
+from experiments.optuna_figure import draw_search
+from experiments.optuna_study import (
+    distribution,
+    make_sampler,
+    open_study,
+    other_search_error,
+    set_at_creation,
+    value_of,
+)
 from experiments.records import Status
 from experiments.runner import Outcome, Trial
 from experiments.sweep_scores import (
@@ -27,15 +36,6 @@ from experiments.sweep_scores import (
     score_setting,
     validation_curve,
     values_of,
-)
-from experiments.sweep_search_figure import draw_search
-from experiments.sweep_search_study import (
-    distribution,
-    make_sampler,
-    open_study,
-    other_search_error,
-    set_at_creation,
-    value_of,
 )
 from experiments.sweep_settings import Sweep
 from experiments.sweep_slots import free_slots

@@ -78,8 +78,8 @@ def die_in_write(number: int, where: str, part: float) -> None:
             kill_self()  # the one moment without a last.pth
         return renamed
 
-    for name in ("utils.files", "utils.runs", "utils.tensor_files", "engine.run_folder",
-                 "engine.history", "engine.epoch_losses"):  # fmt: skip
+    for name in ("utils.files", "utils.runs", "utils.tensor_files", "engine.runs.run_folder",
+                 "engine.runs.history", "engine.training.epoch_losses"):  # fmt: skip
         vars(sys.modules[name])["atomic_write"] = atomic_write
     os.fsync = sync
     Path.replace = rename  # type: ignore[method-assign, assignment]
@@ -168,8 +168,8 @@ def build_vae(folder: Path) -> None:
 def preload() -> None:
     """Import what a run imports, so that its fork need not; nothing is computed yet."""
     for module in (
-        "accelerate", "diffusers.models.autoencoders.autoencoder_tiny", "engine.build", "engine.run_folder",
-        "engine.training", "matplotlib.backends.backend_agg", "torch.utils.tensorboard", "train",
+        "accelerate", "diffusers.models.autoencoders.autoencoder_tiny", "engine.build", "engine.runs.run_folder",
+        "engine.training.trainer", "matplotlib.backends.backend_agg", "torch.utils.tensorboard", "train",
     ):  # fmt: skip
         importlib.import_module(module)
     import torch

@@ -65,7 +65,7 @@ def spoil_second_loss() -> None:
 
 def stop_the_launcher() -> None:
     """Send it a SIGTERM in a step, which ends when this process has got one from it."""
-    from engine.training_step import TrainingStep
+    from engine.training.step import TrainingStep
 
     step, calls = TrainingStep.__call__, itertools.count(1)
 

@@ -24,11 +24,11 @@ import pytest
 import app
 import predict
 from datasets.image_headers import ImageError
-from engine import web_page
-from engine.backends import TorchBackend
-from engine.prediction import Segmentation
-from engine.trained_run import find_run
-from engine.web_access import RefuseForeign, refusal
+from engine.prediction import web_page
+from engine.prediction.backends import TorchBackend
+from engine.prediction.predict import Segmentation
+from engine.prediction.web_access import RefuseForeign, refusal
+from engine.runs.trained_run import find_run
 from tests.cases_on_disk import blob_case
 from tests.run_on_disk import ROOT, write_run, write_vae
 from utils.errors import UserError
@@ -201,9 +201,9 @@ def test_gradio_gets_ipv6_in_brackets(
             launched.append(options)
             raise OSError
 
-    monkeypatch.setattr("engine.backends.open_backend", lambda _: None)
-    monkeypatch.setattr("engine.backends.window_for", lambda *_: None)
-    monkeypatch.setattr("engine.web_page.build_page", lambda *_: Blocks())
+    monkeypatch.setattr("engine.prediction.backends.open_backend", lambda _: None)
+    monkeypatch.setattr("engine.prediction.backends.window_for", lambda *_: None)
+    monkeypatch.setattr("engine.prediction.web_page.build_page", lambda *_: Blocks())
     monkeypatch.setattr(signal, "signal", lambda *_: None)
     monkeypatch.setattr(os, "environ", os.environ.copy())
     with pytest.raises(UserError, match=f"cannot listen on {re.escape(host)} port"):
@@ -221,7 +221,7 @@ def test_a_stop_while_it_starts_leaves_no_folder(
         assert list(tmp_path.iterdir())
         os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr("engine.backends.open_backend", stopped)
+    monkeypatch.setattr("engine.prediction.backends.open_backend", stopped)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     monkeypatch.setattr(os, "environ", os.environ.copy())
     # a handler of its own, so that the signal ends no test without the fix

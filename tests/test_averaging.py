@@ -12,9 +12,9 @@ from safetensors.torch import load_file
 
 import export
 from datasets.cases import open_data_set
-from engine.provenance import provenance
-from engine.trained_run import find_run, load_run
-from engine.training_record import TrainingRecord
+from engine.runs.provenance import provenance
+from engine.runs.trained_run import find_run, load_run
+from engine.runs.training_record import TrainingRecord
 from tests.cases_on_disk import write_data_set
 from tests.run_on_disk import write_run, write_vae
 from utils.errors import UserError
@@ -125,7 +125,7 @@ def test_a_run_named_twice_is_refused(runs: list[Path], tmp_path: Path) -> None:
 
 
 def test_batch_normalisation_is_refused(runs: list[Path], tmp_path: Path) -> None:
-    from engine.combined_runs import load_average
+    from engine.runs.combined_runs import load_average
 
     system: Any = torch.nn.Sequential(torch.nn.BatchNorm2d(2))
     with pytest.raises(UserError, match="batch normalisation"):

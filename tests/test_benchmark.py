@@ -34,7 +34,7 @@ from benchmarks.separate_process import SeparateProcess
 from benchmarks.single_changes import CONTIGUOUS, KEPT, MERGED, Measured, decoder_pass
 from benchmarks.step_parts import REST
 from datasets.cases import open_data_set
-from engine.optimizers import Muon
+from engine.training.optimizers import Muon
 from tests.cases_on_disk import write_data_set
 from tests.drawn_figures import keep_figures
 from utils.errors import UserError

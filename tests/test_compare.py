@@ -11,15 +11,16 @@ import numpy as np
 import pytest
 
 import compare
-from engine.evaluation import format_summary
+from engine.validation.scoring import format_summary
+from experiments import cross_domain
+from scoring import comparison
+from scoring.case_scores import score_cases
+from scoring.groups import named_groups
+from scoring.metrics import METRICS
+from scoring.results import mean_of, read_results, write_results
+from scoring.statistics import bootstrap_interval, describe, holm, paired_difference
 from tests.drawn_figures import keep_figures
-from utils import comparison, cross_domain
-from utils.case_scores import score_cases
 from utils.errors import UserError
-from utils.groups import named_groups
-from utils.metrics import METRICS
-from utils.results import mean_of, read_results, write_results
-from utils.statistics import bootstrap_interval, describe, holm, paired_difference
 
 
 def validated(

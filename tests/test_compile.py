@@ -14,9 +14,9 @@ from torch import Tensor
 
 import train
 from engine.build import system_from
-from engine.compiling import compile_losses, compile_on_gpu
 from engine.cuda_graphs import TrainingPass, can_capture
 from engine.device import make_accelerator
+from engine.training.compiling import compile_losses, compile_on_gpu
 from models.base import SegmentationModel
 from tests.small_run import arguments
 from utils.config import make_config
@@ -64,7 +64,7 @@ def test_without_a_compiler_training_goes_on_as_it_is(
     asked.clear()
     with monkeypatch.context() as patch:
         patch.setattr(torch.cuda, "is_available", lambda: True)
-        patch.setattr("engine.compiling.shutil.which", lambda name: name)
+        patch.setattr("engine.training.compiling.shutil.which", lambda name: name)
         compile_on_gpu(compiled)
     for system in (plain, compiled):
         system(*batch)["loss"].backward()
@@ -103,8 +103,8 @@ def test_only_a_training_on_a_gpu_is_compiled(
 ) -> None:
     compiled: list[SegmentationModel] = []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: on_gpu)
-    monkeypatch.setattr("engine.compiling.compile_losses", compiled.append)
-    monkeypatch.setattr("engine.compiling.shutil.which", lambda name: name)
+    monkeypatch.setattr("engine.training.compiling.compile_losses", compiled.append)
+    monkeypatch.setattr("engine.training.compiling.shutil.which", lambda name: name)
     compile_on_gpu(build(vae))
     assert bool(compiled) == on_gpu
     assert torch._dynamo.config.suppress_errors == on_gpu, (
@@ -116,9 +116,9 @@ def test_nothing_is_compiled_without_a_compiler(
     vae: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     compiled: list[SegmentationModel] = []
-    monkeypatch.setattr("engine.compiling.compile_losses", compiled.append)
+    monkeypatch.setattr("engine.training.compiling.compile_losses", compiled.append)
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
-    monkeypatch.setattr("engine.compiling.shutil.which", lambda _: None)
+    monkeypatch.setattr("engine.training.compiling.shutil.which", lambda _: None)
     compile_on_gpu(build(vae))
     assert not compiled
     assert "needs a C compiler" in caplog.text
@@ -128,7 +128,7 @@ def test_train_compiles_where_the_config_asks_for_it(
     tmp_path: Path, vae: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     compiled: list[SegmentationModel] = []
-    monkeypatch.setattr("engine.compiling.compile_on_gpu", compiled.append)
+    monkeypatch.setattr("engine.training.compiling.compile_on_gpu", compiled.append)
     for asked in (False, True):
         train.main(arguments(tmp_path, vae, f"compile={asked}", "epochs=1", out=f"{asked}"))
         assert bool(compiled) == asked

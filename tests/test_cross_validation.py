@@ -13,17 +13,17 @@ import numpy as np
 import pytest
 
 import compare
-from engine.training_record import RunCases
+from engine.runs.training_record import RunCases
+from experiments import cross_validation
+from experiments.cross_validation import read_folds
+from scoring.case_scores import score_cases
+from scoring.groups import NOTHING_KNOWN, KnownGroups, named_groups
+from scoring.results import read_results, write_results
+from scoring.statistics import bootstrap_interval
 from tests.run_on_disk import ROOT
-from utils import cross_validation
-from utils.case_scores import score_cases
 from utils.config import dump_config, load_config
-from utils.cross_validation import read_folds
 from utils.errors import UserError
 from utils.files import sha256
-from utils.groups import NOTHING_KNOWN, KnownGroups, named_groups
-from utils.results import read_results, write_results
-from utils.statistics import bootstrap_interval
 
 CASES = [f"case_{index}" for index in range(8)]
 PARTS = (CASES[:3], CASES[3:6], CASES[6:])

@@ -18,7 +18,7 @@ from datasets.loading import SegmentationDataset
 from engine.build import system_from
 from engine.cuda_graphs import MAX_SHAPES, Predictor, can_capture, capture_training_step
 from engine.device import make_accelerator
-from engine.memory import estimate_memory
+from engine.training.memory import estimate_memory
 from models.base import SegmentationModel
 from models.build import build_system
 from models.losses import LossWeights
@@ -127,7 +127,7 @@ def test_a_step_is_captured_before_the_loader_is_at_work(
         events.append("read")
         return read(data_set, key)
 
-    monkeypatch.setattr("engine.training_step.can_capture", lambda *_: True)
+    monkeypatch.setattr("engine.training.step.can_capture", lambda *_: True)
     monkeypatch.setattr("engine.cuda_graphs.capture_training_step", capture)
     monkeypatch.setattr(SegmentationDataset, "__getitem__", noted)
     train.main(arguments(tmp_path, vae, "ch=16", "vae_model=tiny_vae", "epochs=1"))

@@ -14,8 +14,8 @@ import compare
 import export
 import predict
 import valid
-from engine.backends import TorchBackend
-from engine.trained_run import find_run, load_run
+from engine.prediction.backends import TorchBackend
+from engine.runs.trained_run import find_run, load_run
 from tests.cases_on_disk import write_data_set
 from tests.run_on_disk import write_run
 from utils.errors import UserError

@@ -42,7 +42,7 @@ def test_trains_goes_on_and_validates(
     weights = save_sd_vae(tmp_path / "sd") if name == "gms" else vae
     command = arguments(tmp_path, weights, *SYSTEMS[name])
     with monkeypatch.context() as patch:
-        from engine.training import Trainer
+        from engine.training.trainer import Trainer
 
         finish = Trainer._finish_epoch
 

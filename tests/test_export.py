@@ -73,9 +73,9 @@ def test_the_file_says_what_it_is(model: Path, run: Path) -> None:
 def test_any_batch_agrees_with_pytorch(tmp_path: Path, vae: Path, settings: tuple[str]) -> None:
     import torch
 
-    from engine.backends import OnnxBackend
-    from engine.onnx_export import example_images
-    from engine.trained_run import load_system
+    from engine.prediction.backends import OnnxBackend
+    from engine.prediction.onnx_export import example_images
+    from engine.runs.trained_run import load_system
 
     folder = tmp_path / "epochs_1"
     config = write_run(folder, vae, *settings)
@@ -132,7 +132,7 @@ def test_a_graph_that_differs_is_not_kept(
 def test_a_model_that_says_nothing_is_not_kept(
     small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from engine import trained_run
+    from engine.runs import trained_run
 
     load = trained_run.load_system
 
@@ -154,7 +154,7 @@ def test_a_target_that_cannot_be_written_is_told_first(
     def never(*_: object) -> None:
         raise AssertionError("loaded")
 
-    monkeypatch.setattr("engine.trained_run.load_system", never)
+    monkeypatch.setattr("engine.runs.trained_run.load_system", never)
     (tmp_path / f"folder.{ending}").mkdir()
     (tmp_path / "file").touch()
     for name in (f"folder.{ending}", f"file/model.{ending}", f"/proc/q/model.{ending}"):
@@ -212,7 +212,7 @@ def test_prediction_without_torch(model: Path, run: Path, tmp_path: Path) -> Non
 
 
 def test_a_model_for_upright_images_stays_one(tmp_path: Path, vae: Path, model: Path) -> None:
-    from engine.backends import OnnxBackend
+    from engine.prediction.backends import OnnxBackend
 
     tiny = ("vae_model=tiny_vae", "ch_mult=[1, 1, 1, 1]")
     write_run(tmp_path / "epochs_1", vae, *tiny, "keep_upright=true")
@@ -228,7 +228,7 @@ def test_a_model_for_upright_images_stays_one(tmp_path: Path, vae: Path, model: 
 
 
 def test_other_files_are_refused(tmp_path: Path, model: Path) -> None:
-    from engine.backends import OnnxBackend
+    from engine.prediction.backends import OnnxBackend
 
     path = tmp_path / "other.onnx"
     with pytest.raises(UserError, match="no ONNX file"):
@@ -246,7 +246,7 @@ def test_other_files_are_refused(tmp_path: Path, model: Path) -> None:
 def test_predicting_by_onnx_without_the_package(
     tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from engine.backends import OnnxBackend
+    from engine.prediction.backends import OnnxBackend
 
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(UserError, match="pip install 'onnxruntime"):

@@ -50,7 +50,7 @@ def test_exported_weights_stand_for_the_run(tmp_path: Path, vae: Path) -> None:
 
 
 def test_a_runs_own_weights_come_first(tmp_path: Path, vae: Path) -> None:
-    from engine.trained_run import find_run
+    from engine.runs.trained_run import find_run
 
     run = tmp_path / "run" / "epochs_1"
     write_run(run, vae)

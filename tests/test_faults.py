@@ -25,9 +25,9 @@ import torch
 
 import train
 from datasets.loading import SegmentationDataset
-from engine.saved_state import load_state, save_state
-from engine.training import Trainer
-from engine.training_step import TrainingStep
+from engine.runs.saved_state import load_state, save_state
+from engine.training.step import TrainingStep
+from engine.training.trainer import Trainer
 from tests.kill_test import same_end
 from tests.small_run import ROOT, arguments
 from utils.errors import UserError
@@ -89,7 +89,7 @@ def test_a_full_disk_keeps_the_last_state(
 
         def fill_disk() -> None:
             if fails == "history.csv":
-                patch.setattr("engine.history.atomic_write", no_space)
+                patch.setattr("engine.runs.history.atomic_write", no_space)
             else:
                 size = (whole / fails).stat().st_size
                 stack.enter_context(disk_takes_files_up_to(size - 100))
@@ -107,7 +107,7 @@ def test_a_full_disk_keeps_the_last_state(
 def test_a_full_disk_at_the_start_is_told(
     tmp_path: Path, vae: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("engine.run_folder.atomic_write", no_space)
+    monkeypatch.setattr("engine.runs.run_folder.atomic_write", no_space)
     with pytest.raises(UserError, match=r"cannot write to.*No space left"):
         train.main(arguments(tmp_path, vae, *SETTINGS))
 

@@ -13,13 +13,13 @@ import pytest
 
 import compare
 from datasets.leaks import known_groups
-from engine.evaluation import format_summary
-from utils import cross_domain
-from utils.groups import NOTHING_KNOWN, KnownGroups, joined, named_groups, unit_text
-from utils.metrics import METRICS, SIZES, CaseScores
-from utils.report import _notes
-from utils.results import read_results, recorded_groups, summarise, write_results
-from utils.statistics import describe, paired_difference
+from engine.validation.scoring import format_summary
+from experiments import cross_domain
+from scoring.groups import NOTHING_KNOWN, KnownGroups, joined, named_groups, unit_text
+from scoring.metrics import METRICS, SIZES, CaseScores
+from scoring.report import _notes
+from scoring.results import read_results, recorded_groups, summarise, write_results
+from scoring.statistics import describe, paired_difference
 
 NAMES = [f"case_{index:02}" for index in range(40)]
 PAIRS = named_groups(

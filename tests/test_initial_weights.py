@@ -13,9 +13,9 @@ import valid
 from datasets.cases import open_data_set
 from datasets.held_out import training_cases
 from engine.build import hold_out_from
-from engine.initial_weights import known_held_out_cases
-from engine.training import Trainer
-from engine.training_record import TrainingRecord, cases_trained_on, names_sha256
+from engine.runs.training_record import TrainingRecord, cases_trained_on, names_sha256
+from engine.training.initial_weights import known_held_out_cases
+from engine.training.trainer import Trainer
 from tests.cases_on_disk import write_data_set
 from tests.small_run import arguments
 from utils.checkpoints import load_weights, save_weights

@@ -27,9 +27,9 @@ from datasets.near_duplicates import (
 )
 from datasets.phantom import phantom_case
 from datasets.splits import Split, read_split, write_split
+from scoring.groups import connected
 from tests.dataset_archives import picture, png, prepare, square, write_folder
 from utils.errors import UserError
-from utils.groups import connected
 
 
 @functools.cache

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.saved_state import load_state
+from engine.runs.saved_state import load_state
 from tests.cases_on_disk import write_data_set
 from tests.small_run import ROOT, arguments
 from utils.entry import exit_from

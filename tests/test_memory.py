@@ -13,7 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import train
 from engine.device import make_accelerator
-from engine.memory import (
+from engine.training.memory import (
     CudaAutocast,
     MemoryEstimate,
     PeakMemory,
@@ -23,7 +23,7 @@ from engine.memory import (
     out_of_memory_error,
     split_batch,
 )
-from engine.weight_average import WeightAverage
+from engine.training.weight_average import WeightAverage
 from models.base import SegmentationModel
 from models.build import build_system
 from models.losses import LossWeights

@@ -13,9 +13,8 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from utils.case_scores import _map_batches, _score_batch, score_cases
-from utils.errors import UserError
-from utils.metrics import (
+from scoring.case_scores import _map_batches, _score_batch, score_cases
+from scoring.metrics import (
     METRICS,
     SIZES,
     assd,
@@ -28,6 +27,7 @@ from utils.metrics import (
     sensitivity,
     specificity,
 )
+from utils.errors import UserError
 
 EMPTY = np.zeros((30, 40), bool)
 FULL = np.ones((30, 40), bool)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 import train
-from engine.optimizers import ADAMW_SIZE, Muon, make_optimizer, orthogonalise
+from engine.training.optimizers import ADAMW_SIZE, Muon, make_optimizer, orthogonalise
 from tests.small_run import arguments
 
 LR, DECAY = 0.01, 0.1

@@ -20,7 +20,7 @@ import train
 import valid
 from engine.build import options_from, system_from
 from engine.device import make_accelerator
-from engine.training_step import TrainingStep
+from engine.training.step import TrainingStep
 from models.base import SegmentationModel
 from models.baseline import Baseline
 from models.build import build_system
@@ -353,7 +353,7 @@ def test_the_memory_of_a_network_that_looks_at_values(
     def too_large(*_: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr("engine.training_step.TrainingStep.__call__", too_large)
+    monkeypatch.setattr("engine.training.step.TrainingStep.__call__", too_large)
     with pytest.raises(UserError, match="out of memory with batches of 2 at 32 px: set a smaller"):
         train.main([*command, "resume=never"])
 

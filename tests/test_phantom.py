@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from datasets.phantom import SCANNERS, PhantomCase, phantom_case, speckle_envelope
-from utils.metrics import dice
+from scoring.metrics import dice
 
 
 @pytest.fixture(scope="module")

@@ -29,7 +29,10 @@ from datasets.cases import read_image
 from datasets.image_headers import ImageError
 from datasets.pictures import read_content, read_picture
 from datasets.windowing import parse_window
-from engine.prediction import (
+from engine.prediction.files import predict_files, read_file
+from engine.prediction.inputs import Job, find_jobs, unique_names
+from engine.prediction.outputs import OutputFolder
+from engine.prediction.predict import (
     PredictionOptions,
     Segmentation,
     blending_window,
@@ -38,9 +41,6 @@ from engine.prediction import (
     tile_starts,
     upright,
 )
-from engine.prediction_files import predict_files, read_file
-from engine.prediction_inputs import Job, find_jobs, unique_names
-from engine.prediction_outputs import OutputFolder
 from tests.cases_on_disk import blob_case, write_data_set
 from tests.run_on_disk import ROOT, write_run, write_vae
 from utils.errors import UserError
@@ -1060,9 +1060,9 @@ def test_masks_are_those_of_validation(
     tmp_path: Path, run: Path, tta: bool, keep_upright: bool
 ) -> None:
     from datasets.cases import open_data_set
-    from engine.case_predictions import predict_cases
     from engine.device import make_accelerator
-    from engine.trained_run import load_system
+    from engine.runs.trained_run import load_system
+    from engine.validation.case_predictions import predict_cases
     from utils.config import load_config
 
     data_set = open_data_set(write_data_set(tmp_path, train=1, test=3, size=50))
@@ -1148,7 +1148,7 @@ def test_no_file_of_an_earlier_prediction_stays_beside_a_new_one(
 def test_window_and_limit_reach_the_reading(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("engine.backends.open_backend", lambda _: GreyBackend())
+    monkeypatch.setattr("engine.prediction.backends.open_backend", lambda _: GreyBackend())
     dark = np.full((40, 40), 1000, np.uint16)
     dark[:, 20:] = 4000
     cv2.imwrite(str(tmp_path / "a.png"), dark)
@@ -1170,7 +1170,7 @@ def test_resume_goes_on_where_it_stopped(
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     assert predict.main([*command, str(whole)]) == 0
 
-    from engine.backends import TorchBackend
+    from engine.prediction.backends import TorchBackend
 
     call, calls = TorchBackend.__call__, [0]
 
@@ -1196,7 +1196,9 @@ def test_resume_goes_on_where_it_stopped(
     (parts / "overlays" / f"{first}.jpg").unlink()
 
     with monkeypatch.context() as patch:
-        patch.setattr("engine.backends.open_backend", lambda _: pytest.fail("loaded the model"))
+        patch.setattr(
+            "engine.prediction.backends.open_backend", lambda _: pytest.fail("loaded the model")
+        )
         with pytest.raises(UserError, match="already holds predictions"):
             predict.main([*command, str(parts)])
     calls[0] = -100
@@ -1314,7 +1316,7 @@ def test_a_folder_that_cannot_be_made_is_told_before_the_model_is_loaded(
     def never(_: object) -> None:
         raise AssertionError("loaded")
 
-    monkeypatch.setattr("engine.backends.open_backend", never)
+    monkeypatch.setattr("engine.prediction.backends.open_backend", never)
     command = ["--run", str(run), str(picture_folder(tmp_path / "in", 1)), "--out"]
     with pytest.raises(
         UserError, match=r"cannot write to /proc/q/r: .*another folder by --out"
@@ -1552,7 +1554,7 @@ def test_of_many_failures_the_first_are_told(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     failed = [{"file": f"{number}.png", "message": "damaged"} for number in range(23)]
-    assert predict.log_outcome(failed, 30, tmp_path) == 1
+    predict.log_failures(failed, tmp_path / "predictions.csv")
     assert len(caplog.messages) == 20 + 2 and caplog.messages[1] == "  0.png: damaged"
     assert caplog.messages[-1] == f"  and 3 more, see {tmp_path / 'predictions.csv'}"
 
@@ -1626,7 +1628,7 @@ def test_a_full_disk_leaves_nothing_half_written(
 def test_a_nan_output_fails_its_picture_alone(
     tmp_path: Path, run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from engine.backends import TorchBackend
+    from engine.prediction.backends import TorchBackend
 
     call = TorchBackend.__call__
 

@@ -17,9 +17,9 @@ import train
 import valid
 from datasets.phantom import phantom_case
 from datasets.splits import random_split, read_split
-from engine.backends import TorchBackend
-from engine.trained_run import find_run
-from engine.training_record import names_sha256
+from engine.prediction.backends import TorchBackend
+from engine.runs.trained_run import find_run
+from engine.runs.training_record import names_sha256
 from tests.small_run import arguments
 from utils.checkpoints import read_metadata
 from utils.config import dump_config, load_config
@@ -198,7 +198,7 @@ def test_provided_weights_stand_in_until_there_is_a_run(
     finished: Path, tmp_path: Path, vae: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     provided = passed_on(finished, tmp_path / "provided" / "blobs")
-    monkeypatch.setattr("engine.trained_run.PROVIDED_MODELS", tmp_path / "provided")
+    monkeypatch.setattr("engine.runs.trained_run.PROVIDED_MODELS", tmp_path / "provided")
     own, other = (arguments(tmp_path, vae, out=out) for out in ("wave_gms_blobs", "my_experiment"))
     valid.main(own)
     assert summary_in(provided)["provenance"]["checkpoint"] == str(

@@ -15,11 +15,11 @@ import cv2
 import numpy as np
 import pytest
 
-from utils.case_scores import score_cases
+from scoring.case_scores import score_cases
+from scoring.metrics import CaseScores, dice, score_case
+from scoring.report import ReportCase, write_report
+from scoring.results import read_results, write_results
 from utils.errors import UserError
-from utils.metrics import CaseScores, dice, score_case
-from utils.report import ReportCase, write_report
-from utils.results import read_results, write_results
 
 HOSTILE = """</script><img src=x onerror="alert(1)">'&amp;"""
 THRESHOLD = 0.37  # not one of the slider's regular steps in binary floating point

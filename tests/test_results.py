@@ -10,12 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from utils.case_scores import score_cases
-from utils.errors import UserError
-from utils.files import atomic_write
-from utils.groups import named_groups
-from utils.metrics import METRICS
-from utils.results import (
+from scoring.case_scores import score_cases
+from scoring.groups import named_groups
+from scoring.metrics import METRICS
+from scoring.results import (
     COLUMNS,
     Results,
     check_same_cases,
@@ -24,7 +22,9 @@ from utils.results import (
     summarise,
     write_results,
 )
-from utils.statistics import bootstrap_interval
+from scoring.statistics import bootstrap_interval
+from utils.errors import UserError
+from utils.files import atomic_write
 
 PROVENANCE = {"model": "litevae", "checkpoint_chosen_by": "validation Dice", "threshold": 0.5}
 

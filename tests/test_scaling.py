@@ -13,12 +13,12 @@ import pytest
 
 import train
 import valid
-from engine.saved_state import load_state
+from engine.runs.saved_state import load_state
+from scoring.results import read_results
 from tests.cases_on_disk import write_data_set
 from tests.small_run import ROOT, arguments
 from tests.test_training import history, poison
 from utils.errors import UserError
-from utils.results import read_results
 
 SETTINGS = (
     "val_fraction=0.23",  # 3 of 13: two processes do not share them evenly

@@ -21,21 +21,21 @@ from experiments.runner import Outcome, Steps, Trial
 from experiments.sweep_scores import results_on_test
 from experiments.sweep_settings import load_sweep
 from experiments.sweep_slots import held_slot
+from scoring.metrics import METRICS, SIZES
+from scoring.results import write_results
 from tests.quick_training import make_sweeps_quick, quick_steps, starts
 from tests.test_sweep import run, validated_steps, write_sweep
 from utils.config import load_config
 from utils.errors import UserError
 from utils.interruption import Interrupted
-from utils.metrics import METRICS, SIZES
-from utils.results import write_results
 
 optuna = pytest.importorskip("optuna", reason="searches need Optuna (optional)")
 
 from optuna.exceptions import StorageInternalError  # noqa: E402
 from sqlalchemy.exc import IntegrityError, OperationalError  # noqa: E402
 
+from experiments.optuna_figure import importances  # noqa: E402
 from experiments.sweep_search import SearchPlan  # noqa: E402
-from experiments.sweep_search_figure import importances  # noqa: E402
 
 RATES = {"lr": {"low": 1e-4, "high": 0.1, "log": True}}
 
@@ -48,7 +48,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("experiments.sweep_search_storage.time.sleep", lambda _: None)
+    monkeypatch.setattr("experiments.optuna_storage.time.sleep", lambda _: None)
 
 
 def plan_of(
@@ -366,7 +366,7 @@ def test_a_storage_may_be_away_for_a_while(
     end(plan, trial, "finished")
     assert states(plan) == ["COMPLETE"] and not errors
 
-    monkeypatch.setattr("experiments.sweep_search_storage.PATIENCE", 0.0)
+    monkeypatch.setattr("experiments.optuna_storage.PATIENCE", 0.0)
     errors += [StorageInternalError("locked")]
     with pytest.raises(UserError, match=r"StorageInternalError.*the same command resumes"):
         plan.study.tell(plan.study.ask(), 0.5)

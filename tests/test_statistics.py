@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from utils import statistics
-from utils.statistics import (
+from scoring import statistics
+from scoring.statistics import (
     bootstrap_interval,
     describe,
     holm,

@@ -40,13 +40,13 @@ from experiments.study_scores import (
     ways_of,
 )
 from experiments.study_scoring import training_and_scoring_steps
+from scoring.metrics import METRICS, SIZES
+from scoring.results import write_results
+from scoring.statistics import t_interval
 from tests.cases_on_disk import write_data_set
 from tests.drawn_figures import keep_figures
 from utils.errors import UserError
 from utils.files import sha256
-from utils.metrics import METRICS, SIZES
-from utils.results import write_results
-from utils.statistics import t_interval
 
 ROOT = Path(__file__).resolve().parents[1]
 RUN = Run("Wave-GMS", "published", 1)
@@ -816,7 +816,8 @@ def test_a_dry_run_tells_what_failed_and_that_there_is_nothing_to_choose_by(
     command = ["--config", str(path), "--out", str(tmp_path), "--dry-run"]
     write_data_set(tmp_path, train=8, test=2, size=32)
     trials = trials_of(load_study(path))
-    for seed, status in ((1, "failed"), (2, "finished")):
+    statuses: dict[int, Status] = {1: "failed", 2: "finished"}
+    for seed, status in statuses.items():
         trial = trials[Run("Wave-GMS", "published", seed)]
         trial.folder.mkdir(parents=True)
         config = trial.config.model_dump(mode="json")

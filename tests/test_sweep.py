@@ -34,17 +34,17 @@ from experiments.sweep_scores import (
 from experiments.sweep_settings import SweepSettings, describe_settings, load_sweep
 from experiments.sweep_slots import held_slot
 from experiments.sweep_trials import list_settings
+from scoring.groups import named_groups
+from scoring.metrics import METRICS, SIZES, EmptyRule
+from scoring.results import write_results
+from scoring.statistics import describe, t_interval
 from tests.cases_on_disk import write_data_set
 from tests.quick_training import make_sweeps_quick, quick_steps, starts
 from tests.small_run import arguments
 from utils.config import Config, dump_config, load_config, make_config
 from utils.errors import UserError
 from utils.files import sha256
-from utils.groups import named_groups
 from utils.interruption import Interrupted
-from utils.metrics import METRICS, SIZES, EmptyRule
-from utils.results import write_results
-from utils.statistics import describe, t_interval
 
 ROOT = Path(__file__).resolve().parents[1]
 SHIPPED = sorted((ROOT / "configs" / "sweeps").glob("*.yaml"))

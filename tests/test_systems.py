@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from engine.build import system_from
-from engine.trained_run import load_system
+from engine.runs.trained_run import load_system
 from models.base import SegmentationModel
 from models.baseline import Baseline, build_baseline
 from models.build import VAE_MODELS, build_system

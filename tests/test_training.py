@@ -19,15 +19,15 @@ from accelerate import Accelerator
 import train
 import valid
 from datasets.splits import hold_out
-from engine import training
 from engine.device import make_accelerator
-from engine.epoch_losses import write_nonfinite
-from engine.epoch_scores import validate
-from engine.history import EpochRow, draw_curves, sample_panel
-from engine.run_folder import RunFolder, check_resumable
-from engine.saved_state import load_state
-from engine.schedule import warmup_then_cosine
-from engine.training_record import RunCases
+from engine.runs.history import EpochRow, draw_curves, sample_panel
+from engine.runs.run_folder import RunFolder, check_resumable
+from engine.runs.saved_state import load_state
+from engine.runs.training_record import RunCases
+from engine.training import trainer as training
+from engine.training.epoch_losses import write_nonfinite
+from engine.training.epoch_scores import validate
+from engine.training.schedule import warmup_then_cosine
 from models.losses import dice_and_iou
 from tests.cases_on_disk import write_data_set
 from tests.drawn_figures import keep_figures
@@ -83,8 +83,8 @@ def test_a_run_writes_what_it_promises(a_run: Path) -> None:
 
 def keep_cases(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     """A list that the names of the cases of each training step from here on are added to."""
-    from engine.training import Trainer
-    from engine.training_step import TrainingStep
+    from engine.training.step import TrainingStep
+    from engine.training.trainer import Trainer
 
     step, fit = TrainingStep.__call__, Trainer.fit
     kept: list[list[str]] = []
@@ -122,7 +122,7 @@ def test_a_seed_fixes_the_run_and_workers_change_nothing(
 
 def stop_in_step(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
     """Make a SIGTERM arrive during the given training step."""
-    from engine.training_step import TrainingStep
+    from engine.training.step import TrainingStep
 
     step, left = TrainingStep.__call__, [number]
 
@@ -220,7 +220,7 @@ def test_the_best_is_kept_through_equal_and_worse_epochs(
     tmp_path: Path, vae: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scores = iter([0.5, 0.5, 0.4])
-    monkeypatch.setattr("engine.training.validate", lambda *_: (next(scores), 0.0))
+    monkeypatch.setattr("engine.training.trainer.validate", lambda *_: (next(scores), 0.0))
     command = arguments(tmp_path, vae, "epochs=3", "save_freq=1", "ema_decay=0.9", "ch=16")
     with monkeypatch.context() as patch:
         stop_in_step(patch, 4)  # the best before the stop counts after it
@@ -247,7 +247,7 @@ def test_epochs_are_validated_when_it_is_their_turn_and_the_last_one_always(
 def test_a_long_epoch_is_saved_after_so_many_minutes(
     tmp_path: Path, vae: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from engine.training_step import TrainingStep
+    from engine.training.step import TrainingStep
 
     step, seconds, saved = TrainingStep.__call__, [0.0], []
 
@@ -319,7 +319,7 @@ def test_the_optimiser_and_the_average_follow_the_config(
         )
         return float(len(validated)), 0.0
 
-    monkeypatch.setattr("engine.training.validate", better_each_time)
+    monkeypatch.setattr("engine.training.trainer.validate", better_each_time)
     settings = ("batch_size=7", "ema_decay=0.9", "weight_decay=0.3", "clip_norm=0.001")
     train.main(arguments(tmp_path, vae, *settings, "ch=16"))
     folder = tmp_path / "run" / "epochs_2"
@@ -372,7 +372,7 @@ def test_what_a_network_draws_from_python_and_numpy_resumes_too(
 def test_a_network_does_not_draw_what_the_augmentation_drew(
     tmp_path: Path, vae: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from engine.training_step import TrainingStep
+    from engine.training.step import TrainingStep
 
     step = TrainingStep.__call__
     noise: list[torch.Tensor] = []
@@ -428,7 +428,7 @@ def test_the_record_of_versions_is_that_of_the_training(
 
     def at_commit(commit: str) -> None:
         described = describe_environment() | {"commit": commit}
-        monkeypatch.setattr("engine.run_folder.describe_environment", lambda: described)
+        monkeypatch.setattr("engine.runs.run_folder.describe_environment", lambda: described)
 
     at_commit("first")
     for _ in range(2):
@@ -456,7 +456,7 @@ def test_each_change_of_versions_is_recorded_once(
     folder = RunFolder(tmp_path, config, RunCases((), (), ()), {"precision": "fp32"})
     for commit in ("first", "second", "third", "third", "second"):
         described = {"commit": commit}
-        monkeypatch.setattr("engine.run_folder.describe_environment", described.copy)
+        monkeypatch.setattr("engine.runs.run_folder.describe_environment", described.copy)
         folder.begin()
         (tmp_path / "last.pth").touch()
     recorded = json.loads((tmp_path / "environment.json").read_text())
@@ -518,7 +518,7 @@ def test_the_log_file_says_why_a_run_ended(
     def fail(self) -> None:
         raise ZeroDivisionError("a bug")
 
-    monkeypatch.setattr("engine.training.Trainer.fit", fail)
+    monkeypatch.setattr("engine.training.trainer.Trainer.fit", fail)
     with pytest.raises(ZeroDivisionError):
         train.main(arguments(tmp_path, vae))
     assert "Traceback" in log.read_text()
@@ -697,7 +697,7 @@ def test_a_score_of_0_is_told(
     tmp_path: Path, vae: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(
-        "engine.training.validate", lambda model, cases, threshold: (0.0, threshold)
+        "engine.training.trainer.validate", lambda model, cases, threshold: (0.0, threshold)
     )
     train.main(
         arguments(tmp_path, vae, "epochs=1", "w_tversky=0", "validate_every=2", "threshold=0.3")
@@ -941,14 +941,14 @@ def test_pictures_are_drawn_now_and_then_and_at_the_end(
     drawn: list[tuple[str, int]] = []
     shown: list[int] = []
     monkeypatch.setattr(
-        "engine.history.draw_curves",
+        "engine.runs.history.draw_curves",
         lambda path, history, title: drawn.append((path.name, len(history))),
     )
     monkeypatch.setattr(
         "torch.utils.tensorboard.SummaryWriter.add_image",
         lambda _, tag, image, epoch, dataformats: shown.append(epoch),
     )
-    monkeypatch.setattr("engine.history.PICTURE_SECONDS", 1e6)
+    monkeypatch.setattr("engine.runs.history.PICTURE_SECONDS", 1e6)
     train.main(arguments(tmp_path, vae, "epochs=4"))
     assert drawn == [("curves.png", 1), ("curves.png", 4), ("curves.pdf", 4)]
     assert shown == [1, 4]
@@ -963,7 +963,7 @@ def test_samples_show_image_truth_and_probability() -> None:
 
 
 def test_curves_are_drawn_with_gaps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    drawn = keep_figures(monkeypatch, "engine.history")
+    drawn = keep_figures(monkeypatch, "engine.runs.history")
     rows: list[EpochRow] = [
         {"epoch": 1, "loss": 2.0, "lr": 0.1, "val_dice": None},
         {"epoch": 2, "loss": 1.0, "lr": 0.1, "val_dice": 0.5},

@@ -11,9 +11,9 @@ from torch import Tensor
 
 import train
 from engine.build import system_from
-from engine.case_predictions import mean_over_orientations
 from engine.cuda_graphs import Predictor, TrainingPass
 from engine.device import make_accelerator
+from engine.validation.case_predictions import mean_over_orientations
 from tests.small_run import arguments
 from tests.test_cuda_graphs import batch, build
 from tests.test_training import end_of, stop_and_resume

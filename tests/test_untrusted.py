@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 
 from datasets.cases import Case, CaseError, read_case
 from datasets.decoding import MAX_MEGAPIXELS
-from engine.saved_state import load_state
+from engine.runs.saved_state import load_state
 from utils.config import Config, load_config, make_config
 from utils.errors import UserError
 from utils.tensor_files import load_tensors, save_tensors

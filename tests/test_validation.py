@@ -18,15 +18,21 @@ import export
 import train
 import valid
 from datasets.cases import Case, open_data_set
-from engine import trained_run
-from engine.backends import TorchBackend
-from engine.case_predictions import (
+from engine.prediction.backends import TorchBackend
+from engine.runs import trained_run
+from engine.runs.provenance import provenance
+from engine.runs.trained_run import find_run
+from engine.runs.training_record import seen_test_cases, trained_values_that_differ
+from engine.validation.case_predictions import (
     Prediction,
     mean_over_orientations,
     remove_other_predictions,
     save_each,
 )
-from engine.examples import (
+from experiments import cross_validation
+from models.losses import dice_and_iou
+from scoring.comparison import how_scored
+from scoring.examples import (
     PREDICTION_COLOUR,
     TRUTH_COLOUR,
     TRUTH_LINE,
@@ -36,22 +42,16 @@ from engine.examples import (
     reduced,
     trace_outline,
 )
-from engine.provenance import provenance
-from engine.trained_run import find_run
-from engine.training_record import seen_test_cases, trained_values_that_differ
-from models.losses import dice_and_iou
+from scoring.report import ReportCase
+from scoring.results import Summary, read_results
+from scoring.statistics import bootstrap_interval
 from tests.cases_on_disk import write_data_set
 from tests.drawn_figures import keep_figures
 from tests.run_on_disk import write_vae
 from tests.small_run import arguments
-from utils import cross_validation
-from utils.comparison import how_scored
 from utils.config import dump_config, load_config, make_config
 from utils.errors import UserError
 from utils.files import sha256
-from utils.report import ReportCase
-from utils.results import Summary, read_results
-from utils.statistics import bootstrap_interval
 
 
 def scores(folder: Path) -> list[dict[str, str]]:
@@ -392,7 +392,7 @@ def test_the_threshold_is_inclusive_and_used(
     pictured = []
     for name in ("write_report", "write_overlays", "draw_examples"):
         monkeypatch.setattr(
-            f"engine.evaluation.{name}",
+            f"engine.validation.scoring.{name}",
             lambda *given, threshold=None, **_: pictured.append(threshold or given[-1]),
         )
     valid.main(arguments(tmp_path, vae, "threshold=0.9999"))
@@ -884,7 +884,7 @@ def test_examples_show_both_outlines_on_the_image(
     square = np.zeros((40, 60), bool)
     square[20:40, 5:25] = True
     none = np.zeros((40, 60), bool)
-    drawn = keep_figures(monkeypatch, "engine.examples")
+    drawn = keep_figures(monkeypatch, "scoring.examples")
 
     def picture(name: str, truth: np.ndarray, mask: np.ndarray) -> np.ndarray:
         grey = np.full((40, 60, 3), 90, np.uint8)

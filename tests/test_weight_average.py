@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from engine.weight_average import WeightAverage
+from engine.training.weight_average import WeightAverage
 from models.baseline import Baseline
 from models.build import build_system
 from models.losses import LossWeights

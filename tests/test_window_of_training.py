@@ -14,10 +14,10 @@ import predict
 import train
 import valid
 from datasets import prepare
-from engine.backends import TorchBackend, window_for
-from engine.run_folder import check_resumable
-from engine.trained_run import find_run
-from engine.training_record import TrainingRecord
+from engine.prediction.backends import TorchBackend, window_for
+from engine.runs.run_folder import check_resumable
+from engine.runs.trained_run import find_run
+from engine.runs.training_record import TrainingRecord
 from tests.cases_on_disk import blob_case
 from tests.small_run import arguments
 from utils.checkpoints import read_metadata
@@ -135,7 +135,7 @@ def test_the_page_scales_images_as_in_training(
         taken.append(window)
         raise Stop
 
-    monkeypatch.setattr("engine.web_page.build_page", build_page)
+    monkeypatch.setattr("engine.prediction.web_page.build_page", build_page)
     for more in ([], ["--window", "auto"]):
         with pytest.raises(Stop):
             app.main(["--run", str(work / "windowed" / "epochs_1"), *more])
@@ -212,7 +212,7 @@ def test_a_run_goes_on_with_images_of_the_same_window_only(work: Path, tmp_path:
 def test_training_on_images_prepared_again_with_another_window_is_refused(
     work: Path, vae: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("engine.run_folder.prepared_window", lambda _: "0,4000")
+    monkeypatch.setattr("engine.runs.run_folder.prepared_window", lambda _: "0,4000")
     with pytest.raises(UserError, match=r"--window 200,800 in the saved run, with --window 0,4000"):
         trained(work, vae, "windowed")
 

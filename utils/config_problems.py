@@ -26,7 +26,7 @@ _LOSSES = "the losses of Wave-GMS are weighted by w_rec, w_dice and w_tversky; a
 _BEST_IS_KEPT = "training does not stop early: the weights of the best epoch are kept, best_model.pth (with select_on: last, those of the last); epochs says how many"
 _SCHEDULE = "the learning rate always rises over warmup_epochs to lr, then falls by a cosine to 0"
 _ONE_CLASS = "a mask is foreground or not; `python -m datasets.prepare --label` says which of its values are foreground"
-_FIXED = "it is fixed for each optimizer, see engine/optimizers.py"
+_FIXED = "it is fixed for each optimizer, see engine/training/optimizers.py"
 NO_KEY = {
     "loss": _LOSSES, "losses": _LOSSES, "loss_function": _LOSSES, "criterion": _LOSSES,
     "early_stopping": _BEST_IS_KEPT, "early_stop": _BEST_IS_KEPT, "patience": _BEST_IS_KEPT,

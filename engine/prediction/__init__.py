@@ -1,0 +1,1 @@
+"""How a trained network segments images: files, web page, ONNX."""

@@ -1,0 +1,108 @@
+"""Provenance of a run or a score: weights and how they were chosen, data, settings, versions."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from datasets.cases import DataSet
+from datasets.prepared import METADATA_GROUPS, prepared_window
+from engine.runs.training_record import (
+    GROUPS,
+    INITIAL_WEIGHTS,
+    SPLIT_FILE,
+    TrainingRecord,
+    same_parts,
+    seen_test_cases,
+    trained_values_that_differ,
+)
+from scoring.results import Provenance
+from utils.checkpoints import frozen_hashes
+from utils.config import Config
+from utils.environment import describe_environment
+from utils.files import sha256
+
+if TYPE_CHECKING:
+    from engine.runs.trained_run import LoadedRun
+    from models.base import SegmentationModel
+
+log = logging.getLogger("wavegms")
+
+
+def input_hashes(
+    init_weights: Path | None, data_set: DataSet, system: SegmentationModel
+) -> dict[str, str]:
+    """SHA-256 of what a result rests on besides config and code."""
+    hashes = {SPLIT_FILE: sha256(data_set.split_file)}
+    if init_weights is not None:
+        hashes[INITIAL_WEIGHTS] = sha256(init_weights)
+    groups = data_set.folder / METADATA_GROUPS
+    if groups.is_file():
+        hashes[GROUPS] = sha256(groups)
+    return hashes | frozen_hashes(system)
+
+
+def provenance(loaded: LoadedRun, data_set: DataSet, precision: str) -> Provenance:
+    """What a score rests on: weights and how they were chosen, data, settings, versions.
+
+    `precision` is the one that the predictions are computed in, see `resolved_precision`.
+    """
+    config, checkpoint = loaded.config, loaded.checkpoint
+    record = TrainingRecord.read(checkpoint)
+    run, selection = record.config, record.selection()
+    seen = seen_test_cases(checkpoint, data_set)
+    for runs, of in ((record.averaged_runs, "weights"), (record.ensemble_runs, "probabilities")):
+        if runs > 1:
+            selection = f"mean of the {of} of {runs} runs, each {selection}"
+    return {
+        "selection": selection,
+        "trained_on": None if run is None else run.dataset,
+        "trained_on_another_split": bool(seen) or record.used_another_split(data_set),
+        "test_cases_trained_on": seen,
+        "trained_otherwise": trained_values_that_differ(
+            config, run, same_parts(loaded.frozen, record.frozen)
+        ),
+        "data_set": data_set.name,
+        "model": config.model,
+        "vae_model": config.vae_model if config.is_wave_gms else None,
+        "guidance_method": config.guidance_method if config.is_wave_gms else None,
+        "vae_weights": config.vae_weights if config.is_wave_gms else None,
+        "init_weights": None if run is None or run.init_weights is None else str(run.init_weights),
+        "checkpoint": str(checkpoint),
+        "sha256": {
+            "checkpoint": loaded.sha256,
+            SPLIT_FILE: sha256(data_set.split_file),
+        },
+        "image_size": config.image_size,
+        "evaluation_size": config.evaluation_size or config.image_size,
+        "threshold": config.threshold,
+        "tta": config.tta,
+        "keep_upright": config.keep_upright,
+        "precision": precision,
+        "environment": describe_environment(),
+    }
+
+
+def warn_of_other_window(checkpoint: Path, data_set: DataSet) -> None:
+    """Log where images of the data set were prepared with another window than those of the training."""
+    trained, here = TrainingRecord.read(checkpoint).window, prepared_window(data_set.folder)
+    if trained is not None and here is not None and trained != here:
+        log.warning(
+            "the images of %s were prepared with %s, those that these weights were trained on with %s: of images of "
+            "more than 8 bits the model then sees other grey values, and scores can be lower for it",
+            *(data_set.name, window_option(here), window_option(trained)),
+        )
+
+
+def window_option(window: str) -> str:
+    """The option that a data set was prepared with; '' stands for none."""
+    return f"--window {window}" if window else "no --window"
+
+
+def network_name(config: Config) -> str:
+    """The network in a few words, as `wave-gms (litevae)`."""
+    if not config.is_wave_gms:
+        return config.model
+    parts = [config.vae_model, *([config.guidance_method] if config.guidance_method else [])]
+    return f"{config.model} ({', '.join(parts)})"

@@ -1,0 +1,246 @@
+"""Finding a trained run, by its folder or config, and loading its weights."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from utils.entry import accept_negative_values
+from utils.errors import UserError, listed
+from utils.files import sha256
+
+if TYPE_CHECKING:
+    from models.base import SegmentationModel
+    from utils.config import Config
+
+log = logging.getLogger("wavegms")
+
+PROVIDED_MODELS = Path("ckpt/provided_models")
+"""Weights that come with the repository, a folder like that of a run for each data set."""
+
+
+class TrainedRun(NamedTuple):
+    """A run that is trained: its config, and the checkpoint that is meant."""
+
+    config: Config
+    checkpoint: Path
+
+
+class LoadedRun(NamedTuple):
+    """A trained run whose weights are loaded."""
+
+    config: Config
+    checkpoint: Path
+    system: SegmentationModel
+    sha256: str
+    """Of the checkpoint's content that was loaded, which a training that goes on may have replaced since."""
+    frozen: dict[str, str]
+    """SHA-256 of the weights of each frozen part, by its name."""
+
+
+def add_model_arguments(parser: argparse.ArgumentParser, onnx: bool = True) -> None:
+    """`--run`, `--config`, `--onnx` (one of them), `--weights` and `--set`."""
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument(
+        "--run",
+        type=Path,
+        metavar="DIR",
+        help="folder of a run: config.yaml and best_model.pth (or .safetensors)",
+    )
+    source.add_argument("--config", type=Path, metavar="YAML", help="config of the model")
+    if onnx:
+        source.add_argument("--onnx", type=Path, metavar="FILE", help="model written by export.py")
+    add = parser.add_argument
+    add("--weights", type=Path, metavar="PTH", help="checkpoint, in place of the run's best")
+    add(
+        "--set",
+        action="append",
+        default=[],
+        metavar="key=value",
+        help="change a key of the run's config, such as vae_weights, GPUs or precision; may be given again",
+    )
+
+
+def add_window_argument(parser: argparse.ArgumentParser) -> None:
+    """`--window`, for `datasets.windowing.parse_window` to read."""
+    accept_negative_values(parser)
+    parser.add_argument(
+        "--window",
+        metavar="LOW,HIGH|auto",
+        help="values of black and white in images of more than 8 bits; auto: each one's range; default: that of "
+        "the images that the model was trained on",
+    )
+
+
+def megapixels(text: str) -> float:
+    """Type of an argument that limits the size of images."""
+    limit = float(text)
+    if not 0 < limit <= 1e6:
+        raise argparse.ArgumentTypeError(f"expected above 0, at most 1000000, got {text}")
+    return limit
+
+
+def add_megapixels_argument(parser: argparse.ArgumentParser, default: float) -> None:
+    """`--max-megapixels`, which is `default` unless given."""
+    parser.add_argument(
+        "--max-megapixels",
+        type=megapixels,
+        default=default,
+        metavar="N",
+        help=f"refuse larger images before decoding them ({default})",
+    )
+
+
+def find_named_run(arguments: argparse.Namespace) -> TrainedRun:
+    """Config and checkpoint that the arguments of `add_model_arguments` name."""
+    return find_run(arguments.run, arguments.config, arguments.weights, arguments.set)
+
+
+def find_run(
+    folder: Path | None = None,
+    config_file: Path | None = None,
+    weights: Path | None = None,
+    overrides: Sequence[str] = (),
+) -> TrainedRun:
+    """Config and checkpoint of a run: of its folder, or of a config file where there is no folder.
+
+    The checkpoint is `weights`, else the `model_weight` that `overrides` (`key=value`) or the config file
+    name, else the run's `best_model.pth`. Of a `folder`, that of its config.yaml does not count, and the
+    best weights are those in it, `best_model.pth` or `.safetensors` as export.py writes it, even where it
+    is a copy whose config.yaml names another place. As long as a data set's own config has no run, it
+    stands for the weights that come with the repository, where there are some. UserError where one is
+    missing.
+    """
+    if folder is not None:
+        return _run_in_folder(folder, weights, overrides)
+    if config_file is not None:
+        return _run_of_config(config_file, weights, overrides)
+    raise UserError("name the folder of a run, or a config file")
+
+
+def _run_in_folder(folder: Path, weights: Path | None, overrides: Sequence[str]) -> TrainedRun:
+    from utils.config import load_config
+    from utils.yaml_files import parse_overrides
+
+    config_file = folder / "config.yaml"
+    if not config_file.is_file():
+        raise UserError(
+            f"{folder} is not the folder of a run: it has no config.yaml. Name one as "
+            "train.py wrote it (ckpt/<experiment>/epochs_<N>), or use --config" + _runs_near(folder)
+        )
+    config = load_config(config_file, overrides)
+    named = config.model_weight if "model_weight" in parse_overrides(overrides) else None
+    if weights is None and named is None:
+        own, passed_on = folder / "best_model.pth", folder / "best_model.safetensors"
+        weights = passed_on if passed_on.is_file() and not own.is_file() else own
+    return _with_checkpoint(config, weights)
+
+
+def _run_of_config(config_file: Path, weights: Path | None, overrides: Sequence[str]) -> TrainedRun:
+    from utils.config import load_config
+
+    config = load_config(config_file, overrides)
+    provided = None if weights or config.model_weight else provided_for(config)
+    if provided is None:
+        return _with_checkpoint(config, weights)
+    log.warning(
+        "no run in %s yet: the weights that come with the repository are used, with their own config, %s",
+        *(config.snapshot_path, provided),
+    )
+    return _run_in_folder(
+        provided, None, [f"pickle_file_path={config.pickle_file_path}", *overrides]
+    )
+
+
+def _with_checkpoint(config: Config, weights: Path | None) -> TrainedRun:
+    """The config with `weights` as its `model_weight`, if given, and the checkpoint that it then means."""
+    if weights:
+        config = config.model_copy(update={"model_weight": weights})
+    path = config.model_weight or config.run_folder / "best_model.pth"
+    if not path.is_file():
+        raise UserError(
+            f"no checkpoint at {path}. Train one with the same config (python train.py --config ...), "
+            "or name one: --weights path/to/best_model.pth, for valid.py model_weight=path/to/best_model.pth"
+            + _runs_near(config.snapshot_path)
+        )
+    return TrainedRun(config, path)
+
+
+def _runs_near(path: Path) -> str:
+    """The runs in a folder, or beside what is none, for the end of a message."""
+    near = path if path.is_dir() else path.parent
+    folders = [near, *sorted(near.glob("epochs_*"))]
+    runs = [str(each) for each in folders if (each / "config.yaml").is_file()]
+    return f". Runs near by: {listed(runs, 5)}" if runs else ""
+
+
+def provided_for(config: Config) -> Path | None:
+    """Folder of the repository's weights for the config's data set.
+
+    None where there are none, where the experiment has a run of its own, and for another experiment than
+    that of the data set's own config.
+    """
+    folder, experiment = PROVIDED_MODELS / config.dataset, config.snapshot_path
+    if experiment.name != f"wave_gms_{config.dataset}" or any(
+        experiment.glob("epochs_*/best_model.*")
+    ):
+        return None
+    return folder if (folder / "config.yaml").is_file() else None
+
+
+def load_run(config: Config, checkpoint: Path) -> LoadedRun:
+    """The trained system, see `load_system`, with hashes of the weights that are in it.
+
+    Where a training replaces the checkpoint at that moment, it is read once more; UserError if that
+    happens again.
+    """
+    from utils.checkpoints import frozen_hashes
+
+    for _ in range(2):
+        before = sha256(checkpoint)
+        system = load_system(config, checkpoint)
+        if sha256(checkpoint) == before:
+            return LoadedRun(config, checkpoint, system, before, frozen_hashes(system))
+    raise UserError(
+        f"{checkpoint} was replaced twice while it was read, by a training that goes on: try again, or take a copy "
+        "of the checkpoint"
+    )
+
+
+def load_system(config: Config, checkpoint: Path) -> SegmentationModel:
+    """The trained system in eval mode, or an ensemble; a warning where it was trained with another config.
+
+    UserError if the checkpoint is another architecture's.
+    """
+    from engine.build import system_from
+    from engine.runs.training_record import TrainingRecord, same_parts, trained_values_that_differ
+    from utils.checkpoints import frozen_hashes, load_weights
+
+    record = TrainingRecord.read(checkpoint)
+    system = system_from(config, pretrained=False)
+    if (runs := record.ensemble_runs) > 1:
+        from models.ensemble import Ensemble
+
+        system = Ensemble(
+            [system, *(system_from(config, pretrained=False) for _ in range(runs - 1))]
+        )
+    load_weights(checkpoint, system, config=config)
+    same_vae = same_parts(frozen_hashes(system), record.frozen)
+    others = trained_values_that_differ(config, record.config, same_vae)
+    if record.config and same_vae is False and record.config.vae_weights == config.vae_weights:
+        del others["vae_weights"]
+        log.warning(
+            "the frozen VAE at %s is not the one of the training any more: restore that, or name it by vae_weights",
+            config.vae_weights,
+        )
+    if others:
+        keys = " ".join(
+            f"{key}={'null' if value is None else value}" for key, value in others.items()
+        )
+        log.warning(
+            "these weights were trained with %s: set that to use them as they were trained", keys
+        )
+    return system.eval()

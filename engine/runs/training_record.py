@@ -1,0 +1,438 @@
+"""What is recorded of a checkpoint's training: its config, its cases, and how it was chosen.
+
+The record is the config.yaml, environment.json and cases.json beside the checkpoint, or the metadata in a
+file of weights that were passed on.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import logging
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from datasets.cases import Case, DataSet, find_split_file
+from datasets.catalogue import SPLIT_FILE_ENDING, canonical_name
+from datasets.splits import read_split
+from utils.checkpoints import WEIGHT_KEYS, read_metadata
+from utils.config import Config, load_config
+from utils.errors import UserError
+from utils.files import sha256
+
+log = logging.getLogger("wavegms")
+
+NETWORK_KEYS = (*WEIGHT_KEYS, "vae_weights", "image_size")
+"""Keys of the config by which the same weights give another probability; with test-time augmentation,
+`keep_upright` too."""
+
+DATA_SET, TRAINING_CASES = "data_set", "training_cases"
+SELECTION = "selection"
+AVERAGED_RUNS, AVERAGED_FROM = "averaged_runs", "averaged_from"
+ENSEMBLE_RUNS = "ensemble_runs"
+WINDOW = "window"
+"""With those above, keys of the metadata of weights that are passed on, see `TrainingRecord.to_pass_on`."""
+
+SPLIT_FILE, INITIAL_WEIGHTS, GROUPS = "split file", "file of initial weights", "file of groups"
+INPUT_FILES = (SPLIT_FILE, INITIAL_WEIGHTS, GROUPS)
+"""What environment.json has hashes of, besides the frozen parts of the network."""
+
+CASES_FILE = "cases.json"
+_TEST_SPLIT = "the TEST split"
+NO_SCORE_CHOSE = "which no score chose"
+"""Of a checkpoint, in the words on how it was chosen."""
+
+
+@dataclass(frozen=True)
+class RunCases:
+    """Names of a run's cases: trained on, held out of train, and for testing."""
+
+    train: tuple[str, ...]
+    held_out: tuple[str, ...]
+    test: tuple[str, ...]
+
+    @classmethod
+    def read(cls, path: Path) -> RunCases | None:
+        """The cases in a file of `to_json`; None where there is none that can be read."""
+        content = _json_object(path)
+        parts = [content.get(field.name) for field in fields(cls)]
+        if not all(isinstance(names, list) for names in parts):
+            return None
+        return cls(*(tuple(names) for names in parts if names is not None))
+
+    @classmethod
+    def of(cls, data_set: DataSet, trained_on: Iterable[Case]) -> RunCases:
+        """Those of a run that trains on `trained_on`, a part of the data set's training cases."""
+        train = [case.name for case in trained_on]
+        held_out = [case.name for case in data_set.train if case.name not in set(train)]
+        return cls(tuple(train), tuple(held_out), tuple(case.name for case in data_set.test))
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n"
+
+
+@dataclass(frozen=True)
+class TrainingRecord:
+    """What is known of the training of one checkpoint.
+
+    Attributes:
+        checkpoint: the file of the weights, which need not be there any more.
+        config: of the run that wrote it; None where it does not lie beside it.
+        metadata: in the file itself, where the weights were passed on (export.py).
+        environment: content of the environment.json beside it.
+        cases: content of the cases.json beside it; None where there is none, as in runs of earlier versions.
+    """
+
+    checkpoint: Path
+    config: Config | None
+    metadata: Mapping[str, str]
+    environment: Mapping[str, Any]
+    cases: RunCases | None = None
+
+    @classmethod
+    def read(cls, checkpoint: Path) -> TrainingRecord:
+        """The record of `checkpoint`; what cannot be read is missing from it, with a warning for a config."""
+        return cls(
+            checkpoint,
+            training_config(checkpoint),
+            read_metadata(checkpoint),
+            _json_object(checkpoint.with_name("environment.json")),
+            RunCases.read(checkpoint.with_name(CASES_FILE)),
+        )
+
+    @property
+    def data_set(self) -> str:
+        """Name of the data set; empty where it is not known."""
+        return self.metadata.get(DATA_SET) or (self.config.dataset if self.config else "")
+
+    @property
+    def averaged_runs(self) -> int:
+        """Of how many runs the weights are the mean; 1 for those of a run."""
+        return _number(self.metadata.get(AVERAGED_RUNS))
+
+    @property
+    def ensemble_runs(self) -> int:
+        """Of how many runs the file holds the weights, to average their predictions; 1 for those of a run."""
+        return _number(self.metadata.get(ENSEMBLE_RUNS))
+
+    @property
+    def window(self) -> str | None:
+        """The `--window` of the training images, '' for none; None where it is not known."""
+        recorded = self.metadata.get(WINDOW, self.environment.get(WINDOW))
+        return recorded if isinstance(recorded, str) else None
+
+    @property
+    def hashes(self) -> dict[str, str]:
+        """Hashes of INPUT_FILES and frozen parts that the run was started with, as far as recorded."""
+        recorded = self.environment.get("sha256")
+        return recorded if isinstance(recorded, dict) else {}
+
+    @property
+    def frozen(self) -> dict[str, str]:
+        """Hashes of the frozen parts that the run was started with, by their names, as far as recorded."""
+        return {name: value for name, value in self.hashes.items() if name not in INPUT_FILES}
+
+    def had_cases_of(self, data_set: DataSet) -> bool:
+        """Whether the training cases were, by the hash that is recorded, exactly those of `data_set`."""
+        recorded = self.metadata.get(TRAINING_CASES) or self.environment.get(TRAINING_CASES)
+        return recorded == names_sha256(case.name for case in data_set.train)
+
+    def cases_of(self, data_set: DataSet) -> tuple[str, ...]:
+        """Cases of `data_set` in the train part of the run's own split; empty where it is of other data.
+
+        Empty, too, without a config. UserError where the split file is gone, unless `had_cases_of`.
+        """
+        if self.config is None:
+            return ()
+        name, path = self.config.dataset, self.config.pickle_file_path
+        same_name, same_data = name == data_set.name, _names_data_set(name, data_set)
+        if self.cases is not None and same_data:
+            chosen_by = () if self.config.keeps_last else self.cases.held_out
+            return self.cases.train + chosen_by
+        try:
+            split_file = find_split_file(path)
+        except UserError:
+            if not same_name:
+                return ()
+            if self.had_cases_of(data_set):
+                return tuple(case.name for case in data_set.train)
+            split_file = find_split_file(Path(path.name))  # the set of that name here
+        if not same_data and split_file.parent.resolve() != data_set.folder.resolve():
+            return ()
+        return read_split(split_file).train
+
+    def used_another_split(self, data_set: DataSet) -> bool:
+        """Whether the training was on `data_set` with another split, as far as that is recorded.
+
+        Exported weights say themselves on which cases; for those in a run folder, the split file may have
+        changed since. False where the cases themselves are recorded, so that those of `data_set` among them
+        are known one by one.
+        """
+        if self.cases is not None:
+            return False
+        names = names_sha256(case.name for case in data_set.train)
+        same_cases = self.metadata.get(TRAINING_CASES, names) == names
+        if not same_cases and _names_data_set(self.metadata.get(DATA_SET, ""), data_set):
+            return True
+        return (
+            self.config is not None
+            and _names_data_set(self.config.dataset, data_set)
+            and self.split_has_changed()
+        )
+
+    def split_has_changed(self, split_file: Path | None = None) -> bool:
+        """Whether the split file of the run, or the one given, has other training cases than when the run
+        was started, as far as that is known.
+
+        Runs of earlier versions have recorded the hash of the file only.
+        """
+        if split_file is None and self.config is not None:
+            split_file = self.config.pickle_file_path
+        if split_file is None:
+            return False
+        try:
+            if TRAINING_CASES in self.environment:
+                return self.environment[TRAINING_CASES] != _cases_now(split_file)
+            recorded = self.hashes.get(SPLIT_FILE)
+            return recorded is not None and recorded != sha256(find_split_file(split_file))
+        except UserError:  # the split file is not here
+            return False
+
+    @property
+    def is_best(self) -> bool:
+        """Whether the checkpoint is the run's best by validation, not another of its epochs."""
+        return self.checkpoint.stem == "best_model"
+
+    def own_selection(self) -> str:
+        """How the checkpoint itself was chosen, whatever it started from."""
+        if SELECTION in self.metadata:
+            return self.metadata[SELECTION]
+        if self.config is None or (self.checkpoint.suffix == ".safetensors" and not self.is_best):
+            return "no record beside the checkpoint of how it was chosen"
+        if not self.is_best:
+            return f"{self.checkpoint.name} of the run, {NO_SCORE_CHOSE}"
+        if self.config.keeps_last and (newest := self._epochs()) < self.config.epochs:
+            return f"epoch {newest} of {self.config.epochs} of an unfinished run, {NO_SCORE_CHOSE}"
+        return _choice(self.config.select_on)
+
+    def _epochs(self) -> float:
+        """Epochs that the run has done by its history; infinitely many where there is none."""
+        from engine.runs.history import read_scores
+
+        try:
+            return max(
+                read_scores(self.checkpoint.with_name("history.csv"), "lr"), default=math.inf
+            )
+        except (OSError, ValueError, KeyError):
+            return math.inf
+
+    def selection(self) -> str:
+        """How the checkpoint was chosen, or each of those whose mean it is, as far as that is recorded."""
+        if SELECTION in self.metadata or self.config is None:
+            return self.own_selection()
+        return self.own_selection() + _note_on_start(self.config)
+
+    def to_pass_on(self) -> dict[str, str]:
+        """Metadata to store with exported weights.
+
+        How the checkpoint was chosen, its data set and the window of its images, a SHA-256 of the names of
+        its training cases, and the number of runs if it is a mean or an ensemble. Copied from a
+        `.safetensors` that has it, otherwise derived from what lies beside the checkpoint.
+        """
+        origin = {SELECTION: self.selection()}
+        if self.window is not None:
+            origin[WINDOW] = self.window
+        if self.checkpoint.suffix == ".safetensors":
+            keys = (DATA_SET, TRAINING_CASES, AVERAGED_RUNS, AVERAGED_FROM, ENSEMBLE_RUNS)
+            return origin | {key: self.metadata[key] for key in keys if key in self.metadata}
+        if self.config is not None:
+            with suppress(UserError):
+                origin |= {
+                    DATA_SET: self.config.dataset,
+                    TRAINING_CASES: self._cases_then(self.config),
+                }
+        return origin
+
+    def _cases_then(self, run: Config) -> str:
+        """Hash of the names of the training cases at the start of the run; another text where it is lost."""
+        recorded = self.environment.get(TRAINING_CASES)
+        if recorded is None and self.split_has_changed():
+            return "those of a split file that has changed since"
+        return recorded or _cases_now(run.pickle_file_path)
+
+
+def training_history(checkpoint: Path) -> Iterator[TrainingRecord]:
+    """Records of the checkpoint, of the one that its run started from, and so on.
+
+    The last one has no config, or names no start.
+    """
+    followed: set[Path] = set()
+    start: Path | None = checkpoint
+    while start is not None and (folder := start.resolve().parent) not in followed:
+        followed.add(folder)
+        record = TrainingRecord.read(start)
+        yield record
+        start = None if record.config is None else record.config.init_weights
+
+
+def cases_trained_on(checkpoint: Path, data_set: DataSet) -> tuple[str, ...]:
+    """Cases of `data_set` that the checkpoint's run had for training, those held out included.
+
+    By the split in the config beside the checkpoint; without one, the train part of `data_set`. Empty
+    where the run was trained on other data. Those of the weights that the run started from are
+    included as far as they are recorded. UserError where the run's split file is gone.
+    """
+    if training_config(checkpoint) is None:
+        return tuple(case.name for case in data_set.train)
+    return recorded_training_cases(checkpoint, data_set)
+
+
+def recorded_training_cases(checkpoint: Path, data_set: DataSet) -> tuple[str, ...]:
+    """Like `cases_trained_on`, but none where nothing beside the checkpoint says what it was trained on."""
+    cases: dict[str, None] = {}
+    for record in training_history(checkpoint):
+        cases |= dict.fromkeys(record.cases_of(data_set))
+    return tuple(cases)
+
+
+def seen_test_cases(checkpoint: Path, data_set: DataSet) -> list[str] | None:
+    """Names of the test cases of `data_set` among `cases_trained_on`, sorted; None where that is not known.
+
+    That is so without a config beside the checkpoint, and where the run has recorded no cases and its split
+    file is gone or has changed.
+    """
+    record = TrainingRecord.read(checkpoint)
+    if record.config is None or (record.cases is None and record.split_has_changed()):
+        return None
+    try:
+        own, trained_on = record.cases_of(data_set), recorded_training_cases(checkpoint, data_set)
+    except UserError:
+        return None
+    recorded = record.metadata or record.environment
+    is_own_split = recorded.get(TRAINING_CASES) in (None, names_sha256(own))
+    if _names_data_set(record.config.dataset, data_set) and not (own and is_own_split):
+        return None
+    return sorted({case.name for case in data_set.test}.intersection(trained_on))
+
+
+def data_trained_on(checkpoint: Path) -> set[tuple[str, str]]:
+    """Data sets, and hashes of their training cases, of the checkpoint and of all that it started from.
+
+    As far as they are recorded; each that is not counts as ("", "").
+    """
+    known = [record.to_pass_on() for record in training_history(checkpoint)]
+    return {(each.get(DATA_SET, ""), each.get(TRAINING_CASES, "")) for each in known}
+
+
+def selection_note(run: Config) -> str:
+    """How the run chooses its checkpoint, in the words that every output uses."""
+    return _choice(run.select_on) + _note_on_start(run)
+
+
+def trained_values_that_differ(
+    config: Config, run: Config | None, same_vae: bool | None = None
+) -> dict[str, Any]:
+    """What the run that trained the weights had for each of the keys that `config` scores with and has
+    another value for, see NETWORK_KEYS, without those that the model does not use.
+
+    `same_vae` says whether the frozen parts are the same, wherever they lie, see `same_parts`; where that is
+    None, `vae_weights` is compared as text.
+    """
+    if run is None:
+        return {}
+    keys = [*NETWORK_KEYS, *(["keep_upright"] if config.tta else [])]
+    unused = config.unused(keys)
+    trained, now = run.model_dump(mode="json"), config.model_dump(mode="json")
+    differing = {k: trained[k] for k in keys if k not in unused and trained[k] != now[k]}
+    if same_vae:
+        differing.pop("vae_weights", None)
+    elif same_vae is False and "vae_weights" not in differing:
+        differing["vae_weights"] = f"{run.vae_weights} as it was then"
+    return differing
+
+
+def same_parts(one: Mapping[str, str], other: Mapping[str, str]) -> bool | None:
+    """Whether the parts of a network that both have a hash of are the same; None without such a part."""
+    common = one.keys() & other.keys()
+    return all(one[name] == other[name] for name in common) if common else None
+
+
+def names_sha256(names: Iterable[str]) -> str:
+    """SHA-256 of the names, whatever their order."""
+    return hashlib.sha256("\n".join(sorted(names)).encode()).hexdigest()
+
+
+def training_config(checkpoint: Path) -> Config | None:
+    """The config of the run that wrote the checkpoint, None where it does not lie beside it.
+
+    The same, with a warning, where a file beside it is called config.yaml and is no config of a run.
+    """
+    path = checkpoint.parent / "config.yaml"
+    return _read_config(path, path.stat().st_mtime_ns) if path.is_file() else None
+
+
+@functools.lru_cache
+def _read_config(path: Path, written: int) -> Config | None:
+    """The config of a run in a file that was `written` then; read, and warned of, once."""
+    try:
+        return load_config(path)
+    except UserError as error:
+        log.warning("it is not known how these weights were trained: %s", error)
+        return None
+
+
+def _json_object(path: Path) -> dict[str, Any]:
+    """What a JSON file holds; {} where there is none that can be read."""
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _cases_now(split_file: Path) -> str:
+    """Hash of the names of the training cases in a split file as it is now."""
+    return names_sha256(read_split(find_split_file(split_file)).train)
+
+
+def _choice(select_on: str) -> str:
+    if select_on == "test":
+        return (
+            f"checkpoint chosen on {_TEST_SPLIT} (as in the published code; scores are optimistic)"
+        )
+    if select_on == "last":
+        return f"the last epoch of the run, {NO_SCORE_CHOSE}"
+    return "checkpoint chosen on a held-out part of train"
+
+
+def _note_on_start(run: Config) -> str:
+    """What to add where the run started from weights that were chosen on the test split of its data set."""
+    if run.init_weights is None:
+        return ""
+    own_data = run.dataset.removesuffix("_grouped")
+    for record in training_history(run.init_weights):
+        same_data = record.data_set.removesuffix("_grouped") == own_data
+        if same_data and _TEST_SPLIT in record.own_selection():
+            return f"; it started from weights that were chosen on {_TEST_SPLIT}"
+    return ""
+
+
+def _names_data_set(name: str, data_set: DataSet) -> bool:
+    """Whether `name` is that of the data set, of its folder, or of another split file in it.
+
+    The split by groups, `<name>_grouped`, is of the same data as `<name>`.
+    """
+    ungrouped = name.removesuffix("_grouped")
+    if ungrouped in (data_set.name.removesuffix("_grouped"), canonical_name(data_set.folder.name)):
+        return True
+    others = data_set.folder.glob(f"*{SPLIT_FILE_ENDING}.*")
+    return name in {path.stem.removesuffix(SPLIT_FILE_ENDING) for path in others}
+
+
+def _number(text: str | None) -> int:
+    return int(text) if text and text.isdecimal() else 1

@@ -1,0 +1,161 @@
+"""The plan of a run, printed before it starts."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from datasets.cases import DataSet
+from datasets.held_out import TrainingCases
+from datasets.own_augmentation import OwnAugmentation
+from engine.build import augmentation_from
+from engine.device import describe_device
+from engine.runs.training_record import selection_note
+from engine.training.initial_weights import known_held_out_cases
+from engine.training.schedule import batches_per_epoch
+from models.base import SegmentationModel, has_batch_norm
+from models.own_network import check_training, is_own_network
+from utils.config import Config
+from utils.errors import UserError
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+    from torch import nn
+
+PART_TITLES = {
+    "model": "latent mapping model",
+    "vae_model": "multi-resolution Haar encoder",
+    "skff_model": "SKFF",
+}
+
+
+def count_parameters(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def parameter_table(system: SegmentationModel, model: str) -> str:
+    """Parameters by part, and their trainable sum; `model` is the config's key."""
+    titles = PART_TITLES if model == "wave-gms" else {"model": f"network {model}"}
+    rows = [
+        (titles.get(name, name), count_parameters(part), "trained")
+        for name, part in system.parts().items()
+    ]
+    trainable = sum(count for _, count, _ in rows)
+    rows += [(name, count_parameters(part), "frozen") for name, part in system.frozen().items()]
+    lines = [f"  {name:<32}{count:>12,}  {state}" for name, count, state in rows]
+    return "\n".join([*lines, f"trainable parameters: {trainable:,}"])
+
+
+def check_run(config: Config, system: SegmentationModel) -> None:
+    """UserError where the config asks for something that cannot be done in training."""
+    if config.ema_decay and has_batch_norm(system):
+        raise UserError(
+            f"{config.model} has batch normalisation, whose statistics do not fit averaged weights: set "
+            "ema_decay=0"
+        )
+    if is_own_network(config.model):
+        check_training(system, config.image_size)
+    augmentation = augmentation_from(config)
+    if isinstance(augmentation, OwnAugmentation):
+        augmentation.try_out()
+
+
+def _use_of_val(config: Config) -> str:
+    if config.keeps_last:
+        return "held out"
+    return f"{config.select_on} for choosing"
+
+
+def describe_run(
+    config: Config,
+    data_set: DataSet,
+    cases: TrainingCases,
+    system: SegmentationModel,
+    accelerator: Accelerator,
+) -> str:
+    """The plan as text; UserError where the cases do not fill a step."""
+    processes = accelerator.num_processes
+    batches = batches_per_epoch(len(cases.train), config.batch_size, config.accumulate, processes)
+    steps = batches // config.accumulate
+    effective = config.batch_size * config.accumulate * processes
+    return "\n".join(
+        [
+            parameter_table(system, config.model),
+            *_note_on_unused(config),
+            f"starts from: {config.init_weights or 'random weights'}",
+            f"data set: {data_set.name} ({data_set.split_file}), {config.image_size} px",
+            f"cases: {len(cases.train)} train, {len(cases.val)} {_use_of_val(config)}, "
+            f"{len(data_set.test)} test",
+            f"augmentation: {_augmentation_text(config)}",
+            *_note_on_start(config, cases, data_set),
+            f"effective batch: {effective} = {config.batch_size} x {config.accumulate} accumulated "
+            f"x {processes} process(es); peak learning rate {config.lr:g}",
+            f"steps per epoch: {steps}; epochs: {config.epochs}; steps in all: {steps * config.epochs}",
+            *(
+                [f"warm-up: {config.warmup_epochs:g} epochs, so the peak rate is never reached"]
+                if config.warmup_epochs >= config.epochs
+                else []
+            ),
+            f"device: {describe_device(accelerator)}",
+            selection_note(config),
+            f"writes to: {config.run_folder}",
+        ]
+    )
+
+
+def _augmentation_text(config: Config) -> str:
+    """How training images are augmented, in words."""
+    if config.augment is False:
+        return "none"
+    if config.augment not in (True, "strong"):
+        return str(config.augment)
+    name = "as published" if config.augment is True else "strong"
+    return f"{name}, upright" if config.keep_upright else name
+
+
+def _note_on_unused(config: Config) -> list[str]:
+    """A line where keys were changed that the model does not use; none otherwise."""
+    unused = config.changed_and_unused
+    if not unused:
+        return []
+    return [
+        f"warning: model {config.model} does not use {', '.join(unused)}: what the config sets there changes nothing"
+    ]
+
+
+def _note_on_start(config: Config, cases: TrainingCases, data_set: DataSet) -> list[str]:
+    """A line where the initial weights know cases that are held out; none otherwise."""
+    weights = config.init_weights
+    known = known_held_out_cases(weights, cases.val, data_set) if weights is not None else []
+    if not known:
+        return []
+    of_which, also = "for choosing", " and may choose a worse checkpoint"
+    if config.keeps_last:
+        of_which, also = "that are held out", ""
+    return [
+        f"warning: {weights} was trained on {len(known)} of the cases {of_which}, so that val_dice is "
+        f"too high{also}; keep the seed, val_fraction and folds of its run, or start from weights of other data"
+    ]
+
+
+def memory_line(config: Config, system: SegmentationModel, accelerator: Accelerator) -> str:
+    """The memory that training takes on a GPU; without one here, on a GPU that has bf16."""
+    import torch
+
+    from engine.training.memory import describe_memory, estimate_memory
+
+    on_gpu = accelerator.device.type == "cuda"
+    precision = accelerator.mixed_precision if on_gpu else config.precision
+    precision = {"auto": "bf16", "no": "fp32"}.get(precision, precision)
+    try:
+        estimate = estimate_memory(
+            system,
+            config.batch_size,
+            config.image_size,
+            precision,
+            averaged=config.ema_decay > 0,
+            processes=accelerator.num_processes,
+        )
+    except UserError as error:
+        return f"GPU memory: {error}"
+    total = torch.cuda.get_device_properties(accelerator.device).total_memory if on_gpu else None
+    return describe_memory(estimate, precision, total)

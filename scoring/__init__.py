@@ -1,0 +1,1 @@
+"""How good segmentations are: metrics, intervals, comparisons, reports."""

@@ -1,0 +1,407 @@
+"""Validated runs side by side: their scores, and the differences from a reference case by case."""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from scoring.groups import KnownGroups, joined, unit_text
+from scoring.metrics import EMPTY_RULES, LOWER_IS_BETTER, METRICS
+from scoring.results import (
+    RESULTS_PREFIX,
+    WITH_LESION,
+    Results,
+    Summary,
+    check_same_cases,
+    column,
+    empty_truths_text,
+    interval_unit,
+    read_results,
+    recorded_groups,
+)
+from scoring.statistics import (
+    RESAMPLES,
+    Groups,
+    PairedDifference,
+    SampleStatistics,
+    Values,
+    describe,
+    holm,
+    paired_difference,
+)
+from utils.errors import UserError
+from utils.figures import pdf, png
+from utils.files import atomic_write
+from utils.tables import csv_text, latex_table, markdown_table
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+PLOTTED = ("DSC", "IoU", "HD95")
+WITHOUT_LEAKED = "DSC without leaked"
+# of a difference, beside the run's own scores in comparison.csv
+DIFFERENCE_KEYS = ("mean", "median", "low", "high", "p_value")
+
+
+@dataclass(frozen=True)
+class MetricComparison:
+    """One metric of all runs, and of every other run against the reference."""
+
+    metric: str
+    runs: dict[str, SampleStatistics]
+    differences: dict[str, PairedDifference]
+    adjusted: dict[str, float]  # p-values, adjusted for the number of runs compared
+
+
+def read_runs(paths: Sequence[Path], dataset: str | None) -> dict[str, Results]:
+    """The validations of the runs by a short name for each, the reference first.
+
+    UserError unless there are at least two and their scores compare.
+    """
+    if len(paths) < 2:
+        raise UserError(f"one run given ({paths[0]}); name at least two to compare")
+    folders = [find_results(path, dataset) for path in paths]
+    runs = dict(zip(label_runs(folders), map(read_results, folders), strict=True))
+    check_comparable(runs)
+    return runs
+
+
+def write_comparison(folder: Path, runs: Mapping[str, Results]) -> str:
+    """Write comparison.md, .csv, .tex, .png and .pdf; returns the page."""
+    comparisons = compare_metrics(runs)
+    page = to_markdown(comparisons, runs)
+    atomic_write(folder / "comparison.md", page)
+    atomic_write(folder / "comparison.csv", to_csv(comparisons))
+    atomic_write(folder / "comparison.tex", to_latex(comparisons, runs))
+    figure = plot_differences(comparisons, runs)
+    atomic_write(folder / "comparison.png", png(figure, dpi=150))
+    atomic_write(folder / "comparison.pdf", pdf(figure))
+    return page
+
+
+def find_results(
+    run: Path, dataset: str | None, prefix: str = RESULTS_PREFIX, command: str = "valid.py"
+) -> Path:
+    """The folder of validation results that `run` is or holds; `command` would write it."""
+    if (run / "results.csv").is_file():
+        if dataset and run.name != prefix + dataset:
+            raise UserError(f"{run} is not of --dataset {dataset}; give the run folder instead")
+        return run
+    if not run.is_dir():
+        raise UserError(f"{run} is not a folder; expected ckpt/<experiment>/epochs_<N>")
+    folders = (path.parent.name for path in run.glob(f"{prefix}*/results.csv"))
+    validated_on = sorted(name.removeprefix(prefix) for name in folders)
+    names = ", ".join(validated_on)
+    if not validated_on:
+        raise UserError(f"{run} was not validated: it holds no {prefix}*; run {command}")
+    if dataset is None and len(validated_on) > 1:
+        raise UserError(f"{run} was validated on {names}; choose one with --dataset")
+    if dataset is not None and dataset not in validated_on:
+        raise UserError(f"{run} was not validated on {dataset}, only on {names}")
+    return run / (prefix + (dataset or validated_on[0]))
+
+
+def label_runs(folders: list[Path]) -> list[str]:
+    """The shortest names that tell the runs apart: their paths without what all have in common."""
+    parts = [folder.resolve().parts for folder in folders]
+    if len(set(parts)) < len(parts):
+        twice = next(path for path in parts if parts.count(path) > 1)
+        raise UserError(f"{Path(*twice)} is given twice; name each run once")
+    while min(map(len, parts)) > 1 and len({path[-1] for path in parts}) == 1:
+        parts = [path[:-1] for path in parts]
+    while min(map(len, parts)) > 1 and len({path[0] for path in parts}) == 1:
+        parts = [path[1:] for path in parts]
+    return ["/".join(path) for path in parts]
+
+
+def check_comparable(runs: Mapping[str, Results]) -> None:
+    """Raise `UserError` unless all runs scored the same cases, at one size, by one HD95 rule."""
+    check_same_cases(runs)
+    (first, reference), *others = runs.items()
+    for label, run in others:
+        rule, other_rule = (
+            results.summary.get("hd95", {}).get("rule") for results in (reference, run)
+        )
+        if rule != other_rule:
+            raise UserError(
+                f"HD95 of a miss is scored by the rule {rule!r} in {first} and {other_rule!r} in "
+                f"{label}. Validate both with the same hd95_empty"
+            )
+
+
+def how_scored(summary: Summary) -> str:
+    """What a reader of the scores has to know: how the checkpoint was chosen and scored, and leaks."""
+    made_with, without_leaked = summary["provenance"], summary["without_leaked"]
+    said = [made_with.get("selection", "no record of how the checkpoint was chosen")]
+    seen = made_with.get("test_cases_trained_on")
+    if made_with.get("init_weights"):
+        said.append(f"started from {made_with['init_weights']}")
+    if seen:
+        said.append(f"trained on {len(seen)} of {summary['count']} test cases, scores are too high")
+    elif made_with.get("trained_on_another_split"):
+        said.append("trained on another split, test cases may have been in training")
+    if without_leaked:
+        said.append(f"{len(without_leaked['dropped'])} of {summary['count']} test cases leaked")
+    values: Mapping[str, object] = made_with
+    for key, trained in made_with.get("trained_otherwise", {}).items():
+        now = f"{key} {values[key]}" if key in values else f"another {key}"
+        said.append(f"scored with {now}, trained with {trained}")
+    if made_with.get("tta"):
+        said.append("test-time augmentation")
+    if "threshold" in made_with:
+        said.append(f"threshold {made_with['threshold']:g}")
+    if "precision" in made_with:
+        said.append(f"computed in {made_with['precision']}")
+    return "; ".join(said)
+
+
+def leaked_cases(runs: Mapping[str, Results]) -> set[str]:
+    """The cases that leaked into the training of any run."""
+    without_leaked = [run.summary["without_leaked"] for run in runs.values()]
+    return {name for without in without_leaked if without for name in without["dropped"]}
+
+
+def known_in_any(runs: Mapping[str, Results]) -> KnownGroups:
+    """Which cases show the same, by all that was known when one run or another was scored.
+
+    What the images show is no matter of the run, so that a run which was scored before a check can be
+    compared with one after it.
+    """
+    return joined([recorded_groups(run.summary) for run in runs.values()])
+
+
+def compare_metrics(runs: Mapping[str, Results]) -> list[MetricComparison]:
+    """Every metric; below Dice, where some cases have no lesion or leaked, Dice on the others."""
+    values = {
+        metric: {label: run.values(metric) for label, run in runs.items()} for metric in METRICS
+    }
+    reference = next(iter(runs.values()))
+    groups = known_in_any(runs).labels(reference.names)
+    comparisons = [compare_metric(metric, scores, groups) for metric, scores in values.items()]
+    leaked = leaked_cases(runs)
+    parts = {
+        WITH_LESION: column(reference.scores, "TruthPixels") > 0,
+        WITHOUT_LEAKED: np.array([name not in leaked for name in reference.names]),
+    }
+    of_parts = []
+    for what, kept in parts.items():
+        if kept.any() and not kept.all():
+            dice = {label: scores[kept] for label, scores in values["DSC"].items()}
+            groups_kept = [group for group, is_kept in zip(groups, kept, strict=True) if is_kept]
+            of_parts.append(compare_metric(what, dice, groups_kept))
+    after_dice = METRICS.index("DSC") + 1
+    return [*comparisons[:after_dice], *of_parts, *comparisons[after_dice:]]
+
+
+def compare_metric(metric: str, scores: Mapping[str, Values], groups: Groups) -> MetricComparison:
+    """Of one metric, `scores` (N,) of the same cases by run, the reference first; `groups` of the cases."""
+    reference, *others = scores
+    differences = {
+        label: paired_difference(scores[label], scores[reference], groups) for label in others
+    }
+    adjusted = holm([difference.p_value for difference in differences.values()])
+    return MetricComparison(
+        metric,
+        {label: describe(values, groups) for label, values in scores.items()},
+        differences,
+        dict(zip(others, adjusted, strict=True)),
+    )
+
+
+def to_markdown(comparisons: Sequence[MetricComparison], runs: Mapping[str, Results]) -> str:
+    """Two tables: every run's means, and the differences from the reference; how each run was scored."""
+    reference, *others = runs
+    differences = []
+    for label in others:
+        for comparison in comparisons:
+            difference = comparison.differences[label]
+            cell = _with_interval(comparison.metric, difference, sign="+")
+            p_values = [f"{p:.4f}" for p in (difference.p_value, comparison.adjusted[label])]
+            differences.append([label, comparison.metric, cell, *p_values])
+    dice = comparisons[0].runs[reference]
+    known = known_in_any(runs)
+    unit = unit_text(dice.groups, dice.count, known.by)
+    together = " Whole groups are drawn and flipped." if dice.groups < dice.count else ""
+    paragraphs = [
+        f"# Comparison on {len(runs[reference].scores)} cases",
+        *means_paragraphs(comparisons, runs, [f"{reference} (reference)", *others]),
+        f"Difference from {reference}, case by case: mean, 95 % bootstrap interval, and p of the "
+        f"two-sided paired sign-flip test (at most {RESAMPLES} permutations).",
+        markdown_table(["", "", "difference", "p", "p (Holm)"], differences, left=2),
+        f"p (Holm) is adjusted for the {len(others)} run(s) compared with the reference, within a "
+        "metric and not across metrics: choose the primary metric before looking. The test accounts "
+        "for the choice of cases, not for the variation between training seeds.",
+        f"Intervals and tests are {unit}.{together}",
+    ]
+    if note := empty_truths_text(runs[reference].summary):
+        paragraphs.append(note)
+    if any(joined([recorded_groups(run.summary)]) != known for run in runs.values()):
+        recorded = "; ".join(
+            f"{label}, {interval_unit(run.summary)}" for label, run in runs.items()
+        )
+        paragraphs.append(
+            "When the runs were scored, not the same was known of the cases; here all of it is used. The intervals in "
+            f"their own summaries are: {recorded}."
+        )
+    if any(comparison.metric == WITHOUT_LEAKED for comparison in comparisons):
+        paragraphs.append(
+            f"{WITHOUT_LEAKED} leaves out the {len(leaked_cases(runs))} cases that were in the training "
+            "data of a run or were found to have a near-duplicate there, for all runs alike."
+        )
+    paragraphs.append(
+        "\n".join(f"- {label}: {how_scored(run.summary)}" for label, run in runs.items())
+    )
+    return "\n\n".join(paragraphs) + "\n"
+
+
+def means_paragraphs(
+    comparisons: Sequence[MetricComparison], runs: Mapping[str, Results], columns: Sequence[str]
+) -> list[str]:
+    """What the numbers are, and the table of every run's means, misses and false alarms below `columns`."""
+    first = next(iter(runs.values())).summary
+    rows = []
+    for comparison in comparisons:
+        metric = comparison.metric
+        arrow = "↓" if metric in LOWER_IS_BETTER else "↑"
+        cells = [_with_interval(metric, statistics) for statistics in comparison.runs.values()]
+        rows.append([f"{metric} {arrow}", *cells])
+    rows.append(["misses", *(str(run.summary["misses"]) for run in runs.values())])
+    empty = first["empty_truths"]
+    alarms = f"false alarms, of {empty} without a lesion" if empty else "false alarms"
+    rows.append([alarms, *(str(run.summary["false_alarms"]) for run in runs.values())])
+    return [
+        "Mean and its 95 % bootstrap interval; surface distances in pixels "
+        f"(HD95: {EMPTY_RULES[first['hd95']['rule']]}), the rest in per cent.",
+        markdown_table(["", *columns], rows),
+    ]
+
+
+def to_csv(comparisons: Sequence[MetricComparison]) -> str:
+    """One row per metric and run, unrounded; the reference's differences are empty."""
+    rows = []
+    for comparison in comparisons:
+        for label, statistics in comparison.runs.items():
+            row = {"metric": comparison.metric, "run": label, **asdict(statistics)}
+            if label in comparison.differences:
+                difference = asdict(comparison.differences[label])
+                row |= {f"difference_{key}": difference[key] for key in DIFFERENCE_KEYS}
+                row["difference_p_holm"] = comparison.adjusted[label]
+            rows.append(row)
+    return csv_text(list(rows[-1]), rows)
+
+
+def plot_differences(
+    comparisons: Sequence[MetricComparison], runs: Mapping[str, Results]
+) -> Figure:
+    """One panel per metric, one row per run, one dot per case.
+
+    Bar and numbers: the mean difference and its interval.
+    """
+    from matplotlib.figure import Figure
+
+    reference, *others = runs
+    plotted = [comparison for comparison in comparisons if comparison.metric in PLOTTED]
+    figure = Figure(figsize=(4 * len(plotted), 1.6 + 0.9 * len(others)), layout="constrained")
+    rng = np.random.default_rng(0)
+    for axes, comparison in zip(
+        figure.subplots(1, len(plotted), sharey=True), plotted, strict=True
+    ):
+        metric = comparison.metric
+        scale, unit = (1, "px") if metric in LOWER_IS_BETTER else (100, "points")
+        axes.axvline(0, color="0.4", linewidth=0.8)
+        for height, label in enumerate(others):
+            by_case = runs[label].values(metric) - runs[reference].values(metric)
+            jitter = height + rng.uniform(-0.28, 0.28, size=len(by_case))
+            axes.scatter(scale * by_case, jitter, s=9, alpha=0.35, color="#0072b2", lw=0)
+            mean = comparison.differences[label]
+            axes.plot([scale * mean.low, scale * mean.high], [height] * 2, "|-", color="#d55e00")
+            axes.plot(scale * mean.mean, height, "o", color="#d55e00", markersize=4)
+            axes.text(
+                1,
+                height - 0.31,
+                _with_interval(metric, mean, "+"),
+                ha="right",
+                va="bottom",
+                fontsize=9,
+                color="#d55e00",
+                bbox={"color": "white", "pad": 0},
+                transform=axes.get_yaxis_transform(),
+            )
+        better = "lower" if metric in LOWER_IS_BETTER else "higher"
+        axes.set_title(f"{metric} ({better} is better)", fontsize=10)
+        axes.set_xlabel(f"difference, {unit}")
+        axes.set_yticks(range(len(others)), [_wrapped(label, 30) for label in others])
+        axes.set_ylim(len(others) - 0.5, -0.5)
+        axes.spines[["top", "right"]].set_visible(False)
+    title = f"Case by case against {reference}: mean with 95 % interval"
+    figure.suptitle(_wrapped(title, 110), fontsize=11)
+    return figure
+
+
+def to_latex(comparisons: Sequence[MetricComparison], runs: Mapping[str, Results]) -> str:
+    """Two tables for a paper, a row per run: means, and differences from the reference; needs booktabs."""
+    reference, *others = runs
+    shown = _in_papers(comparisons)
+    differences = [
+        [
+            label,
+            *(
+                cell
+                for each in shown
+                for cell in (
+                    _with_interval(each.metric, each.differences[label], sign="+"),
+                    f"{each.adjusted[label]:.4f}",
+                )
+            ),
+        ]
+        for label in others
+    ]
+    header = ["", *(cell for each in shown for cell in (with_unit(each.metric), "p (Holm)"))]
+    return (
+        f"{means_latex(comparisons, runs)}\n"
+        f"% difference from {reference}, as in comparison.md\n{latex_table(header, differences)}"
+    )
+
+
+def means_latex(comparisons: Sequence[MetricComparison], runs: Mapping[str, Results]) -> str:
+    """The means of the main metrics in LaTeX, a row per run, below a comment on them."""
+    shown = _in_papers(comparisons)
+    rows = [
+        [label, *(_with_interval(each.metric, each.runs[label]) for each in shown)]
+        for label in runs
+    ]
+    first = next(iter(runs.values())).summary
+    without = f", {first['empty_truths']} of them without a lesion" if first["empty_truths"] else ""
+    return f"% mean and 95 % bootstrap interval, {first['count']} cases{without}\n" + latex_table(
+        ["", *(with_unit(each.metric) for each in shown)], rows
+    )
+
+
+def with_unit(metric: str) -> str:
+    """The metric for the head of a column, as `HD95 (px)`."""
+    return f"{metric} ({'px' if metric in LOWER_IS_BETTER else '%'})"
+
+
+def _in_papers(comparisons: Sequence[MetricComparison]) -> list[MetricComparison]:
+    return [each for each in comparisons if each.metric in (*PLOTTED, WITH_LESION)]
+
+
+def _wrapped(label: str, width: int) -> str:
+    """The label in lines of at most `width` characters, broken after a "/" where there is one."""
+    lines = textwrap.wrap(label.replace("/", "/ "), width, break_on_hyphens=False)
+    return "\n".join(lines).replace("/ ", "/")
+
+
+def _with_interval(
+    metric: str, statistics: SampleStatistics | PairedDifference, sign: str = ""
+) -> str:
+    scale = 1 if metric in LOWER_IS_BETTER else 100
+    numbers = (statistics.mean, statistics.low, statistics.high)
+    mean, low, high = (f"{scale * number:{sign}.2f}" for number in numbers)
+    return mean if math.isnan(statistics.low) else f"{mean} [{low}, {high}]"
