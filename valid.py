@@ -113,7 +113,7 @@ def score_run(
                 loaded, data_set, accelerator, results, predictions, held_out
             )
     if len(summaries) > 1 and not held_out:
-        from experiments.cross_domain import write_matrix
+        from scoring.cross_domain_matrix import write_matrix
 
         folder = results / "cross_domain"
         cells = {(s["provenance"]["trained_on"] or "?", on): s for on, s in summaries.items()}

@@ -13,7 +13,8 @@ import pytest
 import compare
 from engine.validation.scoring import format_summary
 from experiments import cross_domain
-from scoring import comparison
+from experiments.validated_models import collect
+from scoring import comparison, cross_domain_matrix
 from scoring.case_scores import score_cases
 from scoring.groups import named_groups
 from scoring.metrics import METRICS
@@ -290,7 +291,7 @@ def test_matrix_refuses_distances_that_do_not_compare(tmp_path, how, message):
         of = {"trained_on": run, "data_set": "phantom", "evaluation_size": size}
         validated(tmp_path / run / "valid_results_phantom", shift=0, provenance=of, **each)
     with pytest.raises(UserError, match=message):
-        cross_domain.collect([tmp_path / "a", tmp_path / "b"])
+        collect([tmp_path / "a", tmp_path / "b"])
 
 
 @pytest.mark.parametrize(
@@ -305,7 +306,7 @@ def test_matrix_refuses_a_column_of_different_cases(tmp_path, how, message):
         of = {"trained_on": run, "data_set": "phantom"}
         validated(tmp_path / run / "valid_results_phantom", shift=0, provenance=of, **each)
     with pytest.raises(UserError, match=message):
-        cross_domain.collect([tmp_path / "a", tmp_path / "b"])
+        collect([tmp_path / "a", tmp_path / "b"])
 
 
 def test_a_run_of_unknown_training_goes_by_its_folder(tmp_path):
@@ -313,13 +314,13 @@ def test_a_run_of_unknown_training_goes_by_its_folder(tmp_path):
     for run in runs:
         unknown = {"trained_on": None, "data_set": "phantom"}
         validated(run / "valid_results_phantom", shift=0, provenance=unknown)
-    assert list(cross_domain.collect(runs)) == [("mine/one", "phantom"), ("mine/two", "phantom")]
+    assert list(collect(runs)) == [("mine/one", "phantom"), ("mine/two", "phantom")]
 
 
 def test_a_combination_without_validation_stays_empty(tmp_path, domains):
-    cells = cross_domain.collect(domains)
+    cells = collect(domains)
     del cells["phantom-b", "phantom-a"]
-    cross_domain.write_matrix(tmp_path / "out", cells)
+    cross_domain_matrix.write_matrix(tmp_path / "out", cells)
     assert "phantom-b,," in (tmp_path / "out/cross_domain_IoU.csv").read_text()
     assert "| phantom-b | - |" in (tmp_path / "out/cross_domain.md").read_text()
 
@@ -327,22 +328,22 @@ def test_a_combination_without_validation_stays_empty(tmp_path, domains):
 def test_two_models_of_one_train_set_have_a_row_each(tmp_path, domains):
     of = {"trained_on": "phantom-a", "data_set": "phantom-b"}
     unet = validated(tmp_path / "unet/valid_results_b", shift=1, provenance=of).parent
-    cells = cross_domain.collect([*domains, unet])
+    cells = collect([*domains, unet])
     assert [model for model, test in cells if test == "phantom-b"] == [
         "phantom-a (a)",
         "phantom-b",
         "phantom-a (unet)",
     ]
-    page = cross_domain.to_markdown(cells, ["DSC"])
+    page = cross_domain_matrix.to_markdown(cells, ["DSC"])
     assert "| phantom-a (a) | **" in page and "| phantom-a (unet) | - | " in page
 
 
 def test_brighter_is_better_in_the_heat_maps(tmp_path, domains, monkeypatch):
-    drawn = keep_figures(monkeypatch, "utils.figures")
+    drawn = keep_figures(monkeypatch, "scoring.cross_domain_matrix")
     of = {"trained_on": "phantom-a", "data_set": "phantom-b"}
     unet = validated(tmp_path / "unet/valid_results_b", shift=1, provenance=of).parent
-    cells = cross_domain.collect([*domains, unet])
-    cross_domain.heat_maps(cells, ["DSC", "HD95"])
+    cells = collect([*domains, unet])
+    cross_domain_matrix.heat_maps(cells, ["DSC", "HD95"])
     (figure,) = drawn
     for axes, metric, scale in zip(figure.axes, ("DSC", "HD95"), (100, 1), strict=True):
         at_home, elsewhere = (
@@ -355,13 +356,13 @@ def test_brighter_is_better_in_the_heat_maps(tmp_path, domains, monkeypatch):
 
 
 def test_the_colours_of_a_heat_map_span_its_values(tmp_path, domains, monkeypatch):
-    drawn = keep_figures(monkeypatch, "utils.figures")
-    cells = cross_domain.collect(domains)
+    drawn = keep_figures(monkeypatch, "scoring.cross_domain_matrix")
+    cells = collect(domains)
     for summary, dice, hd95 in zip(
         cells.values(), (0.905, 0.869, 0.90, 0.84), (2.5, 2.6, 2.5, 2.7), strict=True
     ):
         summary["metrics"]["DSC"]["mean"], summary["metrics"]["HD95"]["mean"] = dice, hd95
-    cross_domain.heat_maps(cells, ["DSC", "HD95"])
+    cross_domain_matrix.heat_maps(cells, ["DSC", "HD95"])
     (figure,) = drawn
     dice, hd95 = figure.axes
     assert dice.images[0].get_clim() == pytest.approx((84, 90.5))
@@ -389,23 +390,23 @@ def test_matrix_says_how_each_model_was_scored(tmp_path, capsys):
 
 def test_matrix_refuses_what_it_cannot_place(tmp_path, domains):
     with pytest.raises(UserError, match="is given twice"):
-        cross_domain.collect([*domains, domains[0]])
+        collect([*domains, domains[0]])
     copied, other = tmp_path / "copied", tmp_path / "other"
     for name in ("a", "a_old"):
         of = {"trained_on": "phantom-a", "data_set": "phantom-a"}
         validated(copied / f"valid_results_{name}", shift=0, provenance=of)
     with pytest.raises(UserError, match=r"_a and .*_a_old are both of phantom-a; move one"):
-        cross_domain.collect([copied])
+        collect([copied])
     for name in ("a", "b"):
         weights = {"sha256": {"checkpoint": name}, "trained_on": "a", "data_set": name}
         validated(other / f"valid_results_{name}", shift=0, provenance=weights)
     with pytest.raises(UserError, match=r"_a and .*_b are of different weights.*; run valid\.py"):
-        cross_domain.collect([other])
+        collect([other])
     unplaced = validated(tmp_path / "unplaced/valid_results_a", shift=0).parent
     with pytest.raises(UserError, match="does not say trained_on"):
-        cross_domain.collect([unplaced])
+        collect([unplaced])
     with pytest.raises(UserError, match="no validation"):
-        cross_domain.write_matrix(tmp_path, {})
+        cross_domain_matrix.write_matrix(tmp_path, {})
 
 
 def test_the_terminal_says_each_number(tmp_path: Path) -> None:
@@ -488,8 +489,8 @@ def test_cases_without_a_lesion_are_told_in_the_matrix(tmp_path: Path) -> None:
                 alarms=alarms if healthy else 0,
                 provenance={"trained_on": model, "data_set": test},
             )
-    cells = cross_domain.collect([tmp_path / "a", tmp_path / "b"])
-    page = cross_domain.to_markdown(cells, ["DSC", "HD95"])
+    cells = collect([tmp_path / "a", tmp_path / "b"])
+    page = cross_domain_matrix.to_markdown(cells, ["DSC", "HD95"])
     assert re.findall("^## (.*) [(]", page, re.MULTILINE) == ["DSC", "Dice, with lesion", "HD95"]
     dice = read_results(tmp_path / "b" / "valid_results_b").values("DSC")
     of_all, found = f"{100 * dice.mean():.2f} [", f"{100 * dice[:17].mean():.2f} ["
@@ -497,14 +498,14 @@ def test_cases_without_a_lesion_are_told_in_the_matrix(tmp_path: Path) -> None:
     assert "- b: 3 of 20 cases have no lesion: where" in page and "- a: 3" not in page
     assert "cases. False alarms: a 0, b 2\n" in page
     del cells["a", "b"], cells["b", "b"]
-    assert "lesion" not in cross_domain.to_markdown(cells, ["DSC", "HD95"])
+    assert "lesion" not in cross_domain_matrix.to_markdown(cells, ["DSC", "HD95"])
 
 
 def test_the_matrix_gives_overlaps_in_per_cent_and_distances_in_pixels(tmp_path: Path) -> None:
     trained = {"trained_on": "a", "data_set": "b"}
     validated(tmp_path / "a" / "valid_results_b", shift=2, provenance=trained)
-    cells = cross_domain.collect([tmp_path / "a"])
-    page = cross_domain.to_markdown(cells, ["DSC", "HD95"])
+    cells = collect([tmp_path / "a"])
+    page = cross_domain_matrix.to_markdown(cells, ["DSC", "HD95"])
     metrics = cells["a", "b"]["metrics"]
     assert f"| a | {mean_of(metrics['HD95']):.2f} [" in page
     assert f"| a | {100 * mean_of(metrics['DSC']):.2f} [" in page
@@ -558,4 +559,4 @@ def test_every_model_of_a_column_is_checked(tmp_path: Path) -> None:
         of = {"trained_on": run, "data_set": "phantom"}
         validated(tmp_path / run / "valid_results_phantom", 0, count=4, seed=seed, provenance=of)
     with pytest.raises(UserError, match=r"a/valid_results_phantom and .*c/valid.*different masks"):
-        cross_domain.collect([tmp_path / run for run in "abc"])
+        collect([tmp_path / run for run in "abc"])

@@ -15,7 +15,7 @@ import pytest
 import compare
 from engine.runs.training_record import RunCases
 from experiments import cross_validation
-from experiments.cross_validation import read_folds
+from experiments.folds import read_folds
 from scoring.case_scores import score_cases
 from scoring.groups import NOTHING_KNOWN, KnownGroups, named_groups
 from scoring.results import read_results, write_results

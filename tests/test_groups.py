@@ -14,7 +14,8 @@ import pytest
 import compare
 from datasets.leaks import known_groups
 from engine.validation.scoring import format_summary
-from experiments import cross_domain
+from experiments.validated_models import collect
+from scoring import cross_domain_matrix
 from scoring.groups import NOTHING_KNOWN, KnownGroups, joined, named_groups, unit_text
 from scoring.metrics import METRICS, SIZES, CaseScores
 from scoring.report import _notes
@@ -234,8 +235,8 @@ def test_the_matrix_says_over_what_each_column_is(tmp_path: Path) -> None:
     ):
         made_with = {"trained_on": train, "data_set": test}
         write(tmp_path / train / f"valid_results_{test}", known=known, made_with=made_with)
-    cells = cross_domain.collect([tmp_path / "a", tmp_path / "b"])
-    page = cross_domain.to_markdown(cells, ["DSC"])
+    cells = collect([tmp_path / "a", tmp_path / "b"])
+    page = cross_domain_matrix.to_markdown(cells, ["DSC"])
     assert "- one: over 40 cases in 20 groups (by metadata)\n" in page
     assert "- two, of a: over 40 cases, taken as independent\n" in page
     assert "- two, of b: over 40 cases in 20 groups (by metadata)\n" in page

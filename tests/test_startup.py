@@ -8,6 +8,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 
+COMMANDS = ("experiments.cross_domain", "experiments.cross_validation")
+"""Those that are run with `python -m`."""
+
 # One process for all: what one of them imports, the next would be blamed for no longer.
 ASK_EACH = """
 import importlib, sys
@@ -27,6 +30,7 @@ def test_help_imports_nothing_heavy() -> None:
         path.stem for path in ROOT.glob("*.py") if "__main__" in path.read_text(encoding="utf-8")
     )
     assert {"train", "valid", "predict", "benchmark"} <= set(entry_points)
+    entry_points += COMMANDS
     result = subprocess.run(
         [sys.executable, "-c", ASK_EACH, *entry_points],
         cwd=ROOT,

@@ -30,6 +30,7 @@ from engine.validation.case_predictions import (
     save_each,
 )
 from experiments import cross_validation
+from experiments.folds import read_folds
 from models.losses import dice_and_iou
 from scoring.comparison import how_scored
 from scoring.examples import (
@@ -281,7 +282,7 @@ def test_the_held_out_cases_are_scored(
         "epoch_1.pth of the run, which no score chose; scored on the held-out cases"
     )
     with pytest.raises(UserError, match=r"differ in selection: .* and 'epoch_1\.pth"):
-        cross_validation.read_folds([*runs[:2], run / "epoch_1"])
+        read_folds([*runs[:2], run / "epoch_1"])
 
     held_out = json.loads((run / "cases.json").read_text())["held_out"]
     start = f"init_weights={run / 'best_model.pth'}"
