@@ -22,14 +22,10 @@ from experiments.records import (
 )
 from experiments.runner import Trial, process_count
 from scoring.results import Results, read_results
-from utils.config import CHANGEABLE_ON_RESUME, Config, load_config
+from utils.config import Config, load_config
+from utils.config_keys import CHANGEABLE_ON_RESUME, CHANGED_IN_VAIN
 from utils.errors import UserError, listed
 from utils.yaml_files import shown
-
-CHANGED_IN_VAIN = ("validate_every", "save_freq")
-"""Keys that train.py accepts for a finished run, which it leaves as it is: they would then be
-recorded of a run that was made with other values.
-"""
 
 NAMED = 5  # problems in the message
 

@@ -16,7 +16,8 @@ from engine.runs.training_record import (
 )
 from scoring.comparison import find_results
 from scoring.results import HELD_OUT_PREFIX, Results, read_results, recorded_groups
-from utils.config import CHANGEABLE_ON_RESUME, Config
+from utils.config import Config
+from utils.config_keys import CHANGEABLE_ON_RESUME
 from utils.errors import UserError, listed
 from utils.files import sha256
 

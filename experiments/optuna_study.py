@@ -17,7 +17,8 @@ from experiments.optuna_storage import open_patiently
 from experiments.runner import process_count
 from experiments.sweep_settings import Range, Sweep
 from experiments.sweep_trials import text_of
-from utils.config import CHANGEABLE_ON_RESUME, Config
+from utils.config import Config
+from utils.config_keys import CHANGEABLE_ON_RESUME, KEPT_IN_SEARCH
 from utils.errors import UserError
 from utils.files import sha256
 
@@ -25,9 +26,6 @@ if TYPE_CHECKING:
     import optuna
     from optuna.distributions import BaseDistribution
     from optuna.trial import FrozenTrial
-
-COMPARED = {"save_freq", "validate_every", "vae_weights"}
-"""Keys that a run may change when it is resumed, but a search may not."""
 
 
 class NoStudy(UserError):
@@ -212,7 +210,7 @@ def _record_search(sweep: Sweep, study: optuna.Study) -> None:
 def _compared_settings(sweep: Sweep, trains: bool) -> dict[str, Any]:
     """What the values of a study depend on."""
     shared = sweep.base.model_dump(mode="json") | {"vae_weights": _weights(sweep.base.vae_weights)}
-    free = (CHANGEABLE_ON_RESUME - COMPARED) | sweep.settings.search.keys()
+    free = (CHANGEABLE_ON_RESUME - KEPT_IN_SEARCH) | sweep.settings.search.keys()
     current = {key: value for key, value in shared.items() if key not in free}
     current |= _data(sweep.base) | _initial_weights(sweep)
     current |= {"seeds": list(sweep.settings.seeds), "number of folds": sweep.settings.folds}

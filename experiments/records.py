@@ -7,7 +7,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from utils.config import CHANGEABLE_ON_RESUME, MACHINE_SETTINGS, Config, make_config
+from utils.config import Config, make_config
+from utils.config_keys import CHANGEABLE_ON_RESUME, MACHINE_SETTINGS
 from utils.errors import UserError
 from utils.files import atomic_write
 

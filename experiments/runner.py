@@ -47,11 +47,6 @@ STOPPED_CODES = {code for number in STOP_SIGNALS for code in (-number, 128 + num
 
 Steps = Mapping[str, Sequence[str]]  # name of a step -> its command
 
-NOT_INHERITED = {"model_weight": None, "save_seg_img_path": None}
-"""Keys of the shared config that no trial gets: it scores its own weights, and its masks go into
-its folder.
-"""
-
 
 @dataclass(frozen=True)
 class Trial:

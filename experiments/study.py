@@ -23,9 +23,10 @@ from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from experiments.runner import NOT_INHERITED, Trial
+from experiments.runner import Trial
 from experiments.sweep_settings import form_problem
 from utils.config import FilePath, check_used, load_config, make_config
+from utils.config_keys import NOT_INHERITED
 from utils.errors import UserError
 from utils.tables import markdown_table
 from utils.yaml_files import read_yaml, shown, unknown_key

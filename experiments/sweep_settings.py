@@ -27,13 +27,13 @@ from pydantic import (
     model_validator,
 )
 
-from experiments.runner import NOT_INHERITED
 from utils.config import (
     Config,
     Count,
     PositiveInt,
     make_config,
 )
+from utils.config_keys import NOT_INHERITED
 from utils.errors import UserError
 from utils.tables import markdown_table
 from utils.yaml_files import parse_overrides, read_mapping, shown, unknown_key

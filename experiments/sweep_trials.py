@@ -19,26 +19,15 @@ from datasets.cases import find_split_file
 from datasets.prepared import read_metadata_groups
 from datasets.splits import hold_out_fold, read_split
 from experiments.inputs import check_weights
-from experiments.runner import NOT_INHERITED, Trial
+from experiments.runner import Trial
 from experiments.sweep_settings import BEST_NAME, Range, Sweep
-from utils.config import (
-    CHANGEABLE_ON_RESUME,
-    MACHINE_SETTINGS,
-    Config,
-    check_used,
-)
+from utils.config import Config, check_used
+from utils.config_keys import IDLE, MACHINE_SETTINGS, NOT_INHERITED
 from utils.errors import UserError
 
 BASE_NAME = "base"  # of the setting that changes nothing
 MAX_NAME = 120
 MAX_CORNERS = 1024
-
-MAY_TRAIN_OTHERWISE = {"precision", "skip_nonfinite", "vae_weights", "validate_every"}
-"""Keys that a run may change when it is resumed, but of which it may still learn or keep something else."""
-
-IDLE = CHANGEABLE_ON_RESUME - MAY_TRAIN_OTHERWISE
-"""Keys that change neither what a run learns nor which of its checkpoints is best. Of `GPUs`, however, the
-number counts: each has batches of its own."""
 
 
 @dataclass(frozen=True)

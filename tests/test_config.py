@@ -5,17 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from utils.config import (
-    CHANGEABLE_ON_RESUME,
-    IGNORED_KEYS,
-    MACHINE_SETTINGS,
-    WAVE_GMS_KEYS,
-    Config,
-    check_used,
-    dump_config,
-    load_config,
-    make_config,
-)
+from engine.runs.training_record import NETWORK_KEYS
+from experiments.folds import CHOOSES_THE_EPOCH
+from experiments.sweep_settings import NOT_SWEPT, OF_THE_SCHEDULE
+from scoring.results import SETTINGS_OF_SCORES
+from utils import config_keys
+from utils.config import Config, check_used, dump_config, load_config, make_config
+from utils.config_keys import CHANGEABLE_ON_RESUME, IGNORED_KEYS, MACHINE_SETTINGS, WAVE_GMS_KEYS
 from utils.config_page import describe_fields
 from utils.config_problems import NO_KEY, OTHER_NAMES
 from utils.errors import UserError
@@ -261,6 +257,21 @@ OF_WAVE_GMS = {
     "w_rec": 2,
     "w_tversky": 1,
 }
+
+
+SETS_OF_KEYS = {
+    **{name: keys for name, keys in vars(config_keys).items() if name.isupper()},
+    "CHOOSES_THE_EPOCH": [CHOOSES_THE_EPOCH],
+    "NETWORK_KEYS": NETWORK_KEYS,
+    "NOT_SWEPT": NOT_SWEPT,
+    "OF_THE_SCHEDULE": OF_THE_SCHEDULE,
+    "SETTINGS_OF_SCORES": SETTINGS_OF_SCORES,
+}
+
+
+@pytest.mark.parametrize("name", SETS_OF_KEYS)
+def test_sets_of_keys_name_keys_of_the_config(name: str) -> None:
+    assert Config.model_fields.keys() >= set(SETS_OF_KEYS[name])
 
 
 @pytest.mark.parametrize("model", ["smp/Unet?encoder=resnet18", "my_package.nets:build"])

@@ -11,6 +11,7 @@ import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from utils.config_keys import WEIGHT_KEYS
 from utils.errors import UserError, first_line, listed
 from utils.files import atomic_write
 from utils.tensor_files import load_tensors, save_tensors
@@ -24,8 +25,6 @@ if TYPE_CHECKING:
     Weights = dict[str, dict[str, Tensor]]
 
 SHOWN = 8
-WEIGHT_KEYS = ("model", "vae_model", "guidance_method", "ch", "ch_mult")
-"""Keys of the config by which a network has other weights."""
 
 
 def weights_sha256(module: nn.Module) -> str:

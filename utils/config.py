@@ -26,6 +26,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from datasets.catalogue import data_set_name
+from utils.config_keys import IGNORED_KEYS, WAVE_GMS_KEYS
 from utils.config_problems import explain
 from utils.errors import UserError
 from utils.own_functions import OWN_FUNCTION
@@ -412,32 +413,6 @@ class Config(BaseModel):
     def run_folder(self) -> Path:
         """Where the run writes: `<snapshot_path>/epochs_<epochs>`."""
         return self.snapshot_path / f"epochs_{self.epochs}"
-
-
-WAVE_GMS_KEYS = frozenset({
-    "align_loss", "ch", "ch_mult", "checkpoint_decoder", "guidance_method", "head_weights", "latent_loss",
-    "vae_model", "vae_weights", "w_dice", "w_rec", "w_tversky",
-})  # fmt: skip
-"""Keys that only `model: wave-gms` uses, that is Wave-GMS and GMS. Baselines and networks of one's own are
-built and trained without them (`models.build.build_system`)."""
-
-IGNORED_KEYS = frozenset({"in_channel", "num_res_blocks", "out_channels", "phase", "w_kl"})
-"""Keys that are accepted from published files and change nothing, whatever the model."""
-
-MACHINE_SETTINGS = IGNORED_KEYS | {
-    "GPUs", "cache_mb", "channels_last", "checkpoint_decoder", "compile", "cuda_graphs", "deterministic",
-    "drop_leaked", "log_every", "num_workers", "pickle_file_path", "resume", "save_minutes", "snapshot_path",
-}  # fmt: skip
-"""Keys that affect where and how fast a run is computed, or what else is reported, but not its scores: runs
-that differ only in these may be compared. Of `pickle_file_path` the data set's name counts. Not in here:
-`precision`, and every key that affects training, the choice of the checkpoint, or scoring."""
-
-CHANGEABLE_ON_RESUME = MACHINE_SETTINGS | {
-    "evaluation_size", "hd95_empty", "model_weight", "precision", "save_freq", "save_seg_img_path",
-    "skip_nonfinite", "tta", "vae_weights", "validate_every",
-}  # fmt: skip
-"""Keys that may change when a run is resumed: they do not affect what is learned (the split file and the
-frozen weights are compared by their hashes, the precision by what it means on the device)."""
 
 
 def make_config(values: dict[str, Any], where: str = "config") -> Config:

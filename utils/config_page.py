@@ -8,7 +8,8 @@ from __future__ import annotations
 import json
 import textwrap
 
-from utils.config import CHANGEABLE_ON_RESUME, WAVE_GMS_KEYS, Config
+from utils.config import Config
+from utils.config_keys import CHANGEABLE_ON_RESUME, WAVE_GMS_KEYS
 
 SECTIONS = {
     "pickle_file_path": "Data",

@@ -15,7 +15,8 @@ from engine.device import resolved_precision
 from engine.runs.provenance import input_hashes, window_option
 from engine.runs.saved_state import LAST_STATE, state_files
 from engine.runs.training_record import CASES_FILE, TRAINING_CASES, WINDOW, RunCases, names_sha256
-from utils.config import CHANGEABLE_ON_RESUME, Config, dump_config, load_config
+from utils.config import Config, dump_config, load_config
+from utils.config_keys import CHANGEABLE_ON_RESUME
 from utils.environment import describe_environment
 from utils.errors import UserError
 from utils.files import atomic_write

@@ -20,8 +20,9 @@ from typing import Any
 from datasets.cases import Case, DataSet, find_split_file
 from datasets.catalogue import SPLIT_FILE_ENDING, canonical_name
 from datasets.splits import read_split
-from utils.checkpoints import WEIGHT_KEYS, read_metadata
+from utils.checkpoints import read_metadata
 from utils.config import Config, load_config
+from utils.config_keys import WEIGHT_KEYS
 from utils.errors import UserError
 from utils.files import sha256
 
