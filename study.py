@@ -76,8 +76,8 @@ def unscored_trials(
 
     A report names the latter.
     """
+    from experiments.score_study_run import training_and_scoring_steps
     from experiments.study_scores import outdated_steps, scored_in
-    from experiments.study_scoring import training_and_scoring_steps
 
     scored = scored_in(study, out, runs)
     outdated = [
@@ -116,9 +116,9 @@ def run_study(
 ) -> list[Outcome]:
     """Train and score `trials`, those of `runs` that are left; the report is written after each of them."""
     from experiments.runner import run_trials
+    from experiments.score_study_run import training_and_scoring_steps
     from experiments.study_report import write_study
     from experiments.study_scores import TABLE, outdated_steps
-    from experiments.study_scoring import training_and_scoring_steps
 
     def report_end(outcome: Outcome) -> None:
         log.info("%s: %s", outcome.trial.name, outcome.record.status)

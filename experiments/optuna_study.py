@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
 
-class NoStudy(UserError):
+class NoOptunaStudy(UserError):
     """The search has no study yet."""
 
 
@@ -91,7 +91,7 @@ def set_at_creation(study: optuna.Study, attributes: dict[str, Any]) -> None:
     storage.create_new_trial = create_with_attributes
 
 
-def open_study(sweep: Sweep, only_report: bool = False) -> optuna.Study:
+def open_optuna_study(sweep: Sweep, only_report: bool = False) -> optuna.Study:
     """The sweep's study. UserError if it is that of a search with other settings.
 
     Made if there is none; for `only_report` that is a UserError, and nothing is written into it.
@@ -130,8 +130,8 @@ def check_earlier_search(sweep: Sweep) -> None:
     It is left as it is. One in a storage that machines share is checked when the search begins.
     """
     if not sweep.settings.storage and _file(sweep).is_file():
-        with suppress(NoStudy):
-            _check_same_search(sweep, open_study(sweep, only_report=True), trains=True)
+        with suppress(NoOptunaStudy):
+            _check_same_search(sweep, open_optuna_study(sweep, only_report=True), trains=True)
 
 
 def _create(sweep: Sweep) -> optuna.Study:
@@ -174,8 +174,8 @@ def _study_name(sweep: Sweep) -> str:
     return sweep.settings.study or sweep.folder.name
 
 
-def _no_study_error(sweep: Sweep) -> NoStudy:
-    return NoStudy(
+def _no_study_error(sweep: Sweep) -> NoOptunaStudy:
+    return NoOptunaStudy(
         f"there is no study {_study_name(sweep)} of this search yet: run it without --report"
     )
 

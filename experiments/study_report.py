@@ -18,6 +18,7 @@ import numpy as np
 from engine.runs.history import read_scores
 from experiments.differences import mean_with_interval, signed
 from experiments.earlier_runs import check_processes
+from experiments.score_study_run import ON_TEST, TTA
 from experiments.study import GROUPED, PUBLISHED, Run, Study, trials_of
 from experiments.study_scores import (
     ON_VAL,
@@ -29,7 +30,6 @@ from experiments.study_scores import (
     to_csv,
     trained_in,
 )
-from experiments.study_scoring import ON_TEST, TTA
 from scoring.results import RESULTS_PREFIX
 from utils.errors import UserError
 from utils.figures import COLOURS, png

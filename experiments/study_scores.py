@@ -27,8 +27,8 @@ from experiments.earlier_runs import (
 )
 from experiments.records import Record, scored_settings
 from experiments.runner import Trial
+from experiments.score_study_run import ON_TEST, TTA
 from experiments.study import Run, Study
-from experiments.study_scoring import ON_TEST, TTA
 from scoring.results import RESULTS_PREFIX, Results, Summary, mean_of
 from utils.config import Config
 from utils.errors import UserError
@@ -39,7 +39,7 @@ from utils.yaml_files import shown
 TABLE = "results.csv"
 ON_VAL = "validation"
 WAYS = {ON_VAL: ".", TTA: TTA, ON_TEST: ON_TEST}
-"""Ways of scoring a run, and where in its folder `experiments.study_scoring` puts each.
+"""Ways of scoring a run, and where in its folder `experiments.score_study_run` puts each.
 
 By default the checkpoint is the best on the held-out part of train; TTA adds test-time augmentation, and
 ON_TEST is the kept epoch that is best on the test split."""

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, get_args
 
 from experiments.differences import mean_with_interval
 from experiments.records import Status
-from experiments.sweep_scores import CHOOSING, Run, SettingScores
+from experiments.sweep_scores import CHOOSING, Repeat, SettingScores
 from scoring.groups import unit_text
 from scoring.statistics import SampleStatistics, describe, t_interval
 from utils.config import Config, dump_config
@@ -235,11 +235,11 @@ def _across_runs(values: Sequence[float]) -> list[str]:
     return [_percent(across.mean), _percent(across.std), interval]
 
 
-def _minus_best(dice: Mapping[Run, float], of_best: Mapping[Run, float]) -> str:
+def _minus_best(dice: Mapping[Repeat, float], of_best: Mapping[Repeat, float]) -> str:
     """Mean difference in points from the best setting over the runs that both have, with its interval; empty
     for the best itself and for less than two runs.
     """
-    differences = [100 * (dice[run] - of_best[run]) for run in dice if run in of_best]
+    differences = [100 * (dice[each] - of_best[each]) for each in dice if each in of_best]
     return mean_with_interval(differences) if len(differences) > 1 and dice is not of_best else ""
 
 

@@ -24,7 +24,7 @@ CHOOSING = {"val": "val Dice", "test": "best test Dice"}
 """By `select_on`: what the reports call a run's best Dice on the cases that chose its checkpoint."""
 
 
-class Run(NamedTuple):
+class Repeat(NamedTuple):
     """What tells the runs of a setting apart."""
 
     seed: int
@@ -56,9 +56,9 @@ class SettingScores:
     errors: dict[str, str] = field(default_factory=dict)  # of failed trials, by name
     others: dict[str, str] = field(default_factory=dict)
     """What other settings runs that do not count were made with, by the trial's name."""
-    val_of: dict[Run, float] = field(default_factory=dict)
-    """`val` by run, to pair settings by; `test_of` likewise `test`."""
-    test_of: dict[Run, float] = field(default_factory=dict)
+    val_of: dict[Repeat, float] = field(default_factory=dict)
+    """`val` by repeat, to pair settings by; `test_of` likewise `test`."""
+    test_of: dict[Repeat, float] = field(default_factory=dict)
     across_folds: bool = False  # whether the runs hold out different folds of one train part
 
     @property
@@ -143,9 +143,10 @@ def score_setting(setting: Setting, keys: Sequence[str]) -> SettingScores:
             for trial in setting.trials
             if (other := other_settings(trial)) is not None
         },
-        val_of={_run(trial): dice for trial, dice in best.items()},
+        val_of={_repeat(trial): dice for trial, dice in best.items()},
         test_of={
-            _run(trial): float(dice.mean()) for trial, dice in zip(tested, test_dice, strict=True)
+            _repeat(trial): float(dice.mean())
+            for trial, dice in zip(tested, test_dice, strict=True)
         },
         across_folds=len({trial.config.fold for trial in setting.trials if trial.config.folds}) > 1,
     )
@@ -156,8 +157,8 @@ def values_of(setting: Setting, keys: Sequence[str]) -> dict[str, str]:
     return {key: text_of(getattr(setting.trials[0].config, key)) for key in keys}
 
 
-def _run(trial: Trial) -> Run:
-    return Run(trial.config.seed, trial.config.fold)
+def _repeat(trial: Trial) -> Repeat:
+    return Repeat(trial.config.seed, trial.config.fold)
 
 
 def _status(record: Record | None) -> Status:

@@ -21,7 +21,7 @@ from experiments.optuna_figure import draw_search
 from experiments.optuna_study import (
     distribution,
     make_sampler,
-    open_study,
+    open_optuna_study,
     other_search_error,
     set_at_creation,
     value_of,
@@ -97,12 +97,12 @@ class SearchPlan:
     ) -> None:
         self.sweep, self.owner = sweep, owner
         self.keys = list(sweep.settings.search)
-        self.study = open_study(sweep, only_report)
+        self.optuna_study = open_optuna_study(sweep, only_report)
         self.distributions = {key: distribution(sweep, key) for key in self.keys}
         self.running_settings: dict[str, RunningSetting] = {}  # by the name of a run
         place = f"{socket.gethostname()}:{sweep.folder.absolute()}"
         self._mine = {OWNER: owner, PLACE: place}
-        set_at_creation(self.study, self._mine)
+        set_at_creation(self.optuna_study, self._mine)
         self._failed_before = self._failed() if retry_failed else []
 
     def trials(self) -> Iterator[Trial]:
@@ -162,7 +162,7 @@ class SearchPlan:
         other runs by now.
         """
         scores = []
-        for frozen_trial in latest_tries(self.study.get_trials(deepcopy=False)):
+        for frozen_trial in latest_tries(self.optuna_study.get_trials(deepcopy=False)):
             if not self._is_drawn(frozen_trial):
                 continue
             setting = self._setting(frozen_trial)
@@ -188,7 +188,7 @@ class SearchPlan:
         return OpenElsewhere(abandoned, tried)
 
     def figure(self, title: str) -> Figure:
-        return draw_search(self.study, self.sweep.base.select_on, title)
+        return draw_search(self.optuna_study, self.sweep.base.select_on, title)
 
     @property
     def _is_shared(self) -> bool:
@@ -197,7 +197,7 @@ class SearchPlan:
     def _running(self) -> list[FrozenTrial]:
         from optuna.trial import TrialState
 
-        return self.study.get_trials(states=[TrialState.RUNNING])
+        return self.optuna_study.get_trials(states=[TrialState.RUNNING])
 
     def _left_by_earlier(self) -> list[FrozenTrial]:
         """Settings that were running before this process began and that no other one is working on.
@@ -223,24 +223,24 @@ class SearchPlan:
 
     def _make_mine(self, frozen_trial: FrozenTrial) -> None:
         for key, value in self._mine.items():
-            self.study._storage.set_trial_user_attr(frozen_trial._trial_id, key, value)
+            self.optuna_study._storage.set_trial_user_attr(frozen_trial._trial_id, key, value)
 
     def _resume(self, frozen_trial: FrozenTrial) -> Iterator[Trial]:
         import optuna
 
         if self._is_drawn(frozen_trial):
             self._make_mine(frozen_trial)
-            optuna_trial = optuna.trial.Trial(self.study, frozen_trial._trial_id)
+            optuna_trial = optuna.trial.Trial(self.optuna_study, frozen_trial._trial_id)
             yield from self._runs(optuna_trial, set(frozen_trial.intermediate_values))
         else:  # killed while it was being asked for
-            self.study.tell(frozen_trial.number, state=optuna.trial.TrialState.FAIL)
+            self.optuna_study.tell(frozen_trial.number, state=optuna.trial.TrialState.FAIL)
 
     def _unscored(self) -> Iterator[Trial]:
         """Runs of finished settings that lie here and are not validated as the sweep asks."""
         from optuna.trial import TrialState
 
         wanted = {"valid"} if self.sweep.settings.validate_runs else set()
-        finished = self.study.get_trials(deepcopy=False, states=[TrialState.COMPLETE])
+        finished = self.optuna_study.get_trials(deepcopy=False, states=[TrialState.COMPLETE])
         for frozen_trial in filter(self._is_drawn, finished):
             for trial in self._setting(frozen_trial).trials:
                 record = own_record(trial)
@@ -259,15 +259,15 @@ class SearchPlan:
         """
         from optuna.trial import TrialState
 
-        frozen_trials = self.study.get_trials(deepcopy=False)
+        frozen_trials = self.optuna_study.get_trials(deepcopy=False)
         queued = any(each.state == TrialState.WAITING for each in frozen_trials)
         count = sum(map(self._is_drawn, latest_tries(frozen_trials)))
         if not queued and count >= (self.sweep.settings.trials or 0):
             return None
         seed = (self.sweep.base.seed + len(frozen_trials)) % 2**32
-        self.study.sampler = make_sampler(self.sweep, None if self._is_shared else seed)
+        self.optuna_study.sampler = make_sampler(self.sweep, None if self._is_shared else seed)
         try:
-            optuna_trial = self.study.ask(self.distributions)
+            optuna_trial = self.optuna_study.ask(self.distributions)
         except ValueError as error:
             raise other_search_error(self.sweep, [str(error)]) from error
         if OWNER not in optuna_trial.user_attrs:  # it was queued by hand
@@ -283,7 +283,7 @@ class SearchPlan:
         import optuna
 
         def other_tries() -> list[int]:
-            tried = self.study.get_trials(deepcopy=False)
+            tried = self.optuna_study.get_trials(deepcopy=False)
             return [each.number for each in tried if each.user_attrs.get(RETRY_OF) == failed.number]
 
         if other_tries():
@@ -295,9 +295,9 @@ class SearchPlan:
             distributions=failed.distributions,
             user_attrs=self._mine | {RETRY_OF: failed.number, NUMBER: number},
         )
-        storage = self.study._storage
-        trial_id = storage.create_new_trial(self.study._study_id, template_trial=template)
-        optuna_trial = optuna.trial.Trial(self.study, trial_id)
+        storage = self.optuna_study._storage
+        trial_id = storage.create_new_trial(self.optuna_study._study_id, template_trial=template)
+        optuna_trial = optuna.trial.Trial(self.optuna_study, trial_id)
         if min(other_tries()) < optuna_trial.number:  # another sweep has begun one at the same time
             self._give_back(optuna_trial)
             return None
@@ -307,7 +307,9 @@ class SearchPlan:
         """Whether there are enough settings before this one: other sweeps may have asked at the same time."""
         if not self._is_shared or RETRY_OF in optuna_trial.user_attrs:
             return False
-        settings = filter(self._is_drawn, latest_tries(self.study.get_trials(deepcopy=False)))
+        settings = filter(
+            self._is_drawn, latest_tries(self.optuna_study.get_trials(deepcopy=False))
+        )
         before = sum(setting.number < optuna_trial.number for setting in settings)
         return before >= (self.sweep.settings.trials or 0)
 
@@ -316,7 +318,7 @@ class SearchPlan:
         from optuna.trial import TrialState
 
         optuna_trial.set_user_attr(SURPLUS, True)
-        self.study.tell(optuna_trial.number, state=TrialState.FAIL)
+        self.optuna_study.tell(optuna_trial.number, state=TrialState.FAIL)
 
     def _is_drawn(self, frozen_trial: FrozenTrial) -> bool:
         """Whether it has a value for every key."""
@@ -363,16 +365,16 @@ class SearchPlan:
         dice = [best for trial in trained if (best := best_validation(trial)) is not None]
         if len(dice) == len(running.setting.trials):
             optuna_trial.set_user_attr(SCORES, dice)
-            self.study.tell(optuna_trial.number, sum(dice) / len(dice))
+            self.optuna_study.tell(optuna_trial.number, sum(dice) / len(dice))
         else:
             state = TrialState.PRUNED if running.pruned else TrialState.FAIL
-            self.study.tell(optuna_trial.number, state=state)
+            self.optuna_study.tell(optuna_trial.number, state=state)
 
     def _failed(self) -> list[FrozenTrial]:
         """The failed settings, without those that are tried again."""
         from optuna.trial import TrialState
 
-        tried = filter(self._is_drawn, latest_tries(self.study.get_trials()))
+        tried = filter(self._is_drawn, latest_tries(self.optuna_study.get_trials()))
         return [each for each in tried if each.state == TrialState.FAIL]
 
     def _scores_elsewhere(self, setting: Setting, frozen_trial: FrozenTrial) -> SettingScores:

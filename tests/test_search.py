@@ -80,7 +80,7 @@ def drawn(folder: Path) -> list[float]:
 
 
 def states(plan: SearchPlan) -> list[str]:
-    return [trial.state.name for trial in plan.study.trials]
+    return [trial.state.name for trial in plan.optuna_study.trials]
 
 
 def test_a_search_ends_with_its_best_config(tmp_path: Path, quick: None) -> None:
@@ -114,7 +114,7 @@ def test_the_drawing_shows_every_setting_and_what_matters(tmp_path: Path) -> Non
     assert len(points) == 11 and len(pruned) == 1
     assert best == pytest.approx(np.maximum.accumulate(points))
     assert len(importance.patches) == 2
-    assert sum(importances(plan.study).values()) == pytest.approx(1)
+    assert sum(importances(plan.optuna_study).values()) == pytest.approx(1)
 
 
 def test_the_drawing_names_the_cases_that_choose(tmp_path: Path) -> None:
@@ -127,7 +127,7 @@ def test_the_drawing_names_the_cases_that_choose(tmp_path: Path) -> None:
         write_curve(trial, 0.5)
         end(plan, trial, "finished")
         labels.append(plan.figure("title").axes[0].get_ylabel())
-        assert plan.study.best_value == 0.5
+        assert plan.optuna_study.best_value == 0.5
     assert labels == ["val Dice, %", "best test Dice, %"]
 
 
@@ -137,7 +137,7 @@ def test_importance_is_not_told_of_a_few_scores(tmp_path: Path, settings: int, s
     for number, trial in enumerate(plan.trials()):
         write_curve(trial, step * number)
         end(plan, trial, "finished")
-    assert importances(plan.study) == {}
+    assert importances(plan.optuna_study) == {}
     (text,) = plan.figure("title").axes[1].texts
     assert text.get_text() == "from 10 different scores on"
 
@@ -312,13 +312,13 @@ def test_of_settings_asked_for_at_once_the_surplus_is_given_back(
     storage = f"sqlite:///{tmp_path / 'shared.db'}"
     path = write_sweep(tmp_path, {"search": RATES, "trials": 1, "storage": storage, "study": "s"})
     one, other = plan_of(path, "one"), plan_of(path, "other")
-    started, ask = [], other.study.ask
+    started, ask = [], other.optuna_study.ask
 
     def ask_after_one(*arguments: Any) -> Any:
         started.append(next(one.trials()))
         return ask(*arguments)
 
-    monkeypatch.setattr(other.study, "ask", ask_after_one)
+    monkeypatch.setattr(other.optuna_study, "ask", ask_after_one)
     assert list(other.trials()) == []
     write_curve(started[0], 0.5)
     end(one, started[0], "finished")
@@ -369,7 +369,7 @@ def test_a_storage_may_be_away_for_a_while(
     monkeypatch.setattr("experiments.optuna_storage.PATIENCE", 0.0)
     errors += [StorageInternalError("locked")]
     with pytest.raises(UserError, match=r"StorageInternalError.*the same command resumes"):
-        plan.study.tell(plan.study.ask(), 0.5)
+        plan.optuna_study.tell(plan.optuna_study.ask(), 0.5)
     assert not errors
 
 
@@ -392,7 +392,7 @@ def test_a_finished_setting_keeps_its_value_when_its_folder_has_another_run(
     assert run(write_sweep(tmp_path, settings)) == 0
     plan = plan_of(write_sweep(tmp_path, settings, tta=True))  # which chooses no checkpoint
     ((_, row),) = plan.scores()
-    assert row.complete and row.val == [plan.study.best_value] and not row.test
+    assert row.complete and row.val == [plan.optuna_study.best_value] and not row.test
 
 
 def validation_steps(code: str) -> Callable[[Trial], Steps]:
@@ -415,7 +415,7 @@ def test_validation_can_be_added_to_a_finished_search(
     assert run(path) == 0
     plan = plan_of(path)
     *here, elsewhere = (setting for setting, _ in plan.scores())
-    values = [trial.value for trial in plan.study.trials]
+    values = [trial.value for trial in plan.optuna_study.trials]
     for trial in elsewhere.trials:
         shutil.rmtree(trial.folder.parent)
     for _ in range(2):
@@ -424,7 +424,9 @@ def test_validation_can_be_added_to_a_finished_search(
             assert (trial.folder / "validated").read_text() == "x" and starts(trial) == 1
     assert not any(trial.folder.exists() for trial in elsewhere.trials)
     plan = plan_of(path)
-    assert states(plan) == ["COMPLETE"] * 3 and [t.value for t in plan.study.trials] == values
+    assert (
+        states(plan) == ["COMPLETE"] * 3 and [t.value for t in plan.optuna_study.trials] == values
+    )
     assert all(row.complete for _, row in plan.scores())
     for trial in (trial for setting in here for trial in setting.trials):
         results = results_on_test(trial)
@@ -445,7 +447,7 @@ def test_a_finished_search_is_scored_anew_when_scoring_is_changed(
         assert run(path) == 0
         plan = plan_of(path)
         assert [len(row.test) for _, row in plan.scores()] == [1, 1], changed
-        values.append([trial.value for trial in plan.study.trials])
+        values.append([trial.value for trial in plan.optuna_study.trials])
     assert values[0] == values[1] and states(plan) == ["COMPLETE"] * 2
 
 
@@ -506,9 +508,9 @@ def test_a_search_of_steps_that_ended_before_high_goes_on(tmp_path: Path) -> Non
     """Earlier versions accepted it, and never tried the largest value."""
     search = {"batch_size": {"low": 2, "high": 8, "step": 4}}
     plan = plan_of(write_sweep(tmp_path, {"search": search, "trials": 2}))
-    recorded = plan.study.user_attrs["sweep"]
+    recorded = plan.optuna_study.user_attrs["sweep"]
     recorded["search"]["batch_size"]["high"] = 8
-    plan.study.set_user_attr("sweep", recorded)
+    plan.optuna_study.set_user_attr("sweep", recorded)
     search["batch_size"]["high"] = 6
     assert run(write_sweep(tmp_path, {"search": search, "trials": 2}), "--dry-run") == 0
     assert next(plan_of(tmp_path / "lr.yaml").trials()).config.batch_size in (2, 6)
@@ -648,12 +650,18 @@ def test_a_report_leaves_the_search_as_it_is(
     for _ in range(2):
         trial = next(trials)
         write_curve(trial, 0.5)
-    before = [(each.state, each.user_attrs) for each in plan.study.trials], plan.study.user_attrs
+    before = (
+        [(each.state, each.user_attrs) for each in plan.optuna_study.trials],
+        plan.optuna_study.user_attrs,
+    )
     monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
     with held_slot(tmp_path / "out", shared=False):
         assert run(path, "--report") == 0
     assert "2 setting(s)" in (tmp_path / "out" / "sweep.md").read_text()
-    after = [(each.state, each.user_attrs) for each in plan.study.trials], plan.study.user_attrs
+    after = (
+        [(each.state, each.user_attrs) for each in plan.optuna_study.trials],
+        plan.optuna_study.user_attrs,
+    )
     assert before == after
     with pytest.raises(UserError, match="epochs: 2 in the study, 3 now"):
         run(path, "--report", "epochs=3")
@@ -700,7 +708,7 @@ def test_a_setting_has_its_owner_before_anything_is_drawn(
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(optuna.Trial, "_suggest", killed)
         next(plan.trials())
-    assert [trial.user_attrs["owner"] for trial in plan.study.trials] == ["me"]
+    assert [trial.user_attrs["owner"] for trial in plan.optuna_study.trials] == ["me"]
     restarted = plan_of(path)
     for trial in restarted.trials():
         write_curve(trial, 0.5)
@@ -719,13 +727,13 @@ def test_a_failed_setting_is_tried_again_by_one_machine_only(
     plans = [plan_of(path, owner, retry_failed=True) for owner in ("one", "other", "third")]
     assert [row.name for _, row in first.scores()] == [trial.name], "shown until it is tried again"
 
-    started, create = [], plans[1].study._storage.create_new_trial
+    started, create = [], plans[1].optuna_study._storage.create_new_trial
 
     def create_after_one(*arguments: Any, **named: Any) -> int:
         started.append(next(plans[0].trials()))
         return create(*arguments, **named)
 
-    monkeypatch.setattr(plans[1].study._storage, "create_new_trial", create_after_one)
+    monkeypatch.setattr(plans[1].optuna_study._storage, "create_new_trial", create_after_one)
     assert list(plans[1].trials()) == [] and list(plans[2].trials()) == []
     assert started == [trial]
     write_curve(trial, 0.5)

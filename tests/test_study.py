@@ -16,9 +16,10 @@ import yaml
 from matplotlib.figure import Figure
 
 import study
-from experiments import study_scoring
+from experiments import score_study_run
 from experiments.records import Record, Status, write_record
 from experiments.runner import Outcome, Steps, Trial, run_trials
+from experiments.score_study_run import training_and_scoring_steps
 from experiments.study import (
     PAGE,
     Run,
@@ -39,7 +40,6 @@ from experiments.study_scores import (
     to_csv,
     ways_of,
 )
-from experiments.study_scoring import training_and_scoring_steps
 from scoring.metrics import METRICS, SIZES
 from scoring.results import write_results
 from scoring.statistics import t_interval
@@ -179,7 +179,7 @@ def test_a_run_is_scored_in_every_way_and_reported(
     finished.rename(trial.folder)
     trial.config_file.write_text(yaml.safe_dump(trial.config.model_dump(mode="json")))
     for step in ("score", "tta"):
-        study_scoring.main(training_and_scoring_steps(trial, tta=True)[step][3:])
+        score_study_run.main(training_and_scoring_steps(trial, tta=True)[step][3:])
 
     on_test = json.loads((trial.folder / "chosen_on_test.json").read_text())
     assert set(on_test["dice"]) == {"1", "2"}
@@ -267,7 +267,7 @@ def test_a_run_is_scored_in_every_way_and_reported(
         study.main(["--config", str(path), "--report", "--out", str(tmp_path / "new")])
     assert scores_of(RUN, trial) == []
     with pytest.raises(UserError, match="trained on another split file"):
-        study_scoring.main(["--config", str(trial.config_file)])
+        score_study_run.main(["--config", str(trial.config_file)])
     split_file.write_text(split)
     write(path, settings=settings | {"validate_every": 2})
     with pytest.raises(UserError, match="seed 1: validate_every: 1 in the finished run, 2 now"):
@@ -307,7 +307,7 @@ def test_a_run_that_is_not_trained_cannot_be_scored(tmp_path: Path) -> None:
     path = tmp_path / "trial.yaml"
     path.write_text(yaml.safe_dump(trial.config.model_dump(mode="json")))
     with pytest.raises(UserError, match=r"holds no best_model\.pth: train the run first"):
-        study_scoring.main(["--config", str(path)])
+        score_study_run.main(["--config", str(path)])
 
 
 def row(

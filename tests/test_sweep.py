@@ -25,7 +25,7 @@ from experiments.records import Record
 from experiments.sweep_plan import describe_plan, make_plan, write_sweep_report
 from experiments.sweep_report import find_best, plot_settings, to_csv, to_markdown, write_best
 from experiments.sweep_scores import (
-    Run,
+    Repeat,
     SettingScores,
     best_validation,
     results_on_test,
@@ -825,7 +825,7 @@ def test_ties_with_the_best_are_told() -> None:
 
 def test_settings_are_compared_with_the_best_run_by_run() -> None:
     def of(name: str, val: list[float], test: list[float]) -> SettingScores:
-        runs = [Run(seed, 0) for seed in range(len(val))]
+        runs = [Repeat(seed, 0) for seed in range(len(val))]
         val_of = dict(zip(runs, val, strict=True))
         test_of = dict(zip(runs, test, strict=False))  # of a run that is not scored there yet
         return scores(name, val, planned=3, test=test, val_of=val_of, test_of=test_of)

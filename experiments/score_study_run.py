@@ -1,7 +1,7 @@
 """Score a trained run of a study on its test split, in each of the ways that a study compares.
 
-    python -m experiments.study_scoring --config <run folder>/trial.yaml
-    python -m experiments.study_scoring --config <run folder>/trial.yaml --tta
+    python -m experiments.score_study_run --config <run folder>/trial.yaml
+    python -m experiments.score_study_run --config <run folder>/trial.yaml --tta
 
 The first writes into the run folder
 
@@ -44,7 +44,8 @@ EPOCHS = "epoch_*.pth"
 
 def training_and_scoring_steps(trial: Trial, tta: bool) -> Steps:
     """Train the run, then score it, with test-time augmentation if `tta`."""
-    score = [sys.executable, "-m", "experiments.study_scoring", "--config", str(trial.config_file)]
+    config = str(trial.config_file)
+    score = [sys.executable, "-m", "experiments.score_study_run", "--config", config]
     steps = {**training_steps(trial), "score": score}
     return steps | ({TTA: [*score, "--tta"]} if tta else {})
 
