@@ -23,8 +23,8 @@ from utils.entry import described_parser, exit_from, positive_int
 from utils.errors import listed
 
 if TYPE_CHECKING:
-    from experiments.runner import Outcome, Trial
     from experiments.study import Run, Study
+    from experiments.trial import Outcome, Trial
 
 log = logging.getLogger("wavegms")
 

@@ -22,10 +22,10 @@ from utils.entry import described_parser, exit_from
 from utils.errors import listed
 
 if TYPE_CHECKING:
-    from experiments.runner import Outcome
     from experiments.sweep_plan import Plan
     from experiments.sweep_scores import OpenElsewhere, SettingScores
     from experiments.sweep_settings import Sweep
+    from experiments.trial import Outcome
 
 log = logging.getLogger("wavegms")
 
@@ -89,9 +89,10 @@ def run_plan(sweep: Sweep, plan: Plan, retry_failed: bool) -> list[Outcome]:
     UserError where the first ones fail one after the other.
     """
     from experiments.failures import Failures
-    from experiments.runner import run_trials, training_and_validation_steps, training_steps
+    from experiments.runner import run_trials
     from experiments.sweep_plan import write_sweep_report
     from experiments.sweep_scores import outdated_steps
+    from experiments.trial import training_and_validation_steps, training_steps
 
     failures = Failures(sweep.folder)
 

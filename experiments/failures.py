@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from experiments.records import RECORD, read_record
-from experiments.runner import Outcome
+from experiments.trial import Outcome
 from utils.errors import UserError
 
 MAX_IN_A_ROW = 3

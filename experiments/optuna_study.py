@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from datasets.cases import find_split_file
+from experiments.hardware import process_count
 from experiments.inputs import vae_file
 from experiments.optuna_storage import open_patiently
-from experiments.runner import process_count
 from experiments.sweep_settings import Range, Sweep
 from experiments.sweep_trials import text_of
 from utils.config import Config

@@ -17,23 +17,21 @@ from __future__ import annotations
 import logging
 import os
 import signal
-import socket
 import subprocess
-import sys
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import replace
 from typing import IO
 
+from experiments.hardware import Hardware, hardware_of
 from experiments.inputs import vae_sha256
 from experiments.records import Record, Status, read_record, recorded_config, write_record
-from utils.config import Config, dump_config
+from experiments.trial import Outcome, Steps, Trial
+from utils.config import dump_config
 from utils.errors import UserError
-from utils.files import REPOSITORY, atomic_write
+from utils.files import atomic_write
 from utils.interruption import STOP_SIGNALS, StopRequest
-from utils.locks import try_lock
-from utils.machine import available_cores
+from utils.locks import holder_of, name_holder, try_lock
 from utils.runs import create_run_folder, writing_to
 
 log = logging.getLogger("wavegms")
@@ -44,53 +42,6 @@ MAX_ERROR = 2000  # characters of an error that are recorded
 NOTICE = "waiting for the running trials to save; a second signal exits without waiting"
 
 STOPPED_CODES = {code for number in STOP_SIGNALS for code in (-number, 128 + number)}
-
-Steps = Mapping[str, Sequence[str]]  # name of a step -> its command
-
-
-@dataclass(frozen=True)
-class Trial:
-    """A named training run. No other trial has the `run_folder` of its config."""
-
-    name: str
-    config: Config
-
-    @property
-    def folder(self) -> Path:
-        return self.config.run_folder
-
-    @property
-    def config_file(self) -> Path:
-        """The config on disk, written before a command of this trial starts."""
-        return self.folder / "trial.yaml"
-
-    @property
-    def log_file(self) -> Path:
-        """What its commands printed."""
-        return self.folder / "trial.log"
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """A trial, its record at the end, and whether one of its commands ran; otherwise it was skipped."""
-
-    trial: Trial
-    record: Record
-    ran: bool
-
-
-def training_steps(trial: Trial) -> Steps:
-    """Train the trial."""
-    return {"train": _entry_point("train.py", trial)}
-
-
-def training_and_validation_steps(trial: Trial) -> Steps:
-    """Train the trial, then score it on the test split."""
-    return {"train": _entry_point("train.py", trial), "valid": _entry_point("valid.py", trial)}
-
-
-def _entry_point(script: str, trial: Trial) -> list[str]:
-    return [sys.executable, str(REPOSITORY / script), "--config", str(trial.config_file)]
 
 
 def run_trials(
@@ -172,7 +123,7 @@ class _Workers:
         job = None if free is None else self._next_job()
         if free is None or job is None:
             return False
-        job.hardware = _hardware(job.trial.config, free, self.count)
+        job.hardware = hardware_of(job.trial.config, free, self.count)
         self._jobs[free] = job
         return True
 
@@ -215,56 +166,13 @@ class _Workers:
                 time.sleep(POLL_SECONDS)
 
 
-@dataclass(frozen=True)
-class _Hardware:
-    """The GPUs of a worker, and the environment variables of its commands."""
-
-    gpus: tuple[int, ...]
-    environment: dict[str, str]
-
-
-def _hardware(config: Config, worker: int, workers: int) -> _Hardware:
-    """A single worker has all of the config's GPUs; of several, each has one GPU and a share of the cores.
-
-    Commands find the modules of the repository from any folder.
-    """
-    python_path = os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")]))
-    # bars would fill the log
-    environment = os.environ | {"TQDM_DISABLE": "1", "PYTHONPATH": python_path}
-    if workers == 1:
-        return _Hardware(config.GPUs, environment)
-    environment.setdefault("OMP_NUM_THREADS", str(max(1, available_cores() // workers)))
-    if not config.GPUs:
-        return _Hardware((), environment)
-    place = worker % len(config.GPUs)
-    gpu = config.GPUs[place]
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is None:
-        environment["CUDA_VISIBLE_DEVICES"] = str(gpu)
-    elif visible:
-        # the config's numbers count the visible GPUs; where they are too large, those are taken in turn
-        names = visible.split(",")
-        number = gpu if max(config.GPUs) < len(names) else place % len(names)
-        environment["CUDA_VISIBLE_DEVICES"] = names[number]
-    return _Hardware((gpu,), environment)
-
-
-def process_count(config: Config, workers: int) -> int:
-    """How many processes train a run of the config: one per GPU, if there are any and one worker has all."""
-    if workers > 1 or len(config.GPUs) < 2:
-        return 1
-    import torch
-
-    return len(config.GPUs) if torch.cuda.device_count() else 1
-
-
 class _Job:
     """A trial on a worker, from taking its lock to the end of its last step.
 
     Its `hardware` is set when it is given to a worker.
     """
 
-    hardware: _Hardware
+    hardware: Hardware
 
     def __init__(
         self,
@@ -276,7 +184,7 @@ class _Job:
         self.trial, self.steps, self.outdated = trial, steps, outdated
         self.retry_failed = retry_failed
         self.record = Record(trial.name, trial.config.model_dump(mode="json"))
-        self._lock: IO[str] | None = None
+        self._lock: IO[bytes] | None = None
         self._told = False  # that another process is running the trial
         self._begun = False
         self._process: subprocess.Popen[bytes] | None = None
@@ -337,15 +245,14 @@ class _Job:
             return True
         if not self._told:  # that is, the first time
             create_run_folder(self.trial.folder)
-        file = (self.trial.folder / "trial.lock").open("a+")
+        file = (self.trial.folder / "trial.lock").open("ab+", buffering=0)
         try:
             if try_lock(file):
                 self._lock = file
                 self._name_holder(os.getpid())
             elif not self._told:
                 self._told = True
-                file.seek(0)
-                holder = file.read().strip() or "another process"
+                holder = holder_of(file)
                 log.info("%s is run by %s: waiting for that to end", self.trial.name, holder)
         finally:
             if self._lock is None:
@@ -356,9 +263,7 @@ class _Job:
         """Write into the lock's file which process runs the trial."""
         assert self._lock is not None
         with writing_to(self.trial.folder):
-            self._lock.truncate(0)
-            self._lock.write(f"process {process} on {socket.gethostname()}\n")
-            self._lock.flush()
+            name_holder(self._lock, process)
 
     def _release_lock(self) -> None:
         if self._lock is not None:

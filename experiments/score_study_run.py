@@ -25,7 +25,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from experiments.runner import Steps, Trial, training_steps
+from experiments.trial import Steps, Trial, training_steps
 from utils.entry import described_parser, exit_from
 from utils.errors import UserError
 

@@ -8,8 +8,8 @@ from collections.abc import Collection, Mapping
 from datasets.cases import open_data_set
 from experiments.inputs import check_weights
 from experiments.records import read_record
-from experiments.runner import Trial
 from experiments.study import Run, Study
+from experiments.trial import Trial
 
 
 def describe_plan(study: Study, runs: Mapping[Run, Trial], left: Collection[Trial]) -> str:

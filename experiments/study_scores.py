@@ -26,9 +26,9 @@ from experiments.earlier_runs import (
     trained_processes,
 )
 from experiments.records import Record, scored_settings
-from experiments.runner import Trial
 from experiments.score_study_run import ON_TEST, TTA
 from experiments.study import Run, Study
+from experiments.trial import Trial
 from scoring.results import RESULTS_PREFIX, Results, Summary, mean_of
 from utils.config import Config
 from utils.errors import UserError

@@ -17,7 +17,6 @@ from experiments.earlier_runs import (
     trained_alike,
 )
 from experiments.records import RECORD
-from experiments.runner import Outcome, Trial
 from experiments.sweep_report import find_best, write_best, write_report
 from experiments.sweep_scores import OpenElsewhere, SettingScores, score_setting
 from experiments.sweep_settings import Range, Sweep
@@ -30,6 +29,7 @@ from experiments.sweep_trials import (
     list_settings,
     make_setting,
 )
+from experiments.trial import Outcome, Trial
 from utils.errors import UserError, listed
 
 if TYPE_CHECKING:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, NamedTuple
 from engine.runs.history import read_scores
 from experiments.earlier_runs import fitting_results, other_settings, own_record
 from experiments.records import Record, Status
-from experiments.runner import Trial
 from experiments.sweep_trials import Setting, text_of
+from experiments.trial import Trial
 from scoring.groups import joined
 from scoring.results import RESULTS_PREFIX, recorded_groups
 

@@ -27,7 +27,6 @@ from experiments.optuna_study import (
     value_of,
 )
 from experiments.records import Status
-from experiments.runner import Outcome, Trial
 from experiments.sweep_scores import (
     OpenElsewhere,
     SettingScores,
@@ -40,6 +39,7 @@ from experiments.sweep_scores import (
 from experiments.sweep_settings import Sweep
 from experiments.sweep_slots import free_slots
 from experiments.sweep_trials import Setting, make_setting
+from experiments.trial import Outcome, Trial
 
 if TYPE_CHECKING:
     import optuna

@@ -19,8 +19,8 @@ from datasets.cases import find_split_file
 from datasets.prepared import read_metadata_groups
 from datasets.splits import hold_out_fold, read_split
 from experiments.inputs import check_weights
-from experiments.runner import Trial
 from experiments.sweep_settings import BEST_NAME, Range, Sweep
+from experiments.trial import Trial
 from utils.config import Config, check_used
 from utils.config_keys import IDLE, MACHINE_SETTINGS, NOT_INHERITED
 from utils.errors import UserError

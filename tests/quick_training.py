@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
-from experiments import runner, sweep_report
-from experiments.runner import Steps, Trial
+from experiments import sweep_report, trial
+from experiments.trial import Steps, Trial
 
 # the best learning rate is 0.003; each seed above 1 adds a hundredth; a `save_minutes` of 13 fails
 PROGRAM = """
@@ -39,6 +39,6 @@ def starts(trial: Trial) -> int:
 
 def make_sweeps_quick(patch: pytest.MonkeyPatch) -> None:
     """Trials that take milliseconds, and no drawing after each of them."""
-    patch.setattr(runner, "training_steps", quick_steps)
+    patch.setattr(trial, "training_steps", quick_steps)
     patch.setattr(sweep_report, "png", lambda figure, dpi: b"not drawn")
     patch.setattr(sweep_report, "plot_settings", lambda *_: None)

@@ -15,12 +15,11 @@ import numpy as np
 import pytest
 
 import sweep
-from experiments import runner
 from experiments.records import Record, write_record
-from experiments.runner import Outcome, Steps, Trial
 from experiments.sweep_scores import results_on_test
 from experiments.sweep_settings import load_sweep
 from experiments.sweep_slots import held_slot
+from experiments.trial import Outcome, Steps, Trial
 from scoring.metrics import METRICS, SIZES
 from scoring.results import write_results
 from tests.quick_training import make_sweeps_quick, quick_steps, starts
@@ -410,7 +409,7 @@ def test_validation_can_be_added_to_a_finished_search(
         f"import shutil; shutil.copytree({str(tmp_path / 'scores')!r}, 'valid_results_x')\n"
         "open('validated', 'a').write('x')"
     )
-    monkeypatch.setattr(runner, "training_and_validation_steps", count)
+    monkeypatch.setattr("experiments.trial.training_and_validation_steps", count)
     path = write_sweep(tmp_path, {"search": RATES, "trials": 3, "seeds": [1, 2]})
     assert run(path) == 0
     plan = plan_of(path)
@@ -439,7 +438,7 @@ def test_validation_can_be_added_to_a_finished_search(
 def test_a_finished_search_is_scored_anew_when_scoring_is_changed(
     tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any]
 ) -> None:
-    monkeypatch.setattr(runner, "training_and_validation_steps", validated_steps)
+    monkeypatch.setattr("experiments.trial.training_and_validation_steps", validated_steps)
     settings = {"search": RATES, "trials": 2, "validate": True}
     values: list[list[float | None]] = []
     for changed in ({}, change):
@@ -455,7 +454,7 @@ def test_a_validation_that_was_added_and_fails_is_told(
     tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fail = validation_steps("sys.exit('error: no such case')")
-    monkeypatch.setattr(runner, "training_and_validation_steps", fail)
+    monkeypatch.setattr("experiments.trial.training_and_validation_steps", fail)
     path = write_sweep(tmp_path, {"search": RATES, "trials": 1})
     assert run(path) == 0
     assert run(path, "sweep.validate=true") == 1

@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 import study
 from experiments import score_study_run
 from experiments.records import Record, Status, write_record
-from experiments.runner import Outcome, Steps, Trial, run_trials
+from experiments.runner import run_trials
 from experiments.score_study_run import training_and_scoring_steps
 from experiments.study import (
     PAGE,
@@ -40,6 +40,7 @@ from experiments.study_scores import (
     to_csv,
     ways_of,
 )
+from experiments.trial import Outcome, Steps, Trial
 from scoring.metrics import METRICS, SIZES
 from scoring.results import write_results
 from scoring.statistics import t_interval

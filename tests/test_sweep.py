@@ -34,6 +34,13 @@ from experiments.sweep_scores import (
 from experiments.sweep_settings import SweepSettings, describe_settings, load_sweep
 from experiments.sweep_slots import held_slot
 from experiments.sweep_trials import list_settings
+from experiments.trial import (
+    Outcome,
+    Steps,
+    Trial,
+    training_and_validation_steps,
+    training_steps,
+)
 from scoring.groups import named_groups
 from scoring.metrics import METRICS, SIZES, EmptyRule
 from scoring.results import write_results
@@ -477,7 +484,7 @@ def test_the_same_command_goes_on(
     trials = [trial for setting in list_settings(load_sweep(path)) for trial in setting.trials]
     with monkeypatch.context() as patch:
 
-        def interrupt(outcome: runner.Outcome) -> str:
+        def interrupt(outcome: Outcome) -> str:
             os.kill(os.getpid(), signal.SIGINT)
             return ""
 
@@ -733,9 +740,9 @@ def test_stopped_trials_are_told_and_workers_are_those_of_the_sweep(
 ) -> None:
     asked = []
 
-    def run_trials(trials: Any, workers: int = 1, **_: object) -> list[runner.Outcome]:
+    def run_trials(trials: Any, workers: int = 1, **_: object) -> list[Outcome]:
         asked.append(workers)
-        return [runner.Outcome(t, Record(t.name, {}, "interrupted"), ran=True) for t in trials]
+        return [Outcome(t, Record(t.name, {}, "interrupted"), ran=True) for t in trials]
 
     monkeypatch.setattr(runner, "run_trials", run_trials)
     assert run(write_sweep(tmp_path, {"seeds": [1, 2], "workers": 3})) == 1
@@ -993,7 +1000,7 @@ def write_scores(
     write_results(folder, scores, provenance=made_with, hd95_empty=rule)
 
 
-def validated_steps(trial: runner.Trial) -> runner.Steps:
+def validated_steps(trial: Trial) -> Steps:
     """Quick training and validation; the latter leaves `write_scores`."""
     write_scores(trial.folder / "scores", trial.config, rule=trial.config.hd95_empty)
     code = (
@@ -1011,7 +1018,7 @@ def read_table(tmp_path: Path) -> list[dict[str, str]]:
 def test_validated_trials_are_scored_by_case(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(runner, "training_and_validation_steps", validated_steps)
+    monkeypatch.setattr("experiments.trial.training_and_validation_steps", validated_steps)
     path = write_sweep(tmp_path, {"seeds": [1, 2], "validate": True})
     run(path)
     (row,) = read_table(tmp_path)
@@ -1034,7 +1041,7 @@ def test_cases_of_one_source_are_one_in_the_interval_across_cases(
 ) -> None:
     known = named_groups("near-duplicates", [["c1", "c2"]])
     monkeypatch.setattr(f"{__name__}.write_results", partial(write_results, known=known))
-    monkeypatch.setattr(runner, "training_and_validation_steps", validated_steps)
+    monkeypatch.setattr("experiments.trial.training_and_validation_steps", validated_steps)
     run(write_sweep(tmp_path, {"seeds": [1, 2], "validate": True}))
     (row,) = read_table(tmp_path)
     assert row["test_cases"] == "2" and float(row["test_dice_mean"]) == pytest.approx(0.55)
@@ -1053,7 +1060,7 @@ def test_cases_of_one_source_are_one_in_the_interval_across_cases(
 def test_scores_of_another_way_of_scoring_are_not_reported(
     tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(runner, "training_and_validation_steps", validated_steps)
+    monkeypatch.setattr("experiments.trial.training_and_validation_steps", validated_steps)
     path = write_sweep(tmp_path, {"seeds": [1, 2], "validate": True})
     assert run(path) == 0
     first, second = list_settings(load_sweep(path))[0].trials
@@ -1106,12 +1113,12 @@ def test_scores_fit_where_they_were_made_as_the_config_says(
 def test_a_trained_run_counts_though_its_validation_failed(
     tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail_for_seed_1(trial: runner.Trial) -> runner.Steps:
+    def fail_for_seed_1(trial: Trial) -> Steps:
         steps = validated_steps(trial)
         failing = [sys.executable, "-c", "raise SystemExit('error: no such case')"]
         return {**steps, "valid": failing} if trial.config.seed == 1 else steps
 
-    monkeypatch.setattr(runner, "training_and_validation_steps", fail_for_seed_1)
+    monkeypatch.setattr("experiments.trial.training_and_validation_steps", fail_for_seed_1)
     path = write_sweep(tmp_path, {"seeds": [1, 2], "validate": True})
     assert run(path) == 1
     (row,) = read_table(tmp_path)
@@ -1128,9 +1135,9 @@ def test_a_trained_run_counts_though_its_validation_failed(
 
 def test_validation_follows_training_with_the_same_config(tmp_path: Path) -> None:
     (trial,) = list_settings(load_sweep(write_sweep(tmp_path, {"seeds": [1]})))[0].trials
-    steps = runner.training_and_validation_steps(trial)
+    steps = training_and_validation_steps(trial)
     assert list(steps) == ["train", "valid"]
-    assert steps["train"] == runner.training_steps(trial)["train"]
+    assert steps["train"] == training_steps(trial)["train"]
     for step, (_, script, *rest) in steps.items():
         assert Path(script) == ROOT / f"{step}.py"
         assert rest == ["--config", str(trial.config_file)]

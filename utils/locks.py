@@ -35,6 +35,18 @@ def try_lock(file: IO[Any]) -> bool:
     return True
 
 
+def holder_of(file: IO[bytes]) -> str:
+    """The process that holds the lock, as its file names it."""
+    file.seek(0)
+    return file.read().decode().strip() or "another process"
+
+
+def name_holder(file: IO[bytes], process: int) -> None:
+    """Write into the file of the lock which process holds it."""
+    file.truncate(0)
+    file.write(f"process {process} on {socket.gethostname()}\n".encode())
+
+
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Hold the folder's lock; a second run in the same folder gets a FolderInUse naming the first.
@@ -49,13 +61,10 @@ def locked(folder: Path) -> Iterator[None]:
         # loader processes outlive a killed run by seconds and must not hold its lock for so long
         os.register_at_fork(after_in_child=file.close)
         if not try_lock(file):
-            file.seek(0)
-            holder = file.read().decode().strip() or "another process"
             raise FolderInUse(
-                f"{folder} is in use by {holder}: wait for that run, stop it, "
+                f"{folder} is in use by {holder_of(file)}: wait for that run, stop it, "
                 "or set another snapshot_path"
             )
         with writing_to(folder):
-            file.truncate(0)
-            file.write(f"process {os.getpid()} on {socket.gethostname()}\n".encode())
+            name_holder(file, os.getpid())
         yield
