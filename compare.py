@@ -38,7 +38,8 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> None:
     arguments = parse_arguments(argv)
 
-    from scoring.comparison import read_runs, write_comparison
+    from scoring.comparison import write_comparison
+    from scoring.validated_runs import read_runs
     from utils.runs import writing_to
 
     runs = read_runs(arguments.runs, arguments.dataset)

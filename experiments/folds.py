@@ -14,8 +14,8 @@ from engine.runs.training_record import (
     RunCases,
     TrainingRecord,
 )
-from scoring.comparison import find_results
 from scoring.results import HELD_OUT_PREFIX, Results, read_results, recorded_groups
+from scoring.validated_runs import find_results
 from utils.config import Config
 from utils.config_keys import CHANGEABLE_ON_RESUME
 from utils.errors import UserError, listed

@@ -13,19 +13,17 @@ from scoring.comparison import (
     PLOTTED,
     WITHOUT_LEAKED,
     compare_metrics,
-    how_scored,
     means_latex,
     means_paragraphs,
     with_unit,
 )
 from scoring.groups import joined
+from scoring.in_words import empty_truths_text, how_scored, interval_unit
 from scoring.metrics import LOWER_IS_BETTER
 from scoring.results import (
     WITH_LESION,
     Results,
     Summary,
-    empty_truths_text,
-    interval_unit,
     mean_of,
     recorded_groups,
     write_results,

@@ -6,15 +6,14 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from scoring.comparison import label_runs
 from scoring.results import (
     CSV_NAME,
     RESULTS_PREFIX,
     Results,
     Summary,
-    check_same_cases,
     read_results,
 )
+from scoring.validated_runs import check_same_cases, label_runs
 from utils.errors import UserError
 
 SCORED_ALIKE: dict[str, Callable[[Summary], Any]] = {

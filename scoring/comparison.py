@@ -12,19 +12,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from scoring.groups import KnownGroups, joined, unit_text
+from scoring.in_words import empty_truths_text, how_scored, interval_unit
 from scoring.metrics import EMPTY_RULES, LOWER_IS_BETTER, METRICS
-from scoring.results import (
-    RESULTS_PREFIX,
-    WITH_LESION,
-    Results,
-    Summary,
-    check_same_cases,
-    column,
-    empty_truths_text,
-    interval_unit,
-    read_results,
-    recorded_groups,
-)
+from scoring.results import WITH_LESION, Results, column, recorded_groups
 from scoring.statistics import (
     RESAMPLES,
     Groups,
@@ -35,7 +25,6 @@ from scoring.statistics import (
     holm,
     paired_difference,
 )
-from utils.errors import UserError
 from utils.figures import pdf, png
 from utils.files import atomic_write
 from utils.tables import csv_text, latex_table, markdown_table
@@ -59,19 +48,6 @@ class MetricComparison:
     adjusted: dict[str, float]  # p-values, adjusted for the number of runs compared
 
 
-def read_runs(paths: Sequence[Path], dataset: str | None) -> dict[str, Results]:
-    """The validations of the runs by a short name for each, the reference first.
-
-    UserError unless there are at least two and their scores compare.
-    """
-    if len(paths) < 2:
-        raise UserError(f"one run given ({paths[0]}); name at least two to compare")
-    folders = [find_results(path, dataset) for path in paths]
-    runs = dict(zip(label_runs(folders), map(read_results, folders), strict=True))
-    check_comparable(runs)
-    return runs
-
-
 def write_comparison(folder: Path, runs: Mapping[str, Results]) -> str:
     """Write comparison.md, .csv, .tex, .png and .pdf; returns the page."""
     comparisons = compare_metrics(runs)
@@ -83,82 +59,6 @@ def write_comparison(folder: Path, runs: Mapping[str, Results]) -> str:
     atomic_write(folder / "comparison.png", png(figure, dpi=150))
     atomic_write(folder / "comparison.pdf", pdf(figure))
     return page
-
-
-def find_results(
-    run: Path, dataset: str | None, prefix: str = RESULTS_PREFIX, command: str = "valid.py"
-) -> Path:
-    """The folder of validation results that `run` is or holds; `command` would write it."""
-    if (run / "results.csv").is_file():
-        if dataset and run.name != prefix + dataset:
-            raise UserError(f"{run} is not of --dataset {dataset}; give the run folder instead")
-        return run
-    if not run.is_dir():
-        raise UserError(f"{run} is not a folder; expected ckpt/<experiment>/epochs_<N>")
-    folders = (path.parent.name for path in run.glob(f"{prefix}*/results.csv"))
-    validated_on = sorted(name.removeprefix(prefix) for name in folders)
-    names = ", ".join(validated_on)
-    if not validated_on:
-        raise UserError(f"{run} was not validated: it holds no {prefix}*; run {command}")
-    if dataset is None and len(validated_on) > 1:
-        raise UserError(f"{run} was validated on {names}; choose one with --dataset")
-    if dataset is not None and dataset not in validated_on:
-        raise UserError(f"{run} was not validated on {dataset}, only on {names}")
-    return run / (prefix + (dataset or validated_on[0]))
-
-
-def label_runs(folders: list[Path]) -> list[str]:
-    """The shortest names that tell the runs apart: their paths without what all have in common."""
-    parts = [folder.resolve().parts for folder in folders]
-    if len(set(parts)) < len(parts):
-        twice = next(path for path in parts if parts.count(path) > 1)
-        raise UserError(f"{Path(*twice)} is given twice; name each run once")
-    while min(map(len, parts)) > 1 and len({path[-1] for path in parts}) == 1:
-        parts = [path[:-1] for path in parts]
-    while min(map(len, parts)) > 1 and len({path[0] for path in parts}) == 1:
-        parts = [path[1:] for path in parts]
-    return ["/".join(path) for path in parts]
-
-
-def check_comparable(runs: Mapping[str, Results]) -> None:
-    """Raise `UserError` unless all runs scored the same cases, at one size, by one HD95 rule."""
-    check_same_cases(runs)
-    (first, reference), *others = runs.items()
-    for label, run in others:
-        rule, other_rule = (
-            results.summary.get("hd95", {}).get("rule") for results in (reference, run)
-        )
-        if rule != other_rule:
-            raise UserError(
-                f"HD95 of a miss is scored by the rule {rule!r} in {first} and {other_rule!r} in "
-                f"{label}. Validate both with the same hd95_empty"
-            )
-
-
-def how_scored(summary: Summary) -> str:
-    """What a reader of the scores has to know: how the checkpoint was chosen and scored, and leaks."""
-    made_with, without_leaked = summary["provenance"], summary["without_leaked"]
-    said = [made_with.get("selection", "no record of how the checkpoint was chosen")]
-    seen = made_with.get("test_cases_trained_on")
-    if made_with.get("init_weights"):
-        said.append(f"started from {made_with['init_weights']}")
-    if seen:
-        said.append(f"trained on {len(seen)} of {summary['count']} test cases, scores are too high")
-    elif made_with.get("trained_on_another_split"):
-        said.append("trained on another split, test cases may have been in training")
-    if without_leaked:
-        said.append(f"{len(without_leaked['dropped'])} of {summary['count']} test cases leaked")
-    values: Mapping[str, object] = made_with
-    for key, trained in made_with.get("trained_otherwise", {}).items():
-        now = f"{key} {values[key]}" if key in values else f"another {key}"
-        said.append(f"scored with {now}, trained with {trained}")
-    if made_with.get("tta"):
-        said.append("test-time augmentation")
-    if "threshold" in made_with:
-        said.append(f"threshold {made_with['threshold']:g}")
-    if "precision" in made_with:
-        said.append(f"computed in {made_with['precision']}")
-    return "; ".join(said)
 
 
 def leaked_cases(runs: Mapping[str, Results]) -> set[str]:

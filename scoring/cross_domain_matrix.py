@@ -9,14 +9,12 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from scoring.comparison import how_scored
+from scoring.in_words import empty_truths_text, how_scored, interval_unit
 from scoring.metrics import EMPTY_RULES, LOWER_IS_BETTER
 from scoring.results import (
     WITH_LESION,
     MetricStatistics,
     Summary,
-    empty_truths_text,
-    interval_unit,
     mean_of,
 )
 from utils.errors import UserError

@@ -22,6 +22,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from scoring.in_words import empty_truths_text, interval_unit
 from scoring.metrics import EMPTY_RULES, LOWER_IS_BETTER, METRICS, CaseScores
 from scoring.results import (
     WITH_LESION,
@@ -29,8 +30,6 @@ from scoring.results import (
     Scores,
     Summary,
     column,
-    empty_truths_text,
-    interval_unit,
 )
 from utils.errors import UserError
 from utils.files import atomic_write

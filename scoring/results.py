@@ -17,10 +17,10 @@ from typing import Any, TypedDict, cast, get_args
 
 import numpy as np
 
-from scoring.groups import NOTHING_KNOWN, KnownGroups, unit_text
+from scoring.groups import NOTHING_KNOWN, KnownGroups
 from scoring.metrics import METRICS, SIZES, CaseScores, EmptyRule
 from scoring.statistics import CONFIDENCE, RESAMPLES, SEED, describe
-from utils.errors import UserError, listed
+from utils.errors import UserError
 from utils.files import atomic_write
 from utils.tables import csv_text
 
@@ -32,8 +32,6 @@ CSV_NAME = "results.csv"
 SUMMARY_NAME = "summary.json"
 WITH_LESION = "Dice, with lesion"
 """What the mean Dice over the cases whose truth is not empty is called, in every output."""
-NAMES_SHOWN = 5
-OF_THE_TRUTH = ("Height", "Width", "TruthPixels")  # sizes that do not depend on the prediction
 
 
 class MetricStatistics(TypedDict):
@@ -120,11 +118,6 @@ class Provenance(TypedDict, total=False):
     keep_upright: bool
     precision: str
     environment: dict[str, Any]
-
-
-SETTINGS_OF_SCORES = (
-    "image_size", "evaluation_size", "threshold", "tta", "keep_upright", "precision",
-)  # keys of the provenance  # fmt: skip
 
 
 class Bootstrap(TypedDict, total=False):
@@ -310,67 +303,7 @@ def _completed(summary: Summary, scores: Mapping[str, CaseScores]) -> Summary:
 
 def recorded_groups(summary: Summary) -> KnownGroups:
     """Which of the scored cases show the same, as the summary says; nothing in those of earlier versions."""
-    return KnownGroups(_bootstrap(summary).get("by"), summary.get("group_of", {}))
-
-
-def interval_unit(summary: Summary) -> str:
-    """What the intervals of the summary are over, in words."""
-    bootstrap, count = _bootstrap(summary), summary["count"]
-    return unit_text(bootstrap.get("groups", count), count, bootstrap.get("by"))
-
-
-def special_settings(summary: Summary) -> list[str]:
-    """The settings of the scores that are not the defaults, in words."""
-    from utils.config import Config
-
-    made_with, said = summary["provenance"], []
-    checkpoint = Path(made_with.get("checkpoint", "best_model"))
-    if checkpoint.stem != "best_model":
-        said.append(f"checkpoint {checkpoint.name}")
-    if made_with.get("tta"):
-        upright = ", images kept upright" if made_with.get("keep_upright") else ""
-        said.append(f"test-time augmentation{upright}")
-    default: float = Config.model_fields["threshold"].default
-    if made_with.get("threshold", default) != default:
-        said.append(f"threshold {made_with['threshold']:g}")
-    size = made_with.get("evaluation_size")
-    if size != made_with.get("image_size"):
-        said.append("native size" if size == "native" else f"size {size} px")
-    return said
-
-
-def replaced_settings(folder: Path, made_with: Provenance, rule: EmptyRule) -> list[str]:
-    """The settings, as `tta=false`, of the scores in `folder` that are others in new ones `made_with` these.
-
-    Empty where the folder holds no scores that can be read.
-    """
-    try:
-        earlier = read_results(folder).summary
-    except UserError:
-        return []
-    before = {**earlier["provenance"], "hd95_empty": earlier["hd95"]["rule"]}
-    now = {**made_with, "hd95_empty": rule}
-    return [
-        f"{key}={before[key] if isinstance(before[key], str) else json.dumps(before[key])}"
-        for key in (*SETTINGS_OF_SCORES, "hd95_empty")
-        if key in before and key in now and before[key] != now[key]
-    ]
-
-
-def empty_truths_text(scores: Scores) -> str:
-    """How many of the cases have no lesion, and what that does to the means; empty where all have one."""
-    empty = scores["empty_truths"]
-    if not empty:
-        return ""
-    return (
-        f"{empty} of {scores['count']} cases {'has' if empty == 1 else 'have'} no lesion: where nothing is predicted "
-        "in one, it counts as perfect (Dice 1, HD95 0), and otherwise as a false alarm (Dice 0). "
-        f"{WITH_LESION}: that of the other cases."
-    )
-
-
-def _bootstrap(summary: Summary) -> Bootstrap:
-    return summary.get("bootstrap", {})
+    return KnownGroups(summary.get("bootstrap", {}).get("by"), summary.get("group_of", {}))
 
 
 def mean_of(statistics: MetricStatistics) -> float:
@@ -378,37 +311,6 @@ def mean_of(statistics: MetricStatistics) -> float:
     mean = statistics["mean"]
     assert mean is not None, "a mean over no cases"
     return mean
-
-
-def check_same_cases(runs: Mapping[str, Results]) -> None:
-    """Raise `UserError` unless all runs, by label, scored the same cases by the same masks."""
-    (first, reference), *others = runs.items()
-    for label, run in others:
-        only = {
-            first: sorted(reference.scores.keys() - run.scores.keys()),
-            label: sorted(run.scores.keys() - reference.scores.keys()),
-        }
-        problems = [
-            f"{len(names)} only in {owner} ({listed(names, NAMES_SHOWN)})"
-            for owner, names in only.items()
-            if names
-        ]
-        if problems:
-            raise UserError(
-                f"{first} and {label} were scored on different cases: {'; '.join(problems)}. "
-                "Validate both on the same test set"
-            )
-        differing = [
-            name
-            for name, scores in run.scores.items()
-            if any(scores[key] != reference.scores[name][key] for key in OF_THE_TRUTH)
-        ]
-        if differing:
-            raise UserError(
-                f"{first} and {label} were scored against different masks or at different sizes "
-                f"in {len(differing)} cases ({listed(differing, NAMES_SHOWN)}). Validate both on "
-                "the same masks at the same evaluation size"
-            )
 
 
 def column(scores: Mapping[str, CaseScores], name: str) -> np.ndarray:

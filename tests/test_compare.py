@@ -20,6 +20,7 @@ from scoring.groups import named_groups
 from scoring.metrics import METRICS
 from scoring.results import mean_of, read_results, write_results
 from scoring.statistics import bootstrap_interval, describe, holm, paired_difference
+from scoring.validated_runs import read_runs
 from tests.drawn_figures import keep_figures
 from utils.errors import UserError
 
@@ -551,7 +552,7 @@ def test_the_last_of_several_runs_is_checked_too(
     each = {"a": {}, "b": {}, "c": how}
     runs = [validated(tmp_path / name, 0, **({"count": 4} | of)) for name, of in each.items()]
     with pytest.raises(UserError, match=message):
-        comparison.read_runs(runs, None)
+        read_runs(runs, None)
 
 
 def test_every_model_of_a_column_is_checked(tmp_path: Path) -> None:

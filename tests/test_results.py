@@ -16,13 +16,13 @@ from scoring.metrics import METRICS
 from scoring.results import (
     COLUMNS,
     Results,
-    check_same_cases,
     column,
     read_results,
     summarise,
     write_results,
 )
 from scoring.statistics import bootstrap_interval
+from scoring.validated_runs import check_same_cases
 from utils.errors import UserError
 from utils.files import atomic_write
 

@@ -32,7 +32,6 @@ from engine.validation.case_predictions import (
 from experiments import cross_validation
 from experiments.folds import read_folds
 from models.losses import dice_and_iou
-from scoring.comparison import how_scored
 from scoring.examples import (
     PREDICTION_COLOUR,
     TRUTH_COLOUR,
@@ -43,6 +42,7 @@ from scoring.examples import (
     reduced,
     trace_outline,
 )
+from scoring.in_words import how_scored
 from scoring.report import ReportCase
 from scoring.results import Summary, read_results
 from scoring.statistics import bootstrap_interval

@@ -25,6 +25,7 @@ from engine.validation.case_predictions import (
 from scoring.case_scores import score_cases
 from scoring.examples import draw_examples, names_by_quantile, write_overlays
 from scoring.groups import KnownGroups
+from scoring.in_words import interval_unit, replaced_settings, special_settings
 from scoring.metrics import EMPTY_RULES, CaseScores, EmptyRule
 from scoring.report import write_report
 from scoring.results import (
@@ -35,9 +36,6 @@ from scoring.results import (
     Provenance,
     ScoresWithoutLeaked,
     Summary,
-    interval_unit,
-    replaced_settings,
-    special_settings,
     write_results,
 )
 from utils.errors import UserError, listed

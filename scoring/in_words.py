@@ -1,0 +1,97 @@
+"""What the numbers of a validation rest on, in words: how they were made, and over what the intervals are."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from scoring.groups import unit_text
+from scoring.metrics import EmptyRule
+from scoring.results import WITH_LESION, Provenance, Scores, Summary, read_results
+from utils.config import Config
+from utils.errors import UserError
+
+SETTINGS_OF_SCORES = (
+    "image_size", "evaluation_size", "threshold", "tta", "keep_upright", "precision",
+)  # keys of the provenance  # fmt: skip
+
+
+def how_scored(summary: Summary) -> str:
+    """What a reader of the scores has to know: how the checkpoint was chosen and scored, and leaks."""
+    made_with, without_leaked = summary["provenance"], summary["without_leaked"]
+    said = [made_with.get("selection", "no record of how the checkpoint was chosen")]
+    seen = made_with.get("test_cases_trained_on")
+    if made_with.get("init_weights"):
+        said.append(f"started from {made_with['init_weights']}")
+    if seen:
+        said.append(f"trained on {len(seen)} of {summary['count']} test cases, scores are too high")
+    elif made_with.get("trained_on_another_split"):
+        said.append("trained on another split, test cases may have been in training")
+    if without_leaked:
+        said.append(f"{len(without_leaked['dropped'])} of {summary['count']} test cases leaked")
+    values: Mapping[str, object] = made_with
+    for key, trained in made_with.get("trained_otherwise", {}).items():
+        now = f"{key} {values[key]}" if key in values else f"another {key}"
+        said.append(f"scored with {now}, trained with {trained}")
+    if made_with.get("tta"):
+        said.append("test-time augmentation")
+    if "threshold" in made_with:
+        said.append(f"threshold {made_with['threshold']:g}")
+    if "precision" in made_with:
+        said.append(f"computed in {made_with['precision']}")
+    return "; ".join(said)
+
+
+def special_settings(summary: Summary) -> list[str]:
+    """The settings of the scores that are not the defaults, in words."""
+    made_with, said = summary["provenance"], []
+    checkpoint = Path(made_with.get("checkpoint", "best_model"))
+    if checkpoint.stem != "best_model":
+        said.append(f"checkpoint {checkpoint.name}")
+    if made_with.get("tta"):
+        upright = ", images kept upright" if made_with.get("keep_upright") else ""
+        said.append(f"test-time augmentation{upright}")
+    default: float = Config.model_fields["threshold"].default
+    if made_with.get("threshold", default) != default:
+        said.append(f"threshold {made_with['threshold']:g}")
+    size = made_with.get("evaluation_size")
+    if size != made_with.get("image_size"):
+        said.append("native size" if size == "native" else f"size {size} px")
+    return said
+
+
+def replaced_settings(folder: Path, made_with: Provenance, rule: EmptyRule) -> list[str]:
+    """The settings, as `tta=false`, of the scores in `folder` that are others in new ones `made_with` these.
+
+    Empty where the folder holds no scores that can be read.
+    """
+    try:
+        earlier = read_results(folder).summary
+    except UserError:
+        return []
+    before = {**earlier["provenance"], "hd95_empty": earlier["hd95"]["rule"]}
+    now = {**made_with, "hd95_empty": rule}
+    return [
+        f"{key}={before[key] if isinstance(before[key], str) else json.dumps(before[key])}"
+        for key in (*SETTINGS_OF_SCORES, "hd95_empty")
+        if key in before and key in now and before[key] != now[key]
+    ]
+
+
+def interval_unit(summary: Summary) -> str:
+    """What the intervals of the summary are over, in words."""
+    bootstrap, count = summary.get("bootstrap", {}), summary["count"]
+    return unit_text(bootstrap.get("groups", count), count, bootstrap.get("by"))
+
+
+def empty_truths_text(scores: Scores) -> str:
+    """How many of the cases have no lesion, and what that does to the means; empty where all have one."""
+    empty = scores["empty_truths"]
+    if not empty:
+        return ""
+    return (
+        f"{empty} of {scores['count']} cases {'has' if empty == 1 else 'have'} no lesion: where nothing is predicted "
+        "in one, it counts as perfect (Dice 1, HD95 0), and otherwise as a false alarm (Dice 0). "
+        f"{WITH_LESION}: that of the other cases."
+    )

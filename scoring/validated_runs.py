@@ -1,0 +1,106 @@
+"""Validated runs: where their results lie, what to call them, and whether their scores compare."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from scoring.results import RESULTS_PREFIX, Results, read_results
+from utils.errors import UserError, listed
+
+NAMES_SHOWN = 5
+OF_THE_TRUTH = ("Height", "Width", "TruthPixels")  # sizes that do not depend on the prediction
+
+
+def read_runs(paths: Sequence[Path], dataset: str | None) -> dict[str, Results]:
+    """The validations of the runs by a short name for each, the reference first.
+
+    UserError unless there are at least two and their scores compare.
+    """
+    if len(paths) < 2:
+        raise UserError(f"one run given ({paths[0]}); name at least two to compare")
+    folders = [find_results(path, dataset) for path in paths]
+    runs = dict(zip(label_runs(folders), map(read_results, folders), strict=True))
+    check_comparable(runs)
+    return runs
+
+
+def find_results(
+    run: Path, dataset: str | None, prefix: str = RESULTS_PREFIX, command: str = "valid.py"
+) -> Path:
+    """The folder of validation results that `run` is or holds; `command` would write it."""
+    if (run / "results.csv").is_file():
+        if dataset and run.name != prefix + dataset:
+            raise UserError(f"{run} is not of --dataset {dataset}; give the run folder instead")
+        return run
+    if not run.is_dir():
+        raise UserError(f"{run} is not a folder; expected ckpt/<experiment>/epochs_<N>")
+    folders = (path.parent.name for path in run.glob(f"{prefix}*/results.csv"))
+    validated_on = sorted(name.removeprefix(prefix) for name in folders)
+    names = ", ".join(validated_on)
+    if not validated_on:
+        raise UserError(f"{run} was not validated: it holds no {prefix}*; run {command}")
+    if dataset is None and len(validated_on) > 1:
+        raise UserError(f"{run} was validated on {names}; choose one with --dataset")
+    if dataset is not None and dataset not in validated_on:
+        raise UserError(f"{run} was not validated on {dataset}, only on {names}")
+    return run / (prefix + (dataset or validated_on[0]))
+
+
+def label_runs(folders: list[Path]) -> list[str]:
+    """The shortest names that tell the runs apart: their paths without what all have in common."""
+    parts = [folder.resolve().parts for folder in folders]
+    if len(set(parts)) < len(parts):
+        twice = next(path for path in parts if parts.count(path) > 1)
+        raise UserError(f"{Path(*twice)} is given twice; name each run once")
+    while min(map(len, parts)) > 1 and len({path[-1] for path in parts}) == 1:
+        parts = [path[:-1] for path in parts]
+    while min(map(len, parts)) > 1 and len({path[0] for path in parts}) == 1:
+        parts = [path[1:] for path in parts]
+    return ["/".join(path) for path in parts]
+
+
+def check_comparable(runs: Mapping[str, Results]) -> None:
+    """Raise `UserError` unless all runs scored the same cases, at one size, by one HD95 rule."""
+    check_same_cases(runs)
+    (first, reference), *others = runs.items()
+    for label, run in others:
+        rule, other_rule = (
+            results.summary.get("hd95", {}).get("rule") for results in (reference, run)
+        )
+        if rule != other_rule:
+            raise UserError(
+                f"HD95 of a miss is scored by the rule {rule!r} in {first} and {other_rule!r} in "
+                f"{label}. Validate both with the same hd95_empty"
+            )
+
+
+def check_same_cases(runs: Mapping[str, Results]) -> None:
+    """Raise `UserError` unless all runs, by label, scored the same cases by the same masks."""
+    (first, reference), *others = runs.items()
+    for label, run in others:
+        only = {
+            first: sorted(reference.scores.keys() - run.scores.keys()),
+            label: sorted(run.scores.keys() - reference.scores.keys()),
+        }
+        problems = [
+            f"{len(names)} only in {owner} ({listed(names, NAMES_SHOWN)})"
+            for owner, names in only.items()
+            if names
+        ]
+        if problems:
+            raise UserError(
+                f"{first} and {label} were scored on different cases: {'; '.join(problems)}. "
+                "Validate both on the same test set"
+            )
+        differing = [
+            name
+            for name, scores in run.scores.items()
+            if any(scores[key] != reference.scores[name][key] for key in OF_THE_TRUTH)
+        ]
+        if differing:
+            raise UserError(
+                f"{first} and {label} were scored against different masks or at different sizes "
+                f"in {len(differing)} cases ({listed(differing, NAMES_SHOWN)}). Validate both on "
+                "the same masks at the same evaluation size"
+            )
