@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypedDict
@@ -15,17 +14,15 @@ from scoring.comparison import (
     compare_metrics,
     means_latex,
     means_paragraphs,
-    with_unit,
 )
 from scoring.groups import joined
-from scoring.in_words import empty_truths_text, how_scored, interval_unit
-from scoring.metrics import LOWER_IS_BETTER
+from scoring.in_words import empty_truths_text, how_scored, interval_unit, scale_of, with_unit
 from scoring.results import (
     WITH_LESION,
     Results,
     Summary,
-    mean_of,
     recorded_groups,
+    statistics_of,
     write_results,
 )
 from scoring.statistics import describe
@@ -137,27 +134,25 @@ def table_of_folds(folds: Sequence[Fold], pooled: Results) -> tuple[list[str], l
         "cases": [summary["count"] for summary in summaries],
         "missed": [summary["misses"] for summary in summaries],
     }
-    means = {"DSC": [mean_of(summary["metrics"]["DSC"]) for summary in summaries]}
+    metrics = list(PLOTTED)
     if pooled.summary["empty_truths"]:
         counts["without a lesion"] = [summary["empty_truths"] for summary in summaries]
         counts["false alarms"] = [summary["false_alarms"] for summary in summaries]
-        of_lesions = [summary["dice_with_lesion"]["mean"] for summary in summaries]
-        means[WITH_LESION] = [math.nan if mean is None else mean for mean in of_lesions]
-    for metric in PLOTTED:
-        means[metric] = [mean_of(summary["metrics"][metric]) for summary in summaries]
-    rows = [
-        [f"fold {fold.config.fold}", *(str(count[index]) for count in counts.values())]
-        for index, fold in enumerate(folds)
-    ]
-    rows.append(["mean ± SD", *("" for _ in counts)])
-    for metric, of_folds in means.items():
-        scale = 1 if metric in LOWER_IS_BETTER else 100
-        for row, mean in zip(rows, of_folds, strict=False):
-            row.append("-" if math.isnan(mean) else f"{scale * mean:.2f}")
-        across = describe([mean for mean in of_folds if not math.isnan(mean)])
-        spread = f"{scale * across.mean:.2f} ± {scale * across.std:.2f}"
-        rows[-1].append(spread if across.count > 1 else "-")
-    return ["", *counts, *map(with_unit, means)], rows
+        metrics.insert(metrics.index("DSC") + 1, WITH_LESION)
+    columns = [["", *(f"fold {fold.config.fold}" for fold in folds), "mean ± SD"]]
+    columns += [[head, *map(str, of_folds), ""] for head, of_folds in counts.items()]
+    columns += [_column_of_means(metric, summaries) for metric in metrics]
+    header, *rows = map(list, zip(*columns, strict=True))
+    return header, rows
+
+
+def _column_of_means(metric: str, summaries: Sequence[Summary]) -> list[str]:
+    """Head, the mean of each fold, and the mean and deviation of these."""
+    means, scale = [statistics_of(each, metric)["mean"] for each in summaries], scale_of(metric)
+    across = describe([mean for mean in means if mean is not None])
+    spread = f"{scale * across.mean:.2f} ± {scale * across.std:.2f}" if across.count > 1 else "-"
+    cells = ("-" if mean is None else f"{scale * mean:.2f}" for mean in means)
+    return [with_unit(metric), *cells, spread]
 
 
 def shared_provenance(folds: Sequence[Fold]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import functools
 import math
 import textwrap
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, get_args
@@ -110,15 +110,11 @@ def to_csv(rows: Sequence[SettingScores], select_on: str) -> str:
 def to_markdown(title: str, rows: Sequence[SettingScores], select_on: str) -> str:
     """The table to read: best first; scores in per cent."""
     best = find_best(rows)
-    tied = tied_with(best, rows)
-    mark = f"(best, tied with {listed(tied, NAMED)})" if tied else "(best)"
     tested = any(row.test for row in rows)
     progress = _counts(sum((row.statuses for row in rows), start=Counter()))
     compared = [row for row in rows if best and _minus_best(row.val_of, best.val_of)]
-    difference = ["minus the best"] if compared else []
-    header = ["setting", "n", CHOOSING[select_on], "SD", "95 % across runs", *difference]
-    if tested:
-        header += ["test Dice", "SD", "95 % across runs", "95 % across cases", *difference]
+    columns = _columns(select_on, tested, best if compared else None)
+    header = ["setting", *(head for heads, _ in columns for head in heads)]
     lines = [
         f"# {title}",
         "",
@@ -127,21 +123,14 @@ def to_markdown(title: str, rows: Sequence[SettingScores], select_on: str) -> st
         markdown_row([*header, "state", "wall s", "CPU s"]),
         markdown_row(["---", *["---:"] * (len(header) - 1), "---", "---:", "---:"]),
     ]
+    tied = tied_with(best, rows)
+    mark = f"(best, tied with {listed(tied, NAMED)})" if tied else "(best)"
     for row in sorted(rows, key=_rank):
         name = f"**{row.name}** {mark}" if row is best else row.name
-        cells = [name, str(len(row.val)), *_across_runs(row.val)]
-        if compared and best:
-            cells.append(_minus_best(row.val_of, best.val_of))
-        if tested:
-            cases = _across_cases(row)
-            mean, *others = _across_runs(row.test)
-            fewer = f" ({len(row.test)})" if 0 < len(row.test) < len(row.val) else ""
-            cells += [mean + fewer, *others, _interval(cases.low, cases.high)]
-            if compared and best:
-                cells.append(_minus_best(row.test_of, best.test_of))
+        cells = [cell for _, cells_of in columns for cell in cells_of(row)]
         more = "+" if row.untimed_attempts else ""
         seconds = [f"{row.wall_seconds:.0f}{more}", f"{row.cpu_seconds:.0f}{more}"]
-        lines.append(markdown_row([*cells, _counts(row.statuses), *seconds]))
+        lines.append(markdown_row([name, *cells, _counts(row.statuses), *seconds]))
     lines += [
         "",
         _legend(rows, select_on, tested) + _legend_of_differences(compared, select_on),
@@ -158,6 +147,34 @@ def to_markdown(title: str, rows: Sequence[SettingScores], select_on: str) -> st
         lines += [f"- `{name}`: {other}" for name, other in left_out.items()]
         lines.append("")
     return "\n".join(lines)
+
+
+Columns = tuple[list[str], Callable[[SettingScores], list[str]]]
+"""Heads of neighbouring columns, and their cells in the row of a setting."""
+
+
+def _columns(select_on: str, tested: bool, best: SettingScores | None) -> list[Columns]:
+    """The columns of scores, on the test split too if `tested`, and of differences from `best` if any."""
+    columns: list[Columns] = [
+        (["n"], lambda row: [str(len(row.val))]),
+        ([CHOOSING[select_on], "SD", "95 % across runs"], lambda row: _across_runs(row.val)),
+    ]
+    if best:
+        columns.append((["minus the best"], lambda row: [_minus_best(row.val_of, best.val_of)]))
+    if tested:
+        heads = ["test Dice", "SD", "95 % across runs", "95 % across cases"]
+        columns.append((heads, _on_test))
+    if tested and best:
+        columns.append((["minus the best"], lambda row: [_minus_best(row.test_of, best.test_of)]))
+    return columns
+
+
+def _on_test(row: SettingScores) -> list[str]:
+    """Mean, standard deviation and interval across runs, and the interval across cases."""
+    mean, *others = _across_runs(row.test)
+    fewer = f" ({len(row.test)})" if 0 < len(row.test) < len(row.val) else ""
+    cases = _across_cases(row)
+    return [mean + fewer, *others, _interval(cases.low, cases.high)]
 
 
 def plot_settings(title: str, rows: Sequence[SettingScores], select_on: str) -> Figure:

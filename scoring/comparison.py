@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -12,7 +11,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from scoring.groups import KnownGroups, joined, unit_text
-from scoring.in_words import empty_truths_text, how_scored, interval_unit
+from scoring.in_words import (
+    arrow_of,
+    better_of,
+    empty_truths_text,
+    how_scored,
+    interval_unit,
+    scale_of,
+    with_interval,
+    with_unit,
+)
 from scoring.metrics import EMPTY_RULES, LOWER_IS_BETTER, METRICS
 from scoring.results import WITH_LESION, Results, column, recorded_groups
 from scoring.statistics import (
@@ -121,7 +129,7 @@ def to_markdown(comparisons: Sequence[MetricComparison], runs: Mapping[str, Resu
     for label in others:
         for comparison in comparisons:
             difference = comparison.differences[label]
-            cell = _with_interval(comparison.metric, difference, sign="+")
+            cell = _cell(comparison.metric, difference, sign="+")
             p_values = [f"{p:.4f}" for p in (difference.p_value, comparison.adjusted[label])]
             differences.append([label, comparison.metric, cell, *p_values])
     dice = comparisons[0].runs[reference]
@@ -168,9 +176,8 @@ def means_paragraphs(
     rows = []
     for comparison in comparisons:
         metric = comparison.metric
-        arrow = "↓" if metric in LOWER_IS_BETTER else "↑"
-        cells = [_with_interval(metric, statistics) for statistics in comparison.runs.values()]
-        rows.append([f"{metric} {arrow}", *cells])
+        cells = [_cell(metric, statistics) for statistics in comparison.runs.values()]
+        rows.append([f"{metric} {arrow_of(metric)}", *cells])
     rows.append(["misses", *(str(run.summary["misses"]) for run in runs.values())])
     empty = first["empty_truths"]
     alarms = f"false alarms, of {empty} without a lesion" if empty else "false alarms"
@@ -213,7 +220,7 @@ def plot_differences(
         figure.subplots(1, len(plotted), sharey=True), plotted, strict=True
     ):
         metric = comparison.metric
-        scale, unit = (1, "px") if metric in LOWER_IS_BETTER else (100, "points")
+        scale, unit = scale_of(metric), "px" if metric in LOWER_IS_BETTER else "points"
         axes.axvline(0, color="0.4", linewidth=0.8)
         for height, label in enumerate(others):
             by_case = runs[label].values(metric) - runs[reference].values(metric)
@@ -225,7 +232,7 @@ def plot_differences(
             axes.text(
                 1,
                 height - 0.31,
-                _with_interval(metric, mean, "+"),
+                _cell(metric, mean, "+"),
                 ha="right",
                 va="bottom",
                 fontsize=9,
@@ -233,8 +240,7 @@ def plot_differences(
                 bbox={"color": "white", "pad": 0},
                 transform=axes.get_yaxis_transform(),
             )
-        better = "lower" if metric in LOWER_IS_BETTER else "higher"
-        axes.set_title(f"{metric} ({better} is better)", fontsize=10)
+        axes.set_title(f"{metric} ({better_of(metric)})", fontsize=10)
         axes.set_xlabel(f"difference, {unit}")
         axes.set_yticks(range(len(others)), [_wrapped(label, 30) for label in others])
         axes.set_ylim(len(others) - 0.5, -0.5)
@@ -255,7 +261,7 @@ def to_latex(comparisons: Sequence[MetricComparison], runs: Mapping[str, Results
                 cell
                 for each in shown
                 for cell in (
-                    _with_interval(each.metric, each.differences[label], sign="+"),
+                    _cell(each.metric, each.differences[label], sign="+"),
                     f"{each.adjusted[label]:.4f}",
                 )
             ),
@@ -272,10 +278,7 @@ def to_latex(comparisons: Sequence[MetricComparison], runs: Mapping[str, Results
 def means_latex(comparisons: Sequence[MetricComparison], runs: Mapping[str, Results]) -> str:
     """The means of the main metrics in LaTeX, a row per run, below a comment on them."""
     shown = _in_papers(comparisons)
-    rows = [
-        [label, *(_with_interval(each.metric, each.runs[label]) for each in shown)]
-        for label in runs
-    ]
+    rows = [[label, *(_cell(each.metric, each.runs[label]) for each in shown)] for label in runs]
     first = next(iter(runs.values())).summary
     without = f", {first['empty_truths']} of them without a lesion" if first["empty_truths"] else ""
     return f"% mean and 95 % bootstrap interval, {first['count']} cases{without}\n" + latex_table(
@@ -283,9 +286,8 @@ def means_latex(comparisons: Sequence[MetricComparison], runs: Mapping[str, Resu
     )
 
 
-def with_unit(metric: str) -> str:
-    """The metric for the head of a column, as `HD95 (px)`."""
-    return f"{metric} ({'px' if metric in LOWER_IS_BETTER else '%'})"
+def _cell(metric: str, statistics: SampleStatistics | PairedDifference, sign: str = "") -> str:
+    return with_interval(metric, statistics.mean, (statistics.low, statistics.high), sign)
 
 
 def _in_papers(comparisons: Sequence[MetricComparison]) -> list[MetricComparison]:
@@ -296,12 +298,3 @@ def _wrapped(label: str, width: int) -> str:
     """The label in lines of at most `width` characters, broken after a "/" where there is one."""
     lines = textwrap.wrap(label.replace("/", "/ "), width, break_on_hyphens=False)
     return "\n".join(lines).replace("/ ", "/")
-
-
-def _with_interval(
-    metric: str, statistics: SampleStatistics | PairedDifference, sign: str = ""
-) -> str:
-    scale = 1 if metric in LOWER_IS_BETTER else 100
-    numbers = (statistics.mean, statistics.low, statistics.high)
-    mean, low, high = (f"{scale * number:{sign}.2f}" for number in numbers)
-    return mean if math.isnan(statistics.low) else f"{mean} [{low}, {high}]"

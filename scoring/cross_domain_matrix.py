@@ -9,14 +9,18 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from scoring.in_words import empty_truths_text, how_scored, interval_unit
-from scoring.metrics import EMPTY_RULES, LOWER_IS_BETTER
-from scoring.results import (
-    WITH_LESION,
-    MetricStatistics,
-    Summary,
-    mean_of,
+from scoring.in_words import (
+    arrow_of,
+    better_of,
+    empty_truths_text,
+    how_scored,
+    interval_unit,
+    scale_of,
+    unit_of,
+    with_interval,
 )
+from scoring.metrics import EMPTY_RULES, LOWER_IS_BETTER
+from scoring.results import WITH_LESION, Summary, mean_of, statistics_of
 from utils.errors import UserError
 from utils.figures import png
 from utils.files import atomic_write
@@ -71,11 +75,8 @@ def to_markdown(cells: Cells, metrics: Sequence[str]) -> str:
         summary = cells.get((model, test))
         if summary is None:
             return "-"
-        scale = 1 if metric in LOWER_IS_BETTER else 100
-        text = _with_interval(
-            summary["dice_with_lesion"] if metric == WITH_LESION else summary["metrics"][metric],
-            scale,
-        )
+        statistics = statistics_of(summary, metric)
+        text = with_interval(metric, statistics["mean"], statistics["ci95"])
         return f"**{text}**" if summary["provenance"]["trained_on"] == test else text
 
     paragraphs = ["# Cross-domain results"]
@@ -84,11 +85,12 @@ def to_markdown(cells: Cells, metrics: Sequence[str]) -> str:
     if without_lesion and "DSC" in shown:
         shown.insert(shown.index("DSC") + 1, WITH_LESION)
     for metric in shown:
-        lower = metric in LOWER_IS_BETTER
-        unit = "pixels, lower is better" if lower else "per cent, higher is better"
         rows = [[model, *(cell(model, test, metric) for test in test_sets)] for model in models]
         header = ["train set \\ test set", *test_sets]
-        paragraphs += [f"## {metric} ({unit})", markdown_table(header, rows)]
+        paragraphs += [
+            f"## {metric} ({unit_of(metric)}, {better_of(metric)})",
+            markdown_table(header, rows),
+        ]
     rule = EMPTY_RULES[next(iter(cells.values()))["hd95"]["rule"]]
     paragraphs.append(f"Mean and its 95 % bootstrap interval; HD95: {rule}. The intervals are")
     paragraphs.append("\n".join(f"- {line}" for test in test_sets for line in units(cells, test)))
@@ -144,13 +146,12 @@ def heat_maps(cells: Cells, metrics: Sequence[str]) -> bytes:
     figure = Figure(figsize=size, layout="constrained")
     panels = figure.subplots(1, len(metrics), sharey=True, squeeze=False)[0]
     for axes, metric in zip(panels, metrics, strict=True):
-        lower = metric in LOWER_IS_BETTER
         means = np.full((len(models), len(test_sets)), np.nan)
         for (model, test), summary in cells.items():
-            mean = mean_of(summary["metrics"][metric]) * (1 if lower else 100)
+            mean = mean_of(summary["metrics"][metric]) * scale_of(metric)
             means[models.index(model), test_sets.index(test)] = mean
-        low, high = colour_range(means, LEAST_SPAN["pixels" if lower else "per cent"])
-        colours = "cividis_r" if lower else "cividis"
+        low, high = colour_range(means, LEAST_SPAN[unit_of(metric)])
+        colours = "cividis_r" if metric in LOWER_IS_BETTER else "cividis"
         image = axes.imshow(means, cmap=colours, vmin=low, vmax=high, aspect="auto")
         for (row, column), mean in np.ndenumerate(means):
             bright = np.isfinite(mean) and sum(image.to_rgba(mean)[:3]) > 1.5
@@ -166,7 +167,7 @@ def heat_maps(cells: Cells, metrics: Sequence[str]) -> bytes:
         axes.set_yticks(range(len(models)), models)
         axes.set_xlabel("test set")
         name = "Dice" if metric == "DSC" else metric
-        axes.set_title(f"{name}, {'pixels ↓' if lower else 'per cent ↑'}", fontsize=10)
+        axes.set_title(f"{name}, {unit_of(metric)} {arrow_of(metric)}", fontsize=10)
     panels[0].set_ylabel("train set")
     least = f"{LEAST_SPAN['per cent']:g} points or {LEAST_SPAN['pixels']:g} pixels"
     scale = f"colours span the values of each panel, at least {least}; brighter is better"
@@ -182,13 +183,3 @@ def colour_range(means: np.ndarray, least: float) -> tuple[float, float]:
     low, high = float(known.min()), float(known.max())
     wider = max(0.0, least - (high - low)) / 2
     return low - wider, high + wider
-
-
-def _with_interval(statistics: MetricStatistics, scale: float) -> str:
-    if statistics["mean"] is None:
-        return "-"
-    low, high = statistics["ci95"]
-    mean = f"{scale * mean_of(statistics):.2f}"
-    if low is None or high is None:
-        return mean
-    return f"{mean} [{scale * low:.2f}, {scale * high:.2f}]"

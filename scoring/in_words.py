@@ -1,13 +1,14 @@
-"""What the numbers of a validation rest on, in words: how they were made, and over what the intervals are."""
+"""The numbers of a validation in words: their units, how they were made, and over what the intervals are."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from scoring.groups import unit_text
-from scoring.metrics import EmptyRule
+from scoring.metrics import LOWER_IS_BETTER, EmptyRule
 from scoring.results import WITH_LESION, Provenance, Scores, Summary, read_results
 from utils.config import Config
 from utils.errors import UserError
@@ -15,6 +16,44 @@ from utils.errors import UserError
 SETTINGS_OF_SCORES = (
     "image_size", "evaluation_size", "threshold", "tta", "keep_upright", "precision",
 )  # keys of the provenance  # fmt: skip
+
+
+def scale_of(metric: str) -> int:
+    """What its numbers are multiplied by to be shown: scores are shown in per cent, distances in pixels."""
+    return 1 if metric in LOWER_IS_BETTER else 100
+
+
+def unit_of(metric: str) -> str:
+    return "pixels" if metric in LOWER_IS_BETTER else "per cent"
+
+
+def with_unit(metric: str) -> str:
+    """The metric for the head of a column, as `HD95 (px)`."""
+    return f"{metric} ({'px' if metric in LOWER_IS_BETTER else '%'})"
+
+
+def better_of(metric: str) -> str:
+    return "lower is better" if metric in LOWER_IS_BETTER else "higher is better"
+
+
+def arrow_of(metric: str) -> str:
+    """Where better is."""
+    return "↓" if metric in LOWER_IS_BETTER else "↑"
+
+
+def with_interval(
+    metric: str, mean: float | None, ends: Sequence[float | None], sign: str = ""
+) -> str:
+    """A mean in the metric's unit as `mean [low, high]`, without an interval where an end is None or NaN.
+
+    `-` without a mean; with the `sign` "+" all numbers have theirs.
+    """
+    if mean is None:
+        return "-"
+    scale = scale_of(metric)
+    known = [f"{scale * end:{sign}.2f}" for end in ends if end is not None and not math.isnan(end)]
+    interval = f" [{', '.join(known)}]" if len(known) == 2 else ""
+    return f"{scale * mean:{sign}.2f}{interval}"
 
 
 def how_scored(summary: Summary) -> str:

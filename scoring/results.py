@@ -306,6 +306,11 @@ def recorded_groups(summary: Summary) -> KnownGroups:
     return KnownGroups(summary.get("bootstrap", {}).get("by"), summary.get("group_of", {}))
 
 
+def statistics_of(scores: Scores, metric: str) -> MetricStatistics:
+    """Those of one metric, or of `WITH_LESION`."""
+    return scores["dice_with_lesion"] if metric == WITH_LESION else scores["metrics"][metric]
+
+
 def mean_of(statistics: MetricStatistics) -> float:
     """The mean of a metric over at least one case."""
     mean = statistics["mean"]
