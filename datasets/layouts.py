@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence, Set
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
 
 from datasets.archives import Member
@@ -153,19 +153,22 @@ def _matched(
     }
     lone = {name: files for name, files in masks_of.items() if name not in unread}
     paired = _paired(images_of, lone, masks_in_any_format, by_folder)
-    for name, image in unread.items():
-        paired.problems[name] = f"the image {image} {_NOT_READ}"
     image_of = {name: files[0] for name, files in images_of.items()} | unread
     parts = {name: _part(image) for name, image in image_of.items()}
-    paired.parts.update((name, part) for name, part in parts.items() if part)
     image_stems = {file.stem for files in images_of.values() for file in files}
     others = (file for file in read if not of_mask.stem.fullmatch(file.stem))
-    paired.lone_masks.extend(file.path for file in others if file.stem not in image_stems)
-    if paired.lone_masks:
+    lone_masks = paired.lone_masks + [f.path for f in others if f.stem not in image_stems]
+    if lone_masks:
         image_places = {file.place() for files in images_of.values() for file in files}
         are_images = {file.path for file in read if file.place() in image_places}
-        paired.lone_masks[:] = [path for path in paired.lone_masks if path not in are_images]
-    return paired
+        lone_masks = [path for path in lone_masks if path not in are_images]
+    return replace(
+        paired,
+        problems=paired.problems
+        | {name: f"the image {image} {_NOT_READ}" for name, image in unread.items()},
+        lone_masks=lone_masks,
+        parts={name: part for name, part in parts.items() if part},
+    )
 
 
 @dataclass(frozen=True)
@@ -363,33 +366,58 @@ def _paired(
 ) -> PairedFiles:
     """Join images and masks of one name; `in_any_format` also holds masks of formats not read."""
     lone = sorted(masks.keys() - images.keys())
-    paired = PairedFiles({}, {}, [file.path for n in lone for file in masks[n]], [], by_folder)
     lone_in_small = {name.casefold(): masks[name][0] for name in lone}
+    cases: dict[str, SourceCase] = {}
+    problems: dict[str, str] = {}
     for name in sorted(images):
-        image, *more_images = images[name]
         case_masks = masks.get(name, [])
-        twice = _same_stem(case_masks)
-        problem = name_problem(name)
-        if more_images:
-            paired.repeated.extend(file.path for file in images[name])
-        if problem:
-            paired.problems[name] = f"the name {problem}"
-        elif more_images:
-            paired.problems[name] = _two("images", image, more_images[0])
-        elif not case_masks and name in in_any_format:
-            paired.problems[name] = f"the mask {in_any_format[name][0]} {_NOT_READ}"
-        elif not case_masks and name.casefold() in lone_in_small:
-            mask = lone_in_small[name.casefold()]
-            paired.problems[name] = f"no mask for the image {image}, but {mask} {IN_CAPITALS}"
-        elif not case_masks:
-            paired.problems[name] = f"no mask for the image {image}"
-        elif image.place() in {mask.place() for mask in case_masks}:
-            paired.problems[name] = f"image and mask of {image} {_SAME_FILE}"
-        elif twice:
-            paired.problems[name] = _two("masks", *twice)
+        problem = _problem_of(
+            name,
+            images[name],
+            case_masks,
+            unread=next(iter(in_any_format.get(name, ())), None),
+            in_capitals=lone_in_small.get(name.casefold()),
+        )
+        if problem is None:
+            cases[name] = SourceCase(name, images[name][0], tuple(case_masks))
         else:
-            paired.cases[name] = SourceCase(name, image, tuple(case_masks))
-    return paired
+            problems[name] = problem
+    return PairedFiles(
+        cases,
+        problems,
+        lone_masks=[file.path for name in lone for file in masks[name]],
+        repeated=[f.path for name in sorted(images) if len(images[name]) > 1 for f in images[name]],
+        by_folder=by_folder,
+    )
+
+
+def _problem_of(
+    name: str,
+    images: Sequence[Member],
+    masks: Sequence[Member],
+    unread: Member | None,
+    in_capitals: Member | None,
+) -> str | None:
+    """Why images and masks of one name are no case.
+
+    Without a mask, one of a format that is not read may be `unread`, one whose name differs `in_capitals`.
+    """
+    image, *more_images = images
+    if problem := name_problem(name):
+        return f"the name {problem}"
+    if more_images:
+        return _two("images", image, more_images[0])
+    if not masks and unread is not None:
+        return f"the mask {unread} {_NOT_READ}"
+    if not masks and in_capitals is not None:
+        return f"no mask for the image {image}, but {in_capitals} {IN_CAPITALS}"
+    if not masks:
+        return f"no mask for the image {image}"
+    if image.place() in {mask.place() for mask in masks}:
+        return f"image and mask of {image} {_SAME_FILE}"
+    if twice := _same_stem(masks):
+        return _two("masks", *twice)
+    return None
 
 
 def _two(kind: str, one: Member, other: Member) -> str:
