@@ -23,19 +23,11 @@ from typing import Any
 from datasets.archives import DEFAULT_LIMITS
 from datasets.catalogue import CATALOGUE, DatasetSpec, canonical_name, spec_for
 from datasets.layouts import Affixes
-from datasets.preparation import (
-    PHANTOM_CASES,
-    TEST_ONLY,
-    PreparationOptions,
-    archives_and_metadata,
-    file_digest,
-    phantom_name,
-    prepare_own,
-    prepare_phantom,
-    prepare_published,
-    split_digest,
-)
+from datasets.phantom_preparation import PHANTOM_CASES, phantom_name, prepare_phantom
+from datasets.preparation import archives_and_metadata, file_digest, prepare_own, prepare_published
+from datasets.preparation_options import PreparationOptions
 from datasets.prepared import is_prepared, read_manifest
+from datasets.split_choice import TEST_ONLY, split_digest
 from datasets.splits import SEED, read_split
 from datasets.windowing import parse_window, window_text
 from utils.entry import ArgumentParser, accept_negative_values, exit_from, non_negative_int
