@@ -28,7 +28,6 @@ from experiments.trial import Trial
 from utils.config import FilePath, check_used, load_config, make_config
 from utils.config_keys import NOT_INHERITED
 from utils.errors import UserError
-from utils.tables import markdown_table
 from utils.yaml_files import read_yaml, shown, unknown_key
 
 PUBLISHED = "published"
@@ -166,16 +165,6 @@ def _check_names(study: Study, path: Path) -> None:
                 "give them names that differ in more than signs and capitals"
             )
         owners[name] = system
-
-
-def describe_study() -> str:
-    """All keys of a study's file as a Markdown table, for docs/studies.md."""
-    defaults = {"settings": "`{}`", "tta": "`true`", "folder": "`ckpt/studies/<name of the file>`"}
-    rows = [
-        [f"`{name}`", defaults.get(name, "required"), field.description or ""]
-        for name, field in Study.model_fields.items()
-    ]
-    return markdown_table(["key", "default", "meaning"], rows, left=3) + "\n"
 
 
 def _problems(error: ValidationError) -> str:

@@ -35,7 +35,6 @@ from utils.config import (
 )
 from utils.config_keys import NOT_INHERITED
 from utils.errors import UserError
-from utils.tables import markdown_table
 from utils.yaml_files import parse_overrides, read_mapping, shown, unknown_key
 
 PAGE = "docs/sweeps.md"
@@ -290,13 +289,3 @@ def form_problem(kind: str, key: str, value: object) -> str | None:
 def _names(model: type[BaseModel]) -> list[str]:
     """The keys of a model as they are written."""
     return [field.alias or name for name, field in model.model_fields.items()]
-
-
-def describe_settings() -> str:
-    """All keys under `sweep:` as a Markdown table, for docs/sweeps.md."""
-    rows = []
-    for name, field in SweepSettings.model_fields.items():
-        default = field.default
-        written = "`none`" if default in (None, (), {}) else f"`{str(default).lower()}`"
-        rows.append([f"`{field.alias or name}`", written, field.description or ""])
-    return markdown_table(["key", "default", "meaning"], rows, left=3) + "\n"

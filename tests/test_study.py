@@ -24,7 +24,6 @@ from experiments.study import (
     PAGE,
     Run,
     Study,
-    describe_study,
     folder_name,
     load_study,
     trials_of,
@@ -48,6 +47,7 @@ from tests.cases_on_disk import write_data_set
 from tests.drawn_figures import keep_figures
 from utils.errors import UserError
 from utils.files import sha256
+from utils.tables import markdown_table
 
 ROOT = Path(__file__).resolve().parents[1]
 RUN = Run("Wave-GMS", "published", 1)
@@ -509,6 +509,16 @@ def test_one_seed_or_one_system_is_compared_with_nothing(tmp_path: Path) -> None
     write(path, systems={"Wave-GMS": {}})
     (tmp_path / "results.csv").write_text(to_csv([row(path, "Wave-GMS", s) for s in (1, 2)]))
     assert "minus" not in write_study(load_study(path), tmp_path)
+
+
+def describe_study() -> str:
+    """All keys of a study's file as the Markdown table of docs/studies.md."""
+    defaults = {"settings": "`{}`", "tta": "`true`", "folder": "`ckpt/studies/<name of the file>`"}
+    rows = [
+        [f"`{name}`", defaults.get(name, "required"), field.description or ""]
+        for name, field in Study.model_fields.items()
+    ]
+    return markdown_table(["key", "default", "meaning"], rows, left=3) + "\n"
 
 
 def test_the_page_lists_the_keys_of_a_study(tmp_path: Path) -> None:

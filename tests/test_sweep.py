@@ -31,7 +31,7 @@ from experiments.sweep_scores import (
     results_on_test,
     score_setting,
 )
-from experiments.sweep_settings import SweepSettings, describe_settings, load_sweep
+from experiments.sweep_settings import SweepSettings, load_sweep
 from experiments.sweep_slots import held_slot
 from experiments.sweep_trials import list_settings
 from experiments.trial import (
@@ -52,6 +52,7 @@ from utils.config import Config, dump_config, load_config, make_config
 from utils.errors import UserError
 from utils.files import sha256
 from utils.interruption import Interrupted
+from utils.tables import markdown_table
 
 ROOT = Path(__file__).resolve().parents[1]
 SHIPPED = sorted((ROOT / "configs" / "sweeps").glob("*.yaml"))
@@ -982,6 +983,16 @@ def test_what_one_run_cannot_tell_is_left_empty() -> None:
     (line,) = csv.DictReader(to_csv([scores("a", [0.8], planned=1)], "val").splitlines())
     assert line["val_dice_mean"] == "0.8"
     assert line["val_dice_std"] == line["val_dice_runs_low"] == line["test_dice_mean"] == ""
+
+
+def describe_settings() -> str:
+    """All keys under `sweep:` as the Markdown table of docs/sweeps.md."""
+    rows = []
+    for name, field in SweepSettings.model_fields.items():
+        default = field.default
+        written = "`none`" if default in (None, (), {}) else f"`{str(default).lower()}`"
+        rows.append([f"`{field.alias or name}`", written, field.description or ""])
+    return markdown_table(["key", "default", "meaning"], rows, left=3) + "\n"
 
 
 def test_the_page_lists_the_keys() -> None:
