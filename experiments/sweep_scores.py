@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
+
+import numpy as np
 
 from engine.runs.history import read_scores
 from experiments.earlier_runs import fitting_results, other_settings, own_record
@@ -13,12 +15,7 @@ from experiments.records import Record, Status
 from experiments.sweep_trials import Setting, text_of
 from experiments.trial import Trial
 from scoring.groups import joined
-from scoring.results import RESULTS_PREFIX, recorded_groups
-
-if TYPE_CHECKING:
-    import numpy as np
-
-    from scoring.results import Results
+from scoring.results import RESULTS_PREFIX, Results, recorded_groups
 
 CHOOSING = {"val": "val Dice", "test": "best test Dice"}
 """By `select_on`: what the reports call a run's best Dice on the cases that chose its checkpoint."""
@@ -105,8 +102,6 @@ def score_setting(setting: Setting, keys: Sequence[str]) -> SettingScores:
 
     A run that was made with other settings counts as waiting: it will be made again, or refused.
     """
-    import numpy as np
-
     records = {trial: own_record(trial) for trial in setting.trials}
     known = {trial: record for trial, record in records.items() if record is not None}
     trained = [trial for trial, record in known.items() if record.trained]
