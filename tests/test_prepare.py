@@ -315,7 +315,7 @@ def test_two_runs_do_not_work_on_one_data_set(
 
 def test_a_data_set_that_another_process_has_prepared_meanwhile_stays(tmp_path: Path) -> None:
     (tmp_path / "busi").mkdir()
-    with pytest.raises(UserError, match="has prepared .*busi meanwhile"), staged(tmp_path, "busi"):
+    with pytest.raises(UserError, match=r"has prepared .*busi meanwhile"), staged(tmp_path, "busi"):
         pytest.fail("it would be replaced")
     assert [path.name for path in tmp_path.iterdir()] == ["busi"]
 

@@ -816,7 +816,8 @@ def test_a_dry_run_tells_what_failed_and_that_there_is_nothing_to_choose_by(
     command = ["--config", str(path), "--out", str(tmp_path), "--dry-run"]
     write_data_set(tmp_path, train=8, test=2, size=32)
     trials = trials_of(load_study(path))
-    for seed, status in ((1, "failed"), (2, "finished")):
+    statuses: dict[int, Status] = {1: "failed", 2: "finished"}
+    for seed, status in statuses.items():
         trial = trials[Run("Wave-GMS", "published", seed)]
         trial.folder.mkdir(parents=True)
         config = trial.config.model_dump(mode="json")
