@@ -1234,7 +1234,9 @@ def test_a_table_of_before_is_not_that_of_a_run_that_goes_on(tmp_path: Path) -> 
 def test_a_window_is_refused_before_the_model_is_loaded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("engine.backends.open_backend", lambda _: pytest.fail("loaded the model"))
+    monkeypatch.setattr(
+        "engine.prediction.backends.open_backend", lambda _: pytest.fail("loaded the model")
+    )
     pictures = str(picture_folder(tmp_path / "in", 1))
     with pytest.raises(UserError, match="a window is `auto` or LOW,HIGH"):
         predict.main(["--run", "r", pictures, "--out", str(tmp_path / "out"), "--window", "7"])
@@ -1242,7 +1244,7 @@ def test_a_window_is_refused_before_the_model_is_loaded(
 
 
 def test_resume_mixes_no_windows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("engine.backends.open_backend", lambda _: GreyBackend())
+    monkeypatch.setattr("engine.prediction.backends.open_backend", lambda _: GreyBackend())
     pictures = str(picture_folder(tmp_path / "in", 1))
     command = ["--run", "r", pictures, "--out", str(tmp_path / "out"), "--resume", "--window"]
     assert predict.main([*command, "0,300"]) == 0
