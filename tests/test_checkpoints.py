@@ -13,7 +13,7 @@ from models.base import SegmentationModel
 from models.build import build_system
 from models.losses import LossWeights
 from tests.autoencoders import parity, save_tiny_vae
-from utils.checkpoints import load_weights, save_weights
+from utils.checkpoints import load_weights, save_weights, weights_sha256
 from utils.errors import UserError
 
 SUFFIXES = pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
@@ -42,6 +42,15 @@ def weights_of(system: SegmentationModel) -> dict[str, dict[str, Tensor]]:
         name: {key: value.clone() for key, value in part.state_dict().items()}
         for name, part in system.parts().items()
     }
+
+
+def test_the_hash_of_weights_is_over_their_names_too() -> None:
+    weights = {"scale": torch.ones(2), "shift": torch.zeros(2)}
+    one, same, other = torch.nn.Module(), torch.nn.Module(), torch.nn.Module()
+    for module, names in ((one, weights), (same, weights), (other, ("gain", "bias"))):
+        for name, value in zip(names, weights.values(), strict=True):
+            module.register_buffer(name, value.clone())
+    assert weights_sha256(one) == weights_sha256(same) != weights_sha256(other)
 
 
 @SUFFIXES

@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 import torch
@@ -31,6 +31,7 @@ from engine.training.trainer import Trainer
 from tests.kill_test import same_end
 from tests.small_run import ROOT, arguments
 from utils.errors import UserError
+from utils.files import atomic_write
 from utils.locks import locked
 from utils.runs import create_run_folder, remove_leftovers
 
@@ -74,7 +75,7 @@ def done(folder: Path) -> tuple[int, int]:
     return progress["epoch"], progress["batch"]
 
 
-def no_space(*_: object) -> None:
+def no_space(*_: object) -> NoReturn:
     raise OSError(28, "No space left on device")
 
 
@@ -274,6 +275,35 @@ def test_the_newest_whole_state_is_taken(tmp_path: Path, moment: str) -> None:
     state = load_state(tmp_path)
     assert state is not None
     assert state["weights"].eq(2 if moment == "between the renames" else 1).all()
+
+
+def test_a_file_is_replaced_whole_or_not_at_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "best.yaml"
+    atomic_write(path, "before\n")
+    write = Path.write_bytes
+
+    def half(target: Path, content: bytes) -> int:
+        write(target, content[:3])
+        return no_space()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_bytes", half)
+        with pytest.raises(OSError, match="No space left"):
+            atomic_write(path, "afterwards\n")
+    assert path.read_text() == "before\n"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_state_that_was_written_but_not_renamed_is_the_newest(tmp_path: Path) -> None:
+    for step in range(3):
+        save_state(tmp_path, {"weights": torch.full((2,), float(step))})
+    (tmp_path / "last.previous.pth").replace(tmp_path / "before")
+    (tmp_path / "last.pth").replace(tmp_path / "last.pth.new")
+    (tmp_path / "before").replace(tmp_path / "last.previous.pth")
+    state = load_state(tmp_path)
+    assert state is not None and state["weights"].eq(2).all()
 
 
 def test_killed_again_and_again_it_ends_the_same() -> None:

@@ -448,6 +448,16 @@ def test_published_path_finds_the_prepared_set(
         find_split_file(Path("elsewhere/nothing/nothing_train_test_names.json"))
 
 
+def test_the_split_that_was_prepared_comes_before_a_pickle_beside_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    split = write_data_set(tmp_path / "datasets")
+    split.with_suffix(".pkl").touch()
+    monkeypatch.chdir(tmp_path)
+    found = find_split_file(Path("./Dataset/blobs/blobs_train_test_names.pkl"))
+    assert found.resolve() == split
+
+
 def test_a_set_further_down_in_datasets_is_not_taken_for_the_one_of_its_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -711,6 +721,8 @@ def test_labels_and_their_transparency(any_label: bool) -> None:
     content = cv2.imencode(".png", np.dstack([labels, labels, labels, alpha]))[1].tobytes()
     mask, _ = decode_mask(content, 1, any_label)
     assert mask[2, 3] == any_label and mask.sum() == 15 + any_label
+    mask, _ = decode_mask(content, 1, labels=(1, 200))
+    assert mask[2, 3] and mask.sum() == 16
     content = cv2.imencode(".png", np.dstack([FULL, FULL, FULL, alpha]))[1].tobytes()
     with pytest.raises(ImageError, match="flatten it to grey"):
         decode_mask(content, 1, any_label)

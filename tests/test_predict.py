@@ -1231,6 +1231,27 @@ def test_a_table_of_before_is_not_that_of_a_run_that_goes_on(tmp_path: Path) -> 
     assert (out / "predictions.partial.csv").exists()
 
 
+def test_a_window_is_refused_before_the_model_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "engine.prediction.backends.open_backend", lambda _: pytest.fail("loaded the model")
+    )
+    pictures = str(picture_folder(tmp_path / "in", 1))
+    with pytest.raises(UserError, match="a window is `auto` or LOW,HIGH"):
+        predict.main(["--run", "r", pictures, "--out", str(tmp_path / "out"), "--window", "7"])
+    assert not (tmp_path / "out").exists()
+
+
+def test_resume_mixes_no_windows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("engine.prediction.backends.open_backend", lambda _: GreyBackend())
+    pictures = str(picture_folder(tmp_path / "in", 1))
+    command = ["--run", "r", pictures, "--out", str(tmp_path / "out"), "--resume", "--window"]
+    assert predict.main([*command, "0,300"]) == 0
+    with pytest.raises(UserError, match="window: 0,300 in the folder, 0,400 now"):
+        predict.main([*command, "0,400"])
+
+
 def test_resume_mixes_no_sizes_of_the_input(tmp_path: Path, run: Path) -> None:
     pictures, out = picture_folder(tmp_path / "in", 1), tmp_path / "out"
     command = ["--run", str(run), str(pictures), "--out", str(out), "--resume"]

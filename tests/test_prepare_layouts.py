@@ -17,6 +17,7 @@ from PIL import Image
 
 from datasets.cases import Case, CaseError, open_data_set, read_case
 from datasets.decoding import decode, read_pixels
+from datasets.group_tables import read_group_table
 from datasets.image_headers import ImageError, orientation
 from datasets.integrity import check_data_set
 from datasets.masks import may_fit_as_stored
@@ -610,6 +611,12 @@ def test_names_of_groups_may_carry_spaces_and_extensions(
     assert groups == {str(i): f"p{i % 5}" for i in range(9)}
     error = capsys.readouterr().err
     assert "patients.csv has no group for 1 of 10 cases" in error and "'9'" in error
+
+
+def test_cases_without_a_patient_are_not_of_one(tmp_path: Path) -> None:
+    table = tmp_path / "patients.csv"
+    table.write_text("case,patient\n0,A\n1,A\n2,\n3, \n")
+    assert read_group_table(table, None) == {"0": "A", "1": "A"}
 
 
 def test_groups_of_other_cases_are_refused(

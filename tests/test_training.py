@@ -474,6 +474,21 @@ def test_what_a_kill_left_goes_when_the_run_begins(tmp_path: Path) -> None:
     assert not left.exists()
 
 
+def test_a_new_start_leaves_no_masks_of_the_old_run(tmp_path: Path) -> None:
+    old = (
+        "predicted_masks_x",
+        "held_out_masks_x",
+        "tta/held_out_masks_x",
+        "epoch_1/held_out_masks_x",
+    )
+    for name in old:
+        (tmp_path / name / "binary").mkdir(parents=True)
+    given = ["pickle_file_path=x_train_test_names.json", "resume=never"]
+    config = load_config(ROOT / "configs" / "base.yaml", given)
+    RunFolder(tmp_path, config, RunCases((), (), ()), {}).begin()
+    assert not [path for path in tmp_path.iterdir() if path.is_dir()]
+
+
 def test_going_on_with_other_numbers_of_processes_is_refused(finished: Path) -> None:
     config = load_config(finished / "config.yaml")
     recorded = json.loads((finished / "environment.json").read_text())

@@ -760,6 +760,15 @@ def test_the_checkpoint_of_a_copied_run_is_its_own(finished: Path, tmp_path: Pat
         assert find_run(finished, overrides=overrides).checkpoint == checkpoint, overrides
 
 
+def test_the_checkpoint_that_the_config_of_a_run_names_does_not_count(finished: Path) -> None:
+    config = finished / "config.yaml"
+    text = config.read_text()
+    assert "model_weight: null" in text
+    config.write_text(text.replace("model_weight: null", f"model_weight: {finished}/epoch_1.pth"))
+    assert find_run(finished).checkpoint == finished / "best_model.pth"
+    assert find_run(config_file=config).checkpoint == finished / "epoch_1.pth"
+
+
 def test_an_output_that_is_not_a_number(finished: Path, tmp_path: Path, vae: Path) -> None:
     weights = torch.load(finished / "best_model.pth", weights_only=True)
     weights["model"]["convds0.2.weight"].fill_(float("nan"))
@@ -838,6 +847,15 @@ def test_a_folder_for_masks_keeps_test_and_held_out_cases_apart(
     (tmp_path / "blobs" / "images" / f"{held_out[0]}.png").write_bytes(b"no image")
     with pytest.raises(UserError, match="in held-out cases:"):
         valid.main([*run, "--held-out"])
+
+
+def test_held_out_cases_are_no_test_sets_of_a_matrix(finished: Path, tmp_path: Path) -> None:
+    split = tmp_path / "blobs" / "blobs_train_test_names.json"
+    grouped = Path(shutil.copy(split, split.with_name("blobs_grouped_train_test_names.json")))
+    valid.main(["--run", str(finished), "--held-out", "--datasets", str(split), str(grouped)])
+    results = {path.name for path in finished.glob("*results*")}
+    assert results == {"held_out_results_blobs", "held_out_results_blobs_grouped"}
+    assert not (finished / "cross_domain").exists()
 
 
 def test_settings_may_stand_before_and_after_the_names_of_data_sets() -> None:
