@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 
 from datasets.cases import DataSet
 from datasets.prepared import METADATA_GROUPS, prepared_window
+from engine.runs.seen_cases import seen_test_cases
 from engine.runs.training_record import (
     GROUPS,
     INITIAL_WEIGHTS,
     SPLIT_FILE,
     TrainingRecord,
     same_parts,
-    seen_test_cases,
     trained_values_that_differ,
 )
 from scoring.results import Provenance

@@ -14,8 +14,8 @@ from datasets.leaks import known_groups, leaked_test_cases, same_source_file
 from datasets.splits import Split
 from engine.device import resolved_precision
 from engine.runs.provenance import network_name, provenance
-from engine.runs.training_record import CASES_FILE, NO_SCORE_CHOSE, TrainingRecord, cases_trained_on
-from engine.training.initial_weights import fitted_cases
+from engine.runs.seen_cases import cases_seen_in_training, fitted_cases, held_out_cases
+from engine.runs.training_record import NO_SCORE_CHOSE
 from engine.validation.case_predictions import (
     predict_cases,
     remove_other_predictions,
@@ -172,21 +172,6 @@ def held_out_part(loaded: LoadedRun, data_set: DataSet, precision: str) -> Cases
     return CasesToScore(cases, "held-out", made_with, leaked, known_groups(data_set.folder))
 
 
-def held_out_cases(checkpoint: Path, data_set: DataSet) -> tuple[Case, ...]:
-    """The cases of `data_set` that the checkpoint's run held out, as recorded."""
-    record = TrainingRecord.read(checkpoint)
-    if record.cases is None or not set(record.cases_of(data_set)):
-        raise UserError(
-            f"{checkpoint} has no record ({CASES_FILE} beside it) of which cases of {data_set.name} its run held out: "
-            "name the folder of a run of train.py on this data set, trained by this version"
-        )
-    held_out = tuple(case for case in data_set.train if case.name in record.cases.held_out)
-    if not held_out:
-        chosen = "; it was chosen on test" if record.config and not record.config.keeps_last else ""
-        raise UserError(f"{checkpoint}: its run held out no case of train{chosen}")
-    return held_out
-
-
 def write_pictures(
     results: Path,
     cases: Sequence[Case],
@@ -254,21 +239,6 @@ def should_check_leaks(data_set: DataSet, drop_leaked: bool | None) -> bool:
     if drop_leaked is None:
         return same_source_file(data_set.folder).is_file()
     return drop_leaked
-
-
-def cases_seen_in_training(data_set: DataSet, checkpoint: Path) -> set[str]:
-    """Test cases that the weights were trained on, or on a near-duplicate of. Needs a checked data set.
-
-    What counts is the split that the checkpoint was trained on; where that is unknown, the data set's.
-    """
-    trained_on = cases_trained_on(checkpoint, data_set)
-    test = tuple(case.name for case in data_set.test)
-    if not trained_on:
-        log.info("no case of %s was in training, so none leaked", data_set.name)
-        return set()
-    return leaked_test_cases(data_set.folder, Split(trained_on, test)) | (
-        set(trained_on) & set(test)
-    )
 
 
 def format_summary(data_set: str, summary: Summary, kind: str = "test") -> str:
