@@ -20,6 +20,7 @@ from typing import Any
 from datasets.cases import Case, DataSet, find_split_file
 from datasets.catalogue import SPLIT_FILE_ENDING, canonical_name
 from datasets.splits import read_split
+from engine.runs.history import read_scores
 from utils.checkpoints import WEIGHT_KEYS, read_metadata
 from utils.config import Config, load_config
 from utils.errors import UserError
@@ -222,8 +223,6 @@ class TrainingRecord:
 
     def _epochs(self) -> float:
         """Epochs that the run has done by its history; infinitely many where there is none."""
-        from engine.runs.history import read_scores
-
         try:
             return max(
                 read_scores(self.checkpoint.with_name("history.csv"), "lr"), default=math.inf
