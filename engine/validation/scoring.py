@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,8 +39,7 @@ from scoring.results import (
     special_settings,
     write_results,
 )
-from utils.errors import UserError, listed
-from utils.runs import RESULT_FOLDERS, holds_results
+from utils.errors import listed
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -78,14 +76,14 @@ def score(
 ) -> Summary:
     """Predict and score the test split of a data set, or the cases that the run held out of train.
 
-    All goes into the folder `beside`, see `results_folder`: masks and probabilities into
+    All goes into the folder `beside`, see `run_scoring.results_folder`: masks and probabilities into
     `predicted_masks_<data set>` or `held_out_masks_<data set>`, the rest into `valid_results_<data set>` or
     `held_out_results_<data set>`. What a validation before left there of other cases is deleted once the new
     scores are written. With `predictions`, masks and probabilities go into that folder, in which nothing is
     deleted. Returns the summary that is also written as summary.json.
     """
     config = loaded.config
-    find = held_out_part if held_out else test_split
+    find = held_out_part if held_out else test_part
     scored = find(loaded, data_set, resolved_precision(accelerator))
     prefix = HELD_OUT_PREFIX if held_out else RESULTS_PREFIX
     results = beside / f"{prefix}{data_set.name}"
@@ -130,7 +128,7 @@ def score(
     return summary
 
 
-def test_split(loaded: LoadedRun, data_set: DataSet, precision: str) -> CasesToScore:
+def test_part(loaded: LoadedRun, data_set: DataSet, precision: str) -> CasesToScore:
     """The test cases; a warning where the weights have seen some, or that is not known."""
     checkpoint, drop_leaked = loaded.checkpoint, loaded.config.drop_leaked
     made_with = provenance(loaded, data_set, precision)
@@ -195,28 +193,6 @@ def write_pictures(
     examples = report_cases([case for case in cases if case.name in shown], predictions)
     by_name = {case.name: case for case in examples}
     draw_examples(results / "examples.png", scores, by_name, threshold)
-
-
-def results_folder(checkpoint: Path, name: str = "") -> Path:
-    """Where a checkpoint's results go: its own folder for a `best_model`, otherwise a folder named after the
-    checkpoint, so that they are not taken for the run's.
-
-    With a `name` it is a folder in that one, which keeps them apart from results made in another way.
-    UserError for a name that cannot be one, or is that of something else there, such as another checkpoint.
-    """
-    own = checkpoint.parent if checkpoint.stem == "best_model" else checkpoint.with_suffix("")
-    if not name:
-        return own
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+-]*", name):
-        raise UserError(f"--name is {name!r}, expected letters, digits and . _ + -, such as tta")
-    folder = own / name
-    weights = (own / f"{name}.pth", own / f"{name}.safetensors", folder / "config.yaml")
-    of_a_run = any(Path(name).match(pattern) for pattern in (*RESULT_FOLDERS, "cross_domain*"))
-    if of_a_run or any(path.exists() for path in weights):
-        raise UserError(f"{folder} is for other results of this run: choose another --name")
-    if folder.exists() and any(folder.iterdir()) and not holds_results(folder):
-        raise UserError(f"{folder} exists and holds no scores of valid.py: choose another --name")
-    return folder
 
 
 def warn_of_another_split(data_set: DataSet, checkpoint: Path, seen: Sequence[str]) -> None:
