@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 from utils.entry import check_values, described_parser, exit_from, positive_int
 
 if TYPE_CHECKING:
-    from engine.prediction.outputs import PredictionRow
+    from engine.prediction.folder_layout import PredictionRow
 
 log = logging.getLogger("wavegms")
 SHOWN_FAILURES = 20
@@ -102,15 +102,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     from datasets.windowing import parse_window
     from engine.prediction.backends import open_backend, window_for
+    from engine.prediction.earlier_outputs import check_unused
     from engine.prediction.files import predict_files, read_file
+    from engine.prediction.folder_layout import TABLE
     from engine.prediction.inputs import find_jobs
-    from engine.prediction.outputs import (
-        TABLE,
-        OutputFolder,
-        check_unused,
-        check_writable,
-        writing_predictions,
-    )
+    from engine.prediction.outputs import OutputFolder, check_writable, writing_predictions
     from engine.prediction.predict import PredictionOptions
     from utils.logs import log_to
 
