@@ -30,7 +30,7 @@ SHOWN_FAILURES = 20
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     from datasets.decoding import MAX_MEGAPIXELS
-    from engine.runs.trained_run import (
+    from engine.prediction.model_arguments import (
         add_megapixels_argument,
         add_model_arguments,
         add_window_argument,

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from datasets.windowing import parse_window
-from engine.runs.trained_run import find_named_run, load_run
+from engine.prediction.model_arguments import find_named_run
+from engine.runs.trained_run import load_run
 from utils.errors import UserError, first_line
 
 if TYPE_CHECKING:
