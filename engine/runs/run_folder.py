@@ -160,34 +160,8 @@ def check_resumable(
     """
     if config.resume == "never":
         return
-    current = config.model_dump(mode="json")
     if any(path.exists() for path in state_files(folder)):
-        saved, environment = _recorded(folder)
-        changed = [
-            f"{key}: {saved.get(key)!r} in the saved run, {current[key]!r} now"
-            for key in current
-            if key not in CHANGEABLE_ON_RESUME and saved.get(key) != current[key]
-        ]
-        changed += [
-            f"the {name} is another file than in the saved run"
-            for name, value in sha256.items()
-            if environment["sha256"].get(name) != value
-        ]
-        if (before := environment.get("precision", precision)) != precision:
-            changed.append(
-                f"precision: {before} in the saved run, {precision} here; precision={before} keeps it"
-            )
-        if (before := environment.get("processes", 1)) != processes:
-            changed.append(
-                f"processes: {before} in the saved run, {processes} now, each with batches of "
-                f"{config.batch_size}"
-            )
-        recorded = _recorded_window(environment)
-        if recorded is not None and window is not None and recorded != window:
-            changed.append(
-                f"images: prepared with {window_option(recorded)} in the saved run, with {window_option(window)} now; "
-                "prepare the data set as before, in a folder of its own, to go on"
-            )
+        changed = _what_differs(*_recorded(folder), config, sha256, precision, processes, window)
         if changed:
             listed = "\n  ".join(changed)
             raise UserError(
@@ -200,6 +174,47 @@ def check_resumable(
             f"{folder} holds a trained run, but no {LAST_STATE} to resume from; training again would "
             "overwrite its weights. Set another snapshot_path, or start again with resume=never"
         )
+
+
+def _what_differs(
+    saved: Mapping[str, Any],
+    environment: Mapping[str, Any],
+    config: Config,
+    sha256: Mapping[str, str],
+    precision: str,
+    processes: int,
+    window: str | None,
+) -> list[str]:
+    """What a run with the `saved` settings and that `environment` had otherwise, a line each.
+
+    The other arguments are those of `check_resumable`.
+    """
+    current = config.model_dump(mode="json")
+    differing = [
+        f"{key}: {saved.get(key)!r} in the saved run, {current[key]!r} now"
+        for key in current
+        if key not in CHANGEABLE_ON_RESUME and saved.get(key) != current[key]
+    ]
+    differing += [
+        f"the {name} is another file than in the saved run"
+        for name, value in sha256.items()
+        if environment["sha256"].get(name) != value
+    ]
+    if (before := environment.get("precision", precision)) != precision:
+        differing.append(
+            f"precision: {before} in the saved run, {precision} here; precision={before} keeps it"
+        )
+    if (before := environment.get("processes", 1)) != processes:
+        differing.append(
+            f"processes: {before} in the saved run, {processes} now, each with batches of {config.batch_size}"
+        )
+    recorded = _recorded_window(environment)
+    if recorded is not None and window is not None and recorded != window:
+        differing.append(
+            f"images: prepared with {window_option(recorded)} in the saved run, with {window_option(window)} now; "
+            "prepare the data set as before, in a folder of its own, to go on"
+        )
+    return differing
 
 
 def _recorded_window(environment: Mapping[str, Any]) -> str | None:
