@@ -77,9 +77,8 @@ class EarlierOutputs:
             rows = self._rows()
         except UserError:
             log.warning(
-                "the rows of %s cannot be read: predictions of other images in %s stay without rows",
-                self._last_table(),
-                self.folder,
+                f"the rows of {self._last_table()} cannot be read: predictions of other images in {self.folder} "
+                "stay without rows"
             )
             return []
         before = self._settings_there()

@@ -227,9 +227,8 @@ class OutputFolder:
         others = sorted({path.stem for path in masks.glob("[!.]*.png")} - listed)
         if others:
             log.warning(
-                "%d file%s in %s that no row of %s names, such as %s.png: predictions of an earlier run, or files "
-                "of your own",
-                *(len(others), "s" * (len(others) > 1), masks, TABLE, others[0]),
+                f"{len(others)} file{'s' * (len(others) > 1)} in {masks} that no row of {TABLE} names, such as "
+                f"{others[0]}.png: predictions of an earlier run, or files of your own"
             )
         return [row for row in rows if row["status"] != "ok"]
 

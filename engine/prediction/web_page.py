@@ -31,9 +31,8 @@ if TYPE_CHECKING:
     import gradio
 
 SHOWN_SIDE = 1024  # longest side of an image on the page, pixels
-FORGET_SECONDS = (
-    900  # how long an unused page keeps its result, and an unread upload lies on the disk
-)
+# how long an unused page keeps its result, and an unread upload lies on the disk
+FORGET_SECONDS = 900
 KEEP_SECONDS = 120  # how long the content of an upload is kept for another page with the same file
 STYLE = """
 .wavegms-result { overflow-wrap: anywhere; }

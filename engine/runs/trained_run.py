@@ -86,8 +86,8 @@ def _run_of_config(config_file: Path, weights: Path | None, overrides: Sequence[
     if provided is None:
         return _with_checkpoint(config, weights)
     log.warning(
-        "no run in %s yet: the weights that come with the repository are used, with their own config, %s",
-        *(config.snapshot_path, provided),
+        f"no run in {config.snapshot_path} yet: the weights that come with the repository are used, with their own "
+        f"config, {provided}"
     )
     return _run_in_folder(
         provided, None, [f"pickle_file_path={config.pickle_file_path}", *overrides]

@@ -121,7 +121,7 @@ def score(
     title = f"{network_name(config)} on {data_set.name}, {scored.kind} cases"
     write_pictures(results, scored.cases, masks, scores, summary, title, config.threshold)
     if replaced:
-        log.info("these scores replace others in %s, made with %s", *(results, " ".join(replaced)))
+        log.info("these scores replace others in %s, made with %s", results, " ".join(replaced))
     log.info(format_summary(data_set.name, summary, scored.kind))
     log.info("masks and probabilities: %s", masks)
     log.info("scores, examples.png and report.html: %s", results)
@@ -152,8 +152,8 @@ def held_out_part(loaded: LoadedRun, data_set: DataSet, precision: str) -> Cases
     seen = sorted(fitted.intersection(names))
     if seen:
         log.warning(
-            "%s started from weights that were trained on %d of the %d held-out cases (%s): the scores are too high",
-            *(checkpoint, len(seen), len(names), listed(seen, limit=SHOWN)),
+            f"{checkpoint} started from weights that were trained on {len(seen)} of the {len(names)} held-out cases "
+            f"({listed(seen, limit=SHOWN)}): the scores are too high"
         )
     made_with = provenance(loaded, data_set, precision)
     chosen = NO_SCORE_CHOSE not in made_with["selection"]
@@ -205,8 +205,8 @@ def warn_of_another_split(data_set: DataSet, checkpoint: Path, seen: Sequence[st
         "Prepare the data set with the split that these weights name"
     )
     log.warning(
-        "%s was trained on another split of %s than that of %s: %s",
-        *(checkpoint, data_set.name, data_set.split_file, consequence),
+        f"{checkpoint} was trained on another split of {data_set.name} than that of {data_set.split_file}: "
+        f"{consequence}"
     )
 
 
