@@ -437,7 +437,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parse_arguments(argv)
     folds = read_folds(arguments.runs, arguments.dataset)
 
-    from engine.validation.scoring import format_summary
+    from engine.validation.summary_text import format_summary
 
     with writing_to(arguments.out):
         summary, across = write_cross_validation(arguments.out, folds)

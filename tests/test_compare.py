@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import compare
-from engine.validation.scoring import format_summary
+from engine.validation.summary_text import format_summary
 from experiments import cross_domain
 from scoring import comparison
 from scoring.case_scores import score_cases

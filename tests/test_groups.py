@@ -13,7 +13,7 @@ import pytest
 
 import compare
 from datasets.leaks import known_groups
-from engine.validation.scoring import format_summary
+from engine.validation.summary_text import format_summary
 from experiments import cross_domain
 from scoring.groups import NOTHING_KNOWN, KnownGroups, joined, named_groups, unit_text
 from scoring.metrics import METRICS, SIZES, CaseScores
