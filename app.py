@@ -25,7 +25,7 @@ log = logging.getLogger("wavegms")
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    from engine.runs.trained_run import (
+    from engine.prediction.model_arguments import (
         add_megapixels_argument,
         add_model_arguments,
         add_window_argument,

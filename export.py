@@ -28,7 +28,7 @@ log = logging.getLogger("wavegms")
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    from engine.runs.trained_run import add_model_arguments
+    from engine.prediction.model_arguments import add_model_arguments
 
     parser = described_parser(__doc__)
     add = parser.add_argument
@@ -68,7 +68,8 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> None:
     arguments = parse_arguments(argv)
 
-    from engine.runs.trained_run import find_named_run, find_run, load_system
+    from engine.prediction.model_arguments import find_named_run
+    from engine.runs.trained_run import find_run, load_system
     from engine.runs.weights_export import check_target, write_weights, writing_file
     from utils.errors import UserError
     from utils.logs import log_to

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 from utils.entry import check_values, described_parser, exit_from, positive_int
 
 if TYPE_CHECKING:
-    from engine.prediction.outputs import PredictionRow
+    from engine.prediction.folder_layout import PredictionRow
 
 log = logging.getLogger("wavegms")
 SHOWN_FAILURES = 20
@@ -30,7 +30,7 @@ SHOWN_FAILURES = 20
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     from datasets.decoding import MAX_MEGAPIXELS
-    from engine.runs.trained_run import (
+    from engine.prediction.model_arguments import (
         add_megapixels_argument,
         add_model_arguments,
         add_window_argument,
@@ -102,15 +102,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     from datasets.windowing import parse_window
     from engine.prediction.backends import open_backend, window_for
+    from engine.prediction.earlier_outputs import check_unused
     from engine.prediction.files import predict_files, read_file
+    from engine.prediction.folder_layout import TABLE
     from engine.prediction.inputs import find_jobs
-    from engine.prediction.outputs import (
-        TABLE,
-        OutputFolder,
-        check_unused,
-        check_writable,
-        writing_predictions,
-    )
+    from engine.prediction.outputs import OutputFolder, check_writable, writing_predictions
     from engine.prediction.predict import PredictionOptions
     from utils.logs import log_to
 

@@ -21,17 +21,10 @@ DIR/held_out_masks, and none are deleted.
 from __future__ import annotations
 
 import argparse
-import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from utils.entry import described_parser, exit_from
-
-if TYPE_CHECKING:
-    from utils.config import Config
-
-log = logging.getLogger("wavegms")
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -66,60 +59,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parse_arguments(argv)
 
     from engine.runs.trained_run import find_run
+    from engine.validation.run_scoring import score_run
     from utils.logs import log_to
 
     log_to()
-    config, checkpoint = find_run(arguments.run, arguments.config, overrides=arguments.overrides)
-    score_run(config, checkpoint, arguments.datasets, arguments.held_out, arguments.name)
-
-
-def score_run(
-    config: Config,
-    checkpoint: Path,
-    names: Sequence[str] = (),
-    held_out: bool = False,
-    name: str = "",
-) -> None:
-    """Score a checkpoint on the test splits, or the `held_out` cases, of the prepared data sets `names`.
-
-    Default: the config's. `name` is that of a folder for the results, see
-    `engine.validation.scoring.results_folder`.
-    """
-    from engine.device import make_accelerator, use_gpus
-
-    use_gpus(config.GPUs[:1])
-    accelerator = make_accelerator(config.precision, 1, config.deterministic)
-
-    from datasets.cases import open_data_set, open_prepared
-    from engine.runs.provenance import warn_of_other_window
-    from engine.runs.trained_run import load_run
-    from engine.validation.scoring import HELD_OUT_MASKS, results_folder, score
-    from utils.runs import writing_to
-
-    results, summaries = results_folder(checkpoint, name), {}
-    loaded = load_run(config, checkpoint)
-    log.info("weights: %s", checkpoint)
-    named = [open_prepared(each) for each in names]
-    data_sets = named or [open_data_set(config.pickle_file_path)]
-    for data_set in data_sets:
-        warn_of_other_window(checkpoint, data_set)
-        predictions = config.save_seg_img_path
-        if predictions and len(data_sets) > 1:  # whose cases may share names
-            predictions = predictions / data_set.name
-        if predictions and held_out:  # which are none of the test cases
-            predictions = predictions / HELD_OUT_MASKS
-        with writing_to(results):
-            summaries[data_set.name] = score(
-                loaded, data_set, accelerator, results, predictions, held_out
-            )
-    if len(summaries) > 1 and not held_out:
-        from scoring.cross_domain_matrix import write_matrix
-
-        folder = results / "cross_domain"
-        cells = {(s["provenance"]["trained_on"] or "?", on): s for on, s in summaries.items()}
-        with writing_to(folder):
-            write_matrix(folder, cells)
-        log.info("all data sets side by side: %s", folder)
+    run = find_run(arguments.run, arguments.config, overrides=arguments.overrides)
+    score_run(*run, arguments.datasets, arguments.held_out, arguments.name)
 
 
 if __name__ == "__main__":

@@ -190,11 +190,8 @@ def is_out_of_memory(error: RuntimeError) -> bool:
     """Whether torch found too little memory, on a GPU or for the CPU; it has no one class for that."""
     import torch
 
-    signs = (
-        "out of memory",
-        "DefaultCPUAllocator",
-        "STATUS_ALLOC_FAILED",
-    )  # cuBLAS and cuDNN say the last
+    # cuBLAS and cuDNN say the last
+    signs = ("out of memory", "DefaultCPUAllocator", "STATUS_ALLOC_FAILED")
     return isinstance(error, torch.OutOfMemoryError) or any(sign in str(error) for sign in signs)
 
 

@@ -37,9 +37,9 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> None:
     arguments = parse_arguments(argv)
 
-    from engine.validation.scoring import format_summary
     from experiments.folds import read_folds
     from experiments.pooled_folds import format_folds, write_cross_validation
+    from scoring.summary_text import format_summary
     from utils.runs import writing_to
 
     folds = read_folds(arguments.runs, arguments.dataset)

@@ -57,11 +57,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     add("--tta", action="store_true", help="with test-time augmentation, nothing else")
     arguments = parser.parse_args(argv)
 
+    from engine.validation.run_scoring import score_run
     from experiments.earlier_runs import check_earlier_runs
     from utils.config import dump_config, load_config
     from utils.files import atomic_write
     from utils.logs import log_to
-    from valid import score_run
 
     log_to()
     config = load_config(arguments.config)

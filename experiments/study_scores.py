@@ -271,7 +271,8 @@ def _mean_dice_without_leaked(trial: Trial, results: Results) -> float | None:
     By the last check of the data set, which may have come after the scoring; where the checked data is not
     here, as the summary says.
     """
-    from engine.validation.scoring import cases_seen_in_training, should_check_leaks
+    from engine.runs.seen_cases import cases_seen_in_training
+    from engine.validation.scoring import should_check_leaks
 
     recorded = results.summary["without_leaked"]
     dropped = set() if recorded is None else set(recorded["dropped"])

@@ -172,7 +172,7 @@ def _held_out_warning(trials: list[Trial]) -> list[str]:
     if started:
         from datasets.held_out import training_cases
         from engine.build import hold_out_from
-        from engine.training.initial_weights import known_held_out_cases
+        from engine.runs.seen_cases import known_held_out_cases
     open_once = functools.cache(open_data_set)
     concerned = []
     for trial, weights in started:

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 import compare
-from engine.validation.scoring import format_summary
 from experiments import cross_domain
 from experiments.validated_models import collect
 from scoring import comparison, cross_domain_matrix
@@ -20,6 +19,7 @@ from scoring.groups import named_groups
 from scoring.metrics import METRICS
 from scoring.results import mean_of, read_results, write_results
 from scoring.statistics import bootstrap_interval, describe, holm, paired_difference
+from scoring.summary_text import format_summary
 from scoring.validated_runs import read_runs
 from tests.drawn_figures import keep_figures
 from utils.errors import UserError

@@ -13,7 +13,6 @@ import pytest
 
 import compare
 from datasets.leaks import known_groups
-from engine.validation.scoring import format_summary
 from experiments.validated_models import collect
 from scoring import cross_domain_matrix
 from scoring.groups import NOTHING_KNOWN, KnownGroups, joined, named_groups, unit_text
@@ -21,6 +20,7 @@ from scoring.metrics import METRICS, SIZES, CaseScores
 from scoring.report import _notes
 from scoring.results import read_results, recorded_groups, summarise, write_results
 from scoring.statistics import describe, paired_difference
+from scoring.summary_text import format_summary
 
 NAMES = [f"case_{index:02}" for index in range(40)]
 PAIRS = named_groups(

@@ -13,8 +13,8 @@ import valid
 from datasets.cases import open_data_set
 from datasets.held_out import training_cases
 from engine.build import hold_out_from
-from engine.runs.training_record import TrainingRecord, cases_trained_on, names_sha256
-from engine.training.initial_weights import known_held_out_cases
+from engine.runs.seen_cases import cases_trained_on, known_held_out_cases
+from engine.runs.training_record import TrainingRecord, names_sha256
 from engine.training.trainer import Trainer
 from tests.cases_on_disk import write_data_set
 from tests.small_run import arguments

@@ -21,7 +21,8 @@ import valid
 from datasets.splits import hold_out
 from engine.device import make_accelerator
 from engine.runs.history import EpochRow, draw_curves, sample_panel
-from engine.runs.run_folder import RunFolder, check_resumable
+from engine.runs.resuming import check_resumable
+from engine.runs.run_folder import RunFolder
 from engine.runs.saved_state import load_state
 from engine.runs.training_record import RunCases
 from engine.training import trainer as training

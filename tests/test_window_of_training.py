@@ -15,7 +15,7 @@ import train
 import valid
 from datasets import prepare
 from engine.prediction.backends import TorchBackend, window_for
-from engine.runs.run_folder import check_resumable
+from engine.runs.resuming import check_resumable
 from engine.runs.trained_run import find_run
 from engine.runs.training_record import TrainingRecord
 from tests.cases_on_disk import blob_case

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from datasets.windowing import parse_window
-from engine.runs.trained_run import find_named_run, load_run
+from engine.prediction.model_arguments import find_named_run
+from engine.runs.trained_run import load_run
 from utils.errors import UserError, first_line
 
 if TYPE_CHECKING:
@@ -64,9 +65,8 @@ def window_for(backend: Backend, given: str | None) -> str | None:
         log.info("images of more than 8 bits are scaled as in training, by --window %s", trained)
     elif trained and given is not None and parse_window(given) != parse_window(trained):
         log.warning(
-            "the training images of this model were prepared with --window %s, these are scaled by %s: leave out "
-            "--window to scale them as in training",
-            *(trained, given),
+            f"the training images of this model were prepared with --window {trained}, these are scaled by {given}: "
+            "leave out --window to scale them as in training"
         )
     return given or trained
 

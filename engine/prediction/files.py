@@ -11,8 +11,9 @@ from datasets.image_headers import ImageError
 from datasets.pictures import Picture, read_content, read_picture
 from datasets.windowing import Window
 from engine.prediction.backends import Backend
+from engine.prediction.folder_layout import PredictionRow
 from engine.prediction.inputs import Job
-from engine.prediction.outputs import OutputFolder, PredictionRow
+from engine.prediction.outputs import OutputFolder
 from engine.prediction.predict import PredictionOptions, Segmentation, segment
 from utils.errors import UserError
 from utils.streams import bounded_map

@@ -14,15 +14,10 @@ from pathlib import Path
 
 from datasets.dicom import HEAD_BYTES, is_without_pixels
 from datasets.pictures import DICOM_SUFFIXES, SUFFIXES, is_dicom
+from engine.prediction.folder_layout import OUTPUT_FOLDERS
 from utils.errors import UserError
 
 log = logging.getLogger("wavegms")
-OUTPUT_FOLDERS = {
-    "mask": "masks",
-    "probability": "probabilities",
-    "uncertainty": "uncertainties",
-    "overlay": "overlays",
-}
 FOREIGN_ENDINGS = (
     *(".avif", ".gif", ".heic", ".heif", ".j2k", ".jfif", ".jp2", ".jxl", ".mha", ".mhd", ".nhdr"),
     *(".nii", ".nii.gz", ".nrrd", ".pbm", ".pgm", ".pnm", ".ppm", ".psd", ".svg", ".tga", ".webp"),

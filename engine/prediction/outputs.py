@@ -1,26 +1,15 @@
-"""The folder that predictions go to: files of each image, a table, and the settings behind it.
-
-    masks/<name>.png            0 or 255
-    probabilities/<name>.png    probability x 65535, 16 bits
-    uncertainties/<name>.png    standard deviation x 65535, 16 bits; with test-time augmentation
-    overlays/<name>.jpg
-    predictions.csv             one row per image
-    settings.json
+"""Predictions written into their folder, so that a stopped run can be resumed.
 
 Every file appears whole or not at all. Rows are appended to predictions.partial.csv as images are
-done, each row after the files of its image, so that a stopped run can be resumed. A relative path in `file`
-starts at the `directory` that settings.json names.
+done, each row after the files of its image. See `folder_layout` for what lies where.
 """
 
 from __future__ import annotations
 
-import csv
-import functools
 import json
 import logging
-import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -28,7 +17,18 @@ from typing import IO, Any
 
 import numpy as np
 
-from engine.prediction.inputs import OUTPUT_FOLDERS, Job, printable, unique_names
+from engine.prediction.earlier_outputs import EarlierOutputs, check_unused, places
+from engine.prediction.folder_layout import (
+    COLUMNS,
+    DIRECTORY,
+    OUTPUT_FOLDERS,
+    PARTIAL_TABLE,
+    SETTINGS,
+    TABLE,
+    PredictionRow,
+    is_used,
+)
+from engine.prediction.inputs import Job, unique_names
 from engine.prediction.predict import Segmentation
 from utils.errors import UserError
 from utils.files import atomic_write, try_to_write
@@ -37,21 +37,6 @@ from utils.overlay import draw_overlay
 from utils.tables import csv_text
 
 log = logging.getLogger("wavegms")
-TABLE, PARTIAL_TABLE = "predictions.csv", "predictions.partial.csv"
-DIRECTORY = "directory"  # where the run was started; beside the settings, and none of them
-COLUMNS = (
-    "name",
-    "file",
-    "width",
-    "height",
-    "area_pixels",
-    "area_percent",
-    "mean_uncertainty",
-    "status",
-    "message",
-)
-
-PredictionRow = dict[str, str]
 
 
 class OutputFolder:
@@ -72,7 +57,6 @@ class OutputFolder:
         self.threshold = threshold
         self._overlay = overlay
         self._tta = tta
-        self._settings_file = folder / "settings.json"
         self._table, self._partial = folder / TABLE, folder / PARTIAL_TABLE
         self._rows: dict[str, PredictionRow] = {}
         self._earlier: list[PredictionRow] = []  # of images that are not among the jobs of this run
@@ -92,46 +76,57 @@ class OutputFolder:
         - to overwrite, if there are predictions of other images and the settings differ;
         - if the folder cannot be written to.
         """
-        used = is_used(self.folder)
         check_unused(self.folder, resume or overwrite)
-        if not used:
-            self._check_nothing_else_is_there()
-        place_of = _places()
-        places = Counter(place_of(job.file) for job in jobs)
+        earlier = EarlierOutputs(self.folder, self.settings)
+        place_of = places()
+        given = Counter(place_of(job.file) for job in jobs)
         known: list[PredictionRow] = []
-        if used and resume:
-            self._check_settings()
-            known = self._known_rows()
-        elif used:
-            known = self._rows_to_overwrite(lambda row: place_of(row["file"]) in places)
-        self._earlier = [row for row in known if place_of(row["file"]) not in places]
-        done = [row for row in known if row["status"] == "ok"]
+        if not is_used(self.folder):
+            earlier.check_nothing_else_is_there()
+        elif resume:
+            known = earlier.rows_to_resume()
+        else:
+            known = earlier.rows_to_overwrite(lambda row: place_of(row["file"]) in given)
+        self._earlier = [row for row in known if place_of(row["file"]) not in given]
         # two files whose names differ in what cannot be printed are the same in a table
-        own = {place: row for row in done if places[place := place_of(row["file"])] == 1}
-        paths = {place_of(job.file): job.path for job in jobs}
-        given = {row["name"]: Path(row["file"]) for row in self._earlier}
-        if resume:
-            given |= {row["name"]: paths[place] for place, row in own.items()}
-        if given:
-            names = unique_names([job.path for job in jobs], given)
-            jobs = [replace(job, name=names[job.path]) for job in jobs]
+        done = [row for row in known if row["status"] == "ok"]
+        own = {place: row for row in done if given[place := place_of(row["file"])] == 1}
+        jobs = self._named(jobs, own if resume else {}, place_of)
         self._names = {job.path: job.name for job in jobs}
         if resume:
             rows = [(job, own.get(place_of(job.file))) for job in jobs]
             self._rows = {job.name: row for job, row in rows if row and self._is_done(job)}
-        replaced = {row["name"] for row in own.values()} - {*self._names.values()}
+        self._begin(renamed={row["name"] for row in own.values()} - {*self._names.values()})
+        return [job for job in jobs if job.name not in self._rows]
+
+    def _named(
+        self,
+        jobs: Sequence[Job],
+        rows_to_keep: Mapping[Path, PredictionRow],
+        place_of: Callable[[str], Path],
+    ) -> list[Job]:
+        """The jobs under the names in `rows_to_keep`, by place, or under names that no other image has."""
+        paths = {place_of(job.file): job.path for job in jobs}
+        taken = {row["name"]: Path(row["file"]) for row in self._earlier}
+        taken |= {row["name"]: paths[place] for place, row in rows_to_keep.items()}
+        if not taken:
+            return list(jobs)
+        names = unique_names([job.path for job in jobs], taken)
+        return [replace(job, name=names[job.path]) for job in jobs]
+
+    def _begin(self, renamed: Iterable[str]) -> None:
+        """Delete what is replaced, such as files under `renamed`; write settings and the rows that stay."""
         with writing_predictions(self.folder):
-            for name in replaced:
+            for name in renamed:
                 self._delete_files(name)
             for name in OUTPUT_FOLDERS.values():
                 for stale in (self.folder / name).glob(".*.tmp"):  # of a run that was killed
                     stale.unlink(missing_ok=True)
             written = {**self.settings, DIRECTORY: str(Path.cwd())}
-            atomic_write(self._settings_file, json.dumps(written, indent=2) + "\n")
+            atomic_write(self.folder / SETTINGS, json.dumps(written, indent=2) + "\n")
             atomic_write(self._partial, csv_text(COLUMNS, [*self._earlier, *self._rows.values()]))
             self._table.unlink(missing_ok=True)
             self._journal = self._partial.open("a", encoding="utf-8")
-        return [job for job in jobs if job.name not in self._rows]
 
     def paths(self, name: str) -> dict[str, Path]:
         """The files of one image by what they hold."""
@@ -232,179 +227,15 @@ class OutputFolder:
         others = sorted({path.stem for path in masks.glob("[!.]*.png")} - listed)
         if others:
             log.warning(
-                "%d file%s in %s that no row of %s names, such as %s.png: predictions of an earlier run, or files "
-                "of your own",
-                *(len(others), "s" * (len(others) > 1), masks, TABLE, others[0]),
+                f"{len(others)} file{'s' * (len(others) > 1)} in {masks} that no row of {TABLE} names, such as "
+                f"{others[0]}.png: predictions of an earlier run, or files of your own"
             )
         return [row for row in rows if row["status"] != "ok"]
-
-    def _check_nothing_else_is_there(self) -> None:
-        """UserError if files lie where predictions would go, such as the masks of a data set.
-
-        The settings of a run that was killed before its first row may be there.
-        """
-        if self._settings_file.exists() and (
-            (before := self._earlier_settings()) is None or before.keys() != self.settings.keys()
-        ):
-            raise UserError(
-                f"{self._settings_file} is not of an earlier run, and would be replaced: name another folder by --out"
-            )
-        for name in OUTPUT_FOLDERS.values():
-            if (other := next((self.folder / name).glob("*"), None)) is not None:
-                raise UserError(
-                    f"{other} is no prediction of an earlier run, and predictions would lie among such files or "
-                    "replace them: name another folder by --out"
-                )
-
-    def _settings_content(self) -> dict[str, Any] | None:
-        """What settings.json holds, None where it cannot be read."""
-        try:
-            content = json.loads(self._settings_file.read_text(encoding="utf-8-sig"))
-        except (OSError, ValueError):
-            return None
-        return content if isinstance(content, dict) else None
-
-    def _earlier_settings(self) -> dict[str, Any] | None:
-        """The settings in the folder, None where the file cannot be read."""
-        settings = self._settings_content()
-        if settings is None:
-            return None
-        settings.pop(DIRECTORY, None)
-        if settings.get("tta"):  # files from before there was another number do not say it
-            settings.setdefault("orientations", 8)
-        return settings
-
-    def _check_settings(self) -> None:
-        before = self._earlier_settings()
-        if before is None:
-            raise UserError(
-                f"{self._settings_file} cannot be read, so it is not known what made these predictions: "
-                "--overwrite with all images starts again"
-            )
-        if changed := self._changed(before):
-            raise UserError(
-                f"{self.folder} was predicted by other settings ({changed}): use the same, "
-                "--overwrite with all images, or another --out"
-            )
-
-    def _changed(self, before: Mapping[str, Any]) -> str:
-        """Which settings differ from those in the folder; '' for none."""
-        return "; ".join(
-            f"{key}: {before.get(key)} in the folder, {self.settings.get(key)} now"
-            for key in {**before, **self.settings}
-            if before.get(key) != self.settings.get(key)
-        )
-
-    def _rows_to_overwrite(self, is_given: Callable[[PredictionRow], bool]) -> list[PredictionRow]:
-        """The rows of an earlier run; those not `is_given` by the inputs only where settings are equal.
-
-        UserError where others hold predictions by other settings.
-        """
-        try:
-            rows = self._known_rows()
-        except UserError:
-            log.warning(
-                "the rows of %s cannot be read: predictions of other images in %s stay without rows",
-                self._last_table(),
-                self.folder,
-            )
-            return []
-        before = self._earlier_settings()
-        changed = "settings.json cannot be read" if before is None else self._changed(before)
-        if not changed:
-            return rows
-        given = [row for row in rows if is_given(row)]
-        others = [row["file"] for row in rows if row["status"] == "ok" and not is_given(row)]
-        if others:
-            gone = [file for file in others if not os.path.exists(file)]  # noqa: PTH110 - never raises
-            advice = (
-                "use the same settings, give all images again, or name another folder by --out"
-                if not gone
-                else f"use the same settings, delete {self.folder}, or name another folder by --out; all images "
-                f"cannot be given again, as {gone[0]} does not exist any more"
-            )
-            raise UserError(
-                f"{self.folder} holds {len(others)} prediction{'s' * (len(others) > 1)} of other images by other "
-                f"settings ({changed}), and one table would mix them: {advice}"
-            )
-        return given
-
-    def _last_table(self) -> Path:
-        """The table that an earlier run wrote last, finished or not."""
-        return self._partial if self._partial.exists() else self._table
-
-    def _known_rows(self) -> list[PredictionRow]:
-        """The rows of an earlier run, one a name, with paths as seen from the present directory.
-
-        UserError without the columns.
-        """
-        path = self._last_table()
-        # a table program may have saved it with a byte-order mark
-        lines = path.read_text(encoding="utf-8-sig", errors="replace").split("\n")
-        # after the last line break comes nothing, or a line cut off by a kill
-        reader = csv.DictReader(lines[:-1])
-        if missing := [name for name in COLUMNS if name not in (reader.fieldnames or ())]:
-            raise UserError(
-                f"{path} has no columns {', '.join(missing)}, so it is not known what is done: "
-                "--overwrite starts again"
-            )
-        rows = {
-            row["name"]: row
-            for row in reader
-            if None not in row
-            and None not in row.values()
-            and row["status"] in ("ok", "failed")
-            and _is_plain(row["name"])
-        }
-        directory = (self._settings_content() or {}).get(DIRECTORY)
-        if isinstance(directory, str) and Path(directory) != Path.cwd():
-            for row in rows.values():
-                row["file"] = _from_here(row["file"], directory)
-        return list(rows.values())
 
     def _is_done(self, job: Job) -> bool:
         paths = self.paths(job.name)
         return all(path.is_file() for path in paths.values()) and not _is_newer(
             job.path, paths["mask"]
-        )
-
-
-def _is_plain(name: str) -> bool:
-    """Whether a name leads into no other folder, as one in a table that was changed may."""
-    return name != "" and Path(name).name == name
-
-
-def _from_here(file: str, directory: str) -> str:
-    """The path that was `file` in the `directory`; as it is where it leads to a file from here alone.
-
-    The latter is so where images and predictions moved together.
-    """
-    there = str(Path(directory) / file)
-    if os.path.exists(file) and not os.path.exists(there):  # noqa: PTH110 - never raises
-        return file
-    return printable(there)
-
-
-def _places() -> Callable[[str], Path]:
-    """A function from a file, as tables have it, to its place on the disk."""
-    resolve = functools.cache(Path.resolve)
-    return lambda file: resolve(Path(file).parent) / Path(file).name
-
-
-def is_used(folder: Path) -> bool:
-    """Whether a run has written its predictions into the folder, finished or not."""
-    try:
-        return (folder / TABLE).exists() or (folder / PARTIAL_TABLE).exists()
-    except OSError:  # such as a folder above that may not be entered
-        return False
-
-
-def check_unused(folder: Path, may_be_used: bool) -> None:
-    """UserError if the folder holds predictions and nothing says what to do with them."""
-    if is_used(folder) and not may_be_used:
-        raise UserError(
-            f"{folder} already holds predictions: --resume continues them, --overwrite "
-            "starts again, or name another folder by --out"
         )
 
 

@@ -31,9 +31,8 @@ if TYPE_CHECKING:
     import gradio
 
 SHOWN_SIDE = 1024  # longest side of an image on the page, pixels
-FORGET_SECONDS = (
-    900  # how long an unused page keeps its result, and an unread upload lies on the disk
-)
+# how long an unused page keeps its result, and an unread upload lies on the disk
+FORGET_SECONDS = 900
 KEEP_SECONDS = 120  # how long the content of an upload is kept for another page with the same file
 STYLE = """
 .wavegms-result { overflow-wrap: anywhere; }
@@ -77,35 +76,50 @@ class Shown:
     segmentation: Segmentation
 
 
+class Actions:
+    """What the page does with one model, on an upload and where its settings change.
+
+    Images of more than `max_megapixels` are refused.
+    """
+
+    def __init__(self, backend: Backend, max_megapixels: float, window: Window) -> None:
+        self.backend = backend
+        self.max_megapixels = max_megapixels
+        self.window = window
+        self.uploads = Uploads()
+
+    def upload(self, path: str, tta: bool, threshold: float) -> tuple[None, Shown | str, str]:
+        """An empty field for the next file, the result or why there is none, and what is drawn of it."""
+        file = Path(path)
+        try:
+            content = self.uploads.take(file)
+            picture = read_picture(content, self.max_megapixels, self.window, file.suffix)
+        except ImageError as error:
+            message = f"{file.name}: {error}"
+            return None, message, draw(message, threshold)
+        shown = self._segment(file.name, picture, tta)
+        return None, shown, draw(shown, threshold)
+
+    def again(
+        self, shown: Shown | str | None, tta: bool, threshold: float
+    ) -> tuple[Shown | str | None, str]:
+        """The result for the same image, with or without test-time augmentation, and what is drawn of it."""
+        if isinstance(shown, Shown):
+            shown = self._segment(shown.name, Picture(shown.pixels, shown.note), tta)
+        return shown, draw(shown, threshold)
+
+    def _segment(self, name: str, picture: Picture, tta: bool) -> Shown:
+        pictures = [(None, picture.pixels)]
+        options = PredictionOptions(tta=tta)
+        ((_, segmentation),) = segment(self.backend, pictures, options, batch_size=8)
+        return Shown(name, picture.pixels, picture.note, segmentation)
+
+
 def build_page(backend: Backend, max_megapixels: float, window: Window = None) -> gradio.Blocks:
     """The page for one model; images of more than `max_megapixels` are refused."""
     import gradio
 
-    uploads = Uploads()
-
-    def segment_one(name: str, picture: Picture, tta: bool) -> Shown:
-        pictures = [(None, picture.pixels)]
-        ((_, segmentation),) = segment(backend, pictures, PredictionOptions(tta=tta), batch_size=8)
-        return Shown(name, picture.pixels, picture.note, segmentation)
-
-    def upload(path: str, tta: bool, threshold: float) -> tuple[None, Shown | str, str]:
-        name = Path(path).name
-        try:
-            content = uploads.take(Path(path))
-            picture = read_picture(content, max_megapixels, window, Path(path).suffix)
-        except ImageError as error:
-            message = f"{name}: {error}"
-            return None, message, draw(message, threshold)
-        shown = segment_one(name, picture, tta)
-        return None, shown, draw(shown, threshold)
-
-    def again(
-        shown: Shown | str | None, tta: bool, threshold: float
-    ) -> tuple[Shown | str | None, str]:
-        if isinstance(shown, Shown):
-            shown = segment_one(shown.name, Picture(shown.pixels, shown.note), tta)
-        return shown, draw(shown, threshold)
-
+    actions = Actions(backend, max_megapixels, window)
     with gradio.Blocks(
         title="Wave-GMS", analytics_enabled=False, delete_cache=(60, FORGET_SECONDS)
     ) as page:
@@ -139,9 +153,9 @@ def build_page(backend: Backend, max_megapixels: float, window: Window = None) -
 
         hidden: dict[str, Any] = {"api_visibility": "private"}
         page.load(js=HIDE_EARLIER, **hidden)
-        taken = file.upload(upload, [file, tta, threshold], [file, state, view], **hidden)
+        taken = file.upload(actions.upload, [file, tta, threshold], [file, state, view], **hidden)
         taken.then(js=SHOW_RESULT, **hidden)
-        tta.change(again, [state, tta, threshold], [state, view], **hidden)
+        tta.change(actions.again, [state, tta, threshold], [state, view], **hidden)
         threshold.change(
             draw,
             [state, threshold],

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 
 from datasets.cases import DataSet
 from datasets.prepared import METADATA_GROUPS, prepared_window
+from engine.runs.seen_cases import seen_test_cases
 from engine.runs.training_record import (
     GROUPS,
     INITIAL_WEIGHTS,
     SPLIT_FILE,
     TrainingRecord,
     same_parts,
-    seen_test_cases,
     trained_values_that_differ,
 )
 from scoring.results import Provenance
@@ -89,9 +89,9 @@ def warn_of_other_window(checkpoint: Path, data_set: DataSet) -> None:
     trained, here = TrainingRecord.read(checkpoint).window, prepared_window(data_set.folder)
     if trained is not None and here is not None and trained != here:
         log.warning(
-            "the images of %s were prepared with %s, those that these weights were trained on with %s: of images of "
-            "more than 8 bits the model then sees other grey values, and scores can be lower for it",
-            *(data_set.name, window_option(here), window_option(trained)),
+            f"the images of {data_set.name} were prepared with {window_option(here)}, those that these weights were "
+            f"trained on with {window_option(trained)}: of images of more than 8 bits the model then sees other grey "
+            "values, and scores can be lower for it"
         )
 
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from utils.entry import accept_negative_values
 from utils.errors import UserError, listed
 from utils.files import sha256
 
@@ -41,64 +39,6 @@ class LoadedRun(NamedTuple):
     """SHA-256 of the weights of each frozen part, by its name."""
 
 
-def add_model_arguments(parser: argparse.ArgumentParser, onnx: bool = True) -> None:
-    """`--run`, `--config`, `--onnx` (one of them), `--weights` and `--set`."""
-    source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument(
-        "--run",
-        type=Path,
-        metavar="DIR",
-        help="folder of a run: config.yaml and best_model.pth (or .safetensors)",
-    )
-    source.add_argument("--config", type=Path, metavar="YAML", help="config of the model")
-    if onnx:
-        source.add_argument("--onnx", type=Path, metavar="FILE", help="model written by export.py")
-    add = parser.add_argument
-    add("--weights", type=Path, metavar="PTH", help="checkpoint, in place of the run's best")
-    add(
-        "--set",
-        action="append",
-        default=[],
-        metavar="key=value",
-        help="change a key of the run's config, such as vae_weights, GPUs or precision; may be given again",
-    )
-
-
-def add_window_argument(parser: argparse.ArgumentParser) -> None:
-    """`--window`, for `datasets.windowing.parse_window` to read."""
-    accept_negative_values(parser)
-    parser.add_argument(
-        "--window",
-        metavar="LOW,HIGH|auto",
-        help="values of black and white in images of more than 8 bits; auto: each one's range; default: that of "
-        "the images that the model was trained on",
-    )
-
-
-def megapixels(text: str) -> float:
-    """Type of an argument that limits the size of images."""
-    limit = float(text)
-    if not 0 < limit <= 1e6:
-        raise argparse.ArgumentTypeError(f"expected above 0, at most 1000000, got {text}")
-    return limit
-
-
-def add_megapixels_argument(parser: argparse.ArgumentParser, default: float) -> None:
-    """`--max-megapixels`, which is `default` unless given."""
-    parser.add_argument(
-        "--max-megapixels",
-        type=megapixels,
-        default=default,
-        metavar="N",
-        help=f"refuse larger images before decoding them ({default})",
-    )
-
-
-def find_named_run(arguments: argparse.Namespace) -> TrainedRun:
-    """Config and checkpoint that the arguments of `add_model_arguments` name."""
-    return find_run(arguments.run, arguments.config, arguments.weights, arguments.set)
-
-
 def find_run(
     folder: Path | None = None,
     config_file: Path | None = None,
@@ -116,9 +56,8 @@ def find_run(
     """
     if folder is not None:
         return _run_in_folder(folder, weights, overrides)
-    if config_file is not None:
-        return _run_of_config(config_file, weights, overrides)
-    raise UserError("name the folder of a run, or a config file")
+    assert config_file is not None, "neither the folder of a run nor a config file"
+    return _run_of_config(config_file, weights, overrides)
 
 
 def _run_in_folder(folder: Path, weights: Path | None, overrides: Sequence[str]) -> TrainedRun:
@@ -147,8 +86,8 @@ def _run_of_config(config_file: Path, weights: Path | None, overrides: Sequence[
     if provided is None:
         return _with_checkpoint(config, weights)
     log.warning(
-        "no run in %s yet: the weights that come with the repository are used, with their own config, %s",
-        *(config.snapshot_path, provided),
+        f"no run in {config.snapshot_path} yet: the weights that come with the repository are used, with their own "
+        f"config, {provided}"
     )
     return _run_in_folder(
         provided, None, [f"pickle_file_path={config.pickle_file_path}", *overrides]

@@ -20,6 +20,7 @@ from typing import Any
 from datasets.cases import Case, DataSet, find_split_file
 from datasets.catalogue import SPLIT_FILE_ENDING, canonical_name
 from datasets.splits import read_split
+from engine.runs.history import read_scores
 from utils.checkpoints import read_metadata
 from utils.config import Config, load_config
 from utils.config_keys import WEIGHT_KEYS
@@ -151,7 +152,7 @@ class TrainingRecord:
         if self.config is None:
             return ()
         name, path = self.config.dataset, self.config.pickle_file_path
-        same_name, same_data = name == data_set.name, _names_data_set(name, data_set)
+        same_name, same_data = name == data_set.name, names_data_set(name, data_set)
         if self.cases is not None and same_data:
             chosen_by = () if self.config.keeps_last else self.cases.held_out
             return self.cases.train + chosen_by
@@ -178,11 +179,11 @@ class TrainingRecord:
             return False
         names = names_sha256(case.name for case in data_set.train)
         same_cases = self.metadata.get(TRAINING_CASES, names) == names
-        if not same_cases and _names_data_set(self.metadata.get(DATA_SET, ""), data_set):
+        if not same_cases and names_data_set(self.metadata.get(DATA_SET, ""), data_set):
             return True
         return (
             self.config is not None
-            and _names_data_set(self.config.dataset, data_set)
+            and names_data_set(self.config.dataset, data_set)
             and self.split_has_changed()
         )
 
@@ -223,8 +224,6 @@ class TrainingRecord:
 
     def _epochs(self) -> float:
         """Epochs that the run has done by its history; infinitely many where there is none."""
-        from engine.runs.history import read_scores
-
         try:
             return max(
                 read_scores(self.checkpoint.with_name("history.csv"), "lr"), default=math.inf
@@ -281,46 +280,6 @@ def training_history(checkpoint: Path) -> Iterator[TrainingRecord]:
         start = None if record.config is None else record.config.init_weights
 
 
-def cases_trained_on(checkpoint: Path, data_set: DataSet) -> tuple[str, ...]:
-    """Cases of `data_set` that the checkpoint's run had for training, those held out included.
-
-    By the split in the config beside the checkpoint; without one, the train part of `data_set`. Empty
-    where the run was trained on other data. Those of the weights that the run started from are
-    included as far as they are recorded. UserError where the run's split file is gone.
-    """
-    if training_config(checkpoint) is None:
-        return tuple(case.name for case in data_set.train)
-    return recorded_training_cases(checkpoint, data_set)
-
-
-def recorded_training_cases(checkpoint: Path, data_set: DataSet) -> tuple[str, ...]:
-    """Like `cases_trained_on`, but none where nothing beside the checkpoint says what it was trained on."""
-    cases: dict[str, None] = {}
-    for record in training_history(checkpoint):
-        cases |= dict.fromkeys(record.cases_of(data_set))
-    return tuple(cases)
-
-
-def seen_test_cases(checkpoint: Path, data_set: DataSet) -> list[str] | None:
-    """Names of the test cases of `data_set` among `cases_trained_on`, sorted; None where that is not known.
-
-    That is so without a config beside the checkpoint, and where the run has recorded no cases and its split
-    file is gone or has changed.
-    """
-    record = TrainingRecord.read(checkpoint)
-    if record.config is None or (record.cases is None and record.split_has_changed()):
-        return None
-    try:
-        own, trained_on = record.cases_of(data_set), recorded_training_cases(checkpoint, data_set)
-    except UserError:
-        return None
-    recorded = record.metadata or record.environment
-    is_own_split = recorded.get(TRAINING_CASES) in (None, names_sha256(own))
-    if _names_data_set(record.config.dataset, data_set) and not (own and is_own_split):
-        return None
-    return sorted({case.name for case in data_set.test}.intersection(trained_on))
-
-
 def data_trained_on(checkpoint: Path) -> set[tuple[str, str]]:
     """Data sets, and hashes of their training cases, of the checkpoint and of all that it started from.
 
@@ -366,6 +325,18 @@ def same_parts(one: Mapping[str, str], other: Mapping[str, str]) -> bool | None:
 def names_sha256(names: Iterable[str]) -> str:
     """SHA-256 of the names, whatever their order."""
     return hashlib.sha256("\n".join(sorted(names)).encode()).hexdigest()
+
+
+def names_data_set(name: str, data_set: DataSet) -> bool:
+    """Whether `name` is that of the data set, of its folder, or of another split file in it.
+
+    The split by groups, `<name>_grouped`, is of the same data as `<name>`.
+    """
+    ungrouped = name.removesuffix("_grouped")
+    if ungrouped in (data_set.name.removesuffix("_grouped"), canonical_name(data_set.folder.name)):
+        return True
+    others = data_set.folder.glob(f"*{SPLIT_FILE_ENDING}.*")
+    return name in {path.stem.removesuffix(SPLIT_FILE_ENDING) for path in others}
 
 
 def training_config(checkpoint: Path) -> Config | None:
@@ -421,18 +392,6 @@ def _note_on_start(run: Config) -> str:
         if same_data and _TEST_SPLIT in record.own_selection():
             return f"; it started from weights that were chosen on {_TEST_SPLIT}"
     return ""
-
-
-def _names_data_set(name: str, data_set: DataSet) -> bool:
-    """Whether `name` is that of the data set, of its folder, or of another split file in it.
-
-    The split by groups, `<name>_grouped`, is of the same data as `<name>`.
-    """
-    ungrouped = name.removesuffix("_grouped")
-    if ungrouped in (data_set.name.removesuffix("_grouped"), canonical_name(data_set.folder.name)):
-        return True
-    others = data_set.folder.glob(f"*{SPLIT_FILE_ENDING}.*")
-    return name in {path.stem.removesuffix(SPLIT_FILE_ENDING) for path in others}
 
 
 def _number(text: str | None) -> int:

@@ -51,15 +51,6 @@ class EpochLosses:
         return self._sums.tolist()
 
 
-def check_finite(weights: Sequence[Tensor], epoch: int) -> None:
-    """NonFiniteLoss unless all are finite: a finite loss can have gradients that are not."""
-    if not torch.stack([weight.isfinite().all() for weight in weights]).all():
-        raise NonFiniteLoss(
-            f"the weights became NaN or infinite in epoch {epoch}. The last good state is kept: "
-            "lower lr, set clip_norm=1, or use precision=fp32, and start again"
-        )
-
-
 def write_nonfinite(
     path: Path, epoch: int, batches: Sequence[dict[str, Any]], parts: dict[str, nn.Module]
 ) -> None:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
-from datasets.cases import Case, DataSet
-from datasets.held_out import training_cases
-from engine.build import hold_out_from
-from engine.runs.training_record import TrainingRecord, recorded_training_cases, training_history
+from datasets.cases import DataSet
+from engine.runs.seen_cases import recorded_training_cases
+from engine.runs.training_record import training_history
 from models.base import SegmentationModel
 from utils.checkpoints import load_weights
 from utils.config import Config
@@ -42,35 +40,3 @@ def load_initial_weights(
             f"cases of this split ({listed(seen, limit=SHOWN)}), so that their scores would mean nothing. "
             "Take weights of another data set, or of a run with the same split"
         )
-
-
-def known_held_out_cases(weights: Path, held_out: Sequence[Case], data_set: DataSet) -> list[str]:
-    """Names of the `held_out` cases of `data_set` on which the weights were trained, sorted.
-
-    As far as their training is recorded.
-    """
-    return sorted(fitted_cases(weights, data_set).intersection(case.name for case in held_out))
-
-
-def fitted_cases(weights: Path, data_set: DataSet) -> set[str]:
-    """Cases of `data_set` that changed the weights, or those before them, as far as that is recorded."""
-    return set().union(*(_fitted_cases(each, data_set) for each in training_history(weights)))
-
-
-def _fitted_cases(record: TrainingRecord, data_set: DataSet) -> set[str]:
-    """Cases that changed the weights: those of the run's split without the ones that it held out.
-
-    Where it is not known which these were, or the weights are a mean of several runs, all of the split.
-    """
-    all_cases = {case.name for case in data_set.train}
-    if record.config is None:
-        return all_cases if record.had_cases_of(data_set) else set()
-    names = set(record.cases_of(data_set))
-    if record.cases is not None:
-        return names.intersection(record.cases.train)
-    if names != all_cases or record.averaged_runs > 1 or record.split_has_changed():
-        return names
-    try:
-        return {case.name for case in training_cases(data_set, hold_out_from(record.config)).train}
-    except UserError:  # the data set now names its own cases to hold out, for example
-        return names

@@ -9,8 +9,8 @@ from datasets.held_out import TrainingCases
 from datasets.own_augmentation import OwnAugmentation
 from engine.build import augmentation_from
 from engine.device import describe_device
+from engine.runs.seen_cases import known_held_out_cases
 from engine.runs.training_record import selection_note
-from engine.training.initial_weights import known_held_out_cases
 from engine.training.schedule import batches_per_epoch
 from models.base import SegmentationModel, has_batch_norm
 from models.own_network import check_training, is_own_network

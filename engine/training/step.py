@@ -10,7 +10,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from datasets.loading import Sample
 from engine.cuda_graphs import TrainingPass, can_capture
-from engine.training.epoch_losses import check_finite
+from engine.training.epoch_losses import NonFiniteLoss
 from engine.training.optimizers import make_optimizer
 from engine.training.options import TrainingOptions
 from engine.training.schedule import warmup_then_cosine
@@ -131,10 +131,16 @@ class TrainingStep:
     def check_finite(self, epoch: int) -> None:
         """NonFiniteLoss, which names the epoch, unless all weights that are trained are finite.
 
-        So must all buffers be that were finite before the training.
+        So must all buffers be that were finite before the training. A finite loss can have gradients that
+        are not.
         """
         trained = [p for p in self.system.parameters() if p.requires_grad]
-        check_finite([*trained, *self.finite_buffers], epoch)
+        finite = [tensor.isfinite().all() for tensor in (*trained, *self.finite_buffers)]
+        if not torch.stack(finite).all():
+            raise NonFiniteLoss(
+                f"the weights became NaN or infinite in epoch {epoch}. The last good state is kept: "
+                "lower lr, set clip_norm=1, or use precision=fp32, and start again"
+            )
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that `load_state_dict` needs to go on exactly."""

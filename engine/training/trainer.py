@@ -10,8 +10,8 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -30,14 +30,13 @@ from datasets.loading import (
     SegmentationDataset,
     batches_of,
     make_loader,
-    worker_died,
 )
 from engine.cuda_graphs import Predictor
-from engine.device import is_out_of_memory
 from engine.runs.history import EpochRow, HistoryWriter, epoch_line, sample_panel
-from engine.runs.saved_state import LAST_STATE, load_state, save_state
+from engine.runs.saved_state import load_state, save_state
 from engine.training.epoch_losses import EpochLosses, NonFiniteLoss, write_nonfinite
 from engine.training.epoch_scores import validate
+from engine.training.explained_errors import explaining_errors
 from engine.training.options import TrainingOptions
 from engine.training.schedule import batches_per_epoch
 from engine.training.step import TrainingStep
@@ -66,9 +65,8 @@ class Progress:
     best_epoch: int = 0
     skipped: int = 0  # batches with non-finite losses, in all epochs
     skipped_in_epoch: int = 0
-    sums: list[float] = field(
-        default_factory=list
-    )  # of the losses, over the epoch's finite batches
+    # of the losses, over the epoch's finite batches
+    sums: list[float] = field(default_factory=list)
     history: list[EpochRow] = field(default_factory=list)
 
 
@@ -123,7 +121,9 @@ class Trainer:
             return
         is_main, launched = self.accelerator.is_main_process, self.accelerator.num_processes > 1
         with (
-            self._explaining_errors(),
+            explaining_errors(
+                self.system, self.options, self.accelerator, self.train_set.image_size, self.folder
+            ),
             HistoryWriter(self.folder, self.title) if is_main else nullcontext() as history,
             StopRequest(second_exits=not launched) as stop,
         ):
@@ -363,50 +363,4 @@ class Trainer:
         self.step.evaluated_system.train()
         return sample_panel(
             images.cpu(), torch.stack([case["mask"] for case in cases]), probabilities.cpu()
-        )
-
-    @contextmanager
-    def _explaining_errors(self) -> Iterator[None]:
-        """What torch raises for a dead loader, too little memory or a batch of one becomes a UserError."""
-        try:
-            yield
-        except RuntimeError as error:
-            if worker_died(error):
-                raise LoaderDied(error) from None
-            if is_out_of_memory(error):
-                raise self._out_of_memory() from error
-            raise
-        except ValueError as error:
-            if "more than 1 value per channel" in str(error):
-                raise UserError(
-                    f"the network has batch normalisation, which cannot train on a batch of {self.options.batch_size} "
-                    "(per process): set batch_size to 2 or more"
-                ) from error
-            raise
-
-    def _out_of_memory(self) -> UserError:
-        from engine.training.memory import available_memory, estimate_memory, out_of_memory_error
-
-        batch_size, image_size = self.options.batch_size, self.train_set.image_size
-        try:
-            estimate = estimate_memory(
-                self.system,
-                batch_size,
-                image_size,
-                self.accelerator.mixed_precision,
-                averaged=self.options.ema_decay > 0,
-                processes=self.accelerator.num_processes,
-            )
-        except UserError:
-            return UserError(
-                f"out of memory with batches of {batch_size} at {image_size} px: set a smaller "
-                "batch_size (a larger accumulate keeps the effective batch) or image_size"
-            )
-        return out_of_memory_error(
-            estimate,
-            image_size=image_size,
-            accumulate=self.options.accumulate,
-            available=available_memory(self.accelerator.device),
-            checkpointed=getattr(self.system, "checkpoint_decoder", True),
-            has_saved=(self.folder / LAST_STATE).exists(),
         )

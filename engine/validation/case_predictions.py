@@ -84,18 +84,19 @@ def predict_cases(
                     f"the model's output for {case.name} is not a number: the checkpoint is damaged, "
                     "or precision: fp32 is needed"
                 )
-            if evaluation_size == "native":
-                truth = read_mask(case.mask).astype(bool)
-                height, width = truth.shape
-            else:
-                height = width = int(evaluation_size or image_size)
-                if height != image_size:
-                    truth = resize_mask(read_mask(case.mask), height, width).astype(bool)
-            if probability.shape != (height, width):
-                probability = cv2.resize(
-                    probability, (width, height), interpolation=cv2.INTER_LINEAR
-                )
-            yield Prediction(case, probability, truth)
+            yield _at_size(evaluation_size or image_size, case, probability, truth)
+
+
+def _at_size(size: int | str, case: Case, probability: np.ndarray, truth: np.ndarray) -> Prediction:
+    """The prediction at `size`, a side in pixels or `native`; `truth` (S, S) is read anew for another."""
+    if size == "native":
+        truth = read_mask(case.mask).astype(bool)
+    elif truth.shape != (int(size), int(size)):
+        truth = resize_mask(read_mask(case.mask), int(size), int(size)).astype(bool)
+    height, width = truth.shape
+    if probability.shape != (height, width):
+        probability = cv2.resize(probability, (width, height), interpolation=cv2.INTER_LINEAR)
+    return Prediction(case, probability, truth)
 
 
 def mean_over_orientations(

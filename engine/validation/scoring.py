@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +13,8 @@ from datasets.leaks import known_groups, leaked_test_cases, same_source_file
 from datasets.splits import Split
 from engine.device import resolved_precision
 from engine.runs.provenance import network_name, provenance
-from engine.runs.training_record import CASES_FILE, NO_SCORE_CHOSE, TrainingRecord, cases_trained_on
-from engine.training.initial_weights import fitted_cases
+from engine.runs.seen_cases import cases_seen_in_training, fitted_cases, held_out_cases
+from engine.runs.training_record import NO_SCORE_CHOSE
 from engine.validation.case_predictions import (
     predict_cases,
     remove_other_predictions,
@@ -25,21 +24,18 @@ from engine.validation.case_predictions import (
 from scoring.case_scores import score_cases
 from scoring.examples import draw_examples, names_by_quantile, write_overlays
 from scoring.groups import KnownGroups
-from scoring.in_words import interval_unit, replaced_settings, special_settings
-from scoring.metrics import EMPTY_RULES, CaseScores, EmptyRule
+from scoring.in_words import replaced_settings
+from scoring.metrics import CaseScores
 from scoring.report import write_report
 from scoring.results import (
     HELD_OUT_PREFIX,
     RESULTS_PREFIX,
-    WITH_LESION,
-    MetricStatistics,
     Provenance,
-    ScoresWithoutLeaked,
     Summary,
     write_results,
 )
-from utils.errors import UserError, listed
-from utils.runs import RESULT_FOLDERS, holds_results
+from scoring.summary_text import format_summary
+from utils.errors import listed
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -76,14 +72,14 @@ def score(
 ) -> Summary:
     """Predict and score the test split of a data set, or the cases that the run held out of train.
 
-    All goes into the folder `beside`, see `results_folder`: masks and probabilities into
+    All goes into the folder `beside`, see `run_scoring.results_folder`: masks and probabilities into
     `predicted_masks_<data set>` or `held_out_masks_<data set>`, the rest into `valid_results_<data set>` or
     `held_out_results_<data set>`. What a validation before left there of other cases is deleted once the new
     scores are written. With `predictions`, masks and probabilities go into that folder, in which nothing is
     deleted. Returns the summary that is also written as summary.json.
     """
     config = loaded.config
-    find = held_out_part if held_out else test_split
+    find = held_out_part if held_out else test_part
     scored = find(loaded, data_set, resolved_precision(accelerator))
     prefix = HELD_OUT_PREFIX if held_out else RESULTS_PREFIX
     results = beside / f"{prefix}{data_set.name}"
@@ -121,14 +117,14 @@ def score(
     title = f"{network_name(config)} on {data_set.name}, {scored.kind} cases"
     write_pictures(results, scored.cases, masks, scores, summary, title, config.threshold)
     if replaced:
-        log.info("these scores replace others in %s, made with %s", *(results, " ".join(replaced)))
+        log.info("these scores replace others in %s, made with %s", results, " ".join(replaced))
     log.info(format_summary(data_set.name, summary, scored.kind))
     log.info("masks and probabilities: %s", masks)
     log.info("scores, examples.png and report.html: %s", results)
     return summary
 
 
-def test_split(loaded: LoadedRun, data_set: DataSet, precision: str) -> CasesToScore:
+def test_part(loaded: LoadedRun, data_set: DataSet, precision: str) -> CasesToScore:
     """The test cases; a warning where the weights have seen some, or that is not known."""
     checkpoint, drop_leaked = loaded.checkpoint, loaded.config.drop_leaked
     made_with = provenance(loaded, data_set, precision)
@@ -152,8 +148,8 @@ def held_out_part(loaded: LoadedRun, data_set: DataSet, precision: str) -> Cases
     seen = sorted(fitted.intersection(names))
     if seen:
         log.warning(
-            "%s started from weights that were trained on %d of the %d held-out cases (%s): the scores are too high",
-            *(checkpoint, len(seen), len(names), listed(seen, limit=SHOWN)),
+            f"{checkpoint} started from weights that were trained on {len(seen)} of the {len(names)} held-out cases "
+            f"({listed(seen, limit=SHOWN)}): the scores are too high"
         )
     made_with = provenance(loaded, data_set, precision)
     chosen = NO_SCORE_CHOSE not in made_with["selection"]
@@ -168,21 +164,6 @@ def held_out_part(loaded: LoadedRun, data_set: DataSet, precision: str) -> Cases
         train = tuple(case.name for case in data_set.train if case.name in fitted)
         leaked |= leaked_test_cases(data_set.folder, Split(train, names))
     return CasesToScore(cases, "held-out", made_with, leaked, known_groups(data_set.folder))
-
-
-def held_out_cases(checkpoint: Path, data_set: DataSet) -> tuple[Case, ...]:
-    """The cases of `data_set` that the checkpoint's run held out, as recorded."""
-    record = TrainingRecord.read(checkpoint)
-    if record.cases is None or not set(record.cases_of(data_set)):
-        raise UserError(
-            f"{checkpoint} has no record ({CASES_FILE} beside it) of which cases of {data_set.name} its run held out: "
-            "name the folder of a run of train.py on this data set, trained by this version"
-        )
-    held_out = tuple(case for case in data_set.train if case.name in record.cases.held_out)
-    if not held_out:
-        chosen = "; it was chosen on test" if record.config and not record.config.keeps_last else ""
-        raise UserError(f"{checkpoint}: its run held out no case of train{chosen}")
-    return held_out
 
 
 def write_pictures(
@@ -210,28 +191,6 @@ def write_pictures(
     draw_examples(results / "examples.png", scores, by_name, threshold)
 
 
-def results_folder(checkpoint: Path, name: str = "") -> Path:
-    """Where a checkpoint's results go: its own folder for a `best_model`, otherwise a folder named after the
-    checkpoint, so that they are not taken for the run's.
-
-    With a `name` it is a folder in that one, which keeps them apart from results made in another way.
-    UserError for a name that cannot be one, or is that of something else there, such as another checkpoint.
-    """
-    own = checkpoint.parent if checkpoint.stem == "best_model" else checkpoint.with_suffix("")
-    if not name:
-        return own
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+-]*", name):
-        raise UserError(f"--name is {name!r}, expected letters, digits and . _ + -, such as tta")
-    folder = own / name
-    weights = (own / f"{name}.pth", own / f"{name}.safetensors", folder / "config.yaml")
-    of_a_run = any(Path(name).match(pattern) for pattern in (*RESULT_FOLDERS, "cross_domain*"))
-    if of_a_run or any(path.exists() for path in weights):
-        raise UserError(f"{folder} is for other results of this run: choose another --name")
-    if folder.exists() and any(folder.iterdir()) and not holds_results(folder):
-        raise UserError(f"{folder} exists and holds no scores of valid.py: choose another --name")
-    return folder
-
-
 def warn_of_another_split(data_set: DataSet, checkpoint: Path, seen: Sequence[str]) -> None:
     """Warn that the weights may have been trained on test cases, or that they were on those in `seen`."""
     consequence = (
@@ -242,8 +201,8 @@ def warn_of_another_split(data_set: DataSet, checkpoint: Path, seen: Sequence[st
         "Prepare the data set with the split that these weights name"
     )
     log.warning(
-        "%s was trained on another split of %s than that of %s: %s",
-        *(checkpoint, data_set.name, data_set.split_file, consequence),
+        f"{checkpoint} was trained on another split of {data_set.name} than that of {data_set.split_file}: "
+        f"{consequence}"
     )
 
 
@@ -252,79 +211,3 @@ def should_check_leaks(data_set: DataSet, drop_leaked: bool | None) -> bool:
     if drop_leaked is None:
         return same_source_file(data_set.folder).is_file()
     return drop_leaked
-
-
-def cases_seen_in_training(data_set: DataSet, checkpoint: Path) -> set[str]:
-    """Test cases that the weights were trained on, or on a near-duplicate of. Needs a checked data set.
-
-    What counts is the split that the checkpoint was trained on; where that is unknown, the data set's.
-    """
-    trained_on = cases_trained_on(checkpoint, data_set)
-    test = tuple(case.name for case in data_set.test)
-    if not trained_on:
-        log.info("no case of %s was in training, so none leaked", data_set.name)
-        return set()
-    return leaked_test_cases(data_set.folder, Split(trained_on, test)) | (
-        set(trained_on) & set(test)
-    )
-
-
-def format_summary(data_set: str, summary: Summary, kind: str = "test") -> str:
-    """The numbers of a validation for the terminal; `kind` is that of the cases."""
-    metrics, hd95 = summary["metrics"], summary["hd95"]
-    other: EmptyRule = "zero" if hd95["rule"] == "diagonal" else "diagonal"
-
-    def line(name: str, numbers: MetricStatistics, factor: float, unit: str) -> str:
-        if numbers["mean"] is None:
-            return f"  {name:<24} none"
-        low, high = numbers["ci95"]
-        if low is None or high is None:
-            count = numbers["count"]
-            interval = f"{count} cases of one group" if count > 1 else "1 case"
-            interval += ", no interval"
-        else:
-            interval = f"95 % interval {factor * low:.2f} to {factor * high:.2f}"
-        return f"  {name:<24}{factor * numbers['mean']:7.2f} {unit:<3} ({interval})"
-
-    kept, special = summary["without_leaked"], special_settings(summary)
-    return "\n".join(
-        [
-            f"{data_set}: {summary['count']} {kind} cases, "
-            f"{summary['misses']} missed, {summary['false_alarms']} false alarm(s)",
-            line("Dice", metrics["DSC"], 100, "%"),
-            *(
-                [
-                    line(WITH_LESION, summary["dice_with_lesion"], 100, "%")
-                    + f", {summary['count'] - empty} cases; {empty} without, "
-                    f"{summary['false_alarms']} false alarm(s) among them"
-                ]
-                if (empty := summary["empty_truths"])
-                else []
-            ),
-            line("IoU", metrics["IoU"], 100, "%"),
-            line(f"HD95, {EMPTY_RULES[hd95['rule']]}", metrics["HD95"], 1, "px"),
-            line(f"HD95, {EMPTY_RULES[other]}", hd95[other], 1, "px"),
-            line("HD95, detected", hd95["detected"], 1, "px"),
-            *(
-                [
-                    line("Dice, no leaked", kept["metrics"]["DSC"], 100, "%")
-                    + f", {kept['count']} cases {_what_is_kept(summary, kept)}"
-                ]
-                if kept
-                else []
-            ),
-            f"  95 % intervals: bootstrap {interval_unit(summary)}",
-            *([f"  scored with: {', '.join(special)}"] if special else []),
-            f"  {summary['provenance']['selection']}",
-        ]
-    )
-
-
-def _what_is_kept(summary: Summary, kept: ScoresWithoutLeaked) -> str:
-    """In what the cases that did not leak differ from the others."""
-    seen = summary["provenance"]["test_cases_trained_on"]
-    if not seen:
-        return "without those found to have a near-duplicate in train"
-    if len(seen) == len(kept["dropped"]):
-        return "that were not in the training data"
-    return "neither in the training data nor found to have a near-duplicate there"

@@ -1,0 +1,117 @@
+"""Whether a run can be resumed: refused to other settings, and without its saved state."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from engine.runs.provenance import window_option
+from engine.runs.saved_state import LAST_STATE, state_files
+from engine.runs.training_record import WINDOW
+from utils.config import Config, load_config
+from utils.config_keys import CHANGEABLE_ON_RESUME
+from utils.errors import UserError
+
+
+def check_resumable(
+    folder: Path,
+    config: Config,
+    sha256: dict[str, str],
+    precision: str,
+    processes: int = 1,
+    window: str | None = None,
+) -> None:
+    """UserError where the run in `folder` is another one, which lists what differs, or lost its state.
+
+    `sha256` names what else the result rests on (split file, frozen weights), `precision` is the one
+    that `auto` selects here, `processes` is how many share the work, `window` is the `--window` that the
+    images are prepared with, None where that is not known.
+    """
+    if config.resume == "never":
+        return
+    if any(path.exists() for path in state_files(folder)):
+        changed = _what_differs(*_recorded(folder), config, sha256, precision, processes, window)
+        if changed:
+            listed = "\n  ".join(changed)
+            raise UserError(
+                f"{folder} holds a run with other settings; resuming would mix two experiments:\n"
+                f"  {listed}\n"
+                "Set them back, set another snapshot_path, or start again with resume=never"
+            )
+    elif epochs_recorded(folder) > 1:  # after one epoch a kill may have come before the state
+        raise UserError(
+            f"{folder} holds a trained run, but no {LAST_STATE} to resume from; training again would "
+            "overwrite its weights. Set another snapshot_path, or start again with resume=never"
+        )
+
+
+def epochs_recorded(folder: Path) -> int:
+    """Lines of history.csv below its header, even of a damaged one; 0 without weights or history."""
+    history = folder / "history.csv"
+    if not (folder / "best_model.pth").is_file() or not history.is_file():
+        return 0
+    return len(history.read_text(errors="replace").splitlines()) - 1
+
+
+def _what_differs(
+    saved: Mapping[str, Any],
+    environment: Mapping[str, Any],
+    config: Config,
+    sha256: Mapping[str, str],
+    precision: str,
+    processes: int,
+    window: str | None,
+) -> list[str]:
+    """What a run with the `saved` settings and that `environment` had otherwise, a line each.
+
+    The other arguments are those of `check_resumable`.
+    """
+    current = config.model_dump(mode="json")
+    differing = [
+        f"{key}: {saved.get(key)!r} in the saved run, {current[key]!r} now"
+        for key in current
+        if key not in CHANGEABLE_ON_RESUME and saved.get(key) != current[key]
+    ]
+    differing += [
+        f"the {name} is another file than in the saved run"
+        for name, value in sha256.items()
+        if environment["sha256"].get(name) != value
+    ]
+    if (before := environment.get("precision", precision)) != precision:
+        differing.append(
+            f"precision: {before} in the saved run, {precision} here; precision={before} keeps it"
+        )
+    if (before := environment.get("processes", 1)) != processes:
+        differing.append(
+            f"processes: {before} in the saved run, {processes} now, each with batches of {config.batch_size}"
+        )
+    recorded = _recorded_window(environment)
+    if recorded is not None and window is not None and recorded != window:
+        differing.append(
+            f"images: prepared with {window_option(recorded)} in the saved run, with {window_option(window)} now; "
+            "prepare the data set as before, in a folder of its own, to go on"
+        )
+    return differing
+
+
+def _recorded_window(environment: Mapping[str, Any]) -> str | None:
+    """The `--window` of the images that the run was started with, else resumed with; None if not recorded."""
+    records = (environment, *environment.get("resumed", []))
+    return next((each[WINDOW] for each in records if WINDOW in each), None)
+
+
+def _recorded(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The config and the environment that the run in `folder` was started with."""
+    try:
+        saved = load_config(folder / "config.yaml").model_dump(mode="json")
+        environment = json.loads((folder / "environment.json").read_text())
+        if not isinstance(environment["sha256"], dict):
+            raise ValueError("environment.json holds no hashes")
+    except (UserError, OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{folder} holds a run whose settings cannot be read ({error}): "
+            "set another snapshot_path, or start again with resume=never"
+        ) from error
+    return saved, environment
