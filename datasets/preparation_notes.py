@@ -1,4 +1,4 @@
-"""What the preparation says of the cases that it has written, beside the notes of each."""
+"""Warnings of the preparation, and what it says of the cases that it has written, or refuses in them."""
 
 from __future__ import annotations
 

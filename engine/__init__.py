@@ -1,1 +1,4 @@
-"""Training, validation, prediction and resuming of a model, and the plan of a run."""
+"""What is done with a network: `training`, `validation`, `prediction`, and `runs`, what it leaves behind.
+
+Shared by these: `build` makes it from a config, `device` chooses GPU or CPU, `cuda_graphs` runs it there.
+"""

@@ -18,7 +18,6 @@ and the second
 from __future__ import annotations
 
 import json
-import logging
 import shutil
 import sys
 from collections.abc import Sequence
@@ -34,8 +33,6 @@ if TYPE_CHECKING:
 
     from models.base import SegmentationModel
     from utils.config import Config
-
-log = logging.getLogger("wavegms")
 
 TTA = "tta"
 ON_TEST = "chosen_on_test"

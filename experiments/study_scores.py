@@ -272,7 +272,7 @@ def _mean_dice_without_leaked(trial: Trial, results: Results) -> float | None:
     here, as the summary says.
     """
     from engine.runs.seen_cases import cases_seen_in_training
-    from engine.validation.scoring import should_check_leaks
+    from engine.validation.data_set_scoring import should_check_leaks
 
     recorded = results.summary["without_leaked"]
     dropped = set() if recorded is None else set(recorded["dropped"])

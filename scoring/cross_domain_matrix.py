@@ -30,7 +30,7 @@ Cells = Mapping[tuple[str, str], Summary]  # by label of the model, test set
 
 MATRIX_METRICS = ("DSC", "IoU", "HD95")
 LEAST_SPAN = {"per cent": 5.0, "pixels": 2.0}
-"""Of the colours, so that no small difference looks large."""
+"""What the colours of a panel span at least, by its unit, so that no small difference looks large."""
 
 
 def write_matrix(folder: Path, cells: Cells, metrics: Sequence[str] = MATRIX_METRICS) -> None:

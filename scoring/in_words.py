@@ -1,4 +1,4 @@
-"""The numbers of a validation in words: their units, how they were made, and over what the intervals are."""
+"""Phrases and formats that terminal, tables and report share: units, settings, what intervals are over."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The numbers of a validation, as text for the terminal."""
+"""What valid.py prints: the numbers of one validation."""
 
 from __future__ import annotations
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from scoring.results import RESULTS_PREFIX, Results, read_results
+from scoring.results import CSV_NAME, RESULTS_PREFIX, Results, read_results
 from utils.errors import UserError, listed
 
 NAMES_SHOWN = 5
@@ -29,13 +29,13 @@ def find_results(
     run: Path, dataset: str | None, prefix: str = RESULTS_PREFIX, command: str = "valid.py"
 ) -> Path:
     """The folder of validation results that `run` is or holds; `command` would write it."""
-    if (run / "results.csv").is_file():
+    if (run / CSV_NAME).is_file():
         if dataset and run.name != prefix + dataset:
             raise UserError(f"{run} is not of --dataset {dataset}; give the run folder instead")
         return run
     if not run.is_dir():
         raise UserError(f"{run} is not a folder; expected ckpt/<experiment>/epochs_<N>")
-    folders = (path.parent.name for path in run.glob(f"{prefix}*/results.csv"))
+    folders = (path.parent.name for path in run.glob(f"{prefix}*/{CSV_NAME}"))
     validated_on = sorted(name.removeprefix(prefix) for name in folders)
     names = ", ".join(validated_on)
     if not validated_on:

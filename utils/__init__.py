@@ -1,1 +1,1 @@
-"""Everything that is neither data nor model: configuration, metrics, checkpoints, reports."""
+"""What all share: config, checkpoints, logs, errors, files, pictures."""

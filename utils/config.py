@@ -98,7 +98,7 @@ class Config(BaseModel):
     num_workers: Count = Field(2, description="Loader processes; in valid.py also those that score")
     cache_mb: Count = Field(
         4096,
-        description="Memory for decoded images in MiB, of each process; cases beyond it are decoded on every access",
+        description="Memory for decoded images in MiB, of each process, in valid.py too; cases beyond it are decoded on every access",
     )
     drop_leaked: bool | None = Field(
         None,

@@ -104,7 +104,7 @@ def known_held_out_cases(weights: Path, held_out: Sequence[Case], data_set: Data
 
 
 def seen_test_cases(checkpoint: Path, data_set: DataSet) -> list[str] | None:
-    """Names of the test cases of `data_set` among `cases_trained_on`, sorted; None where that is not known.
+    """Names of the test cases of `data_set` among `recorded_training_cases`, sorted; None where not known.
 
     That is so without a config beside the checkpoint, and where the run has recorded no cases and its split
     file is gone or has changed.

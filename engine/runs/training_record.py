@@ -70,9 +70,10 @@ class RunCases:
     @classmethod
     def of(cls, data_set: DataSet, trained_on: Iterable[Case]) -> RunCases:
         """Those of a run that trains on `trained_on`, a part of the data set's training cases."""
-        train = [case.name for case in trained_on]
-        held_out = [case.name for case in data_set.train if case.name not in set(train)]
-        return cls(tuple(train), tuple(held_out), tuple(case.name for case in data_set.test))
+        train = tuple(case.name for case in trained_on)
+        known = set(train)
+        held_out = tuple(case.name for case in data_set.train if case.name not in known)
+        return cls(train, held_out, tuple(case.name for case in data_set.test))
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n"

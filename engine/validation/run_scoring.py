@@ -38,7 +38,7 @@ def score_run(
     from datasets.cases import open_data_set, open_prepared
     from engine.runs.provenance import warn_of_other_window
     from engine.runs.trained_run import load_run
-    from engine.validation.scoring import HELD_OUT_MASKS, score
+    from engine.validation.data_set_scoring import HELD_OUT_MASKS, score
 
     results, summaries = results_folder(checkpoint, results_name), {}
     loaded = load_run(config, checkpoint)

@@ -1,4 +1,4 @@
-"""Evaluation of a trained model: the test split of a data set scored, and all results written."""
+"""A trained model scored on one data set, its test split or the cases held out, and all results written."""
 
 from __future__ import annotations
 
