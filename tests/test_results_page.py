@@ -1,4 +1,4 @@
-"""docs/results.md: the Dice of single runs is that of their cases in docs/results/busi_small_first."""
+"""docs/results.md: the Dice of single runs is that of their cases in docs/results."""
 
 from __future__ import annotations
 
@@ -51,8 +51,8 @@ TOGETHER = {
 }
 
 
-def rows_in(name: str) -> list[dict[str, str]]:
-    with (SCORES / name).open(newline="") as file:
+def rows_in(name: str, folder: Path = SCORES) -> list[dict[str, str]]:
+    with (folder / name).open(newline="") as file:
         return list(csv.DictReader(file))
 
 
@@ -128,6 +128,29 @@ def test_the_held_out_cases_are_those_of_the_page() -> None:
         runs = [f"{kind}, seed {seed}" for seed in SEEDS[kind]]
         assert [sum(row["run"] == run for row in HELD_OUT) for run in runs] == [52] * len(runs)
         assert cells(kind, "held-out cases")[: len(runs) + 1] == rounded(*map(held_out_dice, runs))
+
+
+def test_what_was_also_tried_is_compared_with_the_row_of_the_study() -> None:
+    folder = SCORES.with_name("busi_reduced_20_epochs")
+    cases = rows_in("dice_also_tried.csv", folder)
+    assert [(c["case"], c["leaked"]) for c in cases] == [(c["case"], c["leaked"]) for c in CASES]
+    text = PAGE.partition("### Also tried at this length\n")[2].partition("\n### ")[0]
+    kept = [r for r in cases if r["leaked"] == "0"]
+    for kind in ("started from HAM10000", "trained on all cases"):
+        runs = [f"{kind}, seed {seed}" for seed in (1, 2)]
+        means = [
+            [100 * fmean(float(c[run]) for c in part) for part in (cases, kept)] for run in runs
+        ]
+        assert f"| {kind} | {' | '.join(f'{a:.1f} ({b:.1f})' for a, b in means)} |" in text
+    system = "Wave-GMS, Muon, kept upright"
+    of_study = [
+        100 * float(row[column])
+        for row in rows_in("results.csv", folder)
+        for column in ("dice", "dice_without_leaked")
+        if (row["system"], row["checkpoint"]) == (system, "validation")
+    ]
+    first, second = (f"{a:.1f} ({b:.1f})" for a, b in (of_study[:2], of_study[2:4]))
+    assert f"| {system} | {first} | {second} |" in text
 
 
 def test_the_test_cases_are_those_of_the_published_split() -> None:
