@@ -107,7 +107,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from engine.prediction.folder_layout import TABLE
     from engine.prediction.inputs import find_jobs
     from engine.prediction.outputs import OutputFolder, check_writable, writing_predictions
-    from engine.prediction.predict import PredictionOptions
+    from engine.prediction.segmentation import PredictionOptions
     from utils.logs import log_to
 
     log_to()

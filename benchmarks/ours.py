@@ -17,7 +17,7 @@ from datasets.cases import Case, read_image
 from datasets.loading import EpochSampler, SegmentationDataset, make_loader
 from engine.cuda_graphs import Predictor, TrainingPass, can_capture
 from engine.device import choose_layout, describe_device, make_accelerator
-from engine.prediction.predict import PredictionOptions, segment
+from engine.prediction.segmentation import PredictionOptions, segment
 from engine.training.compiling import compile_losses
 from engine.training.epoch_scores import validate
 from engine.training.optimizers import make_optimizer
@@ -31,7 +31,7 @@ CACHE_BYTES = 1 << 32  # for the decoded cases of each loader
 class Ours(Candidate):
     """Wave-GMS, or a baseline for predictions alone, in the layouts and precision of the engine."""
 
-    # with `image_size` and `__call__`, what `engine.prediction.predict.segment` asks of a backend
+    # with `image_size` and `__call__`, what `engine.prediction.segmentation.segment` asks of a backend
     threshold = THRESHOLD
     orientations = 8
     window = ""

@@ -26,7 +26,7 @@ import predict
 from datasets.image_headers import ImageError
 from engine.prediction import web_page
 from engine.prediction.backends import TorchBackend
-from engine.prediction.predict import Segmentation
+from engine.prediction.segmentation import Segmentation
 from engine.prediction.web_access import RefuseForeign, refusal
 from engine.runs.trained_run import find_run
 from tests.cases_on_disk import blob_case

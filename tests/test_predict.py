@@ -32,7 +32,7 @@ from datasets.windowing import parse_window
 from engine.prediction.files import predict_files, read_file
 from engine.prediction.inputs import Job, find_jobs, unique_names
 from engine.prediction.outputs import OutputFolder
-from engine.prediction.predict import (
+from engine.prediction.segmentation import (
     PredictionOptions,
     Segmentation,
     blending_window,

@@ -14,7 +14,7 @@ from engine.prediction.backends import Backend
 from engine.prediction.folder_layout import PredictionRow
 from engine.prediction.inputs import Job
 from engine.prediction.outputs import OutputFolder
-from engine.prediction.predict import PredictionOptions, Segmentation, segment
+from engine.prediction.segmentation import PredictionOptions, Segmentation, segment
 from utils.errors import UserError
 from utils.streams import bounded_map
 

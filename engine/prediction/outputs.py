@@ -29,7 +29,7 @@ from engine.prediction.folder_layout import (
     is_used,
 )
 from engine.prediction.inputs import Job, unique_names
-from engine.prediction.predict import Segmentation
+from engine.prediction.segmentation import Segmentation
 from utils.errors import UserError
 from utils.files import atomic_write, try_to_write
 from utils.images import encode_image, to_16_bit

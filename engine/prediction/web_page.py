@@ -23,7 +23,7 @@ from datasets.pictures import Picture, read_picture
 from datasets.windowing import Window
 from engine.prediction.backends import Backend
 from engine.prediction.inputs import stem_of
-from engine.prediction.predict import PredictionOptions, Segmentation, segment
+from engine.prediction.segmentation import PredictionOptions, Segmentation, segment
 from utils.images import encode_image, encode_png
 from utils.overlay import colour_map, draw_overlay
 
