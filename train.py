@@ -46,18 +46,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     accelerator = make_accelerator(config.precision, config.accumulate, config.deterministic)
 
     from datasets.cases import open_data_set
-    from datasets.held_out import training_cases
-    from engine.build import check_data, hold_out_from, options_from, system_from, training_sets
+    from engine.build import check_data, options_from, system_from, training_sets
     from engine.runs.run_folder import open_run
     from engine.training.compiling import compile_on_gpu
     from engine.training.initial_weights import load_initial_weights
     from engine.training.plan import check_run, describe_run, memory_line
     from engine.training.trainer import Trainer
+    from engine.training_cases import training_cases_from
 
     is_main = accelerator.is_main_process
     log_to(level=logging.INFO if is_main else logging.ERROR)
     data_set = open_data_set(config.pickle_file_path)
-    cases = training_cases(data_set, hold_out_from(config))
+    cases = training_cases_from(config, data_set)
     system = system_from(config, pretrained=config.init_weights is None)
     if config.init_weights is not None:
         load_initial_weights(config.init_weights, data_set, system, config)

@@ -1,4 +1,4 @@
-"""What a data set is prepared with, whatever its source."""
+"""The options of a preparation, which those of every kind of source share."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
 """What is done with a network: `training`, `validation`, `prediction`, and `runs`, what it leaves behind.
 
-Shared by these: `build` makes it from a config, `device` chooses GPU or CPU, `cuda_graphs` runs it there.
+Shared by these: `build` makes it from a config, `training_cases` says on what it is trained, `device`
+chooses GPU or CPU, `cuda_graphs` runs it there.
 """

@@ -6,7 +6,7 @@ from dataclasses import fields
 
 from datasets.augmentation import Augmentation, augmentation_named
 from datasets.cases import DataSet
-from datasets.held_out import HoldOut, TrainingCases
+from datasets.held_out import TrainingCases
 from datasets.loading import SegmentationDataset
 from engine.device import choose_layout
 from engine.training.options import TrainingOptions
@@ -49,11 +49,6 @@ def system_from(config: Config, pretrained: bool = True) -> SegmentationModel:
         choose_layout(system, on_gpu=torch.cuda.is_available())
     system.capturable = system.capturable and config.cuda_graphs
     return system
-
-
-def hold_out_from(config: Config) -> HoldOut:
-    """The part of the config that says which cases are held out."""
-    return HoldOut(**{field.name: getattr(config, field.name) for field in fields(HoldOut)})
 
 
 def augmentation_from(config: Config) -> Augmentation | None:

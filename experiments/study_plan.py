@@ -6,6 +6,7 @@ import functools
 from collections.abc import Collection, Mapping
 
 from datasets.cases import open_data_set
+from engine.training_cases import training_cases_from
 from experiments.inputs import check_weights
 from experiments.records import read_record
 from experiments.study import Run, Study
@@ -17,13 +18,10 @@ def describe_plan(study: Study, runs: Mapping[Run, Trial], left: Collection[Tria
 
     UserError where the data set, the cases to choose by, or weights of one that is left are missing.
     """
-    from datasets.held_out import training_cases
-    from engine.build import hold_out_from
-
     open_once = functools.cache(open_data_set)
     for trial in left:
         check_weights(trial.config, trial.name)
-        training_cases(open_once(trial.config.pickle_file_path), hold_out_from(trial.config))
+        training_cases_from(trial.config, open_once(trial.config.pickle_file_path))
     lines = [f"{study.title}: {len(runs)} run(s), {len(left)} without all of their results:"]
     lines += [f"  {run.name}: {_state(trial, left)}" for run, trial in runs.items()]
     return "\n".join([*lines, f"writes to: {study.folder}"])

@@ -9,6 +9,8 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Protocol
 
 from datasets.cases import open_data_set
+from engine.runs.seen_cases import known_held_out_cases
+from engine.training_cases import training_cases_from
 from experiments.earlier_runs import (
     check_earlier_runs,
     check_settings,
@@ -169,16 +171,12 @@ def _size_warning(sweep: Sweep) -> list[str]:
 def _held_out_warning(trials: list[Trial]) -> list[str]:
     """A line where initial weights know cases that a trial holds out, as far as the data is prepared."""
     started = [(trial, w) for trial in trials if (w := trial.config.init_weights) is not None]
-    if started:
-        from datasets.held_out import training_cases
-        from engine.build import hold_out_from
-        from engine.runs.seen_cases import known_held_out_cases
     open_once = functools.cache(open_data_set)
     concerned = []
     for trial, weights in started:
         with suppress(UserError):
             data_set = open_once(trial.config.pickle_file_path)
-            held_out = training_cases(data_set, hold_out_from(trial.config)).val
+            held_out = training_cases_from(trial.config, data_set).val
             known = known_held_out_cases(weights, held_out, data_set)
             concerned += [trial] if known else []
     if not concerned:

@@ -10,7 +10,6 @@ from pathlib import Path
 from scoring.groups import unit_text
 from scoring.metrics import LOWER_IS_BETTER, EmptyRule
 from scoring.results import WITH_LESION, Provenance, Scores, Summary, read_results
-from utils.config import Config
 from utils.errors import UserError
 
 SETTINGS_OF_SCORES = (
@@ -80,24 +79,6 @@ def how_scored(summary: Summary) -> str:
     if "precision" in made_with:
         said.append(f"computed in {made_with['precision']}")
     return "; ".join(said)
-
-
-def special_settings(summary: Summary) -> list[str]:
-    """The settings of the scores that are not the defaults, in words."""
-    made_with, said = summary["provenance"], []
-    checkpoint = Path(made_with.get("checkpoint", "best_model"))
-    if checkpoint.stem != "best_model":
-        said.append(f"checkpoint {checkpoint.name}")
-    if made_with.get("tta"):
-        upright = ", images kept upright" if made_with.get("keep_upright") else ""
-        said.append(f"test-time augmentation{upright}")
-    default: float = Config.model_fields["threshold"].default
-    if made_with.get("threshold", default) != default:
-        said.append(f"threshold {made_with['threshold']:g}")
-    size = made_with.get("evaluation_size")
-    if size != made_with.get("image_size"):
-        said.append("native size" if size == "native" else f"size {size} px")
-    return said
 
 
 def replaced_settings(folder: Path, made_with: Provenance, rule: EmptyRule) -> list[str]:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from scoring.in_words import interval_unit, special_settings
+from pathlib import Path
+
+from scoring.in_words import interval_unit
 from scoring.metrics import EMPTY_RULES, EmptyRule
 from scoring.results import WITH_LESION, MetricStatistics, ScoresWithoutLeaked, Summary
+from utils.config import Config
 
 
 def format_summary(data_set: str, summary: Summary, kind: str = "test") -> str:
@@ -35,7 +38,7 @@ def format_summary(data_set: str, summary: Summary, kind: str = "test") -> str:
             + f", {kept['count']} cases {_what_is_kept(summary, kept)}"
         )
     lines.append(f"  95 % intervals: bootstrap {interval_unit(summary)}")
-    if special := special_settings(summary):
+    if special := _special_settings(summary):
         lines.append(f"  scored with: {', '.join(special)}")
     lines.append(f"  {summary['provenance']['selection']}")
     return "\n".join(lines)
@@ -53,6 +56,24 @@ def _line(name: str, numbers: MetricStatistics, factor: float, unit: str) -> str
     else:
         interval = f"95 % interval {factor * low:.2f} to {factor * high:.2f}"
     return f"  {name:<24}{factor * numbers['mean']:7.2f} {unit:<3} ({interval})"
+
+
+def _special_settings(summary: Summary) -> list[str]:
+    """The settings of the scores that are not the defaults, in words."""
+    made_with, said = summary["provenance"], []
+    checkpoint = Path(made_with.get("checkpoint", "best_model"))
+    if checkpoint.stem != "best_model":
+        said.append(f"checkpoint {checkpoint.name}")
+    if made_with.get("tta"):
+        upright = ", images kept upright" if made_with.get("keep_upright") else ""
+        said.append(f"test-time augmentation{upright}")
+    default: float = Config.model_fields["threshold"].default
+    if made_with.get("threshold", default) != default:
+        said.append(f"threshold {made_with['threshold']:g}")
+    size = made_with.get("evaluation_size")
+    if size != made_with.get("image_size"):
+        said.append("native size" if size == "native" else f"size {size} px")
+    return said
 
 
 def _what_is_kept(summary: Summary, kept: ScoresWithoutLeaked) -> str:

@@ -11,11 +11,10 @@ import export
 import train
 import valid
 from datasets.cases import open_data_set
-from datasets.held_out import training_cases
-from engine.build import hold_out_from
 from engine.runs.seen_cases import cases_trained_on, known_held_out_cases
 from engine.runs.training_record import TrainingRecord, names_sha256
 from engine.training.trainer import Trainer
+from engine.training_cases import training_cases_from
 from tests.cases_on_disk import write_data_set
 from tests.small_run import arguments
 from utils.checkpoints import load_weights, save_weights
@@ -270,8 +269,8 @@ def test_the_plan_warns_of_held_out_cases_that_the_start_knows(
     data_set = open_data_set(config.pickle_file_path)
     other_seed = config.model_copy(update={"seed": 5})
     trained, held_out = (
-        training_cases(data_set, hold_out_from(config))[0],
-        training_cases(data_set, hold_out_from(other_seed))[1],
+        training_cases_from(config, data_set)[0],
+        training_cases_from(other_seed, data_set)[1],
     )
     known = len(set(trained) & set(held_out))
     assert known > 0
@@ -301,7 +300,7 @@ def test_all_cases_count_as_known_where_it_is_not_known_which_were_held_out(tmp_
         weights = start.with_suffix(".safetensors")
         weights.write_bytes(save({}, {"averaged_runs": runs}))
         config = make_config({"pickle_file_path": data_set.split_file, "init_weights": weights})
-        held_out = training_cases(data_set, hold_out_from(config))[1]
+        held_out = training_cases_from(config, data_set)[1]
         assert len(held_out) == 1
         assert len(known_held_out_cases(weights, held_out, data_set)) == known, (
             "a mean has seen what any run has"

@@ -34,7 +34,6 @@ from datasets.cases import (
     resize_mask,
 )
 from datasets.decoding import decode
-from datasets.held_out import training_cases
 from datasets.image_headers import ImageError
 from datasets.loading import (
     EpochSampler,
@@ -44,7 +43,8 @@ from datasets.loading import (
 )
 from datasets.masks import aspect_ratio_differs, binary_mask, decode_mask
 from datasets.prepared import read_metadata_groups
-from engine.build import hold_out_from, training_sets
+from engine.build import training_sets
+from engine.training_cases import training_cases_from
 from tests.cases_on_disk import write_data_set
 from tests.dataset_archives import turned
 from utils.config import make_config
@@ -366,7 +366,7 @@ def test_folds_are_disjoint_and_cover_train(tmp_path: Path) -> None:
     values = {"pickle_file_path": data_set.split_file, "folds": 4, "seed": 3}
     held_parts = []
     for fold in range(4):
-        train, held = training_cases(data_set, hold_out_from(make_config(values | {"fold": fold})))
+        train, held = training_cases_from(make_config(values | {"fold": fold}), data_set)
         held_parts.append([case.name for case in held])
         assert {case.name for case in train} == names - set(held_parts[-1])
     assert sorted(name for part in held_parts for name in part) == sorted(names)
@@ -377,8 +377,7 @@ def test_held_out_cases_depend_on_the_seed(tmp_path: Path) -> None:
     data_set = open_data_set(write_data_set(tmp_path, train=20, test=1, size=32))
     values = {"pickle_file_path": data_set.split_file, "val_fraction": 0.5}
     one, other = (
-        training_cases(data_set, hold_out_from(make_config(values | {"seed": s})))[1]
-        for s in (3, 4)
+        training_cases_from(make_config(values | {"seed": s}), data_set)[1] for s in (3, 4)
     )
     assert len(one) == len(other) == 10 and one != other
 
@@ -390,9 +389,9 @@ def test_training_cases_follow_the_config(tmp_path: Path) -> None:
     def first(**changes: object) -> Sample:
         values = {"pickle_file_path": data_set.split_file, "image_size": 32, "folds": 3}
         config = make_config(values | changes)
-        return training_sets(
-            config, training_cases(data_set, hold_out_from(config)), system, progress=False
-        )[0][0, 0]
+        return training_sets(config, training_cases_from(config, data_set), system, progress=False)[
+            0
+        ][0, 0]
 
     plain, other = first(augment=False), first(augment=False, seed=6)
     assert not torch.equal(first()["image"], plain["image"])
@@ -407,13 +406,13 @@ def test_a_split_may_name_the_cases_that_choose_the_checkpoint(tmp_path: Path) -
     data_set = open_data_set(split_file)
     assert len(data_set.train) == 6, "cases that were seen in training, as the held-out ones are"
     values = {"pickle_file_path": split_file, "val_fraction": 0.5}
-    train, val = training_cases(data_set, hold_out_from(make_config(values)))
+    train, val = training_cases_from(make_config(values), data_set)
     assert [case.name for case in val] == held
     assert [case.name for case in train] == split["train"]["name_list"]
-    on_test = training_cases(data_set, hold_out_from(make_config(values | {"select_on": "test"})))
+    on_test = training_cases_from(make_config(values | {"select_on": "test"}), data_set)
     assert [len(cases) for cases in on_test] == [6, 2]
     with pytest.raises(UserError, match=r"names 2 cases to choose the checkpoint by .*folds=0"):
-        training_cases(data_set, hold_out_from(make_config(values | {"folds": 2})))
+        training_cases_from(make_config(values | {"folds": 2}), data_set)
 
 
 @pytest.mark.parametrize("how", ["val_fraction=0.1", "folds=2", "select_on=test"])
@@ -422,7 +421,7 @@ def test_a_cohort_for_testing_only_is_not_trained_on(tmp_path: Path, how: str) -
     key, value = how.split("=")
     config = make_config({"pickle_file_path": data_set.split_file, "fold": 0, key: value})
     with pytest.raises(UserError, match="blobs has no training cases, only 2 to test on"):
-        training_cases(data_set, hold_out_from(config))
+        training_cases_from(config, data_set)
 
 
 def test_one_patient_cannot_be_held_out_and_trained_on(tmp_path: Path) -> None:
@@ -430,9 +429,7 @@ def test_one_patient_cannot_be_held_out_and_trained_on(tmp_path: Path) -> None:
     groups = {case.name: "A" for case in data_set.train}
     (data_set.folder / "groups.json").write_text(json.dumps(groups))
     with pytest.raises(UserError, match=r"all 3 training cases .* \(val_fraction 0.1, 1 group"):
-        training_cases(
-            data_set, hold_out_from(make_config({"pickle_file_path": data_set.split_file}))
-        )
+        training_cases_from(make_config({"pickle_file_path": data_set.split_file}), data_set)
 
 
 def test_published_path_finds_the_prepared_set(
@@ -808,7 +805,7 @@ def test_held_out_cases_of_a_group_are_those_of_the_data_set(tmp_path: Path) -> 
     data_set = open_data_set(config.pickle_file_path)
     groups = tmp_path / "blobs" / "groups.json"
     groups.write_text(json.dumps({case.name: str(i // 3) for i, case in enumerate(data_set.train)}))
-    train, held = training_cases(data_set, hold_out_from(config))
+    train, held = training_cases_from(config, data_set)
     assert (
         len(held) == 3
         and len({read_metadata_groups(data_set.folder)[case.name] for case in held}) == 1
@@ -816,7 +813,7 @@ def test_held_out_cases_of_a_group_are_those_of_the_data_set(tmp_path: Path) -> 
     assert len(train) == 6
     groups.write_text("[]")
     with pytest.raises(UserError, match=r"groups\.json: expected case names.*prepare"):
-        training_cases(data_set, hold_out_from(config))
+        training_cases_from(config, data_set)
 
 
 def test_cases_of_one_group_are_held_out_in_one_fold(tmp_path: Path) -> None:
@@ -826,7 +823,7 @@ def test_cases_of_one_group_are_held_out_in_one_fold(tmp_path: Path) -> None:
     (data_set.folder / "groups.json").write_text(json.dumps(group_of))
     for fold in range(3):
         config = make_config({"pickle_file_path": split, "folds": 3, "fold": fold})
-        train, held = training_cases(data_set, hold_out_from(config))
+        train, held = training_cases_from(config, data_set)
         trained_on, held_out = ({group_of[case.name] for case in part} for part in (train, held))
         assert len(held) == 3 and len(held_out) == 1 and not trained_on & held_out
 
@@ -846,9 +843,7 @@ def test_cases_that_choose_the_checkpoint_are_not_augmented(tmp_path: Path) -> N
     data_set = open_data_set(write_data_set(tmp_path, train=9, test=1, size=32))
     system: Any = SimpleNamespace(latent_shape=lambda size: (4, 4, 4), noise_probability=1.0)
     config = make_config({"pickle_file_path": data_set.split_file, "image_size": 32, "folds": 3})
-    _, val = training_sets(
-        config, training_cases(data_set, hold_out_from(config)), system, progress=False
-    )
+    _, val = training_sets(config, training_cases_from(config, data_set), system, progress=False)
     plain = torch.from_numpy(val.pixels(0)[0]).permute(2, 0, 1) / 255
     for epoch in range(8):
         torch.testing.assert_close(val[epoch, 0]["image"], plain)
@@ -861,7 +856,7 @@ def test_the_config_names_the_augmentation(tmp_path: Path) -> None:
     def darkest(augment: object) -> float:
         settings = {"pickle_file_path": data_set.split_file, "image_size": 32, "folds": 3}
         config = make_config(settings | {"augment": augment})
-        cases = training_cases(data_set, hold_out_from(config))
+        cases = training_cases_from(config, data_set)
         train, _ = training_sets(config, cases, system, progress=False)
         plain = (
             torch.from_numpy(train.pixels(index)[0]).max() / 255 for index in range(len(train))
@@ -891,7 +886,7 @@ def test_the_config_says_whether_training_images_stay_upright(
     def stay_upright(keep_upright: bool) -> bool:
         settings = {"pickle_file_path": data_set.split_file, "image_size": 32, "folds": 3}
         config = make_config(settings | {"keep_upright": keep_upright, "augment": augment})
-        cases = training_cases(data_set, hold_out_from(config))
+        cases = training_cases_from(config, data_set)
         train, _ = training_sets(config, cases, system, progress=False)
         images = (train[epoch, index]["image"] for epoch in range(8) for index in range(len(train)))
         return all(image[:, :16].mean() > image[:, 16:].mean() + 0.2 for image in images)

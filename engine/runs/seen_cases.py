@@ -18,10 +18,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from datasets.cases import Case, DataSet
-from datasets.held_out import training_cases
 from datasets.leaks import leaked_test_cases
 from datasets.splits import Split
-from engine.build import hold_out_from
 from engine.runs.training_record import (
     CASES_FILE,
     TRAINING_CASES,
@@ -31,6 +29,7 @@ from engine.runs.training_record import (
     training_config,
     training_history,
 )
+from engine.training_cases import training_cases_from
 from utils.errors import UserError
 
 log = logging.getLogger("wavegms")
@@ -75,7 +74,7 @@ def _fitted_cases(record: TrainingRecord, data_set: DataSet) -> set[str]:
     if names != all_cases or record.averaged_runs > 1 or record.split_has_changed():
         return names
     try:
-        return {case.name for case in training_cases(data_set, hold_out_from(record.config)).train}
+        return {case.name for case in training_cases_from(record.config, data_set).train}
     except UserError:  # the data set now names its own cases to hold out, for example
         return names
 
