@@ -55,7 +55,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> None:
     arguments = parse_arguments(argv)
 
-    from datasets.windowing import parse_window
+    from datasets.image_files.windowing import parse_window
     from engine.prediction.backends import open_backend, window_for
     from engine.prediction.web_access import RefuseForeign
     from engine.prediction.web_page import STYLE, build_page

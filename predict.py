@@ -29,7 +29,7 @@ SHOWN_FAILURES = 20
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    from datasets.decoding import MAX_MEGAPIXELS
+    from datasets.image_files.decoding import MAX_MEGAPIXELS
     from engine.prediction.model_arguments import (
         add_megapixels_argument,
         add_model_arguments,
@@ -100,7 +100,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     from tqdm import tqdm
 
-    from datasets.windowing import parse_window
+    from datasets.image_files.windowing import parse_window
     from engine.prediction.backends import open_backend, window_for
     from engine.prediction.earlier_outputs import check_unused
     from engine.prediction.files import predict_files, read_file

@@ -19,9 +19,9 @@ from datasets.catalogue import (
     names_of,
     spec_for,
 )
-from datasets.decoding import read_pixels
-from datasets.image_headers import ImageError
-from datasets.masks import (
+from datasets.image_files.decoding import read_pixels
+from datasets.image_files.headers import ImageError
+from datasets.image_files.masks import (
     AS_STORED_HINT,
     aspect_ratio_differs,
     files_may_fit_as_stored,
@@ -193,7 +193,7 @@ def read_image(path: Path) -> np.ndarray:
 def read_mask(path: Path) -> np.ndarray:
     """Mask as uint8 of 0 and 1, (H, W).
 
-    The rule is that of `datasets.masks.binary_mask`. Values that it does not expect give a warning
+    The rule is that of `image_files.masks.binary_mask`. Values that it does not expect give a warning
     that names the file: once, and from the main process alone, which reads every mask anyway.
     CaseError if it cannot be read.
     """

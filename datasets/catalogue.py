@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from datasets.windowing import Window
+from datasets.image_files.windowing import Window
 from utils.errors import UserError
 
 SPLIT_FILE_ENDING = "_train_test_names"

@@ -20,16 +20,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from datasets.archives import DEFAULT_LIMITS
 from datasets.catalogue import CATALOGUE, DatasetSpec, canonical_name, spec_for
-from datasets.layouts import Affixes
-from datasets.phantom_preparation import PHANTOM_CASES, phantom_name, prepare_phantom
-from datasets.preparation import archives_and_metadata, file_digest, prepare_own, prepare_published
-from datasets.preparation_options import PreparationOptions
+from datasets.image_files.windowing import parse_window, window_text
+from datasets.preparation.archives import DEFAULT_LIMITS
+from datasets.preparation.layouts import Affixes
+from datasets.preparation.options import PreparationOptions
+from datasets.preparation.phantoms import PHANTOM_CASES, phantom_name, prepare_phantom
+from datasets.preparation.split_choice import TEST_ONLY, split_digest
+from datasets.preparation.steps import (
+    archives_and_metadata,
+    file_digest,
+    prepare_own,
+    prepare_published,
+)
 from datasets.prepared import is_prepared, read_manifest
-from datasets.split_choice import TEST_ONLY, split_digest
 from datasets.splits import SEED, read_split
-from datasets.windowing import parse_window, window_text
 from utils.entry import ArgumentParser, accept_negative_values, exit_from, non_negative_int
 from utils.errors import UserError
 from utils.interruption import Interrupted
@@ -184,6 +189,8 @@ def _refuse_name(name: str) -> None:
         reason = "sh train.sh own would take configs/own_train.yaml, which stands for all data of one's own"
     elif name.endswith("_grouped"):
         reason = "so are called the splits that --group-split writes"
+    elif (Path(__file__).parent / name / "__init__.py").is_file():
+        reason = f"datasets/{name} is a folder of the code"
     else:
         return
     raise UserError(f"{name!r} is no name for a data set: {reason}; choose another name")
@@ -289,9 +296,9 @@ def _asked_reading(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def _check(folder: Path, arguments: argparse.Namespace) -> None:
     from datasets.cases import own_split_file
-    from datasets.check_report import format_report
-    from datasets.integrity import check_data_set
-    from datasets.leaks import write_group_split
+    from datasets.checks.integrity import check_data_set
+    from datasets.checks.leaks import write_group_split
+    from datasets.checks.report import format_report
 
     if arguments.check:
         print(format_report(check_data_set(folder)))

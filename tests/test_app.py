@@ -23,7 +23,7 @@ import pytest
 
 import app
 import predict
-from datasets.image_headers import ImageError
+from datasets.image_files.headers import ImageError
 from engine.prediction import web_page
 from engine.prediction.backends import TorchBackend
 from engine.prediction.segmentation import Segmentation

@@ -18,9 +18,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from datasets.archives import DEFAULT_LIMITS, ArchiveError, Limits, Member, members, open_source
-from datasets.decoding import check_declared_size, decode
-from datasets.image_headers import ImageError
+from datasets.image_files.decoding import check_declared_size, decode
+from datasets.image_files.headers import ImageError
+from datasets.preparation.archives import (
+    DEFAULT_LIMITS,
+    ArchiveError,
+    Limits,
+    Member,
+    members,
+    open_source,
+)
 from tests.dataset_archives import (
     bmp,
     busi_files,

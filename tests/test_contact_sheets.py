@@ -8,8 +8,8 @@ import cv2
 import numpy as np
 import pytest
 
-from datasets.contact_sheets import CELL, Files, contact_sheet, near_duplicate_sheet
-from datasets.near_duplicates import NearDuplicate
+from datasets.checks.contact_sheets import CELL, Files, contact_sheet, near_duplicate_sheet
+from datasets.checks.near_duplicates import NearDuplicate
 
 
 @pytest.fixture

@@ -20,6 +20,7 @@ CODE = (
     "engine",
     "experiments",
     "models",
+    "scoring",
     "tests",
     "utils",
 )

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import compare
-from datasets.leaks import known_groups
+from datasets.checks.leaks import known_groups
 from experiments.validated_models import collect
 from scoring import cross_domain_matrix
 from scoring.groups import NOTHING_KNOWN, KnownGroups, joined, named_groups, unit_text

@@ -10,11 +10,10 @@ import cv2
 import numpy as np
 import pytest
 
-from datasets import near_duplicates
-from datasets.check_report import format_report
-from datasets.integrity import check_data_set
-from datasets.leaks import leaked_test_cases, write_group_split
-from datasets.near_duplicates import (
+from datasets.checks import near_duplicates
+from datasets.checks.integrity import check_data_set
+from datasets.checks.leaks import leaked_test_cases, write_group_split
+from datasets.checks.near_duplicates import (
     MIN_THUMBNAIL_CORRELATION,
     PARTNERS,
     ImageFeatures,
@@ -25,6 +24,7 @@ from datasets.near_duplicates import (
     image_features,
     working_size,
 )
+from datasets.checks.report import format_report
 from datasets.phantom import phantom_case
 from datasets.splits import Split, read_split, write_split
 from scoring.groups import connected

@@ -33,15 +33,15 @@ from datasets.cases import (
     resize_image,
     resize_mask,
 )
-from datasets.decoding import decode
-from datasets.image_headers import ImageError
+from datasets.image_files.decoding import decode
+from datasets.image_files.headers import ImageError
+from datasets.image_files.masks import aspect_ratio_differs, binary_mask, decode_mask
 from datasets.loading import (
     EpochSampler,
     Sample,
     SegmentationDataset,
     make_loader,
 )
-from datasets.masks import aspect_ratio_differs, binary_mask, decode_mask
 from datasets.prepared import read_metadata_groups
 from engine.build import training_sets
 from engine.training_cases import training_cases_from

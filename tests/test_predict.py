@@ -26,9 +26,9 @@ import pytest
 import app
 import predict
 from datasets.cases import read_image
-from datasets.image_headers import ImageError
-from datasets.pictures import read_content, read_picture
-from datasets.windowing import parse_window
+from datasets.image_files.headers import ImageError
+from datasets.image_files.pictures import read_content, read_picture
+from datasets.image_files.windowing import parse_window
 from engine.prediction.files import predict_files, read_file
 from engine.prediction.inputs import Job, find_jobs, unique_names
 from engine.prediction.outputs import OutputFolder

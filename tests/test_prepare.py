@@ -10,12 +10,12 @@ import cv2
 import numpy as np
 import pytest
 
-from datasets import writing
 from datasets.catalogue import CATALOGUE
-from datasets.layouts import SourceCase
-from datasets.masks import binary_mask
+from datasets.image_files.masks import binary_mask
+from datasets.preparation import writing
+from datasets.preparation.layouts import SourceCase
+from datasets.preparation.staging import Staging, staged
 from datasets.splits import Split, read_split, write_split
-from datasets.staging import Staging, staged
 from tests.dataset_archives import (
     busi_files,
     picture,
@@ -351,6 +351,10 @@ def test_a_data_set_that_another_process_has_prepared_meanwhile_stays(tmp_path: 
         (
             "my_grouped --images a --masks b",
             "'my_grouped' is no name for a data set: so are called",
+        ),
+        (
+            "checks --images a --masks b",
+            "'checks' is no name for a data set: datasets/checks is a folder of the code",
         ),
     ],
 )

@@ -16,16 +16,16 @@ import pytest
 from PIL import Image
 
 from datasets.cases import Case, CaseError, open_data_set, read_case
-from datasets.decoding import decode, read_pixels
-from datasets.group_tables import read_group_table
-from datasets.image_headers import ImageError, orientation
-from datasets.integrity import check_data_set
-from datasets.masks import may_fit_as_stored
+from datasets.checks.integrity import check_data_set
+from datasets.image_files.decoding import decode, read_pixels
+from datasets.image_files.headers import ImageError, orientation
+from datasets.image_files.masks import may_fit_as_stored
+from datasets.image_files.pictures import read_picture
+from datasets.image_files.windowing import parse_window
 from datasets.phantom import phantom_case
-from datasets.pictures import read_picture
+from datasets.preparation.group_tables import read_group_table
+from datasets.preparation.staging import Staging
 from datasets.splits import Split, random_split, read_split, write_split
-from datasets.staging import Staging
-from datasets.windowing import parse_window
 from tests.dataset_archives import (
     bmp,
     jpg,
@@ -1230,8 +1230,8 @@ def test_a_problem_of_many_cases_is_one_line(
 def test_a_limit_of_preparation_holds_for_training_and_check(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("datasets.decoding.MAX_MEGAPIXELS", 1)
-    monkeypatch.setattr("datasets.preparation.MAX_MEGAPIXELS", 1)
+    monkeypatch.setattr("datasets.image_files.decoding.MAX_MEGAPIXELS", 1)
+    monkeypatch.setattr("datasets.preparation.steps.MAX_MEGAPIXELS", 1)
     files = {f"{i}.png": png(square(i, i, 200, 1050, 1000)) for i in range(3)}
     write_folder(tmp_path / "images", files)
     write_folder(tmp_path / "masks", files)

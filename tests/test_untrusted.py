@@ -22,7 +22,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from datasets.cases import Case, CaseError, read_case
-from datasets.decoding import MAX_MEGAPIXELS
+from datasets.image_files.decoding import MAX_MEGAPIXELS
 from engine.runs.saved_state import load_state
 from utils.config import Config, load_config, make_config
 from utils.errors import UserError

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from datasets.windowing import parse_window
+from datasets.image_files.windowing import parse_window
 from engine.prediction.model_arguments import find_named_run
 from engine.runs.trained_run import load_run
 from utils.errors import UserError, first_line

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from datasets.image_headers import ImageError
-from datasets.pictures import Picture, read_content, read_picture
-from datasets.windowing import Window
+from datasets.image_files.headers import ImageError
+from datasets.image_files.pictures import Picture, read_content, read_picture
+from datasets.image_files.windowing import Window
 from engine.prediction.backends import Backend
 from engine.prediction.folder_layout import PredictionRow
 from engine.prediction.inputs import Job

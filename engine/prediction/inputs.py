@@ -12,8 +12,8 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from datasets.dicom import HEAD_BYTES, is_without_pixels
-from datasets.pictures import DICOM_SUFFIXES, SUFFIXES, is_dicom
+from datasets.image_files.dicom import HEAD_BYTES, is_without_pixels
+from datasets.image_files.pictures import DICOM_SUFFIXES, SUFFIXES, is_dicom
 from engine.prediction.folder_layout import OUTPUT_FOLDERS
 from utils.errors import UserError
 

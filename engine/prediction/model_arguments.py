@@ -38,7 +38,7 @@ def find_named_run(arguments: argparse.Namespace) -> TrainedRun:
 
 
 def add_window_argument(parser: argparse.ArgumentParser) -> None:
-    """`--window`, for `datasets.windowing.parse_window` to read."""
+    """`--window`, for `datasets.image_files.windowing.parse_window` to read."""
     accept_negative_values(parser)
     parser.add_argument(
         "--window",

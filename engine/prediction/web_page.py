@@ -18,9 +18,9 @@ import cv2
 import numpy as np
 
 from datasets.cases import resize_image
-from datasets.image_headers import ImageError
-from datasets.pictures import Picture, read_picture
-from datasets.windowing import Window
+from datasets.image_files.headers import ImageError
+from datasets.image_files.pictures import Picture, read_picture
+from datasets.image_files.windowing import Window
 from engine.prediction.backends import Backend
 from engine.prediction.inputs import stem_of
 from engine.prediction.segmentation import PredictionOptions, Segmentation, segment

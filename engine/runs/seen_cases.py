@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from datasets.cases import Case, DataSet
-from datasets.leaks import leaked_test_cases
+from datasets.checks.leaks import leaked_test_cases
 from datasets.splits import Split
 from engine.runs.training_record import (
     CASES_FILE,

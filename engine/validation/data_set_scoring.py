@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from datasets.cases import Case, DataSet
-from datasets.leaks import known_groups, leaked_test_cases, same_source_file
+from datasets.checks.leaks import known_groups, leaked_test_cases, same_source_file
 from datasets.splits import Split
 from engine.device import resolved_precision
 from engine.runs.provenance import network_name, provenance

@@ -14,16 +14,16 @@ import cv2
 import numpy as np
 
 from datasets.catalogue import IMAGE_EXTENSIONS
-from datasets.decoding import (
+from datasets.image_files.decoding import (
     AS_STORED,
     MAX_MEGAPIXELS,
     check_declared_size,
     check_megapixels,
     decode,
 )
-from datasets.dicom import read_dicom
-from datasets.image_headers import ImageError, UnknownFormatError, orientation, zero_is_white
-from datasets.windowing import Window, dark_note, may_be_dark, scale_to_8_bit
+from datasets.image_files.dicom import read_dicom
+from datasets.image_files.headers import ImageError, UnknownFormatError, orientation, zero_is_white
+from datasets.image_files.windowing import Window, dark_note, may_be_dark, scale_to_8_bit
 
 DICOM_SUFFIXES = (".dcm", ".dicom")
 SUFFIXES = (*IMAGE_EXTENSIONS, *DICOM_SUFFIXES)

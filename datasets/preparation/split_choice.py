@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from datasets.catalogue import DatasetSpec
-from datasets.layouts import PairedFiles
-from datasets.preparation_notes import warn
-from datasets.preparation_options import PreparationOptions
+from datasets.preparation.layouts import PairedFiles
+from datasets.preparation.notes import warn
+from datasets.preparation.options import PreparationOptions
+from datasets.preparation.writing import listed_problems
 from datasets.splits import Split, grouped_split, quoted, random_split, read_split, read_split_for
-from datasets.writing import listed_problems
 from utils.errors import UserError
 
 TEST_ONLY = "test only"

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from datasets.image_headers import ImageError
+from datasets.image_files.headers import ImageError
 
 if TYPE_CHECKING:
     from pydicom import Dataset

@@ -18,7 +18,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path, PurePosixPath
 from typing import Protocol
 
-from datasets.decoding import MAX_MEGAPIXELS
+from datasets.image_files.decoding import MAX_MEGAPIXELS
 from datasets.splits import nfc
 from utils.errors import UserError
 

@@ -12,9 +12,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from datasets.decoding import read_pixels
-from datasets.masks import read_binary_mask
-from datasets.near_duplicates import NearDuplicate
+from datasets.checks.near_duplicates import NearDuplicate
+from datasets.image_files.decoding import read_pixels
+from datasets.image_files.masks import read_binary_mask
 from utils.files import atomic_write
 from utils.images import encode_png
 from utils.overlay import draw_outline

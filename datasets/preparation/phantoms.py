@@ -11,9 +11,9 @@ from tqdm import tqdm
 
 from datasets.catalogue import spec_for
 from datasets.phantom import SCANNERS, phantom_case
-from datasets.preparation import manifest_of
+from datasets.preparation.staging import Staging, staged
+from datasets.preparation.steps import manifest_of
 from datasets.splits import random_split
-from datasets.staging import Staging, staged
 from utils.errors import UserError
 from utils.images import encode_png
 from utils.machine import available_cores

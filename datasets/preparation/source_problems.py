@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from datasets.archives import Source, members
 from datasets.catalogue import IMAGE_EXTENSIONS, DatasetSpec
-from datasets.layouts import (
+from datasets.image_files.pictures import SUFFIXES
+from datasets.preparation.archives import Source, members
+from datasets.preparation.layouts import (
     IN_CAPITALS,
     Affixes,
     PairedFiles,
@@ -16,7 +17,6 @@ from datasets.layouts import (
     own_cases,
     unread_endings,
 )
-from datasets.pictures import SUFFIXES
 from datasets.splits import quoted
 from utils.errors import UserError
 

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from datasets.decoding import check_megapixels
-from datasets.dicom_tables import grey_table, look_up_palette
-from datasets.image_headers import ImageError, jpeg_family_size
-from datasets.windowing import Window, scale_to_8_bit
+from datasets.image_files.decoding import check_megapixels
+from datasets.image_files.dicom_tables import grey_table, look_up_palette
+from datasets.image_files.headers import ImageError, jpeg_family_size
+from datasets.image_files.windowing import Window, scale_to_8_bit
 
 if TYPE_CHECKING:
     from pydicom import Dataset

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from datasets.archives import DEFAULT_LIMITS, Limits, Source, open_source
+from datasets.preparation.archives import DEFAULT_LIMITS, Limits, Source, open_source
 from datasets.splits import SEED
 
 

@@ -7,11 +7,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from datasets.archives import members
 from datasets.catalogue import IMAGE_EXTENSIONS, DatasetSpec
-from datasets.decoding import MAX_MEGAPIXELS
-from datasets.group_tables import TAB_SUFFIXES, check_groups, cut_groups_note, read_group_table
-from datasets.layouts import (
+from datasets.image_files.decoding import MAX_MEGAPIXELS
+from datasets.image_files.windowing import window_text
+from datasets.preparation.archives import members
+from datasets.preparation.group_tables import (
+    TAB_SUFFIXES,
+    check_groups,
+    cut_groups_note,
+    read_group_table,
+)
+from datasets.preparation.layouts import (
     NO_AFFIXES,
     Affixes,
     PairedFiles,
@@ -19,27 +25,26 @@ from datasets.layouts import (
     own_cases,
     published_cases,
 )
-from datasets.preparation_notes import (
+from datasets.preparation.notes import (
     check_labels,
     report_groups,
     report_masks,
     warn,
     warn_of_odd_files,
 )
-from datasets.preparation_options import PreparationOptions
-from datasets.prepared import NOTES
-from datasets.source_problems import nothing_found, refuse_unpaired, refuse_unread
-from datasets.split_choice import (
+from datasets.preparation.options import PreparationOptions
+from datasets.preparation.source_problems import nothing_found, refuse_unpaired, refuse_unread
+from datasets.preparation.split_choice import (
     BY_FOLDERS,
     choose_split,
     split_by_folders,
     split_record,
     without_unusable,
 )
+from datasets.preparation.staging import staged
+from datasets.preparation.writing import write_cases
+from datasets.prepared import NOTES
 from datasets.splits import Split, quoted
-from datasets.staging import staged
-from datasets.windowing import window_text
-from datasets.writing import write_cases
 from utils.errors import UserError
 from utils.files import sha256
 

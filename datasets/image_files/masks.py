@@ -9,8 +9,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from datasets.decoding import decode, read_stored
-from datasets.image_headers import ImageError, is_jpeg, orientation
+from datasets.image_files.decoding import decode, read_stored
+from datasets.image_files.headers import ImageError, is_jpeg, orientation
 from utils.errors import listed
 
 MAX_ASPECT_DIFFERENCE = 0.01
@@ -227,7 +227,7 @@ def may_fit_as_stored(
     """Whether a mask may have been drawn on its image as stored, before the tag of the image turns
     it upright.
 
-    Tags are those of `datasets.image_headers.orientation`, sizes (H, W) as decoded.
+    Tags are those of `datasets.image_files.headers.orientation`, sizes (H, W) as decoded.
     """
     stored = image[::-1] if image_tag >= 5 else image
     return image_tag > 1 and mask_tag == 1 and not aspect_ratio_differs(stored, mask)

@@ -11,23 +11,23 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from datasets.archives import Limits, Member
 from datasets.cases import MAX_LISTED_PROBLEMS
 from datasets.catalogue import DatasetSpec
-from datasets.decoding import AS_STORED, decode
-from datasets.image_headers import orientation
-from datasets.layouts import SourceCase
-from datasets.masks import (
+from datasets.image_files.decoding import AS_STORED, decode
+from datasets.image_files.headers import orientation
+from datasets.image_files.masks import (
     AS_STORED_HINT,
     aspect_ratio_differs,
     decode_mask,
     mask_values,
     may_fit_as_stored,
 )
-from datasets.pictures import DICOM_SUFFIXES, read_picture
+from datasets.image_files.pictures import DICOM_SUFFIXES, read_picture
+from datasets.image_files.windowing import Window, dark_note, may_be_dark
+from datasets.preparation.archives import Limits, Member
+from datasets.preparation.layouts import SourceCase
+from datasets.preparation.staging import Staging
 from datasets.splits import quoted
-from datasets.staging import Staging
-from datasets.windowing import Window, dark_note, may_be_dark
 from utils.errors import UserError, listed
 from utils.images import encode_png
 from utils.machine import available_cores

@@ -27,22 +27,26 @@ from tqdm import tqdm
 
 from datasets.cases import own_split_file
 from datasets.catalogue import DatasetSpec, data_set_name, find_case, spec_for
-from datasets.check_report import CheckReport, Counts, DuplicateCounts, Leaks, Masks, Sizes, Spread
-from datasets.contact_sheets import contact_sheet, near_duplicate_sheet, write_sheet
-from datasets.decoding import AS_STORED, read_pixels
-from datasets.image_headers import ImageError
-from datasets.leaks import SameSourceGroups, grouped_with_train, same_source_file
-from datasets.masks import aspect_ratio_differs, files_may_fit_as_stored, read_binary_mask
-from datasets.near_duplicates import (
+from datasets.checks.contact_sheets import contact_sheet, near_duplicate_sheet, write_sheet
+from datasets.checks.leaks import SameSourceGroups, grouped_with_train, same_source_file
+from datasets.checks.near_duplicates import (
     ImageFeatures,
     NearDuplicate,
     find_near_duplicates,
     image_features,
     working_size,
 )
+from datasets.checks.report import CheckReport, Counts, DuplicateCounts, Leaks, Masks, Sizes, Spread
+from datasets.image_files.decoding import AS_STORED, read_pixels
+from datasets.image_files.headers import ImageError
+from datasets.image_files.masks import (
+    aspect_ratio_differs,
+    files_may_fit_as_stored,
+    read_binary_mask,
+)
+from datasets.image_files.windowing import dark_note, may_be_dark
 from datasets.prepared import MANIFEST, read_metadata_groups
 from datasets.splits import Split, cases_by_group, read_split
-from datasets.windowing import dark_note, may_be_dark
 from scoring.groups import connected
 from utils.files import atomic_write
 from utils.machine import available_cores

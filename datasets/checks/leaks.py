@@ -1,6 +1,6 @@
 """Leaks: test cases that show the same lesion, patient or scan as a training case.
 
-A check (datasets/integrity.py) writes which cases show the same; here this is read, to name the
+A check (datasets/checks/integrity.py) writes which cases show the same; here this is read, to name the
 leaks of a split, to draw a split without any, or to count such cases as one.
 """
 
@@ -27,7 +27,7 @@ class SameSourceGroups(TypedDict):
     groups: list[list[str]]
     """Groups of two or more cases."""
     near_duplicates: list[dict[str, Any]]
-    """Each `datasets.near_duplicates.NearDuplicate`."""
+    """Each `datasets.checks.near_duplicates.NearDuplicate`."""
 
 
 def grouped_with_train(split: Split, groups: Sequence[Sequence[str]]) -> set[str]:

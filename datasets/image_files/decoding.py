@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from datasets.image_headers import (
+from datasets.image_files.headers import (
     TIFF_COLOURS,
     TIFF_YCBCR,
     ImageError,

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from datasets.catalogue import DatasetSpec
-from datasets.masks import JPEG_CUT, JPEG_LABELS
+from datasets.image_files.masks import JPEG_CUT, JPEG_LABELS
 from datasets.splits import Split, cases_by_group
 from utils.errors import UserError, listed
 

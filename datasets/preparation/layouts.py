@@ -8,9 +8,9 @@ from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
 
-from datasets.archives import Member
 from datasets.catalogue import IMAGE_EXTENSIONS, DatasetSpec
-from datasets.pictures import DICOM_SUFFIXES
+from datasets.image_files.pictures import DICOM_SUFFIXES
+from datasets.preparation.archives import Member
 from datasets.split_tables import PART_NAMES
 from datasets.splits import name_problem, nfc
 

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from datasets.image_headers import ImageError
+from datasets.image_files.headers import ImageError
 from utils.errors import UserError
 
 Window = tuple[float, float] | str | None

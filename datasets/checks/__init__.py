@@ -1,0 +1,1 @@
+"""What a prepared data set is checked for: damage, duplicates, and test cases that leak into training."""

@@ -1,0 +1,1 @@
+"""Image files of any origin as arrays: headers before decoding, DICOM, windows of grey values, masks."""
