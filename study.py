@@ -23,8 +23,8 @@ from utils.entry import described_parser, exit_from, positive_int
 from utils.errors import listed
 
 if TYPE_CHECKING:
-    from experiments.study import Run, Study
-    from experiments.trial import Outcome, Trial
+    from experiments.studies.study import Run, Study
+    from experiments.trials.trial import Outcome, Trial
 
 log = logging.getLogger("wavegms")
 
@@ -46,8 +46,8 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse_arguments(argv)
 
-    from experiments.earlier_runs import check_earlier_runs
-    from experiments.study import load_study, trials_of
+    from experiments.studies.study import load_study, trials_of
+    from experiments.trials.earlier_runs import check_earlier_runs
     from utils.logs import log_to
 
     log_to()
@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     trials = unscored_trials(study, out, runs, arguments.report)
     outcomes: list[Outcome] = []
     if arguments.dry_run:
-        from experiments.study_plan import describe_plan
+        from experiments.studies.plan import describe_plan
 
         check_together(out, runs, trials, arguments.workers)
         log.info("%s", describe_plan(study, runs, trials))
@@ -76,8 +76,8 @@ def unscored_trials(
 
     A report names the latter.
     """
-    from experiments.score_study_run import training_and_scoring_steps
-    from experiments.study_scores import outdated_steps, scored_in
+    from experiments.studies.score_run import training_and_scoring_steps
+    from experiments.studies.scores import outdated_steps, scored_in
 
     scored = scored_in(study, out, runs)
     outdated = [
@@ -98,8 +98,8 @@ def check_together(
     out: Path, runs: Mapping[Run, Trial], trials: Sequence[Trial], workers: int
 ) -> None:
     """UserError where `trials`, which are to run, do not go with what is trained already."""
-    from experiments.earlier_runs import check_processes, check_settings, processes_of
-    from experiments.study_scores import scores_in, trained_in
+    from experiments.studies.scores import scores_in, trained_in
+    from experiments.trials.earlier_runs import check_processes, check_settings, processes_of
 
     check_settings(trials)
     in_table = [score for scores in scores_in(out, runs).values() for score in scores]
@@ -115,10 +115,10 @@ def run_study(
     retry_failed: bool,
 ) -> list[Outcome]:
     """Train and score `trials`, those of `runs` that are left; the report is written after each of them."""
-    from experiments.runner import run_trials
-    from experiments.score_study_run import training_and_scoring_steps
-    from experiments.study_report import write_study
-    from experiments.study_scores import TABLE, outdated_steps
+    from experiments.studies.report import write_study
+    from experiments.studies.score_run import training_and_scoring_steps
+    from experiments.studies.scores import TABLE, outdated_steps
+    from experiments.trials.runner import run_trials
 
     def report_end(outcome: Outcome) -> None:
         log.info("%s: %s", outcome.trial.name, outcome.record.status)
@@ -144,7 +144,7 @@ def run_study(
 
 def tell_end(study: Study, out: Path, outcomes: Sequence[Outcome]) -> int:
     """Write and print the report, and name the runs that did not end well; returns the exit code."""
-    from experiments.study_report import NothingScored, write_study
+    from experiments.studies.report import NothingScored, write_study
 
     failed = [o.trial.name for o in outcomes if o.record.status == "failed"]
     stopped = [o.trial.name for o in outcomes if o.record.status == "interrupted"]

@@ -22,10 +22,10 @@ from utils.entry import described_parser, exit_from
 from utils.errors import listed
 
 if TYPE_CHECKING:
-    from experiments.sweep_plan import Plan
-    from experiments.sweep_scores import OpenElsewhere, SettingScores
-    from experiments.sweep_settings import Sweep
-    from experiments.trial import Outcome
+    from experiments.sweeps.plan import Plan
+    from experiments.sweeps.scores import OpenElsewhere, SettingScores
+    from experiments.sweeps.settings import Sweep
+    from experiments.trials.trial import Outcome
 
 log = logging.getLogger("wavegms")
 
@@ -51,14 +51,14 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse_arguments(argv)
 
-    from experiments.sweep_plan import (
+    from experiments.sweeps.plan import (
         describe_plan,
         make_plan,
         make_report_plan,
         write_sweep_report,
     )
-    from experiments.sweep_settings import load_sweep
-    from experiments.sweep_slots import held_slot
+    from experiments.sweeps.settings import load_sweep
+    from experiments.sweeps.slots import held_slot
     from utils.logs import log_to
 
     log_to()
@@ -88,11 +88,11 @@ def run_plan(sweep: Sweep, plan: Plan, retry_failed: bool) -> list[Outcome]:
 
     UserError where the first ones fail one after the other.
     """
-    from experiments.failures import Failures
-    from experiments.runner import run_trials
-    from experiments.sweep_plan import write_sweep_report
-    from experiments.sweep_scores import outdated_steps
-    from experiments.trial import training_and_validation_steps, training_steps
+    from experiments.sweeps.plan import write_sweep_report
+    from experiments.sweeps.scores import outdated_steps
+    from experiments.trials.failures import Failures
+    from experiments.trials.runner import run_trials
+    from experiments.trials.trial import training_and_validation_steps, training_steps
 
     failures = Failures(sweep.folder)
 
@@ -118,7 +118,7 @@ def run_plan(sweep: Sweep, plan: Plan, retry_failed: bool) -> list[Outcome]:
 
 def tell_report(folder: Path, rows: Sequence[SettingScores]) -> None:
     """Print the table, and what was written."""
-    from experiments.sweep_report import find_best
+    from experiments.sweeps.report import find_best
 
     log.info((folder / "sweep.md").read_text())
     best = ", best.yaml" if find_best(rows) else "; best.yaml follows the first complete setting"
@@ -151,7 +151,7 @@ def tell_end(
 
 def describe_outcome(outcome: Outcome) -> str:
     """One line for the terminal."""
-    from experiments.sweep_scores import CHOOSING, best_validation
+    from experiments.sweeps.scores import CHOOSING, best_validation
 
     record, trial = outcome.record, outcome.trial
     parts = [record.status if outcome.ran else f"{record.status} before"]

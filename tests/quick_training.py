@@ -6,8 +6,9 @@ import sys
 
 import pytest
 
-from experiments import sweep_report, trial
-from experiments.trial import Steps, Trial
+from experiments.sweeps import report
+from experiments.trials import trial
+from experiments.trials.trial import Steps, Trial
 
 # the best learning rate is 0.003; each seed above 1 adds a hundredth; a `save_minutes` of 13 fails
 PROGRAM = """
@@ -40,5 +41,5 @@ def starts(trial: Trial) -> int:
 def make_sweeps_quick(patch: pytest.MonkeyPatch) -> None:
     """Trials that take milliseconds, and no drawing after each of them."""
     patch.setattr(trial, "training_steps", quick_steps)
-    patch.setattr(sweep_report, "png", lambda figure, dpi: b"not drawn")
-    patch.setattr(sweep_report, "plot_settings", lambda *_: None)
+    patch.setattr(report, "png", lambda figure, dpi: b"not drawn")
+    patch.setattr(report, "plot_settings", lambda *_: None)

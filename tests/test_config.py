@@ -7,7 +7,7 @@ import pytest
 
 from engine.runs.training_record import NETWORK_KEYS
 from experiments.folds import CHOOSES_THE_EPOCH
-from experiments.sweep_settings import NOT_SWEPT, OF_THE_SCHEDULE
+from experiments.sweeps.settings import NOT_SWEPT, OF_THE_SCHEDULE
 from scoring.in_words import SETTINGS_OF_SCORES
 from utils import config_keys
 from utils.config import Config, check_used, dump_config, load_config, make_config

@@ -15,10 +15,10 @@ from pathlib import Path
 
 import pytest
 
-from experiments import runner
-from experiments.records import read_record
-from experiments.runner import run_trials
-from experiments.trial import Outcome, Steps, Trial
+from experiments.trials import runner
+from experiments.trials.records import read_record
+from experiments.trials.runner import run_trials
+from experiments.trials.trial import Outcome, Steps, Trial
 from utils.config import load_config, make_config
 from utils.errors import UserError
 from utils.interruption import Interrupted
@@ -405,7 +405,7 @@ def test_workers_share_out_the_cores(
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     if outer is not None:
         monkeypatch.setenv("OMP_NUM_THREADS", outer)
-    monkeypatch.setattr("experiments.hardware.available_cores", lambda: 8)
+    monkeypatch.setattr("experiments.trials.hardware.available_cores", lambda: 8)
     trials = [make_trial(tmp_path, "a"), make_trial(tmp_path, "b", GPUs=[])]
     see = "(folder / 'seen').write_text(os.environ['OMP_NUM_THREADS'])"
     run_trials(trials, 2, steps=commands(see))

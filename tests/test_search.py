@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 
 import sweep
-from experiments.records import Record, write_record
-from experiments.sweep_scores import results_on_test
-from experiments.sweep_settings import load_sweep
-from experiments.sweep_slots import held_slot
-from experiments.trial import Outcome, Steps, Trial
+from experiments.sweeps.scores import results_on_test
+from experiments.sweeps.settings import load_sweep
+from experiments.sweeps.slots import held_slot
+from experiments.trials.records import Record, write_record
+from experiments.trials.trial import Outcome, Steps, Trial
 from scoring.metrics import METRICS, SIZES
 from scoring.results import write_results
 from tests.quick_training import make_sweeps_quick, quick_steps, starts
@@ -33,8 +33,8 @@ optuna = pytest.importorskip("optuna", reason="searches need Optuna (optional)")
 from optuna.exceptions import StorageInternalError  # noqa: E402
 from sqlalchemy.exc import IntegrityError, OperationalError  # noqa: E402
 
-from experiments.optuna_figure import importances  # noqa: E402
-from experiments.sweep_search import SearchPlan  # noqa: E402
+from experiments.sweeps.optuna_figure import importances  # noqa: E402
+from experiments.sweeps.search import SearchPlan  # noqa: E402
 
 RATES = {"lr": {"low": 1e-4, "high": 0.1, "log": True}}
 
@@ -47,7 +47,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("experiments.optuna_storage.time.sleep", lambda _: None)
+    monkeypatch.setattr("experiments.sweeps.optuna_storage.time.sleep", lambda _: None)
 
 
 def plan_of(
@@ -365,7 +365,7 @@ def test_a_storage_may_be_away_for_a_while(
     end(plan, trial, "finished")
     assert states(plan) == ["COMPLETE"] and not errors
 
-    monkeypatch.setattr("experiments.optuna_storage.PATIENCE", 0.0)
+    monkeypatch.setattr("experiments.sweeps.optuna_storage.PATIENCE", 0.0)
     errors += [StorageInternalError("locked")]
     with pytest.raises(UserError, match=r"StorageInternalError.*the same command resumes"):
         plan.optuna_study.tell(plan.optuna_study.ask(), 0.5)
@@ -409,7 +409,7 @@ def test_validation_can_be_added_to_a_finished_search(
         f"import shutil; shutil.copytree({str(tmp_path / 'scores')!r}, 'valid_results_x')\n"
         "open('validated', 'a').write('x')"
     )
-    monkeypatch.setattr("experiments.trial.training_and_validation_steps", count)
+    monkeypatch.setattr("experiments.trials.trial.training_and_validation_steps", count)
     path = write_sweep(tmp_path, {"search": RATES, "trials": 3, "seeds": [1, 2]})
     assert run(path) == 0
     plan = plan_of(path)
@@ -438,7 +438,7 @@ def test_validation_can_be_added_to_a_finished_search(
 def test_a_finished_search_is_scored_anew_when_scoring_is_changed(
     tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any]
 ) -> None:
-    monkeypatch.setattr("experiments.trial.training_and_validation_steps", validated_steps)
+    monkeypatch.setattr("experiments.trials.trial.training_and_validation_steps", validated_steps)
     settings = {"search": RATES, "trials": 2, "validate": True}
     values: list[list[float | None]] = []
     for changed in ({}, change):
@@ -454,7 +454,7 @@ def test_a_validation_that_was_added_and_fails_is_told(
     tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fail = validation_steps("sys.exit('error: no such case')")
-    monkeypatch.setattr("experiments.trial.training_and_validation_steps", fail)
+    monkeypatch.setattr("experiments.trials.trial.training_and_validation_steps", fail)
     path = write_sweep(tmp_path, {"search": RATES, "trials": 1})
     assert run(path) == 0
     assert run(path, "sweep.validate=true") == 1

@@ -16,20 +16,10 @@ import yaml
 from matplotlib.figure import Figure
 
 import study
-from experiments import score_study_run
-from experiments.records import Record, Status, write_record
-from experiments.runner import run_trials
-from experiments.score_study_run import training_and_scoring_steps
-from experiments.study import (
-    PAGE,
-    Run,
-    Study,
-    folder_name,
-    load_study,
-    trials_of,
-)
-from experiments.study_report import draw_curves, write_study
-from experiments.study_scores import (
+from experiments.studies import score_run
+from experiments.studies.report import draw_curves, write_study
+from experiments.studies.score_run import training_and_scoring_steps
+from experiments.studies.scores import (
     Score,
     digest,
     outdated_steps,
@@ -39,7 +29,17 @@ from experiments.study_scores import (
     to_csv,
     ways_of,
 )
-from experiments.trial import Outcome, Steps, Trial
+from experiments.studies.study import (
+    PAGE,
+    Run,
+    Study,
+    folder_name,
+    load_study,
+    trials_of,
+)
+from experiments.trials.records import Record, Status, write_record
+from experiments.trials.runner import run_trials
+from experiments.trials.trial import Outcome, Steps, Trial
 from scoring.metrics import METRICS, SIZES
 from scoring.results import write_results
 from scoring.statistics import t_interval
@@ -180,7 +180,7 @@ def test_a_run_is_scored_in_every_way_and_reported(
     finished.rename(trial.folder)
     trial.config_file.write_text(yaml.safe_dump(trial.config.model_dump(mode="json")))
     for step in ("score", "tta"):
-        score_study_run.main(training_and_scoring_steps(trial, tta=True)[step][3:])
+        score_run.main(training_and_scoring_steps(trial, tta=True)[step][3:])
 
     on_test = json.loads((trial.folder / "chosen_on_test.json").read_text())
     assert set(on_test["dice"]) == {"1", "2"}
@@ -218,7 +218,7 @@ def test_a_run_is_scored_in_every_way_and_reported(
         titles.append(figure.get_suptitle())
         return b"drawn"
 
-    monkeypatch.setattr("experiments.study_report.png", png)
+    monkeypatch.setattr("experiments.studies.report.png", png)
     added = replace(scores_of(RUN, trial)[0], seed=2, settings=digest(trials[other].config))
     (out / "results.csv").write_text((out / "results.csv").read_text() + to_csv([added]))
     study.main(["--config", str(path), "--report", "--out", str(out)])
@@ -268,7 +268,7 @@ def test_a_run_is_scored_in_every_way_and_reported(
         study.main(["--config", str(path), "--report", "--out", str(tmp_path / "new")])
     assert scores_of(RUN, trial) == []
     with pytest.raises(UserError, match="trained on another split file"):
-        score_study_run.main(["--config", str(trial.config_file)])
+        score_run.main(["--config", str(trial.config_file)])
     split_file.write_text(split)
     write(path, settings=settings | {"validate_every": 2})
     with pytest.raises(UserError, match="seed 1: validate_every: 1 in the finished run, 2 now"):
@@ -308,7 +308,7 @@ def test_a_run_that_is_not_trained_cannot_be_scored(tmp_path: Path) -> None:
     path = tmp_path / "trial.yaml"
     path.write_text(yaml.safe_dump(trial.config.model_dump(mode="json")))
     with pytest.raises(UserError, match=r"holds no best_model\.pth: train the run first"):
-        score_study_run.main(["--config", str(path)])
+        score_run.main(["--config", str(path)])
 
 
 def row(
@@ -581,7 +581,7 @@ def test_each_system_has_a_line_of_its_own(tmp_path: Path, monkeypatch: pytest.M
     (tmp_path / "history.csv").write_text("epoch,val_dice\n1,0.5\n")
     names = [f"system {i}" for i in range(14)]
     study = load_study(write(tmp_path / "study.yaml", systems={name: {} for name in names}))
-    drawn = keep_figures(monkeypatch, "experiments.study_report")
+    drawn = keep_figures(monkeypatch, "experiments.studies.report")
     runs = {Run(name, "published", 1): tmp_path / "history.csv" for name in names}
     draw_curves(tmp_path / "curves.png", study, runs, 14)
     (axis,) = drawn[0].axes
@@ -595,7 +595,7 @@ def test_curves_are_means_over_the_seeds_that_have_the_epoch(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loaded = load_study(write(tmp_path / "s.yaml"))
-    drawn = keep_figures(monkeypatch, "experiments.study_report")
+    drawn = keep_figures(monkeypatch, "experiments.studies.report")
     histories = {}
     for seed, rows in ((1, "1,0.5\n2,\n3,0.75\n4,0.5\n"), (2, "1,0.25\n2,0.5\n3,0.25\n")):
         histories[Run("Wave-GMS", "published", seed)] = tmp_path / f"{seed}.csv"
@@ -620,7 +620,7 @@ def test_curves_are_told_apart_where_they_end(
             rows = (f"{epoch},{value + 0.02 * seed}" for epoch, value in enumerate(dice, 1))
             runs[Run(name, "published", seed)] = tmp_path / f"{i}_{seed}.csv"
             runs[Run(name, "published", seed)].write_text("\n".join(["epoch,val_dice", *rows]))
-    drawn = keep_figures(monkeypatch, "experiments.study_report")
+    drawn = keep_figures(monkeypatch, "experiments.studies.report")
     draw_curves(tmp_path / "curves.png", study, runs, 2 * count)
     (axis,) = drawn[0].axes
     assert len(axis.lines) == count and len(axis.collections) == bands
@@ -672,7 +672,7 @@ def test_scores_here_and_in_the_table_are_not_mixed(
         (tmp_path / "results.csv").write_text(to_csv(there))
         (tmp_path / "examples.png").write_bytes(b"there")
         monkeypatch.setattr(
-            "experiments.study_report.scores_of", lambda run, _, h=here: h if run == RUN else []
+            "experiments.studies.report.scores_of", lambda run, _, h=here: h if run == RUN else []
         )
         write_study(load_study(path), tmp_path)
         assert (tmp_path / "results.csv").read_text() == to_csv(whole)
@@ -727,8 +727,8 @@ def test_runs_are_made_as_the_command_says(tmp_path: Path, monkeypatch: pytest.M
         assert (tmp_path / "results.md").is_file(), "the report is written after each run"
         return []
 
-    monkeypatch.setattr("experiments.runner.run_trials", run_trials)
-    monkeypatch.setattr("experiments.study_scores.outdated_steps", lambda _: {"score"})
+    monkeypatch.setattr("experiments.trials.runner.run_trials", run_trials)
+    monkeypatch.setattr("experiments.studies.scores.outdated_steps", lambda _: {"score"})
     arguments = ["--workers", "3", "--retry-failed", "--out", str(tmp_path)]
     assert study.main(["--config", str(path), *arguments]) == 0
     assert [len(trials) for trials in calls] == [4]
@@ -749,7 +749,7 @@ def ending(monkeypatch: pytest.MonkeyPatch, *statuses: Status) -> list[str]:
             for trial, status in zip(trials, by_trial, strict=False)
         ]
 
-    monkeypatch.setattr("experiments.runner.run_trials", run_trials)
+    monkeypatch.setattr("experiments.trials.runner.run_trials", run_trials)
     return started
 
 
@@ -884,7 +884,7 @@ def test_runs_of_different_numbers_of_processes_are_not_averaged(
         write_study(load_study(path), tmp_path)
     (tmp_path / "results.csv").write_text(to_csv([one]))
     monkeypatch.setattr(
-        "experiments.study_report.scores_of", lambda run, _: [two] if run == two.run else []
+        "experiments.studies.report.scores_of", lambda run, _: [two] if run == two.run else []
     )
     with pytest.raises(UserError, match=expected):
         write_study(load_study(path), tmp_path)

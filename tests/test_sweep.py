@@ -19,22 +19,22 @@ import pytest
 import yaml
 
 import sweep
-from experiments import runner
-from experiments.earlier_runs import fitting_results
-from experiments.records import Record
-from experiments.sweep_plan import describe_plan, make_plan, write_sweep_report
-from experiments.sweep_report import find_best, plot_settings, to_csv, to_markdown, write_best
-from experiments.sweep_scores import (
+from experiments.sweeps.plan import describe_plan, make_plan, write_sweep_report
+from experiments.sweeps.report import find_best, plot_settings, to_csv, to_markdown, write_best
+from experiments.sweeps.scores import (
     Repeat,
     SettingScores,
     best_validation,
     results_on_test,
     score_setting,
 )
-from experiments.sweep_settings import SweepSettings, load_sweep
-from experiments.sweep_slots import held_slot
-from experiments.sweep_trials import list_settings
-from experiments.trial import (
+from experiments.sweeps.settings import SweepSettings, load_sweep
+from experiments.sweeps.slots import held_slot
+from experiments.sweeps.trials import list_settings
+from experiments.trials import runner
+from experiments.trials.earlier_runs import fitting_results
+from experiments.trials.records import Record
+from experiments.trials.trial import (
     Outcome,
     Steps,
     Trial,
@@ -898,7 +898,7 @@ def test_each_row_is_bootstrapped_once(monkeypatch: pytest.MonkeyPatch) -> None:
         seen.append(len(values))
         return describe(values, groups)
 
-    monkeypatch.setattr("experiments.sweep_report.describe", counting)
+    monkeypatch.setattr("experiments.sweeps.report.describe", counting)
     first, second = (np.random.default_rng(seed).beta(8, 2, 51) for seed in (11, 12))
     for rows in ([first], [first, second]):  # as after one trial, and after another one
         of_settings = [scores("a", [0.8, 0.9], test=[0.7, 0.9], cases=cases) for cases in rows]
@@ -1029,7 +1029,7 @@ def read_table(tmp_path: Path) -> list[dict[str, str]]:
 def test_validated_trials_are_scored_by_case(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("experiments.trial.training_and_validation_steps", validated_steps)
+    monkeypatch.setattr("experiments.trials.trial.training_and_validation_steps", validated_steps)
     path = write_sweep(tmp_path, {"seeds": [1, 2], "validate": True})
     run(path)
     (row,) = read_table(tmp_path)
@@ -1052,7 +1052,7 @@ def test_cases_of_one_source_are_one_in_the_interval_across_cases(
 ) -> None:
     known = named_groups("near-duplicates", [["c1", "c2"]])
     monkeypatch.setattr(f"{__name__}.write_results", partial(write_results, known=known))
-    monkeypatch.setattr("experiments.trial.training_and_validation_steps", validated_steps)
+    monkeypatch.setattr("experiments.trials.trial.training_and_validation_steps", validated_steps)
     run(write_sweep(tmp_path, {"seeds": [1, 2], "validate": True}))
     (row,) = read_table(tmp_path)
     assert row["test_cases"] == "2" and float(row["test_dice_mean"]) == pytest.approx(0.55)
@@ -1071,7 +1071,7 @@ def test_cases_of_one_source_are_one_in_the_interval_across_cases(
 def test_scores_of_another_way_of_scoring_are_not_reported(
     tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("experiments.trial.training_and_validation_steps", validated_steps)
+    monkeypatch.setattr("experiments.trials.trial.training_and_validation_steps", validated_steps)
     path = write_sweep(tmp_path, {"seeds": [1, 2], "validate": True})
     assert run(path) == 0
     first, second = list_settings(load_sweep(path))[0].trials
@@ -1129,7 +1129,7 @@ def test_a_trained_run_counts_though_its_validation_failed(
         failing = [sys.executable, "-c", "raise SystemExit('error: no such case')"]
         return {**steps, "valid": failing} if trial.config.seed == 1 else steps
 
-    monkeypatch.setattr("experiments.trial.training_and_validation_steps", fail_for_seed_1)
+    monkeypatch.setattr("experiments.trials.trial.training_and_validation_steps", fail_for_seed_1)
     path = write_sweep(tmp_path, {"seeds": [1, 2], "validate": True})
     assert run(path) == 1
     (row,) = read_table(tmp_path)

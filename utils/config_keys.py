@@ -1,6 +1,6 @@
 """What sets of keys of the config mean: who adds a key to `utils.config.Config` decides here what it is.
 
-Those that one module alone has a use for may be there, as `experiments.sweep_settings.NOT_SWEPT` is.
+Those that one module alone has a use for may be there, as `experiments.sweeps.settings.NOT_SWEPT` is.
 """
 
 from __future__ import annotations

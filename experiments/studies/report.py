@@ -17,10 +17,8 @@ import numpy as np
 
 from engine.runs.history import read_scores
 from experiments.differences import mean_with_interval, signed
-from experiments.earlier_runs import check_processes
-from experiments.score_study_run import ON_TEST, TTA
-from experiments.study import GROUPED, PUBLISHED, Run, Study, trials_of
-from experiments.study_scores import (
+from experiments.studies.score_run import ON_TEST, TTA
+from experiments.studies.scores import (
     ON_VAL,
     TABLE,
     Score,
@@ -30,6 +28,8 @@ from experiments.study_scores import (
     to_csv,
     trained_in,
 )
+from experiments.studies.study import GROUPED, PUBLISHED, Run, Study, trials_of
+from experiments.trials.earlier_runs import check_processes
 from scoring.results import RESULTS_PREFIX
 from utils.errors import UserError
 from utils.figures import COLOURS, png

@@ -18,17 +18,17 @@ from pydantic import TypeAdapter, ValidationError
 
 from datasets.cases import find_split_file, open_data_set
 from engine.runs.training_record import SPLIT_FILE
-from experiments.earlier_runs import (
+from experiments.studies.score_run import ON_TEST, TTA
+from experiments.studies.study import Run, Study
+from experiments.trials.earlier_runs import (
     Trained,
     check_processes,
     fitting_results,
     own_record,
     trained_processes,
 )
-from experiments.records import Record, scored_settings
-from experiments.score_study_run import ON_TEST, TTA
-from experiments.study import Run, Study
-from experiments.trial import Trial
+from experiments.trials.records import Record, scored_settings
+from experiments.trials.trial import Trial
 from scoring.results import RESULTS_PREFIX, Results, Summary, mean_of
 from utils.config import Config
 from utils.errors import UserError
@@ -39,7 +39,7 @@ from utils.yaml_files import shown
 TABLE = "results.csv"
 ON_VAL = "validation"
 WAYS = {ON_VAL: ".", TTA: TTA, ON_TEST: ON_TEST}
-"""Ways of scoring a run, and where in its folder `experiments.score_study_run` puts each.
+"""Ways of scoring a run, and where in its folder `experiments.studies.score_run` puts each.
 
 By default the checkpoint is the best on the held-out part of train; TTA adds test-time augmentation, and
 ON_TEST is the kept epoch that is best on the test split."""

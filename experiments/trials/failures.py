@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from experiments.records import RECORD, read_record
-from experiments.trial import Outcome
+from experiments.trials.records import RECORD, read_record
+from experiments.trials.trial import Outcome
 from utils.errors import UserError
 
 MAX_IN_A_ROW = 3

@@ -11,9 +11,9 @@ from datasets.cases import find_split_file
 from datasets.prepared import METADATA_GROUPS
 from engine.runs.saved_state import state_files
 from engine.runs.training_record import GROUPS, INITIAL_WEIGHTS, SPLIT_FILE, TrainingRecord
-from experiments.hardware import process_count
-from experiments.inputs import sha256_of, vae_file, vae_sha256
-from experiments.records import (
+from experiments.trials.hardware import process_count
+from experiments.trials.inputs import sha256_of, vae_file, vae_sha256
+from experiments.trials.records import (
     Record,
     is_of_same_training,
     is_record_of,
@@ -21,7 +21,7 @@ from experiments.records import (
     recorded_config,
     scored_settings,
 )
-from experiments.trial import Trial
+from experiments.trials.trial import Trial
 from scoring.results import Results, read_results
 from utils.config import Config, load_config
 from utils.config_keys import CHANGEABLE_ON_RESUME, CHANGED_IN_VAIN

@@ -1,7 +1,7 @@
 """Score a trained run of a study on its test split, in each of the ways that a study compares.
 
-    python -m experiments.score_study_run --config <run folder>/trial.yaml
-    python -m experiments.score_study_run --config <run folder>/trial.yaml --tta
+    python -m experiments.studies.score_run --config <run folder>/trial.yaml
+    python -m experiments.studies.score_run --config <run folder>/trial.yaml --tta
 
 The first writes into the run folder
 
@@ -24,7 +24,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from experiments.trial import Steps, Trial, training_steps
+from experiments.trials.trial import Steps, Trial, training_steps
 from utils.entry import described_parser, exit_from
 from utils.errors import UserError
 
@@ -42,7 +42,7 @@ EPOCHS = "epoch_*.pth"
 def training_and_scoring_steps(trial: Trial, tta: bool) -> Steps:
     """Train the run, then score it, with test-time augmentation if `tta`."""
     config = str(trial.config_file)
-    score = [sys.executable, "-m", "experiments.score_study_run", "--config", config]
+    score = [sys.executable, "-m", "experiments.studies.score_run", "--config", config]
     steps = {**training_steps(trial), "score": score}
     return steps | ({TTA: [*score, "--tta"]} if tta else {})
 
@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
 
     from engine.validation.run_scoring import score_run
-    from experiments.earlier_runs import check_earlier_runs
+    from experiments.trials.earlier_runs import check_earlier_runs
     from utils.config import dump_config, load_config
     from utils.files import atomic_write
     from utils.logs import log_to

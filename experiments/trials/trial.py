@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from experiments.records import Record
+from experiments.trials.records import Record
 from utils.config import Config
 from utils.files import REPOSITORY
 

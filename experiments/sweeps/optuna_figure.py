@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from typing import TYPE_CHECKING
 
-from experiments.sweep_scores import CHOOSING
+from experiments.sweeps.scores import CHOOSING
 
 if TYPE_CHECKING:
     import optuna

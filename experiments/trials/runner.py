@@ -8,7 +8,7 @@ failed ones left alone unless `retry_failed`. A trial's run folder (`config.run_
 
     trial.yaml  the config that the commands are given
     trial.log   what the commands printed
-    trial.json  the record, see `experiments.records`
+    trial.json  the record, see `experiments.trials.records`
     trial.lock  held by the running command, which it names, also when its runner was killed
 """
 
@@ -23,10 +23,10 @@ from collections.abc import Callable, Collection, Iterable
 from dataclasses import replace
 from typing import IO
 
-from experiments.hardware import Hardware, hardware_of
-from experiments.inputs import vae_sha256
-from experiments.records import Record, Status, read_record, recorded_config, write_record
-from experiments.trial import Outcome, Steps, Trial
+from experiments.trials.hardware import Hardware, hardware_of
+from experiments.trials.inputs import vae_sha256
+from experiments.trials.records import Record, Status, read_record, recorded_config, write_record
+from experiments.trials.trial import Outcome, Steps, Trial
 from utils.config import dump_config
 from utils.errors import UserError
 from utils.files import atomic_write

@@ -16,9 +16,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from experiments.earlier_runs import is_trained_like, own_record
-from experiments.optuna_figure import draw_search
-from experiments.optuna_study import (
+from experiments.sweeps.optuna_figure import draw_search
+from experiments.sweeps.optuna_study import (
     distribution,
     make_sampler,
     open_optuna_study,
@@ -26,8 +25,7 @@ from experiments.optuna_study import (
     set_at_creation,
     value_of,
 )
-from experiments.records import Status
-from experiments.sweep_scores import (
+from experiments.sweeps.scores import (
     OpenElsewhere,
     SettingScores,
     best_validation,
@@ -36,10 +34,12 @@ from experiments.sweep_scores import (
     validation_curve,
     values_of,
 )
-from experiments.sweep_settings import Sweep
-from experiments.sweep_slots import free_slots
-from experiments.sweep_trials import Setting, make_setting
-from experiments.trial import Outcome, Trial
+from experiments.sweeps.settings import Sweep
+from experiments.sweeps.slots import free_slots
+from experiments.sweeps.trials import Setting, make_setting
+from experiments.trials.earlier_runs import is_trained_like, own_record
+from experiments.trials.records import Status
+from experiments.trials.trial import Outcome, Trial
 
 if TYPE_CHECKING:
     import optuna
@@ -88,7 +88,7 @@ class RunningSetting:
 class SearchPlan:
     """The trials of a study, asked for one setting at a time.
 
-    `owner` names the slot that this process holds (`experiments.sweep_slots`). With `only_report` the study
+    `owner` names the slot that this process holds (`experiments.sweeps.slots`). With `only_report` the study
     must be there and is left as it is: `trials` are not asked for.
     """
 

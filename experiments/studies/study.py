@@ -23,8 +23,8 @@ from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from experiments.sweep_settings import form_problem
-from experiments.trial import Trial
+from experiments.sweeps.settings import form_problem
+from experiments.trials.trial import Trial
 from utils.config import FilePath, check_used, load_config, make_config
 from utils.config_keys import NOT_INHERITED
 from utils.errors import UserError

@@ -7,10 +7,10 @@ from collections.abc import Collection, Mapping
 
 from datasets.cases import open_data_set
 from engine.training_cases import training_cases_from
-from experiments.inputs import check_weights
-from experiments.records import read_record
-from experiments.study import Run, Study
-from experiments.trial import Trial
+from experiments.studies.study import Run, Study
+from experiments.trials.inputs import check_weights
+from experiments.trials.records import read_record
+from experiments.trials.trial import Trial
 
 
 def describe_plan(study: Study, runs: Mapping[Run, Trial], left: Collection[Trial]) -> str:

@@ -11,18 +11,10 @@ from typing import TYPE_CHECKING, Protocol
 from datasets.cases import open_data_set
 from engine.runs.seen_cases import known_held_out_cases
 from engine.training_cases import training_cases_from
-from experiments.earlier_runs import (
-    check_earlier_runs,
-    check_settings,
-    other_settings,
-    own_record,
-    trained_alike,
-)
-from experiments.records import RECORD
-from experiments.sweep_report import find_best, write_best, write_report
-from experiments.sweep_scores import OpenElsewhere, SettingScores, score_setting
-from experiments.sweep_settings import Range, Sweep
-from experiments.sweep_trials import (
+from experiments.sweeps.report import find_best, write_best, write_report
+from experiments.sweeps.scores import OpenElsewhere, SettingScores, score_setting
+from experiments.sweeps.settings import Range, Sweep
+from experiments.sweeps.trials import (
     Setting,
     best_config,
     check_inputs,
@@ -31,7 +23,15 @@ from experiments.sweep_trials import (
     list_settings,
     make_setting,
 )
-from experiments.trial import Outcome, Trial
+from experiments.trials.earlier_runs import (
+    check_earlier_runs,
+    check_settings,
+    other_settings,
+    own_record,
+    trained_alike,
+)
+from experiments.trials.records import RECORD
+from experiments.trials.trial import Outcome, Trial
 from utils.errors import UserError, listed
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ class Plan(Protocol):
 def make_plan(sweep: Sweep, owner: str, retry_failed: bool) -> Plan:
     """The plan of a sweep whose slot is held under the identity `owner`."""
     if sweep.settings.search:
-        from experiments.sweep_search import SearchPlan
+        from experiments.sweeps.search import SearchPlan
 
         return SearchPlan(sweep, owner, retry_failed)
     return ListedPlan(sweep, list_settings(sweep))
@@ -80,7 +80,7 @@ def make_report_plan(sweep: Sweep) -> Plan:
     UserError where nothing of it has been run, or all of it with other settings.
     """
     if sweep.settings.search:
-        from experiments.sweep_search import SearchPlan
+        from experiments.sweeps.search import SearchPlan
 
         return SearchPlan(sweep, owner="", retry_failed=False, only_report=True)
     settings = list_settings(sweep)
@@ -111,7 +111,7 @@ def describe_plan(sweep: Sweep) -> str:
     """
     settings = sweep.settings
     if settings.search:
-        from experiments.optuna_study import check_earlier_search, distribution
+        from experiments.sweeps.optuna_study import check_earlier_search, distribution
 
         check_search(sweep)
         check_earlier_search(sweep)

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from datasets.cases import find_split_file
-from experiments.hardware import process_count
-from experiments.inputs import vae_file
-from experiments.optuna_storage import open_patiently
-from experiments.sweep_settings import Range, Sweep
-from experiments.sweep_trials import text_of
+from experiments.sweeps.optuna_storage import open_patiently
+from experiments.sweeps.settings import Range, Sweep
+from experiments.sweeps.trials import text_of
+from experiments.trials.hardware import process_count
+from experiments.trials.inputs import vae_file
 from utils.config import Config
 from utils.config_keys import CHANGEABLE_ON_RESUME, KEPT_IN_SEARCH
 from utils.errors import UserError

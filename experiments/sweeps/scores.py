@@ -10,10 +10,10 @@ from typing import NamedTuple
 import numpy as np
 
 from engine.runs.history import read_scores
-from experiments.earlier_runs import fitting_results, other_settings, own_record
-from experiments.records import Record, Status
-from experiments.sweep_trials import Setting, text_of
-from experiments.trial import Trial
+from experiments.sweeps.trials import Setting, text_of
+from experiments.trials.earlier_runs import fitting_results, other_settings, own_record
+from experiments.trials.records import Record, Status
+from experiments.trials.trial import Trial
 from scoring.groups import joined
 from scoring.results import RESULTS_PREFIX, Results, recorded_groups
 

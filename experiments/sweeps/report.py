@@ -17,8 +17,8 @@ from statistics import fmean
 from typing import TYPE_CHECKING, get_args
 
 from experiments.differences import mean_with_interval
-from experiments.records import Status
-from experiments.sweep_scores import CHOOSING, Repeat, SettingScores
+from experiments.sweeps.scores import CHOOSING, Repeat, SettingScores
+from experiments.trials.records import Status
 from scoring.groups import unit_text
 from scoring.statistics import SampleStatistics, describe, t_interval
 from utils.config import Config, dump_config

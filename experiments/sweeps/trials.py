@@ -18,9 +18,9 @@ from typing import Any
 from datasets.cases import find_split_file
 from datasets.prepared import read_metadata_groups
 from datasets.splits import hold_out_fold, read_split
-from experiments.inputs import check_weights
-from experiments.sweep_settings import BEST_NAME, Range, Sweep
-from experiments.trial import Trial
+from experiments.sweeps.settings import BEST_NAME, Range, Sweep
+from experiments.trials.inputs import check_weights
+from experiments.trials.trial import Trial
 from utils.config import Config, check_used
 from utils.config_keys import IDLE, MACHINE_SETTINGS, NOT_INHERITED
 from utils.errors import UserError

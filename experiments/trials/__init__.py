@@ -1,0 +1,1 @@
+"""Runs by name: what each leaves on record, and how several are trained at a time, each in a process."""
