@@ -9,6 +9,8 @@ from statistics import fmean, stdev
 
 import pytest
 
+from scoring.statistics import t_interval
+
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = (ROOT / "docs" / "results.md").read_text()
 SCORES = ROOT / "docs" / "results" / "busi_small_first"
@@ -151,6 +153,43 @@ def test_what_was_also_tried_is_compared_with_the_row_of_the_study() -> None:
     ]
     first, second = (f"{a:.1f} ({b:.1f})" for a, b in (of_study[:2], of_study[2:4]))
     assert f"| {system} | {first} | {second} |" in text
+
+
+def test_three_times_as_long_is_compared_with_the_rows_of_the_study() -> None:
+    folder = SCORES.with_name("busi_reduced_20_epochs")
+    cases, study = rows_in("dice_60_epochs.csv", folder), rows_in("results.csv", folder)
+    assert [(c["case"], c["leaked"]) for c in cases] == [(c["case"], c["leaked"]) for c in CASES]
+    text = PAGE.partition("### Three times as long\n")[2].partition("\n### ")[0]
+    upright = "Wave-GMS, Muon, kept upright"
+    shorter = (f"{upright}, strong augmentation", upright)
+
+    def of_study(system: str, checkpoint: str, column: str) -> list[float]:
+        rows = [r for r in study if (r["system"], r["checkpoint"]) == (system, checkpoint)]
+        return [100 * float(row[column]) for row in rows]
+
+    def line(row: str, way: str = "", checkpoint: str = "", column: str = "dice") -> list[float]:
+        kept = [c for c in cases if column == "dice" or c["leaked"] == "0"]
+        found = [100 * fmean(float(c[f"seed {seed}{way}"]) for c in kept) for seed in (1, 2, 3)]
+        before = [of_study(s, checkpoint, column) for s in shorter] if checkpoint else []
+        columns = [f"{value:.1f}" for value in found] + list(map(over_runs, (found, *before)))
+        assert f"| {row} | {' | '.join(columns)} |" in text
+        return found
+
+    line("test, the last epoch", ", last epoch")
+    line("with test-time augmentation", ", TTA", "tta")
+    for column, row in (
+        ("dice", "test, chosen on validation"),
+        ("dice_without_leaked", "no leaked cases"),
+    ):
+        found = line(row, "", "validation", column)
+        for system in shorter:
+            gains = [
+                a - b for a, b in zip(found, of_study(system, "validation", column), strict=True)
+            ]
+            low, high = t_interval(gains)
+            assert f"({fmean(gains):.1f}, {low:.1f} to {high:.1f})" in text.replace(
+                "interval of the mean, 1.3: ", "1.3, "
+            )
 
 
 def test_the_test_cases_are_those_of_the_published_split() -> None:
