@@ -389,9 +389,8 @@ def test_training_cases_follow_the_config(tmp_path: Path) -> None:
     def first(**changes: object) -> Sample:
         values = {"pickle_file_path": data_set.split_file, "image_size": 32, "folds": 3}
         config = make_config(values | changes)
-        return training_sets(config, training_cases_from(config, data_set), system, progress=False)[
-            0
-        ][0, 0]
+        cases = training_cases_from(config, data_set)
+        return training_sets(config, cases, system, progress=False)[0][0, 0]
 
     plain, other = first(augment=False), first(augment=False, seed=6)
     assert not torch.equal(first()["image"], plain["image"])
