@@ -8,7 +8,7 @@ import os
 import platform
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -119,6 +119,18 @@ def choose_precision(asked: str, on_gpu: bool) -> str:
     if not on_gpu:
         return "fp32"
     return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+
+
+def bf16_on_this_cpu() -> str:
+    """How this processor computes in bf16: `fast`, by units for matrix products (AMX of Intel's Xeons
+    from 2023), `slow`, without any instructions for it, or `unknown`, also where torch cannot tell.
+    """
+    import torch
+
+    has: Mapping[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
+    if has.get("amx_bf16"):
+        return "fast"
+    return "slow" if has.get("avx512_bf16") is False else "unknown"
 
 
 def set_up_torch(on_gpu: bool, deterministic: bool) -> None:

@@ -60,6 +60,12 @@ def start_of(command: list[str]) -> Tensor:
 def test_a_step_in_low_precision_is_near_that_in_float32(
     graphs: bool, precision: str, of_loss: float, cosine: float, vae: Path
 ) -> None:
+    check_step_near_float32(graphs, precision, of_loss, cosine, vae)
+
+
+def check_step_near_float32(
+    graphs: bool, precision: str, of_loss: float, cosine: float, vae: Path
+) -> None:
     accelerator = make_accelerator(precision, 1, deterministic=True)
     plain = build(vae).to(accelerator.device)
     model = accelerator.prepare_model(build(vae))

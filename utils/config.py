@@ -203,8 +203,8 @@ class Config(BaseModel):
     )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         "auto",
-        description="auto: bf16 on GPUs that have it, fp16 on others, fp32 on the CPU. When resumed it must mean "
-        "the same",
+        description="auto: bf16 on GPUs that have it, fp16 on others, fp32 on the CPU, where bf16 is faster on a "
+        "processor with units for it (docs/performance.md). When resumed it must mean the same",
     )
     channels_last: bool = Field(
         True,
