@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from models.base import SegmentationModel
+from models.baseline import Baseline
 from models.build import build_system
 from models.losses import LossWeights
 from tests.autoencoders import parity, save_tiny_vae
@@ -89,6 +90,24 @@ def test_published_weights_load(build: Build, tmp_path: Path, shared: Path) -> N
     system = build("tiny_vae", "wavelet", ch=32)
     load_weights(file, system)
     torch.testing.assert_close(weights_of(system), {"model": guided, "skff_model": skff})
+
+
+@SUFFIXES
+def test_a_part_that_is_called_module_keeps_its_names(tmp_path: Path, suffix: str) -> None:
+    class Wrapper(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.module = torch.nn.Conv2d(3, 1, 1)
+
+        def forward(self, image: torch.Tensor) -> torch.Tensor:
+            output: torch.Tensor = self.module(image)
+            return output
+
+    written, read = Baseline(Wrapper()), Baseline(Wrapper())
+    file = tmp_path / f"best_model{suffix}"
+    save_weights(file, written)
+    load_weights(file, read)
+    torch.testing.assert_close(weights_of(read), weights_of(written), rtol=0, atol=0)
 
 
 def test_what_is_empty_is_no_part(build: Build, tmp_path: Path) -> None:

@@ -109,8 +109,11 @@ def load_weights(
             f"no weights at {path.absolute()}{_instead(path)}; train a model (sh train.sh) or set `{key}:` to a "
             "checkpoint"
         )
-    found = _read(path)
     parts = system.parts()
+    found = {
+        name: _without_prefix(weights, parts[name]) if name in parts else weights
+        for name, weights in _read(path).items()
+    }
     problems = [
         problem
         for name in dict.fromkeys([*parts, *found])
@@ -215,7 +218,7 @@ def _read(path: Path) -> Weights:
         raise UserError(
             f"{path} is the state of a training, from which it is resumed: name the weights beside it, best_model.pth"
         )
-    return {str(name): _strip(part) for name, part in content.items() if _is_state_dict(part)}
+    return {str(name): part for name, part in content.items() if _is_state_dict(part)}
 
 
 def _is_state_dict(part: Any) -> bool:
@@ -229,11 +232,14 @@ def _is_state_dict(part: Any) -> bool:
     )
 
 
-def _strip(part: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Keys without the `module.` that DataParallel puts before each."""
-    if all(key.startswith("module.") for key in part):
-        return {key.removeprefix("module."): value for key, value in part.items()}
-    return part
+def _without_prefix(weights: dict[str, Tensor], part: nn.Module) -> dict[str, Tensor]:
+    """The weights of `part`, without the `module.` that DataParallel puts before each of its keys."""
+    prefix = "module."
+    if any(key.startswith(prefix) for key in part.state_dict()):  # the part's own names
+        return weights
+    if all(key.startswith(prefix) for key in weights):
+        return {key.removeprefix(prefix): value for key, value in weights.items()}
+    return weights
 
 
 def _mismatches(
