@@ -1417,6 +1417,26 @@ def test_resume_after_a_table_was_saved_by_another_program(tmp_path: Path) -> No
         resume()
 
 
+@pytest.mark.parametrize("resume", [True, False])
+def test_a_second_run_in_the_folder_is_refused(tmp_path: Path, resume: bool) -> None:
+    folder, out = picture_folder(tmp_path / "in", 2), tmp_path / "out"
+    jobs = find_jobs([str(folder)], False, out)
+    first = output_folder(out, {"weights_sha256": "0"})
+    first.open(jobs, resume=False, overwrite=False)
+    for each in (out / "predictions.partial.csv", out / "settings.json"):
+        assert each.is_file()
+    with pytest.raises(
+        UserError, match=r"another run of predict\.py writes into .*out: wait.*--out"
+    ):
+        fake_run(out, jobs, resume=resume)
+    read = partial(read_file, max_megapixels=1, window=None)
+    for row in predict_files(jobs, read, GreyBackend(), PredictionOptions(), first, 2, 1):
+        first.add(row)
+    first.close(jobs)
+    assert files_of(out) == {"scan_0": "in", "scan_1": "in"}
+    assert fake_run(out, jobs, resume=True) == []
+
+
 def test_resume_with_other_inputs_keeps_what_is_there(tmp_path: Path, run: Path) -> None:
     first, second = picture_folder(tmp_path / "a", 2), picture_folder(tmp_path / "b", 1)
     out = tmp_path / "out"

@@ -10,7 +10,7 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
@@ -33,6 +33,7 @@ from engine.prediction.segmentation import Segmentation
 from utils.errors import UserError
 from utils.files import atomic_write, try_to_write
 from utils.images import encode_image, to_16_bit
+from utils.locks import FolderInUse, try_lock
 from utils.overlay import draw_overlay
 from utils.tables import csv_text
 
@@ -70,6 +71,7 @@ class OutputFolder:
         their names. To overwrite, the earlier files of an image that gets another name are deleted.
 
         UserError
+        - if another process is writing predictions into the folder;
         - if the folder holds predictions, and neither `resume` nor `overwrite` is set;
         - if other files lie where predictions would go, such as the masks of a data set;
         - to resume, if the settings differ or the table cannot be read;
@@ -77,6 +79,7 @@ class OutputFolder:
         - if the folder cannot be written to.
         """
         check_unused(self.folder, resume or overwrite)
+        self._check_not_in_use()
         earlier = EarlierOutputs(self.folder, self.settings)
         place_of = places()
         given = Counter(place_of(job.file) for job in jobs)
@@ -127,6 +130,21 @@ class OutputFolder:
             atomic_write(self._partial, csv_text(COLUMNS, [*self._earlier, *self._rows.values()]))
             self._table.unlink(missing_ok=True)
             self._journal = self._partial.open("a", encoding="utf-8")
+        with suppress(UserError):  # the file system may have no locks
+            try_lock(self._journal)
+
+    def _check_not_in_use(self) -> None:
+        """FolderInUse while another process has the rows open, and their lock."""
+        try:
+            with self._partial.open("rb") as rows:
+                in_use = not try_lock(rows)
+        except (OSError, UserError):  # there is no such run, or the file system has no locks
+            return
+        if in_use:
+            raise FolderInUse(
+                f"another run of predict.py writes into {self.folder}: wait for it, stop it, or name another folder "
+                "by --out"
+            )
 
     def paths(self, name: str) -> dict[str, Path]:
         """The files of one image by what they hold."""
