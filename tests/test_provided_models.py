@@ -194,6 +194,18 @@ def test_the_order_of_the_names_is_no_other_split(finished: Path, tmp_path: Path
     assert summary_in(shared)["provenance"]["trained_on_another_split"] is False
 
 
+def test_provided_weights_take_the_split_file_of_the_config_whatever_its_path(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passed_on(finished, tmp_path / "provided" / "blobs")
+    monkeypatch.setattr("engine.runs.trained_run.PROVIDED_MODELS", tmp_path / "provided")
+    split = tmp_path / "set #2: no comment" / "blobs_train_test_names.json"
+    own = {"pickle_file_path": str(split), "snapshot_path": str(tmp_path / "wave_gms_blobs")}
+    file = tmp_path / "blobs_valid.yaml"
+    file.write_text(json.dumps(own))
+    assert find_run(config_file=file).config.pickle_file_path == split
+
+
 def test_provided_weights_stand_in_until_there_is_a_run(
     finished: Path, tmp_path: Path, vae: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

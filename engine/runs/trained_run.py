@@ -89,9 +89,9 @@ def _run_of_config(config_file: Path, weights: Path | None, overrides: Sequence[
         f"no run in {config.snapshot_path} yet: the weights that come with the repository are used, with their own "
         f"config, {provided}"
     )
-    return _run_in_folder(
-        provided, None, [f"pickle_file_path={config.pickle_file_path}", *overrides]
-    )
+    run = _run_in_folder(provided, None, overrides)
+    split_file = {"pickle_file_path": config.pickle_file_path}
+    return run._replace(config=run.config.model_copy(update=split_file))
 
 
 def _with_checkpoint(config: Config, weights: Path | None) -> TrainedRun:
