@@ -21,6 +21,8 @@ OTHER_NAMES = {
     "gradient_accumulation_steps": "accumulate", "dataset": "pickle_file_path", "data": "pickle_file_path",
 }  # fmt: skip
 """What other frameworks call a key, for the message about one that is unknown."""
+WITH_OTHER_VALUES = {"GPUs", "init_weights", "model", "pickle_file_path", "precision"}
+"""Those of these keys that other frameworks also give other values, such as `amp: true`."""
 
 _LOSSES = "the losses of Wave-GMS are weighted by w_rec, w_dice and w_tversky; a network of your own may bring its own"
 _BEST_IS_KEPT = "training does not stop early: the weights of the best epoch are kept, best_model.pth (with select_on: last, those of the last); epochs says how many"

@@ -65,12 +65,14 @@ class ArgumentParser(argparse.ArgumentParser):
     def _setting(self, option: str, value: str) -> str:
         """`key=value` where the option is called as a key of the config, or as it is elsewhere; else ''."""
         from utils.config import Config
-        from utils.config_problems import OTHER_NAMES
+        from utils.config_problems import OTHER_NAMES, WITH_OTHER_VALUES
 
-        key = option.removeprefix("--").replace("-", "_")
-        key = OTHER_NAMES.get(key, key)
+        name = option.removeprefix("--").replace("-", "_")
+        key = OTHER_NAMES.get(name, name)
         if key not in Config.model_fields:
             return ""
+        if key != name and key in WITH_OTHER_VALUES:
+            return f"{key}=..., whose values docs/config.md lists"
         if not value and option in self._given:
             value = next(iter(self._given[self._given.index(option) + 1 :]), "-")
             value = "true" if value.startswith("-") or "=" in value else value
