@@ -55,7 +55,6 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> None:
     arguments = parse_arguments(argv)
 
-    from datasets.image_files.windowing import parse_window
     from engine.prediction.backends import open_backend, window_for
     from engine.prediction.web_access import RefuseForeign
     from engine.prediction.web_page import STYLE, build_page
@@ -63,8 +62,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     from utils.logs import log_to
 
     log_to()
-    if arguments.window is not None:
-        parse_window(arguments.window)  # refused before the model is loaded
     signal.signal(signal.SIGTERM, leave)  # while it starts, so that the folder goes
     with tempfile.TemporaryDirectory(prefix="upload-") as uploads:
         os.environ["GRADIO_TEMP_DIR"] = uploads
@@ -78,9 +75,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
         backend = open_backend(arguments)
         window = window_for(backend, arguments.window)
-        page = build_page(
-            backend, arguments.max_megapixels, None if window is None else parse_window(window)
-        )
+        page = build_page(backend, arguments.max_megapixels, window)
         try:
             _, address, _ = page.launch(
                 server_name=in_brackets(arguments.host),

@@ -100,7 +100,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     from tqdm import tqdm
 
-    from datasets.image_files.windowing import parse_window
+    from datasets.image_files.windowing import window_text
     from engine.prediction.backends import open_backend, window_for
     from engine.prediction.earlier_outputs import check_unused
     from engine.prediction.files import predict_files, read_file
@@ -111,8 +111,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     from utils.logs import log_to
 
     log_to()
-    if arguments.window is not None:
-        parse_window(arguments.window)  # refused before the model is loaded
     jobs = find_jobs(arguments.inputs, arguments.recursive, arguments.out)
     check_unused(arguments.out, arguments.resume or arguments.overwrite)
     check_writable(arguments.out)
@@ -125,7 +123,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "image_size": backend.image_size,
         "threshold": threshold,
         **asdict(method),
-        "window": window,
+        "window": window_text(window) or None,
         "overlay": arguments.overlay,
         **({"orientations": backend.orientations} if arguments.tta else {}),
     }
@@ -134,11 +132,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if len(to_do) < len(jobs):
         log.info("%d of %d images are already done", len(jobs) - len(to_do), len(jobs))
 
-    read = partial(
-        read_file,
-        max_megapixels=arguments.max_megapixels,
-        window=None if window is None else parse_window(window),
-    )
+    read = partial(read_file, max_megapixels=arguments.max_megapixels, window=window)
     rows = predict_files(
         to_do, read, backend, method, folder, arguments.batch_size, arguments.workers
     )

@@ -88,11 +88,8 @@ class Candidate(ABC):
     """A way to train and to use a network.
 
     Attributes:
-        device_text: what it runs on, for people.
         waited: seconds that the current task waited for the loader.
     """
-
-    device_text: str
 
     def __init__(self, workload: Workload, device: torch.device) -> None:
         self.workload = workload
@@ -208,7 +205,3 @@ class Candidate(ABC):
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device)
         return peak_bytes()
-
-    def describe(self) -> str:
-        """What it runs on, for people."""
-        return self.device_text

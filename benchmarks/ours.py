@@ -31,17 +31,12 @@ CACHE_BYTES = 1 << 32  # for the decoded cases of each loader
 class Ours(Candidate):
     """Wave-GMS, or a baseline for predictions alone, in the layouts and precision of the engine."""
 
-    # with `image_size` and `__call__`, what `engine.prediction.segmentation.segment` asks of a backend
-    threshold = THRESHOLD
-    orientations = 8
-    window = ""
+    orientations = 8  # with `image_size` and `__call__`, a `SquareModel`
 
     def __init__(self, workload: Workload, vae: str, model: str = "wave-gms") -> None:
         self.accelerator = make_accelerator(workload.precision, 1, deterministic=False)
         super().__init__(workload, self.accelerator.device)
-        self.device_text = describe_device(self.accelerator)
         self.image_size = workload.image_size
-        self.origin: dict[str, str] = {}
         self.system = fresh_system(vae, workload.image_size, model)
         on_gpu = self.device.type == "cuda"
         choose_layout(self.system, on_gpu)
@@ -78,6 +73,10 @@ class Ours(Candidate):
             pin_memory=on_gpu,
         )
         return train_loader, make_loader(test_set, work.batch_size, pin_memory=on_gpu)
+
+    def describe(self) -> str:
+        """What it runs on, for people."""
+        return describe_device(self.accelerator)
 
     def losses(self, image: Tensor, mask: Tensor, noise: Tensor) -> dict[str, Tensor]:
         return self.training_pass(image, mask, noise)

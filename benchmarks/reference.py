@@ -34,7 +34,6 @@ class Reference(Candidate):
     def __init__(self, workload: Workload, vae: str) -> None:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         super().__init__(workload, device)
-        self.device_text = device.type
         system = fresh_system(vae, workload.image_size).to(device)
         assert isinstance(system, WaveGMS) and system.encoder is not None
         self.system, self.encoder, self.weights = system, system.encoder, LossWeights()

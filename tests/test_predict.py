@@ -28,7 +28,7 @@ import predict
 from datasets.cases import read_image
 from datasets.image_files.headers import ImageError
 from datasets.image_files.pictures import read_content, read_picture
-from datasets.image_files.windowing import parse_window
+from datasets.image_files.windowing import parse_window, window_text
 from engine.prediction.files import predict_files, read_file
 from engine.prediction.inputs import Job, find_jobs, unique_names
 from engine.prediction.outputs import OutputFolder
@@ -69,7 +69,7 @@ class GreyBackend:
     image_size = 16
     threshold = 0.5
     orientations = 8
-    window = ""
+    window = None
 
     def __init__(self, answer: Callable[[np.ndarray], np.ndarray] | None = None) -> None:
         self.answer = answer or (lambda images: images.mean(1))
@@ -320,6 +320,10 @@ def test_images_with_a_note_are_counted(
 
 def test_windows_are_parsed() -> None:
     assert parse_window("auto") == "auto" and parse_window("-100,300.5") == (-100, 300.5)
+    for window in (None, "auto", (0, 4096.0), (-0.1, 1234567.5), (1e-9, 1e300)):
+        text = window_text(window)
+        assert (parse_window(text) if text else None) == window
+    assert window_text((0, 4096.0)) == "0,4096"
     for text in ("5", "3,1", "1,1", "a,b", "nan,1", "0,inf", "1,2,3"):
         with pytest.raises(UserError, match="LOW,HIGH"):
             parse_window(text)
@@ -1814,7 +1818,7 @@ def test_inputs_may_follow_options(tmp_path: Path) -> None:
     command = ["--run", "R", "a.png", "--out", str(tmp_path / "o"), "--window", "-160,240", "b.png"]
     arguments = predict.parse_arguments([*command, "--tta", "image_size=256"])
     assert arguments.inputs == ["a.png", "b.png", "image_size=256"]
-    assert arguments.tta and arguments.window == "-160,240"
+    assert arguments.tta and arguments.window == (-160, 240)
     (tmp_path / "a.png").touch()
     rest = [str(tmp_path / "a.png"), "--out", str(tmp_path / "o"), "image_size=256"]
     with pytest.raises(UserError, match="is changed by --set image_size=256"):
@@ -1824,8 +1828,8 @@ def test_inputs_may_follow_options(tmp_path: Path) -> None:
 @pytest.mark.parametrize("program", [predict, app], ids=["predict", "app"])
 def test_a_window_may_begin_below_0(program: ModuleType) -> None:
     rest = ["scan.png", "--out", "out"] if program is predict else []
-    for window in ("-160,240", "-.5,1"):
-        arguments = program.parse_arguments(["--run", "run", "--window", window, *rest])
+    for text, window in (("-160,240", (-160, 240)), ("-.5,1", (-0.5, 1))):
+        arguments = program.parse_arguments(["--run", "run", "--window", text, *rest])
         assert arguments.window == window
 
 

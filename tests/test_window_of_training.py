@@ -108,7 +108,7 @@ def test_exported_weights_hold_the_window(work: Path, tmp_path: Path) -> None:
     assert read_metadata(weights)["window"] == "200,800"
     again = tmp_path / "again" / "best_model.safetensors"
     export.main(["--run", str(weights.parent), "--out", str(again)])
-    assert window_for(TorchBackend(*find_run(again.parent)), None) == "200,800"
+    assert window_for(TorchBackend(*find_run(again.parent)), None) == (200, 800)
 
 
 def test_an_onnx_file_holds_the_window(work: Path, tmp_path: Path) -> None:

@@ -44,7 +44,7 @@ def window_text(window: Window) -> str:
     """A window as `parse_window` reads it, '' for none."""
     if window is None or isinstance(window, str):
         return window or ""
-    return f"{window[0]:g},{window[1]:g}"
+    return ",".join(f"{v:g}" if float(f"{v:g}") == v else repr(v) for v in window)
 
 
 def scale_to_8_bit(

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from datasets.image_files.windowing import parse_window
+from datasets.image_files.windowing import Window, parse_window, window_text
 from engine.prediction.model_arguments import find_named_run
 from engine.runs.trained_run import load_run
 from utils.errors import UserError, first_line
@@ -27,22 +27,27 @@ ONNX_FORMAT = "wave-gms 1"
 """Value of the metadata key `format` in the files of export.py."""
 
 
-class Backend(Protocol):
-    """A model that is ready to run."""
+class SquareModel(Protocol):
+    """A model of square images that is ready to run."""
 
     image_size: int
     """Side S of its square input, pixels."""
-    threshold: float
-    """Probability from which a pixel is foreground, as the model was validated."""
     orientations: int
     """How many orientations of an image the model is for: 8, or 2 where images keep their top."""
-    window: str
-    """The `--window` that its training images were prepared with, '' for none or where it is not known."""
-    origin: dict[str, str]
-    """What its probabilities depend on besides the image: hashes of all weights, and the precision."""
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
         """Images (B, 3, S, S) float32 in [0, 1] -> probabilities (B, S, S) float32."""
+
+
+class Backend(SquareModel, Protocol):
+    """Such a model, with what is known of its training."""
+
+    threshold: float
+    """Probability from which a pixel is foreground, as the model was validated."""
+    window: Window
+    """That its training images were prepared with, None also where it is not known."""
+    origin: dict[str, str]
+    """What its probabilities depend on besides the image: hashes of all weights, and the precision."""
 
 
 def open_backend(arguments: argparse.Namespace) -> Backend:
@@ -55,20 +60,30 @@ def open_backend(arguments: argparse.Namespace) -> Backend:
     return OnnxBackend(arguments.onnx)
 
 
-def window_for(backend: Backend, given: str | None) -> str | None:
+def window_for(backend: Backend, given: Window) -> Window:
     """The window for images of more than 8 bits: `given` (of --window), else that of the model, else None.
 
     Logs which it is where the model has one.
     """
-    trained = backend.window or None
-    if trained and given is None:
-        log.info("images of more than 8 bits are scaled as in training, by --window %s", trained)
-    elif trained and given is not None and parse_window(given) != parse_window(trained):
-        log.warning(
-            f"the training images of this model were prepared with --window {trained}, these are scaled by {given}: "
-            "leave out --window to scale them as in training"
+    trained = backend.window
+    if trained is None or given == trained:
+        return given
+    if given is None:
+        log.info(
+            "images of more than 8 bits are scaled as in training, by --window %s",
+            window_text(trained),
         )
-    return given or trained
+        return trained
+    log.warning(
+        f"the training images of this model were prepared with --window {window_text(trained)}, these are scaled by "
+        f"{window_text(given)}: leave out --window to scale them as in training"
+    )
+    return given
+
+
+def _recorded_window(text: str | None) -> Window:
+    """A window as it is kept with the weights, '' or None for none."""
+    return parse_window(text) if text else None
 
 
 def orientations_of(keep_upright: bool) -> int:
@@ -91,7 +106,7 @@ class TorchBackend:
         self.image_size = config.image_size
         self.threshold = config.threshold
         self.orientations = orientations_of(config.keep_upright)
-        self.window = TrainingRecord.read(checkpoint).window or ""
+        self.window = _recorded_window(TrainingRecord.read(checkpoint).window)
         self.origin = {
             "weights_sha256": loaded.sha256,
             **{f"{name} sha256": value for name, value in loaded.frozen.items()},
@@ -144,7 +159,7 @@ class OnnxBackend:
         self.image_size = int(metadata["image_size"])
         self.threshold = float(metadata["threshold"])
         self.orientations = orientations_of(metadata.get("keep_upright") == "True")
-        self.window = metadata.get("window", "")
+        self.window = _recorded_window(metadata.get("window"))
         self.origin = {"weights_sha256": hashlib.sha256(content).hexdigest()}
         log.info("model: %s, ONNX Runtime, %s", path, self._session.get_providers()[0])
 

@@ -10,7 +10,7 @@ import numpy as np
 from datasets.image_files.headers import ImageError
 from datasets.image_files.pictures import Picture, read_content, read_picture
 from datasets.image_files.windowing import Window
-from engine.prediction.backends import Backend
+from engine.prediction.backends import SquareModel
 from engine.prediction.folder_layout import PredictionRow
 from engine.prediction.inputs import Job
 from engine.prediction.outputs import OutputFolder
@@ -27,7 +27,7 @@ def read_file(path: Path, max_megapixels: float, window: Window) -> Picture:
 def predict_files(
     jobs: Sequence[Job],
     read: Callable[[Path], Picture],
-    backend: Backend,
+    backend: SquareModel,
     method: PredictionOptions,
     folder: OutputFolder,
     batch_size: int,

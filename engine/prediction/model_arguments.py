@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from datasets.image_files.windowing import parse_window
 from engine.runs.trained_run import TrainedRun, find_run
 from utils.entry import accept_negative_values
 
@@ -38,10 +39,11 @@ def find_named_run(arguments: argparse.Namespace) -> TrainedRun:
 
 
 def add_window_argument(parser: argparse.ArgumentParser) -> None:
-    """`--window`, for `datasets.image_files.windowing.parse_window` to read."""
+    """`--window`, which is a `Window`, or None where it is not given."""
     accept_negative_values(parser)
     parser.add_argument(
         "--window",
+        type=parse_window,
         metavar="LOW,HIGH|auto",
         help="values of black and white in images of more than 8 bits; auto: each one's range; default: that of "
         "the images that the model was trained on",

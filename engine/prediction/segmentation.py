@@ -20,7 +20,7 @@ import cv2
 import numpy as np
 
 from datasets.cases import resize_image
-from engine.prediction.backends import Backend
+from engine.prediction.backends import SquareModel
 
 T = TypeVar("T")
 HELD_PIXELS = 64_000_000  # of images that wait for their batch to fill
@@ -50,7 +50,7 @@ class Segmentation:
 
 
 def segment(
-    backend: Backend,
+    backend: SquareModel,
     pictures: Iterable[tuple[T, np.ndarray]],
     method: PredictionOptions,
     batch_size: int,
