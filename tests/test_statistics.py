@@ -151,6 +151,15 @@ def test_the_mean_is_over_cases_where_groups_differ_in_size():
     assert all(map(math.isnan, bootstrap_interval(values, ["a"] * 5)))
 
 
+def test_the_mean_of_a_resample_is_over_the_cases_that_it_draws():
+    values, groups = sample(21), np.repeat(np.arange(6), np.arange(1, 7))
+    drawn = np.random.default_rng(2333).integers(0, 6, (10_000, 6), dtype=np.int32)
+    of_group = [values[groups == group] for group in range(6)]
+    means = [np.concatenate([of_group[group] for group in draw]).mean() for draw in drawn]
+    expected = np.quantile(means, [0.025, 0.975])
+    assert bootstrap_interval(values, list(groups)) == pytest.approx(tuple(expected))
+
+
 def test_an_interval_does_not_depend_on_what_groups_are_called():
     values, groups = sample(40), np.arange(40) // 3
     renamed = [f"group {(7 * group) % 41}" for group in groups]
