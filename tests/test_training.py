@@ -288,6 +288,8 @@ def test_validation_counts_each_case_alike() -> None:
     both = torch.cat([full, full])
     loader: Any = [{"image": both, "mask": both}, {"image": full, "mask": empty}]
     assert validate(predict, loader, 0.5) == pytest.approx((2 / 3, 2 / 3))
+    faint: Any = [{"image": 0.35 * full, "mask": full}]
+    assert validate(predict, faint, 0.3) == (1, 1) and validate(predict, faint, 0.4) == (0, 0)
 
 
 def test_validation_is_in_evaluation_mode_and_training_goes_on_in_its_own() -> None:
@@ -305,12 +307,13 @@ def test_validation_is_in_evaluation_mode_and_training_goes_on_in_its_own() -> N
     assert predict.system.training
 
 
-def test_the_optimiser_and_the_average_follow_the_config(
+def test_optimiser_average_and_threshold_follow_the_config(
     tmp_path: Path, vae: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     validated: list[dict[str, torch.Tensor]] = []
 
-    def better_each_time(predict, *_: object) -> tuple[float, float]:
+    def better_each_time(predict, _: object, threshold: float) -> tuple[float, float]:
+        assert threshold == 0.3
         validated.append(
             {
                 f"{name}.{key}": value.clone()
@@ -322,7 +325,7 @@ def test_the_optimiser_and_the_average_follow_the_config(
 
     monkeypatch.setattr("engine.training.trainer.validate", better_each_time)
     settings = ("batch_size=7", "ema_decay=0.9", "weight_decay=0.3", "clip_norm=0.001")
-    train.main(arguments(tmp_path, vae, *settings, "ch=16"))
+    train.main(arguments(tmp_path, vae, *settings, "threshold=0.3", "ch=16"))
     folder = tmp_path / "run" / "epochs_2"
     first, second = validated
     last, best = weights(folder), torch.load(folder / "best_model.pth", weights_only=True)
@@ -385,10 +388,10 @@ def test_a_network_does_not_draw_what_the_augmentation_drew(
         return step(self, batch)
 
     monkeypatch.setattr(TrainingStep, "__call__", drawing_step)
-    train.main(arguments(tmp_path, vae, "epochs=1"))
+    train.main(arguments(tmp_path, vae, "epochs=2"))
     monkeypatch.setattr("accelerate.Accelerator.process_index", 1)
     train.main(arguments(tmp_path, vae, "epochs=1", out="of_another_process"))
-    assert len(noise) > len(drawn) == 6
+    assert len(noise) > len(drawn) == 9
     assert not any(torch.equal(one, other) for one in drawn for other in noise)
     assert not any(torch.equal(*two) for two in itertools.combinations(drawn, 2))
 
@@ -947,6 +950,7 @@ def test_schedule_warms_up_and_ends_near_zero() -> None:
     assert 0 < values[0] < values[5] < 1
     assert values[10] == 1.0 == max(values)
     assert values[99] < 1e-3
+    assert [values[40], values[55]] == pytest.approx([0.75, 0.5]), "a third and half of the way"
     assert all(a > b for a, b in itertools.pairwise(values[10:]))
     assert warmup_then_cosine(0, 5)(0) == 1.0
 
