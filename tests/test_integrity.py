@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import pickle
 import shutil
@@ -14,6 +15,7 @@ from datasets.checks import near_duplicates
 from datasets.checks.integrity import check_data_set
 from datasets.checks.leaks import leaked_test_cases, write_group_split
 from datasets.checks.near_duplicates import (
+    CROWD,
     MIN_THUMBNAIL_CORRELATION,
     PARTNERS,
     ImageFeatures,
@@ -88,6 +90,7 @@ def test_a_shared_caption_makes_no_near_duplicates() -> None:
 def test_images_without_features_do_no_harm() -> None:
     images = {f"flat {value}": np.full((40, 50), value, np.uint8) for value in (0, 9, 255)}
     images |= {"tiny": np.zeros((1, 1), np.uint8), "scan": scan(0), "same": scan(0)}
+    images["upright"] = images["flat 9"].T.copy()  # of the same bytes, but of another shape
     assert pairs(duplicates_of(images)) == {("scan", "same")}
     assert duplicates_of({"alone": scan(0)}) == []
 
@@ -153,6 +156,27 @@ def test_thumbnails_are_compared_by_what_sets_them_apart() -> None:
     none = np.empty((0, 4), np.uint64)
     found = candidates([made_up(i, common + t, none) for i, t in enumerate(thumbnails)])
     assert {(i, i + 1) for i in range(10, 30, 2)} <= found
+
+
+def test_images_of_one_source_are_paired_each_with_each() -> None:
+    bits = np.random.default_rng(0).integers(0, 2**64, (60, 4), np.uint64)
+    found = candidates([made_up(i, np.eye(32**2)[i], bits) for i in range(4)])
+    assert found == set(itertools.combinations(range(4), 2))
+
+
+def test_features_that_a_crowd_shares_make_no_pairs() -> None:
+    """Such as those of a caption; comparing all with all would take for ever."""
+    bits = np.random.default_rng(0).integers(0, 2**64, (60, 4), np.uint64)
+    assert candidates([made_up(i, np.eye(32**2)[i], bits) for i in range(CROWD + 1)]) == set()
+
+
+def test_thumbnails_of_all_blocks_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks bound the memory: what is a pair does not depend on where they begin."""
+    monkeypatch.setattr(near_duplicates, "BLOCK", 4)
+    textures = np.random.default_rng(0).normal(0, 1, (10, 32**2))
+    textures[8], textures[9] = textures[1] + 0.1 * textures[8], textures[7] + 0.1 * textures[9]
+    none = np.empty((0, 4), np.uint64)
+    assert candidates([made_up(i, t, none) for i, t in enumerate(textures)]) == {(1, 8), (7, 9)}
 
 
 def test_a_small_overlap_makes_no_near_duplicate() -> None:
