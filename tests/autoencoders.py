@@ -1,7 +1,8 @@
-"""Small, randomly initialised autoencoders and parity fixtures for the tests."""
+"""Small, randomly initialised autoencoders, weights from a formula, and parity fixtures for the tests."""
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,21 @@ def save_sd_vae(folder: Path) -> Path:
     )
     autoencoder.save_pretrained(folder)
     return folder
+
+
+def waves(*shape: int, phase: float = 0.0) -> Tensor:
+    """Numbers (*shape) in [-1, 1], float64, the same in every version and on every machine."""
+    steps = torch.arange(math.prod(shape), dtype=torch.float64)
+    return torch.sin(0.7 * steps + phase).view(shape)
+
+
+def weighted_by_waves(network: torch.nn.Module) -> torch.nn.Module:
+    """The network in float64, all its weights from `waves`, so that its outputs can be written down."""
+    for number, weight in enumerate(network.double().parameters()):
+        wave = waves(*weight.shape, phase=number)
+        fan_in = weight[0].numel()
+        weight.data = wave / math.sqrt(fan_in) if weight.dim() > 1 else 0.5 + 0.3 * wave
+    return network.requires_grad_(False)
 
 
 def parity(shared: Path, name: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

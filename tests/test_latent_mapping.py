@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from models.haar import haar_pyramid
-from models.latent_mapping import ResAttnUNet_DS, SelfAttention
+from models.latent_mapping import ResAttnUNet_DS, SelfAttention, group_norm
 from models.sft import SFT, SKFF, SFT_UNet_DS, haar_details
-from tests.autoencoders import parity, relative_error
+from tests.autoencoders import parity, relative_error, waves, weighted_by_waves
 
 HEADS = ("level3", "level2", "level1", "out")
 
@@ -49,6 +49,43 @@ def test_skff_agrees_with_the_published_one(shared) -> None:
     network.load_state_dict(weights)
     with torch.no_grad():
         assert relative_error(network(tensors["guidance"]), tensors["fused"]) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("network", "guidance", "expected"),
+    [
+        (
+            ResAttnUNet_DS,
+            (),
+            {
+                "level3": [-1.39736, 1.56084, 2.79849],
+                "level2": [1.7408, 1.50408, 2.39643],
+                "level1": [-1.22258, -1.00993, 0.46886],
+                "out": [1.06003, 1.02004, -0.22535],
+            },
+        ),
+        (
+            SFT_UNet_DS,
+            (waves(1, 3, 2, 3),),
+            {
+                "level3": [-0.5621, -1.94971, -1.93382],
+                "level2": [1.58728, 1.8367, 0.83565],
+                "level1": [-0.36861, -0.25217, 1.10965],
+                "out": [1.45942, 1.63645, 1.43232],
+            },
+        ),
+    ],
+)
+def test_heads_stay_what_they_were_when_they_agreed_with_the_published_ones(
+    network: type[torch.nn.Module],
+    guidance: tuple[torch.Tensor, ...],
+    expected: dict[str, list[float]],
+) -> None:
+    """Where the reference data is absent: order of the layers, skips, norms, which head is which."""
+    heads = weighted_by_waves(network())(waves(1, 4, 2, 3, phase=1), *guidance)
+    assert tuple(heads) == HEADS
+    for name, values in expected.items():
+        assert heads[name].flatten()[::8].tolist() == pytest.approx(values, rel=1e-4), name
 
 
 @pytest.mark.parametrize(
@@ -96,6 +133,11 @@ def test_attention_is_the_softmax_of_scaled_products() -> None:
     weights = (torch.einsum("bcn,bcm->bnm", q, k) / math.sqrt(16)).softmax(dim=2)
     expected = x + layer.proj_out(torch.einsum("bnm,bcm->bcn", weights, v).view_as(x))
     torch.testing.assert_close(layer(x), expected)
+
+
+def test_norms_add_a_millionth_to_the_variance() -> None:
+    x = torch.tensor([-1e-3, 1e-3]).repeat(16).view(1, 32, 1, 1)  # of the same size in each group
+    torch.testing.assert_close(group_norm(32)(x), x.sign() / math.sqrt(2))
 
 
 def test_sft_scales_and_shifts() -> None:
