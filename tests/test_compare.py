@@ -465,15 +465,15 @@ def test_the_terminal_says_where_there_is_no_interval(tmp_path: Path) -> None:
 
 
 def test_cases_without_a_lesion_are_told_in_the_comparison(tmp_path: Path) -> None:
-    a = validated(tmp_path / "a", shift=0, healthy=3)
-    b = validated(tmp_path / "b", shift=1, healthy=3, alarms=2, missed=1)
+    a = validated(tmp_path / "a", shift=0, healthy=3, alarms=1, missed=2)
+    b = validated(tmp_path / "b", shift=1, healthy=3, alarms=2, missed=3)
     run_compare(a, b, "--out", tmp_path)
     page = (tmp_path / "comparison.md").read_text()
     dice_a, dice_b = (read_results(run).values("DSC")[:17] for run in (a, b))
     expected = paired_difference(dice_b, dice_a)
     assert f"| Dice, with lesion ↑ | {100 * dice_a.mean():.2f} [" in page
     assert f"| b | Dice, with lesion | {100 * expected.mean:+.2f} [" in page
-    assert "| misses | 0 | 1 |\n| false alarms, of 3 without a lesion | 0 | 2 |" in page
+    assert "| misses | 2 | 3 |\n| false alarms, of 3 without a lesion | 1 | 2 |" in page
     assert "\n\n3 of 20 cases have no lesion: where nothing is predicted in one" in page
     latex = (tmp_path / "comparison.tex").read_text()
     assert "20 cases, 3 of them without a lesion\n" in latex
