@@ -25,6 +25,7 @@ from models.base import SegmentationModel, has_batch_norm
 from models.ensemble import Ensemble
 from utils.checkpoints import load_weights
 from utils.errors import UserError
+from utils.mappings import differing
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -100,7 +101,7 @@ def check_common(first: TrainedRun, other: TrainedRun, same_start: bool = True) 
     if None in [record.window for record in records]:  # that of an earlier version is not known
         ignored[WINDOW] = ""
     one, two = (record.to_pass_on() | ignored for record in records)
-    differ = [key for key in one.keys() | two if one.get(key) != two.get(key)]
+    differ = [*differing(one, two, one.keys() | two.keys())]
     same_vae = same_parts(*(_frozen(*each) for each in zip((first, other), records, strict=True)))
     differ += trained_values_that_differ(first.config, other.config, same_vae)
     others = ("keep_upright", *(["init_weights"] if same_start else []))

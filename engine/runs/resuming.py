@@ -13,6 +13,7 @@ from engine.runs.training_record import WINDOW
 from utils.config import Config, load_config
 from utils.config_keys import CHANGEABLE_ON_RESUME
 from utils.errors import UserError
+from utils.mappings import differing
 
 
 def check_resumable(
@@ -68,32 +69,30 @@ def _what_differs(
 
     The other arguments are those of `check_resumable`.
     """
-    current = config.model_dump(mode="json")
-    differing = [
-        f"{key}: {saved.get(key)!r} in the saved run, {current[key]!r} now"
-        for key in current
-        if key not in CHANGEABLE_ON_RESUME and saved.get(key) != current[key]
+    current = config.model_dump(mode="json", exclude=set(CHANGEABLE_ON_RESUME))
+    changed = [
+        f"{key}: {before!r} in the saved run, {now!r} now"
+        for key, (before, now) in differing(saved, current).items()
     ]
-    differing += [
+    changed += [
         f"the {name} is another file than in the saved run"
-        for name, value in sha256.items()
-        if environment["sha256"].get(name) != value
+        for name in differing(environment["sha256"], sha256)
     ]
     if (before := environment.get("precision", precision)) != precision:
-        differing.append(
+        changed.append(
             f"precision: {before} in the saved run, {precision} here; precision={before} keeps it"
         )
     if (before := environment.get("processes", 1)) != processes:
-        differing.append(
+        changed.append(
             f"processes: {before} in the saved run, {processes} now, each with batches of {config.batch_size}"
         )
     recorded = _recorded_window(environment)
     if recorded is not None and window is not None and recorded != window:
-        differing.append(
+        changed.append(
             f"images: prepared with {window_option(recorded)} in the saved run, with {window_option(window)} now; "
             "prepare the data set as before, in a folder of its own, to go on"
         )
-    return differing
+    return changed
 
 
 def _recorded_window(environment: Mapping[str, Any]) -> str | None:

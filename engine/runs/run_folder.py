@@ -22,6 +22,7 @@ from utils.files import atomic_write
 from utils.interruption import Interrupted
 from utils.locks import locked
 from utils.logs import log_end, log_to
+from utils.mappings import differing
 from utils.runs import (
     RESULT_FOLDERS,
     create_run_folder,
@@ -93,7 +94,7 @@ class RunFolder:
             resumed = recorded.get("resumed", [])
             last = (resumed or [recorded])[-1]
             finished = epochs_recorded(self.path) >= self._config.epochs
-            if finished or all(last.get(key) == value for key, value in now.items()):
+            if finished or not differing(last, now):
                 return
             recorded["resumed"] = [*resumed, now]
         atomic_write(path, json.dumps(recorded, indent=2) + "\n")

@@ -26,6 +26,7 @@ from scoring.results import Results, read_results
 from utils.config import Config, load_config
 from utils.config_keys import CHANGEABLE_ON_RESUME, CHANGED_IN_VAIN
 from utils.errors import UserError, listed
+from utils.mappings import differing
 from utils.yaml_files import shown
 
 NAMED = 5  # problems in the message
@@ -96,12 +97,9 @@ def _runs_in(trial: Trial) -> list[tuple[str, Config]]:
 
 def _differences(run: Config, asked: Config) -> dict[str, tuple[object, object]]:
     """The keys that cannot change on resume in which a run differs from what is asked: both values."""
-    before, now = (config.model_dump(mode="json") for config in (run, asked))
-    different = {
-        key: (before[key], now[key])
-        for key in now
-        if key not in CHANGEABLE_ON_RESUME and before[key] != now[key]
-    }
+    ignored = set(CHANGEABLE_ON_RESUME)
+    before, now = (config.model_dump(mode="json", exclude=ignored) for config in (run, asked))
+    different = differing(before, now)
     if run.dataset != asked.dataset:
         different["data set"] = (run.dataset, asked.dataset)
     return different
@@ -124,8 +122,7 @@ def other_settings(trial: Trial) -> str | None:
     before, now = scored_settings(recorded), scored_settings(trial.config)
     return f"{made} with " + "; ".join(
         f"{key} {shown(_value(recorded, key))}, asked {shown(_value(trial.config, key))}"
-        for key in sorted(before.keys() | now.keys())
-        if before.get(key) != now.get(key)
+        for key in differing(before, now, sorted(before.keys() | now.keys()))
     )
 
 
