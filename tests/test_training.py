@@ -496,9 +496,9 @@ def test_a_new_start_leaves_no_masks_of_the_old_run(tmp_path: Path) -> None:
 def test_going_on_with_other_numbers_of_processes_is_refused(finished: Path) -> None:
     config = load_config(finished / "config.yaml")
     recorded = json.loads((finished / "environment.json").read_text())
-    check_resumable(finished, config, recorded["sha256"], "fp32", recorded["processes"])
+    check_resumable(finished, config, recorded)
     with pytest.raises(UserError, match="processes: 1 in the saved run, 2 now, each with batches"):
-        check_resumable(finished, config, recorded["sha256"], "fp32", 2)
+        check_resumable(finished, config, recorded | {"processes": 2})
 
 
 def test_batch_normalisation_and_batches_of_one(tmp_path: Path, vae: Path) -> None:

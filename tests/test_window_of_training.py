@@ -192,21 +192,20 @@ def test_a_run_goes_on_with_images_of_the_same_window_only(work: Path, tmp_path:
     shutil.copytree(work / "windowed" / "epochs_1", run)
     config = load_config(run / "config.yaml")
     recorded = json.loads((run / "environment.json").read_text())
-    known = {"sha256": recorded["sha256"], "precision": "fp32"}
-    check_resumable(run, config, **known, window="200,800")
-    check_resumable(run, config, **known, window=None)
+    unknown = {key: value for key, value in recorded.items() if key != "window"}
+    check_resumable(run, config, recorded | {"window": "200,800"})
+    check_resumable(run, config, unknown)
     with pytest.raises(
         UserError,
         match=r"images: prepared with --window 200,800 in the saved run, with no --window now; prepare",
     ):
-        check_resumable(run, config, **known, window="")
-    earlier = {key: value for key, value in recorded.items() if key != "window"}
-    (run / "environment.json").write_text(json.dumps(earlier))
-    check_resumable(run, config, **known, window="auto")
-    resumed = earlier | {"resumed": [{}, {"window": "auto"}]}
+        check_resumable(run, config, recorded | {"window": ""})
+    (run / "environment.json").write_text(json.dumps(unknown))
+    check_resumable(run, config, recorded | {"window": "auto"})
+    resumed = unknown | {"resumed": [{}, {"window": "auto"}]}
     (run / "environment.json").write_text(json.dumps(resumed))
     with pytest.raises(UserError, match="prepared with --window auto in the saved run"):
-        check_resumable(run, config, **known, window="200,800")
+        check_resumable(run, config, recorded | {"window": "200,800"})
 
 
 def test_training_on_images_prepared_again_with_another_window_is_refused(

@@ -16,24 +16,17 @@ from utils.errors import UserError
 from utils.mappings import differing
 
 
-def check_resumable(
-    folder: Path,
-    config: Config,
-    sha256: dict[str, str],
-    precision: str,
-    processes: int = 1,
-    window: str | None = None,
-) -> None:
+def check_resumable(folder: Path, config: Config, inputs: Mapping[str, Any]) -> None:
     """UserError where the run in `folder` is another one, which lists what differs, or lost its state.
 
-    `sha256` names what else the result rests on (split file, frozen weights), `precision` is the one
-    that `auto` selects here, `processes` is how many share the work, `window` is the `--window` that the
-    images are prepared with, None where that is not known.
+    `inputs` is what the result rests on besides the config, as environment.json has it: `sha256` of files
+    (split file, frozen weights), the `precision` that `auto` selects here, how many `processes` share the
+    work, and the `window` that the images are prepared with, missing where that is not known.
     """
     if config.resume == "never":
         return
     if any(path.exists() for path in state_files(folder)):
-        changed = _what_differs(*_recorded(folder), config, sha256, precision, processes, window)
+        changed = _what_differs(*_recorded(folder), config, inputs)
         if changed:
             listed = "\n  ".join(changed)
             raise UserError(
@@ -60,15 +53,10 @@ def _what_differs(
     saved: Mapping[str, Any],
     environment: Mapping[str, Any],
     config: Config,
-    sha256: Mapping[str, str],
-    precision: str,
-    processes: int,
-    window: str | None,
+    inputs: Mapping[str, Any],
 ) -> list[str]:
-    """What a run with the `saved` settings and that `environment` had otherwise, a line each.
-
-    The other arguments are those of `check_resumable`.
-    """
+    """What a run with the `saved` settings and that `environment` had otherwise, a line each."""
+    precision, processes, window = inputs["precision"], inputs["processes"], inputs.get(WINDOW)
     current = config.model_dump(mode="json", exclude=set(CHANGEABLE_ON_RESUME))
     changed = [
         f"{key}: {before!r} in the saved run, {now!r} now"
@@ -76,7 +64,7 @@ def _what_differs(
     ]
     changed += [
         f"the {name} is another file than in the saved run"
-        for name in differing(environment["sha256"], sha256)
+        for name in differing(environment["sha256"], inputs["sha256"])
     ]
     if (before := environment.get("precision", precision)) != precision:
         changed.append(

@@ -125,17 +125,15 @@ def open_run(
             log_to(folder / "logs" / "train.log")
         try:
             log.info(plan)
-            precision, processes = resolved_precision(accelerator), accelerator.num_processes
-            hashes = input_hashes(config.init_weights, data_set, system)
             window = prepared_window(data_set.folder)
-            check_resumable(folder, config, hashes, precision, processes, window)
             inputs = {
-                "precision": precision,
-                "processes": processes,
-                "sha256": hashes,
+                "precision": resolved_precision(accelerator),
+                "processes": accelerator.num_processes,
+                "sha256": input_hashes(config.init_weights, data_set, system),
                 TRAINING_CASES: names_sha256(case.name for case in data_set.train),
                 **({} if window is None else {WINDOW: window}),
             }
+            check_resumable(folder, config, inputs)
             accelerator.wait_for_everyone()
             yield RunFolder(folder, config, run_cases, inputs)
         except BaseException as error:
