@@ -1,8 +1,8 @@
-"""What is said of a config that is wrong, also of keys that other frameworks have."""
+"""What is said of YAML values that are wrong, and of a config's keys that other frameworks have."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from utils.yaml_files import shown, unknown_key
@@ -10,6 +10,7 @@ from utils.yaml_files import shown, unknown_key
 if TYPE_CHECKING:
     from pydantic import ValidationError
     from pydantic.fields import FieldInfo
+    from pydantic_core import ErrorDetails
 
 OTHER_NAMES = {
     "learning_rate": "lr", "base_lr": "lr", "wd": "weight_decay", "bs": "batch_size", "max_epochs": "epochs",
@@ -57,5 +58,20 @@ def explain(error: ValidationError, fields: Mapping[str, FieldInfo], where: str)
         elif problem["type"] == "tuple_type":
             lines.append(f"{key}: expected a list, as [1, 1, 1], got {shown(problem['input'])}")
         else:
-            lines.append(f"{key}: {problem['msg']}, got {shown(problem['input'])}")
-    return f"{where}:\n" + "\n".join(f"  {line}" for line in dict.fromkeys(lines))
+            lines.append(wrong_value(problem, key, key))
+    return listed_below(where, lines)
+
+
+def wrong_value(problem: ErrorDetails, where: str, key: str) -> str:
+    """What is wrong with the value of the `key`, which stands at `where` in the file."""
+    kind, value = problem["type"], problem["input"]
+    if kind == "dict_type" and value is None:
+        return f"{where}: `{key}:` is empty, write {key}: {{}}"
+    if kind in ("tuple_type", "list_type"):
+        return f"{where}: {key} is a list, such as [1, 2, 3], got {shown(value)}"
+    return f"{where}: {problem['msg']}, got {shown(value)}"
+
+
+def listed_below(where: str, problems: Iterable[str]) -> str:
+    """Each problem once, a line below `where` it is."""
+    return f"{where}:\n" + "\n".join(f"  {problem}" for problem in dict.fromkeys(problems))

@@ -23,12 +23,12 @@ from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from experiments.sweeps.settings import form_problem
 from experiments.trials.trial import Trial
 from utils.config import FilePath, check_used, load_config, make_config
 from utils.config_keys import NOT_INHERITED
+from utils.config_problems import wrong_value
 from utils.errors import UserError
-from utils.yaml_files import read_yaml, shown, unknown_key
+from utils.yaml_files import read_yaml, unknown_key
 
 PUBLISHED = "published"
 GROUPED = "grouped"
@@ -175,8 +175,6 @@ def _problems(error: ValidationError) -> str:
             lines.append(unknown_key(key, Study.model_fields, PAGE))
         elif problem["type"] == "missing":
             lines.append(f"{key} is missing")
-        elif explained := form_problem(problem["type"], str(problem["loc"][-1]), problem["input"]):
-            lines.append(f"{key}: {explained}")
         else:
-            lines.append(f"{key}: {problem['msg']}, got {shown(problem['input'])}")
+            lines.append(wrong_value(problem, key, str(problem["loc"][-1])))
     return "; ".join(lines)

@@ -34,6 +34,7 @@ from utils.config import (
     make_config,
 )
 from utils.config_keys import NOT_INHERITED
+from utils.config_problems import listed_below, wrong_value
 from utils.errors import UserError
 from utils.yaml_files import parse_overrides, read_mapping, shown, unknown_key
 
@@ -268,22 +269,11 @@ def _explain(error: ValidationError | TypeError, path: Path) -> str:
                 f"sweep.variants: the name {parents[-1]!r}: a name has letters, digits, . _ + -, begins with a letter or "
                 "digit, and is at most 60 characters long"
             )
-        elif explained := form_problem(problem["type"], key, problem["input"]):
-            lines.append(f"{where}: {explained}")
+        elif where in ("sweep.grid", "sweep.search", "sweep.variants") and problem["input"] is None:
+            lines.append(f"{where}: `{key}:` is empty: give it values, or leave it out")
         else:
-            lines.append(f"{where}: {problem['msg']}, got {shown(problem['input'])}")
-    return f"{path}:\n" + "\n".join(f"  {line}" for line in dict.fromkeys(lines))
-
-
-def form_problem(kind: str, key: str, value: object) -> str | None:
-    """What to say of a value that is no list or mapping, by pydantic's kind of error; None for others."""
-    if kind == "dict_type" and value is None and key in ("grid", "search", "variants"):
-        return f"`{key}:` is empty: give it values, or leave it out"
-    if kind == "dict_type" and value is None:
-        return f"`{key}:` is empty, write {key}: {{}}"
-    if kind in ("tuple_type", "list_type"):
-        return f"{key} is a list, such as [1, 2, 3], got {shown(value)}"
-    return None
+            lines.append(wrong_value(problem, where, key))
+    return listed_below(str(path), lines)
 
 
 def _names(model: type[BaseModel]) -> list[str]:
