@@ -36,8 +36,12 @@ def explaining_errors(
         if worker_died(error):
             raise LoaderDied(error) from None
         if is_out_of_memory(error):
+            from engine.training.memory import explain_out_of_memory
+
             has_saved = (folder / LAST_STATE).exists()
-            raise _out_of_memory(system, options, accelerator, image_size, has_saved) from error
+            raise explain_out_of_memory(
+                system, options, accelerator, image_size, has_saved
+            ) from error
         raise
     except ValueError as error:
         if "more than 1 value per channel" in str(error):
@@ -46,37 +50,3 @@ def explaining_errors(
                 "(per process): set batch_size to 2 or more"
             ) from error
         raise
-
-
-def _out_of_memory(
-    system: SegmentationModel,
-    options: TrainingOptions,
-    accelerator: Accelerator,
-    image_size: int,
-    has_saved: bool,
-) -> UserError:
-    """The error to report, with a batch that should fit where that can be estimated."""
-    from engine.training.memory import available_memory, estimate_memory, out_of_memory_error
-
-    try:
-        estimate = estimate_memory(
-            system,
-            options.batch_size,
-            image_size,
-            accelerator.mixed_precision,
-            averaged=options.ema_decay > 0,
-            processes=accelerator.num_processes,
-        )
-    except UserError:
-        return UserError(
-            f"out of memory with batches of {options.batch_size} at {image_size} px: set a smaller "
-            "batch_size (a larger accumulate keeps the effective batch) or image_size"
-        )
-    return out_of_memory_error(
-        estimate,
-        image_size=image_size,
-        accumulate=options.accumulate,
-        available=available_memory(accelerator.device),
-        checkpointed=getattr(system, "checkpoint_decoder", True),
-        has_saved=has_saved,
-    )

@@ -10,7 +10,7 @@ from __future__ import annotations
 import weakref
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -20,8 +20,12 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
+from engine.training.options import TrainingOptions
 from models.base import SegmentationModel
 from utils.errors import UserError
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 BLOCK = 512  # bytes; the CUDA allocator rounds up to it
 GB = 1e9
@@ -223,6 +227,38 @@ def split_batch(batch_size: int, accumulate: int, limit: int) -> tuple[int, int]
     effective = batch_size * accumulate
     smaller = max(b for b in range(1, max(1, limit) + 1) if effective % b == 0)
     return smaller, effective // smaller
+
+
+def explain_out_of_memory(
+    system: SegmentationModel,
+    options: TrainingOptions,
+    accelerator: Accelerator,
+    image_size: int,
+    has_saved: bool,
+) -> UserError:
+    """The error to report when memory ran out, with a batch that should fit if that can be estimated."""
+    try:
+        estimate = estimate_memory(
+            system,
+            options.batch_size,
+            image_size,
+            accelerator.mixed_precision,
+            averaged=options.ema_decay > 0,
+            processes=accelerator.num_processes,
+        )
+    except UserError:
+        return UserError(
+            f"out of memory with batches of {options.batch_size} at {image_size} px: set a smaller "
+            "batch_size (a larger accumulate keeps the effective batch) or image_size"
+        )
+    return out_of_memory_error(
+        estimate,
+        image_size=image_size,
+        accumulate=options.accumulate,
+        available=available_memory(accelerator.device),
+        checkpointed=getattr(system, "checkpoint_decoder", True),
+        has_saved=has_saved,
+    )
 
 
 def out_of_memory_error(

@@ -159,8 +159,8 @@ def memory_line(config: Config, system: SegmentationModel, accelerator: Accelera
     from engine.training.memory import describe_memory, estimate_memory
 
     on_gpu = accelerator.device.type == "cuda"
-    precision = accelerator.mixed_precision if on_gpu else config.precision
-    precision = {"auto": "bf16", "no": "fp32"}.get(precision, precision)
+    asked = "bf16" if config.precision == "auto" else config.precision
+    precision = resolved_precision(accelerator) if on_gpu else asked
     try:
         estimate = estimate_memory(
             system,
