@@ -75,6 +75,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     from utils.logs import log_to
 
     log_to()
+    as_weights = arguments.out is not None and arguments.out.suffix == ".safetensors"
+    if (arguments.average or arguments.ensemble) and not as_weights:
+        raise UserError(
+            "--average and --ensemble write weights: name them by --out, ending in .safetensors. Their folder is one "
+            "that --run takes, to write an ONNX file say"
+        )
     run = find_named_run(arguments)
     config, checkpoint = run
     if arguments.out is not None and arguments.out.resolve() == checkpoint.resolve():
@@ -82,17 +88,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     path = arguments.out or checkpoint.with_name("model.onnx")
     check_target(path)  # before what takes minutes
     system = load_system(config, checkpoint)
-    if arguments.out is not None and arguments.out.suffix == ".safetensors":
+    if as_weights:
         folders = arguments.average or arguments.ensemble
         others = [find_run(folder, overrides=arguments.set) for folder in folders]
         runs = [run, *others]
         write_weights(arguments.out, runs, system, ensemble=bool(arguments.ensemble))
         return
-    if arguments.average or arguments.ensemble:
-        raise UserError(
-            "--average and --ensemble write weights: name them by --out, ending in .safetensors. Their folder is one "
-            "that --run takes, to write an ONNX file say"
-        )
 
     from engine.prediction.onnx_export import (
         BATCH_SIZES,

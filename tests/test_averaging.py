@@ -137,6 +137,15 @@ def test_a_graph_is_not_averaged(runs: list[Path], tmp_path: Path) -> None:
         export.main(["--run", str(runs[0]), "--average", str(runs[1])])
 
 
+@pytest.mark.parametrize("option", ["--average", "--ensemble"])
+def test_a_graph_of_several_runs_is_refused_before_anything_is_loaded(
+    runs: list[Path], monkeypatch: pytest.MonkeyPatch, option: str
+) -> None:
+    monkeypatch.setattr("engine.runs.trained_run.load_system", lambda *_: pytest.fail("loaded"))
+    with pytest.raises(UserError, match=r"ending in \.safetensors"):
+        export.main(["--run", str(runs[0]), option, str(runs[1]), "--out", "model.onnx"])
+
+
 def test_every_run_is_compared_with_the_first(runs: list[Path], tmp_path: Path, vae: Path) -> None:
     write_run(runs[2], vae, "init_weights=other.pth", "seed=3")
     with pytest.raises(UserError, match="another init_weights"):
