@@ -22,7 +22,7 @@ from utils.entry import described_parser, exit_from
 from utils.errors import listed
 
 if TYPE_CHECKING:
-    from experiments.sweeps.plan import Plan
+    from experiments.sweeps.base import Plan
     from experiments.sweeps.scores import OpenElsewhere, SettingScores
     from experiments.sweeps.settings import Sweep
     from experiments.trials.trial import Outcome

@@ -1,4 +1,4 @@
-"""The two kinds of sweep, listed and searched, behind one interface."""
+"""The plan of a sweep: made, described before anything runs, and reported."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import functools
 import logging
 from collections.abc import Iterator
 from contextlib import suppress
-from typing import TYPE_CHECKING, Protocol
 
 from datasets.cases import open_data_set
 from engine.runs.seen_cases import known_held_out_cases
 from engine.training_cases import training_cases_from
+from experiments.sweeps.base import Plan
 from experiments.sweeps.report import find_best, write_best, write_report
-from experiments.sweeps.scores import OpenElsewhere, SettingScores, score_setting
+from experiments.sweeps.scores import SettingScores, score_setting
 from experiments.sweeps.settings import Range, Sweep
 from experiments.sweeps.trials import (
     Setting,
@@ -31,38 +31,12 @@ from experiments.trials.earlier_runs import (
     trained_alike,
 )
 from experiments.trials.records import RECORD
-from experiments.trials.trial import Outcome, Trial
+from experiments.trials.trial import Trial
 from utils.errors import UserError, listed
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
 
 log = logging.getLogger("wavegms")
 
 NAMED = 5  # trials in a message
-
-
-class Plan(Protocol):
-    """What the runner and the report ask of a sweep."""
-
-    def trials(self) -> Iterator[Trial]:
-        """The trials in the order in which they start; read lazily."""
-
-    def should_prune(self, trial: Trial) -> bool:
-        """Whether a running trial should be stopped for good."""
-
-    def ended(self, outcome: Outcome) -> None:
-        """Called when a trial has ended."""
-
-    def scores(self) -> list[tuple[Setting, SettingScores]]:
-        """All settings so far, with what they have scored."""
-
-    def open_elsewhere(self) -> OpenElsewhere:
-        """The settings that other sweeps have begun and not ended."""
-
-    def figure(self, title: str) -> Figure | None:
-        """A plan-specific figure for sweep.png, or None."""
 
 
 def make_plan(sweep: Sweep, owner: str, retry_failed: bool) -> Plan:
@@ -188,7 +162,7 @@ def _held_out_warning(trials: list[Trial]) -> list[str]:
     ]
 
 
-class ListedPlan:
+class ListedPlan(Plan):
     """A sweep over a grid, variants, seeds and folds: all trials are known beforehand."""
 
     def __init__(self, sweep: Sweep, settings: list[Setting]) -> None:
@@ -201,20 +175,8 @@ class ListedPlan:
         for trials in zip(*(setting.trials for setting in self.settings), strict=True):
             yield from trials
 
-    def should_prune(self, trial: Trial) -> bool:
-        return False
-
-    def ended(self, outcome: Outcome) -> None:
-        pass
-
     def scores(self) -> list[tuple[Setting, SettingScores]]:
         return [(setting, score_setting(setting, self.keys)) for setting in self.settings]
-
-    def open_elsewhere(self) -> OpenElsewhere:
-        return OpenElsewhere([], [])
-
-    def figure(self, title: str) -> None:
-        return None
 
 
 def write_sweep_report(sweep: Sweep, plan: Plan) -> list[SettingScores]:

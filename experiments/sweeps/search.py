@@ -16,6 +16,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from experiments.sweeps.base import Plan
 from experiments.sweeps.optuna_figure import draw_search
 from experiments.sweeps.optuna_study import (
     distribution,
@@ -85,7 +86,7 @@ class RunningSetting:
         return self.pruned or any(r.status == "failed" and not r.trained for r in records)
 
 
-class SearchPlan:
+class SearchPlan(Plan):
     """The trials of a study, asked for one setting at a time.
 
     `owner` names the slot that this process holds (`experiments.sweeps.slots`). With `only_report` the study
