@@ -4,7 +4,9 @@ import errno
 import json
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
+from typing import IO
 
 import cv2
 import numpy as np
@@ -26,6 +28,7 @@ from tests.dataset_archives import (
     write_zip,
 )
 from utils.errors import UserError
+from utils.locks import try_lock
 
 BUSI_SPLIT = Split(
     train=("benign_1", "benign_2", "benign_3", "malignant_1", "malignant_2"),
@@ -311,6 +314,38 @@ def test_two_runs_do_not_work_on_one_data_set(
         assert prepare(busi) == 2
     assert "another process is preparing" in capsys.readouterr().err
     assert prepare(busi) == 0
+
+
+def test_a_lock_that_its_holder_deletes_as_it_ends_is_not_held_by_two(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    others = ExitStack()
+
+    def lock_late(file: IO[str]) -> bool:
+        """The file is opened; before it is locked, its holder ends, and another process begins."""
+        monkeypatch.undo()
+        (tmp_path / ".busi.lock").unlink()
+        others.enter_context(staged(tmp_path, "busi"))
+        return try_lock(file)
+
+    monkeypatch.setattr("datasets.preparation.staging.try_lock", lock_late)
+    refused = pytest.raises(UserError, match="another process is preparing")
+    with others, refused, staged(tmp_path, "busi"):
+        pytest.fail("two processes work on it")
+
+
+def test_a_lock_that_its_holder_deletes_as_it_ends_is_made_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lock_late(file: IO[str]) -> bool:
+        monkeypatch.undo()
+        (tmp_path / ".busi.lock").unlink()
+        return try_lock(file)
+
+    monkeypatch.setattr("datasets.preparation.staging.try_lock", lock_late)
+    refused = pytest.raises(UserError, match="another process is preparing")
+    with staged(tmp_path, "busi"), refused, staged(tmp_path, "busi"):
+        pytest.fail("two processes work on it")
 
 
 def test_a_data_set_that_another_process_has_prepared_meanwhile_stays(tmp_path: Path) -> None:

@@ -11,9 +11,9 @@ import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import cv2
 import numpy as np
@@ -112,12 +112,24 @@ def staged(root: Path, name: str) -> Iterator[Staging]:
     """The unfinished data set `name`, which only one process at a time may work on."""
     root.mkdir(parents=True, exist_ok=True)
     lock = root / f".{name}.lock"
-    with lock.open("w") as file:
-        if not try_lock(file):
-            raise UserError(f"another process is preparing {root / name}; wait for it")
+    with ExitStack() as stack:
+        while True:
+            file = stack.enter_context(lock.open("w"))
+            if not try_lock(file):
+                raise UserError(f"another process is preparing {root / name}; wait for it")
+            if _lies_at(lock, file):
+                break  # otherwise its holder has deleted it, and another process may have made one
         try:
             if (root / name).exists():
                 raise UserError(f"another process has prepared {root / name} meanwhile")
             yield Staging(root, name)
         finally:
             lock.unlink(missing_ok=True)
+
+
+def _lies_at(path: Path, file: IO[str]) -> bool:
+    """Whether the open file is the one at `path`, not one that was there before."""
+    try:
+        return os.path.samestat(path.stat(), os.fstat(file.fileno()))
+    except FileNotFoundError:
+        return False
