@@ -120,7 +120,7 @@ def tell_report(folder: Path, rows: Sequence[SettingScores]) -> None:
     """Print the table, and what was written."""
     from experiments.sweeps.report import find_best
 
-    log.info((folder / "sweep.md").read_text())
+    log.info((folder / "sweep.md").read_text(encoding="utf-8"))
     best = ", best.yaml" if find_best(rows) else "; best.yaml follows the first complete setting"
     log.info("written to %s: sweep.md, sweep.csv, sweep.png%s", folder, best)
 

@@ -146,7 +146,7 @@ def write_student(student: Any, out: Path) -> None:
     # safetensors lets the owner alone read them
     atomic_write(weights, weights.read_bytes())
     # AutoencoderTiny notes an attribute that its own constructor does not take and warns about.
-    config = json.loads((out / "config.json").read_text())
+    config = json.loads((out / "config.json").read_bytes())
     config.pop("block_out_channels", None)
     atomic_write(out / "config.json", json.dumps(config, indent=2) + "\n")
     print(f"Tiny-VAE written to {out}")

@@ -74,7 +74,7 @@ def load_autoencoder(class_name: str, weights: str | Path) -> Any:
             f"{FILES[1]}: {_example(class_name)}"
         )
     try:
-        config = json.loads((folder / "config.json").read_text())
+        config = json.loads((folder / "config.json").read_bytes())
     except (OSError, ValueError) as error:
         raise UserError(f"{problem}{folder / 'config.json'} cannot be read ({error})") from error
     _check_config(config, class_name, problem + f"{folder / 'config.json'} ")

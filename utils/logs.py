@@ -27,7 +27,7 @@ def log_to(file: Path | None = None, level: int = logging.INFO) -> None:
     handlers[0].addFilter(lambda record: not hasattr(record, "file_only"))
     if file is not None:
         file.parent.mkdir(parents=True, exist_ok=True)
-        handlers.append(logging.FileHandler(file))
+        handlers.append(logging.FileHandler(file, encoding="utf-8"))
         handlers[1].setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     # a full disk is reported where the state is saved, not here too
     logging.raiseExceptions = False

@@ -25,7 +25,7 @@ def peak_bytes() -> int:
     """
     status = Path("/proc/self/status")
     if status.exists():
-        for line in status.read_text().splitlines():
+        for line in status.read_text(encoding="utf-8").splitlines():
             if line.startswith("VmHWM:"):
                 return 1024 * int(line.split()[1])
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -37,5 +37,5 @@ def available_bytes() -> int | None:
     path = Path("/proc/meminfo")
     if not path.exists():
         return None
-    fields = dict(line.split(":") for line in path.read_text().splitlines())
+    fields = dict(line.split(":") for line in path.read_text(encoding="utf-8").splitlines())
     return 1024 * int(fields["MemAvailable"].split()[0])

@@ -11,7 +11,7 @@ from pathlib import Path
 def lines_of(path: Path) -> list[str]:
     """The requirements in a file and in those that it includes by `-r`, without comments."""
     lines = []
-    for line in path.read_text().splitlines():
+    for line in path.read_text(encoding="utf-8").splitlines():
         text = line.split("#")[0].strip()
         if text.startswith("-r "):
             lines += lines_of(path.parent / text[3:].strip())

@@ -43,12 +43,12 @@ class Staging:
         """
         digest = hashlib.sha256("\n".join(plan).encode()).hexdigest()
         record = self.folder / _PLAN
-        resumed = record.is_file() and record.read_text() == digest
+        resumed = record.is_file() and record.read_text(encoding="utf-8") == digest
         if not resumed:
             shutil.rmtree(self.folder, ignore_errors=True)
         for part in _PARTS:
             (self.folder / part).mkdir(parents=True, exist_ok=True)
-        record.write_text(digest)
+        record.write_text(digest, encoding="utf-8")
         return resumed
 
     def write(self, part: str, name: str, content: bytes) -> None:

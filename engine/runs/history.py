@@ -94,7 +94,7 @@ def write_history(path: Path, rows: Sequence[EpochRow]) -> None:
 
 def read_scores(path: Path, name: str) -> dict[int, float]:
     """A score such as `val_dice` from a history.csv, by epoch; without epochs that have none."""
-    with path.open(newline="") as file:
+    with path.open(newline="", encoding="utf-8") as file:
         rows = csv.DictReader(file)
         return {int(row["epoch"]): float(row[name]) for row in rows if row.get(name)}
 

@@ -46,7 +46,7 @@ def epochs_recorded(folder: Path) -> int:
     history = folder / "history.csv"
     if not (folder / "best_model.pth").is_file() or not history.is_file():
         return 0
-    return len(history.read_text(errors="replace").splitlines()) - 1
+    return len(history.read_text(encoding="utf-8", errors="replace").splitlines()) - 1
 
 
 def _what_differs(
@@ -93,7 +93,7 @@ def _recorded(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """The config and the environment that the run in `folder` was started with."""
     try:
         saved = load_config(folder / "config.yaml").model_dump(mode="json")
-        environment = json.loads((folder / "environment.json").read_text())
+        environment = json.loads((folder / "environment.json").read_bytes())
         if not isinstance(environment["sha256"], dict):
             raise ValueError("environment.json holds no hashes")
     except (UserError, OSError, ValueError, KeyError, TypeError) as error:

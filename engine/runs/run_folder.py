@@ -90,7 +90,7 @@ class RunFolder:
         path, now = self.path / "environment.json", describe_environment() | inputs
         recorded = now
         if any(state.exists() for state in state_files(self.path)):
-            recorded = json.loads(path.read_text())
+            recorded = json.loads(path.read_bytes())
             resumed = recorded.get("resumed", [])
             last = (resumed or [recorded])[-1]
             finished = epochs_recorded(self.path) >= self._config.epochs

@@ -362,7 +362,7 @@ def _read_config(path: Path, written: int) -> Config | None:
 def _json_object(path: Path) -> dict[str, Any]:
     """What a JSON file holds; {} where there is none that can be read."""
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_bytes())
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}

@@ -86,7 +86,7 @@ def scores_of(run: Run, trial: Trial) -> list[Score]:
     if record is None or "score" not in record.done:
         return []
     processes = trained_processes(trial.folder)
-    parameters = json.loads((trial.folder / "parameters.json").read_text())["trainable"]
+    parameters = json.loads((trial.folder / "parameters.json").read_bytes())["trainable"]
     scores = []
     for way in WAYS:
         results = results_of(trial, way)

@@ -60,4 +60,4 @@ def _identity(folder: Path) -> str:
     if not path.is_file():
         with writing_to(folder):
             atomic_write(path, f"{uuid.uuid4().hex}\n")
-    return path.read_text().strip()
+    return path.read_text(encoding="utf-8").strip()

@@ -1,0 +1,39 @@
+"""What is written as UTF-8 is read as UTF-8, whatever the locale."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from engine.runs.training_record import RunCases
+from tests.small_run import ROOT
+
+READS = """
+import sys
+from pathlib import Path
+
+import sweep
+from engine.runs.training_record import RunCases
+from utils.logs import log_to
+
+folder = Path(sys.argv[1])
+log_to(folder / "sweep.log")
+cases = RunCases.read(folder / "cases.json")
+assert cases is not None and cases.train == ("gr\\u00f6\\u00dfe_1",), cases
+sweep.tell_report(folder, [])
+"""
+
+
+def test_files_of_a_run_and_of_a_sweep_are_read_in_a_locale_of_ascii(tmp_path: Path) -> None:
+    cases = RunCases(train=("größe_1",), held_out=(), test=())
+    (tmp_path / "cases.json").write_text(cases.to_json(), encoding="utf-8")
+    (tmp_path / "sweep.md").write_text("Dice 70 ± 2\n", encoding="utf-8")
+    ascii_locale = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    env = {**os.environ, **ascii_locale, "PYTHONIOENCODING": "utf-8"}
+    command = [sys.executable, "-c", READS, str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, encoding="utf-8")
+    assert done.returncode == 0, done.stderr
+    assert "Dice 70 ± 2" in done.stdout
+    assert "Dice 70 ± 2" in (tmp_path / "sweep.log").read_text(encoding="utf-8")
