@@ -826,6 +826,19 @@ def test_several_data_sets_become_a_matrix(
     assert masks == {"one", "two"}, "cases of the same name would replace each other"
 
 
+def test_data_sets_of_one_name_do_not_replace_each_others_scores(
+    finished: Path, tmp_path: Path
+) -> None:
+    first = tmp_path / "blobs" / "blobs_train_test_names.json"
+    second = write_data_set(tmp_path / "elsewhere", train=2, test=2, size=32)
+    files = re.escape(f"2 data sets of the name blobs ({first}, {second})")
+    before = sorted(finished.rglob("*"))
+    for options in ([], ["--held-out"]):
+        with pytest.raises(UserError, match=rf"{files}.*name each data set once.*another --name"):
+            valid.main(["--run", str(finished), *options, "--datasets", str(first), str(second)])
+    assert sorted(finished.rglob("*")) == before, "nothing is scored"
+
+
 def test_a_folder_for_masks_keeps_test_and_held_out_cases_apart(
     finished: Path, tmp_path: Path, vae: Path
 ) -> None:

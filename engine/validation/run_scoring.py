@@ -13,6 +13,7 @@ from utils.errors import UserError
 from utils.runs import RESULT_FOLDERS, holds_results, writing_to
 
 if TYPE_CHECKING:
+    from datasets.cases import DataSet
     from scoring.results import Summary
     from utils.config import Config
 
@@ -41,10 +42,11 @@ def score_run(
     from engine.validation.data_set_scoring import HELD_OUT_MASKS, score
 
     results, summaries = results_folder(checkpoint, results_name), {}
-    loaded = load_run(config, checkpoint)
-    log.info("weights: %s", checkpoint)
     opened = [open_prepared(name) for name in data_sets]
     opened = opened or [open_data_set(config.pickle_file_path)]
+    _check_names_differ(opened)
+    loaded = load_run(config, checkpoint)
+    log.info("weights: %s", checkpoint)
     for data_set in opened:
         warn_of_other_window(checkpoint, data_set)
         predictions = config.save_seg_img_path
@@ -58,6 +60,20 @@ def score_run(
             )
     if len(summaries) > 1 and not held_out:
         _write_side_by_side(results / "cross_domain", summaries)
+
+
+def _check_names_differ(data_sets: Sequence[DataSet]) -> None:
+    """UserError where several data sets have one name, by which their results are kept apart."""
+    split_files: dict[str, list[str]] = {}
+    for data_set in data_sets:
+        split_files.setdefault(data_set.name, []).append(str(data_set.split_file))
+    for name, files in split_files.items():
+        if len(files) > 1:
+            raise UserError(
+                f"--datasets has {len(files)} data sets of the name {name} ({', '.join(files)}), and the scores of "
+                "each would replace those of the one before: name each data set once, and score other splits of "
+                "that name by a command of their own, with another --name"
+            )
 
 
 def _write_side_by_side(folder: Path, summaries: Mapping[str, Summary]) -> None:
