@@ -14,12 +14,13 @@ from engine.runs.training_record import (
     RunCases,
     TrainingRecord,
 )
-from scoring.results import HELD_OUT_PREFIX, Results, read_results, recorded_groups
+from scoring.results import Results, read_results, recorded_groups
 from scoring.validated_runs import find_results
 from utils.config import Config
 from utils.config_keys import CHANGEABLE_ON_RESUME
 from utils.errors import UserError, listed
 from utils.files import sha256
+from utils.runs import HELD_OUT_PREFIX
 
 OF_ONE_FOLD = (
     "checkpoint", "environment", "init_weights", "sha256", "test_cases_trained_on", "trained_on_another_split",

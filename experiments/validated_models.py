@@ -6,15 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from scoring.results import (
-    CSV_NAME,
-    RESULTS_PREFIX,
-    Results,
-    Summary,
-    read_results,
-)
+from scoring.results import CSV_NAME, Results, Summary, read_results
 from scoring.validated_runs import check_same_cases, label_runs
 from utils.errors import UserError
+from utils.runs import RESULTS_PREFIX
 
 SCORED_ALIKE: dict[str, Callable[[Summary], Any]] = {
     "evaluation_size": lambda summary: summary["provenance"].get("evaluation_size"),

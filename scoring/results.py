@@ -25,9 +25,6 @@ from utils.files import atomic_write
 from utils.tables import csv_text
 
 COLUMNS = ("Name", *METRICS, *SIZES)
-RESULTS_PREFIX = "valid_results_"
-HELD_OUT_PREFIX = "held_out_results_"
-"""What the folders of results are called, before the name of the data set."""
 CSV_NAME = "results.csv"
 SUMMARY_NAME = "summary.json"
 WITH_LESION = "Dice, with lesion"

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from scoring.results import CSV_NAME, RESULTS_PREFIX, Results, read_results
+from scoring.results import CSV_NAME, Results, read_results
 from utils.errors import UserError, listed
+from utils.runs import RESULTS_PREFIX
 
 NAMES_SHOWN = 5
 OF_THE_TRUTH = ("Height", "Width", "TruthPixels")  # sizes that do not depend on the prediction

@@ -9,6 +9,16 @@ from pathlib import Path
 
 from utils.errors import UserError
 
+RESULTS_PREFIX, MASKS_PREFIX = "valid_results_", "predicted_masks_"
+HELD_OUT_PREFIX, HELD_OUT_MASKS_PREFIX = "held_out_results_", "held_out_masks_"
+"""How the names of the folders that valid.py writes begin; the name of the data set follows. The latter two
+are for the cases that a run held out."""
+RESULT_FOLDERS = tuple(
+    f"{prefix}*"
+    for prefix in (RESULTS_PREFIX, MASKS_PREFIX, HELD_OUT_PREFIX, HELD_OUT_MASKS_PREFIX)
+)
+"""Patterns of these folders, which lie beside a checkpoint or in a folder of a name there."""
+
 
 def create_run_folder(folder: Path) -> None:
     """Make `folder` and make sure that it can be written to; UserError otherwise."""
@@ -36,10 +46,6 @@ def writing_to(folder: Path) -> Iterator[None]:
             f"cannot write to {error.filename or folder}: {error.strerror or error}. What was saved before is kept: "
             "free space or fix the permissions there, then resume by the same command"
         ) from error
-
-
-RESULT_FOLDERS = ("valid_results_*", "predicted_masks_*", "held_out_results_*", "held_out_masks_*")
-"""What valid.py writes, beside a checkpoint or in a folder of a name there."""
 
 
 def holds_results(folder: Path) -> bool:

@@ -27,15 +27,15 @@ from scoring.groups import KnownGroups
 from scoring.in_words import replaced_settings
 from scoring.metrics import CaseScores
 from scoring.report import write_report
-from scoring.results import (
-    HELD_OUT_PREFIX,
-    RESULTS_PREFIX,
-    Provenance,
-    Summary,
-    write_results,
-)
+from scoring.results import Provenance, Summary, write_results
 from scoring.summary_text import format_summary
 from utils.errors import listed
+from utils.runs import (
+    HELD_OUT_MASKS_PREFIX,
+    HELD_OUT_PREFIX,
+    MASKS_PREFIX,
+    RESULTS_PREFIX,
+)
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -45,7 +45,6 @@ if TYPE_CHECKING:
 log = logging.getLogger("wavegms")
 
 SHOWN = 4  # cases in a message
-MASKS, HELD_OUT_MASKS = "predicted_masks", "held_out_masks"
 
 
 @dataclass(frozen=True)
@@ -81,9 +80,10 @@ def score(
     config = loaded.config
     find = held_out_part if held_out else test_part
     scored = find(loaded, data_set, resolved_precision(accelerator))
-    prefix = HELD_OUT_PREFIX if held_out else RESULTS_PREFIX
-    results = beside / f"{prefix}{data_set.name}"
-    masks = predictions or beside / f"{HELD_OUT_MASKS if held_out else MASKS}_{data_set.name}"
+    results_prefix = HELD_OUT_PREFIX if held_out else RESULTS_PREFIX
+    masks_prefix = HELD_OUT_MASKS_PREFIX if held_out else MASKS_PREFIX
+    results = beside / f"{results_prefix}{data_set.name}"
+    masks = predictions or beside / f"{masks_prefix}{data_set.name}"
     predicted = predict_cases(
         loaded.system,
         scored.cases,

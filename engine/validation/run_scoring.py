@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from engine.device import make_accelerator, use_gpus
 from utils.errors import UserError
-from utils.runs import RESULT_FOLDERS, holds_results, writing_to
+from utils.runs import HELD_OUT_MASKS_PREFIX, RESULT_FOLDERS, holds_results, writing_to
 
 if TYPE_CHECKING:
     from datasets.cases import DataSet
@@ -39,7 +39,7 @@ def score_run(
     from datasets.cases import open_data_set, open_prepared
     from engine.runs.provenance import warn_of_other_window
     from engine.runs.trained_run import load_run
-    from engine.validation.data_set_scoring import HELD_OUT_MASKS, score
+    from engine.validation.data_set_scoring import score
 
     results, summaries = results_folder(checkpoint, results_name), {}
     opened = [open_prepared(name) for name in data_sets]
@@ -53,7 +53,7 @@ def score_run(
         if predictions and len(opened) > 1:  # whose cases may share names
             predictions = predictions / data_set.name
         if predictions and held_out:  # which are none of the test cases
-            predictions = predictions / HELD_OUT_MASKS
+            predictions = predictions / HELD_OUT_MASKS_PREFIX.removesuffix("_")
         with writing_to(results):
             summaries[data_set.name] = score(
                 loaded, data_set, accelerator, results, predictions, held_out

@@ -30,10 +30,10 @@ from experiments.studies.scores import (
 )
 from experiments.studies.study import GROUPED, PUBLISHED, Run, Study, trials_of
 from experiments.trials.earlier_runs import check_processes
-from scoring.results import RESULTS_PREFIX
 from utils.errors import UserError
 from utils.figures import COLOURS, png
 from utils.files import atomic_write
+from utils.runs import RESULTS_PREFIX
 from utils.tables import markdown_table
 
 MOST_BANDS = 4  # systems; the bands of more hide each other

@@ -29,10 +29,11 @@ from experiments.trials.earlier_runs import (
 )
 from experiments.trials.records import Record, scored_settings
 from experiments.trials.trial import Trial
-from scoring.results import RESULTS_PREFIX, Results, Summary, mean_of
+from scoring.results import Results, Summary, mean_of
 from utils.config import Config
 from utils.errors import UserError
 from utils.files import sha256
+from utils.runs import RESULTS_PREFIX
 from utils.tables import csv_text
 from utils.yaml_files import shown
 

@@ -15,7 +15,8 @@ from experiments.trials.earlier_runs import fitting_results, other_settings, own
 from experiments.trials.records import Record, Status
 from experiments.trials.trial import Trial
 from scoring.groups import joined
-from scoring.results import RESULTS_PREFIX, Results, recorded_groups
+from scoring.results import Results, recorded_groups
+from utils.runs import RESULTS_PREFIX
 
 CHOOSING = {"val": "val Dice", "test": "best test Dice"}
 """By `select_on`: what the reports call a run's best Dice on the cases that chose its checkpoint."""
