@@ -7,7 +7,9 @@ import pytest
 
 from engine.runs.training_record import NETWORK_KEYS
 from experiments.folds import CHOOSES_THE_EPOCH
+from experiments.sweeps.optuna_study import KEPT_IN_SEARCH
 from experiments.sweeps.settings import NOT_SWEPT, OF_THE_SCHEDULE
+from experiments.trials.earlier_runs import CHANGED_IN_VAIN
 from scoring.in_words import SETTINGS_OF_SCORES
 from utils import config_keys
 from utils.config import Config, check_used, dump_config, load_config, make_config
@@ -261,7 +263,9 @@ OF_WAVE_GMS = {
 
 SETS_OF_KEYS = {
     **{name: keys for name, keys in vars(config_keys).items() if name.isupper()},
+    "CHANGED_IN_VAIN": CHANGED_IN_VAIN,
     "CHOOSES_THE_EPOCH": [CHOOSES_THE_EPOCH],
+    "KEPT_IN_SEARCH": KEPT_IN_SEARCH,
     "NETWORK_KEYS": NETWORK_KEYS,
     "NOT_SWEPT": NOT_SWEPT,
     "OF_THE_SCHEDULE": OF_THE_SCHEDULE,

@@ -1,6 +1,6 @@
 """What sets of keys of the config mean: who adds a key to `utils.config.Config` decides here what it is.
 
-Those that one module alone has a use for may be there, as `experiments.sweeps.settings.NOT_SWEPT` is.
+Those that one module alone uses are in that module, such as `experiments.sweeps.settings.NOT_SWEPT`.
 """
 
 from __future__ import annotations
@@ -23,26 +23,21 @@ MACHINE_SETTINGS = IGNORED_KEYS | {
 that differ only in these may be compared. Of `pickle_file_path` the data set's name counts. Not in here:
 `precision`, and every key that affects training, the choice of the checkpoint, or scoring."""
 
-CHANGEABLE_ON_RESUME = MACHINE_SETTINGS | {
-    "evaluation_size", "hd95_empty", "model_weight", "precision", "save_freq", "save_seg_img_path",
-    "skip_nonfinite", "tta", "vae_weights", "validate_every",
-}  # fmt: skip
-"""Keys that may change when a run is resumed: they do not affect what is learned (the split file and the
-frozen weights are compared by their hashes, the precision by what it means on the device)."""
+ONLY_SCORED_OR_KEPT = frozenset({
+    "evaluation_size", "hd95_empty", "model_weight", "save_freq", "save_seg_img_path", "tta",
+})  # fmt: skip
+"""Keys that affect only how a trained run is scored, and what is kept of it."""
 
-MAY_TRAIN_OTHERWISE = {"precision", "skip_nonfinite", "vae_weights", "validate_every"}
-"""Keys that a run may change when it is resumed, but of which it may still learn or keep something else."""
-
-IDLE = CHANGEABLE_ON_RESUME - MAY_TRAIN_OTHERWISE
+IDLE = MACHINE_SETTINGS | ONLY_SCORED_OR_KEPT
 """Keys that change neither what a run learns nor which of its checkpoints is best. Of `GPUs`, however, the
 number counts: each has batches of its own."""
 
-KEPT_IN_SEARCH = {"save_freq", "validate_every", "vae_weights"}
-"""Keys that a run may change when it is resumed, but a search may not."""
+MAY_TRAIN_OTHERWISE = frozenset({"precision", "skip_nonfinite", "vae_weights", "validate_every"})
+"""Keys that a run may change when it is resumed, but of which it may still learn or keep something else."""
 
-CHANGED_IN_VAIN = ("validate_every", "save_freq")
-"""Keys that train.py accepts for a finished run, which it leaves as it is: they would then be recorded of a
-run that was made with other values."""
+CHANGEABLE_ON_RESUME = IDLE | MAY_TRAIN_OTHERWISE
+"""Keys that may change when a run is resumed. The split file and the frozen weights are compared by their
+hashes, the precision by what it means on the device."""
 
 NOT_INHERITED = {"model_weight": None, "save_seg_img_path": None}
 """Keys of the config of a sweep or study that no trial gets: it scores its own weights, and its masks go

@@ -18,7 +18,7 @@ from experiments.sweeps.trials import text_of
 from experiments.trials.hardware import process_count
 from experiments.trials.inputs import vae_file
 from utils.config import Config
-from utils.config_keys import CHANGEABLE_ON_RESUME, KEPT_IN_SEARCH
+from utils.config_keys import CHANGEABLE_ON_RESUME
 from utils.errors import UserError
 from utils.files import sha256
 
@@ -26,6 +26,10 @@ if TYPE_CHECKING:
     import optuna
     from optuna.distributions import BaseDistribution
     from optuna.trial import FrozenTrial
+
+
+KEPT_IN_SEARCH = {"save_freq", "validate_every", "vae_weights"}
+"""Keys that a run may change when it is resumed, but a search may not."""
 
 
 class NoOptunaStudy(UserError):

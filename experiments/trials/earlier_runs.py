@@ -24,12 +24,16 @@ from experiments.trials.records import (
 from experiments.trials.trial import Trial
 from scoring.results import Results, read_results
 from utils.config import Config, load_config
-from utils.config_keys import CHANGEABLE_ON_RESUME, CHANGED_IN_VAIN
+from utils.config_keys import CHANGEABLE_ON_RESUME
 from utils.errors import UserError, listed
 from utils.mappings import differing
 from utils.yaml_files import shown
 
 NAMED = 5  # problems in the message
+
+CHANGED_IN_VAIN = ("validate_every", "save_freq")
+"""Changing these keys has no effect on a finished run; train.py would record the new value for a run made
+with the old."""
 
 
 def check_earlier_runs(trials: Collection[Trial], workers: int | None = None) -> None:
