@@ -11,14 +11,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from datasets.catalogue import (
-    SPLIT_FILE_ENDING,
-    canonical_name,
-    data_set_name,
-    find_case,
-    names_of,
-    spec_for,
-)
+from datasets.catalogue import find_case, spec_for
 from datasets.image_files.decoding import read_pixels
 from datasets.image_files.headers import ImageError
 from datasets.image_files.masks import (
@@ -29,6 +22,7 @@ from datasets.image_files.masks import (
 )
 from datasets.prepared import prepared_split_file
 from datasets.splits import read_split
+from utils.data_set_names import SPLIT_FILE_ENDING, canonical_name, data_set_name, names_of
 from utils.errors import UserError, listed
 from utils.files import REPOSITORY
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from datasets.image_files.windowing import Window
+from utils.data_set_names import canonical_name
 from utils.errors import UserError
 
-SPLIT_FILE_ENDING = "_train_test_names"
 IMAGE_EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 
 
@@ -134,28 +134,6 @@ def without_extension(name: str) -> str:
     """The name of a case from that of its file, which may also be without extension."""
     stem, dot, extension = name.rpartition(".")
     return stem if dot + extension.lower() in IMAGE_EXTENSIONS else name
-
-
-ALIASES = {"kvasir": "kvasir-instrument"}
-"""Other names that published split files and folders give to a data set."""
-
-
-def canonical_name(name: str) -> str:
-    """The name under which results and prepared data of the data set `name` are stored."""
-    stem = name.removesuffix("_grouped")
-    return ALIASES.get(stem, stem) + name[len(stem) :]
-
-
-def data_set_name(split_file: Path) -> str:
-    """Canonical name of the data set that a split file belongs to, by the name of the file."""
-    return canonical_name(split_file.stem.removesuffix(SPLIT_FILE_ENDING))
-
-
-def names_of(name: str) -> list[str]:
-    """`name` and the others that the same data set has."""
-    canonical = canonical_name(name)
-    others = [alias for alias in ALIASES if canonical_name(alias) == canonical]
-    return list(dict.fromkeys([name, canonical, *others]))
 
 
 def spec_for(name: str) -> DatasetSpec:

@@ -20,7 +20,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from datasets.catalogue import CATALOGUE, DatasetSpec, canonical_name, spec_for
+from datasets.catalogue import CATALOGUE, DatasetSpec, spec_for
 from datasets.image_files.windowing import parse_window, window_text
 from datasets.preparation.archives import DEFAULT_LIMITS
 from datasets.preparation.layouts import Affixes
@@ -35,6 +35,7 @@ from datasets.preparation.steps import (
 )
 from datasets.prepared import is_prepared, read_manifest
 from datasets.splits import SEED, read_split
+from utils.data_set_names import canonical_name
 from utils.entry import ArgumentParser, accept_negative_values, exit_from, non_negative_int
 from utils.errors import UserError
 from utils.interruption import Interrupted

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from datasets.catalogue import SPLIT_FILE_ENDING
+from utils.data_set_names import SPLIT_FILE_ENDING
 from utils.errors import UserError
 
 MANIFEST = "dataset.json"  # its entry max_megapixels is there if the limit is not 64

@@ -25,9 +25,9 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from datasets.catalogue import data_set_name
 from utils.config_keys import IGNORED_KEYS, WAVE_GMS_KEYS
 from utils.config_problems import explain
+from utils.data_set_names import data_set_name
 from utils.errors import UserError
 from utils.own_functions import OWN_FUNCTION
 from utils.yaml_files import parse_overrides, read_mapping, shown

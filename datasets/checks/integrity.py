@@ -26,7 +26,7 @@ import numpy as np
 from tqdm import tqdm
 
 from datasets.cases import own_split_file
-from datasets.catalogue import DatasetSpec, data_set_name, find_case, spec_for
+from datasets.catalogue import DatasetSpec, find_case, spec_for
 from datasets.checks.contact_sheets import contact_sheet, near_duplicate_sheet, write_sheet
 from datasets.checks.leaks import SameSourceGroups, grouped_with_train, same_source_file
 from datasets.checks.near_duplicates import (
@@ -48,6 +48,7 @@ from datasets.image_files.windowing import dark_note, may_be_dark
 from datasets.prepared import MANIFEST, read_metadata_groups
 from datasets.splits import Split, cases_by_group, read_split
 from scoring.groups import connected
+from utils.data_set_names import data_set_name
 from utils.files import atomic_write
 from utils.machine import available_cores
 

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from datasets.cases import own_split_file
-from datasets.catalogue import SPLIT_FILE_ENDING, data_set_name
 from datasets.prepared import read_metadata_groups
 from datasets.splits import SEED, Split, cases_by_group, grouped_split, read_split, write_split
 from scoring.groups import NOTHING_KNOWN, KnownGroups, named_groups
+from utils.data_set_names import SPLIT_FILE_ENDING, data_set_name
 from utils.errors import UserError
 
 

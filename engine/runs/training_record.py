@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import Any
 
 from datasets.cases import Case, DataSet, find_split_file
-from datasets.catalogue import SPLIT_FILE_ENDING, canonical_name
 from datasets.splits import read_split
 from engine.runs.history import read_scores
 from utils.checkpoints import read_metadata
 from utils.config import Config, load_config
 from utils.config_keys import WEIGHT_KEYS
+from utils.data_set_names import SPLIT_FILE_ENDING, canonical_name
 from utils.errors import UserError
 from utils.files import sha256
 
