@@ -77,9 +77,9 @@ def unscored_trials(
     A report names the latter.
     """
     from experiments.studies.score_run import training_and_scoring_steps
-    from experiments.studies.scores import outdated_steps, scored_in
+    from experiments.studies.scores import outdated_steps, runs_complete_in_table
 
-    scored = scored_in(study, out, runs)
+    scored = runs_complete_in_table(study, out, runs)
     outdated = [
         trial
         for trial in runs.values()
@@ -98,11 +98,11 @@ def check_together(
     out: Path, runs: Mapping[Run, Trial], trials: Sequence[Trial], workers: int
 ) -> None:
     """UserError where `trials`, which are to run, do not go with what is trained already."""
-    from experiments.studies.scores import scores_in, trained_in
+    from experiments.studies.scores import scores_in_table, trained_in
     from experiments.trials.earlier_runs import check_processes, check_settings, processes_of
 
     check_settings(trials)
-    in_table = [score for scores in scores_in(out, runs).values() for score in scores]
+    in_table = [score for scores in scores_in_table(out, runs).values() for score in scores]
     check_processes([*trained_in(in_table, runs), *processes_of(trials, workers)])
 
 

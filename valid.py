@@ -59,12 +59,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parse_arguments(argv)
 
     from engine.runs.trained_run import find_run
-    from engine.validation.run_scoring import score_run
+    from engine.validation.validate_run import validate_run
     from utils.logs import log_to
 
     log_to()
     run = find_run(arguments.run, arguments.config, overrides=arguments.overrides)
-    score_run(*run, arguments.datasets, arguments.held_out, arguments.name)
+    validate_run(*run, arguments.datasets, arguments.held_out, arguments.name)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from engine.cuda_graphs import Predictor, TrainingPass, can_capture
 from engine.device import choose_layout, describe_device, make_accelerator
 from engine.prediction.segmentation import PredictionOptions, segment
 from engine.training.compiling import compile_losses
-from engine.training.epoch_scores import validate
+from engine.training.epoch_scores import mean_scores
 from engine.training.optimizers import make_optimizer
 from engine.validation.case_predictions import predict_cases
 from models.wave_gms import WaveGMS
@@ -134,7 +134,7 @@ class Ours(Candidate):
             {key: batch[key].to(self.device) for key in ("image", "mask")}
             for batch in self.test_loader
         )
-        validate(self.probability, batches, THRESHOLD)
+        mean_scores(self.probability, batches, THRESHOLD)
         return len(self.workload.test)
 
     def predict_files(self) -> int:

@@ -23,8 +23,8 @@ from experiments.studies.scores import (
     Score,
     digest,
     outdated_steps,
-    scored_in,
-    scores_in,
+    runs_complete_in_table,
+    scores_in_table,
     scores_of,
     to_csv,
     ways_of,
@@ -422,10 +422,10 @@ def test_the_number_of_processes_is_a_setting(tmp_path: Path) -> None:
     runs = trials_of(load_study(path))
     for allowed in (one, two):
         (tmp_path / "results.csv").write_text(to_csv([allowed]))
-        assert scores_in(tmp_path, runs) == {RUN: [allowed]}
+        assert scores_in_table(tmp_path, runs) == {RUN: [allowed]}
     write(path, settings={"GPUs": [4]})
     with pytest.raises(UserError, match="other settings"):
-        scores_in(tmp_path, trials_of(load_study(path)))
+        scores_in_table(tmp_path, trials_of(load_study(path)))
 
 
 @pytest.mark.parametrize("table", sorted((ROOT / "docs").glob("results/*/results.csv")), ids=str)
@@ -533,7 +533,7 @@ def test_the_page_lists_the_keys_of_a_study(tmp_path: Path) -> None:
 def test_a_file_that_is_no_table(tmp_path: Path) -> None:
     (tmp_path / "results.csv").write_text("system,dice\nWave-GMS,high\n")
     with pytest.raises(UserError, match=r"results\.csv is not the table of a study") as caught:
-        scores_in(tmp_path, {})
+        scores_in_table(tmp_path, {})
     assert "line 2, split: " in str(caught.value) and "\n" not in str(caught.value)
 
 
@@ -542,7 +542,7 @@ def test_tables_can_be_put_together_as_they_are(tmp_path: Path) -> None:
     loaded, table = load_study(path), tmp_path / "results.csv"
     one, other = row(path, "Wave-GMS", 1), row(path, "Wave-GMS", 2, dice=0.75)
     table.write_text(to_csv([one]) + to_csv([one, other]))
-    assert scores_in(tmp_path, trials_of(loaded)) == {one.run: [one], other.run: [other]}
+    assert scores_in_table(tmp_path, trials_of(loaded)) == {one.run: [one], other.run: [other]}
     assert "| Wave-GMS | 7 | 62.5 ± 17.7 |" in write_study(loaded, tmp_path)
 
     table.write_text(to_csv([one, other]) + to_csv([replace(one, minutes=2.5)]))
@@ -554,11 +554,11 @@ def test_tables_can_be_put_together_as_they_are(tmp_path: Path) -> None:
     wrong = to_csv([one]) + to_csv([other]).replace("0.75", "high", 1)
     table.write_text(wrong)
     with pytest.raises(UserError, match=r"line 4, dice: .*number.*got 'high'\. Correct the line"):
-        scores_in(tmp_path, trials_of(loaded))
+        scores_in_table(tmp_path, trials_of(loaded))
     for damaged in (to_csv([one]).strip() + ",more\n", to_csv([one]).replace("dice_low,", "")):
         table.write_text(damaged)
         with pytest.raises(UserError, match=r"line 2, "):
-            scores_in(tmp_path, trials_of(loaded))
+            scores_in_table(tmp_path, trials_of(loaded))
 
 
 def test_columns_without_numbers_are_left_out(tmp_path: Path) -> None:
@@ -639,7 +639,7 @@ def test_test_time_augmentation_can_be_added(tmp_path: Path) -> None:
 
     def scored(path: Path) -> set[Run]:
         loaded = load_study(path)
-        return scored_in(loaded, tmp_path, trials_of(loaded))
+        return runs_complete_in_table(loaded, tmp_path, trials_of(loaded))
 
     assert scored(path) == {RUN}
     assert scored(write(path, tta=True)) == set()

@@ -27,7 +27,7 @@ from engine.runs.saved_state import load_state
 from engine.runs.training_record import RunCases
 from engine.training import trainer as training
 from engine.training.epoch_losses import write_nonfinite
-from engine.training.epoch_scores import validate
+from engine.training.epoch_scores import mean_scores
 from engine.training.schedule import warmup_then_cosine
 from models.losses import dice_and_iou
 from tests.cases_on_disk import write_data_set
@@ -221,7 +221,7 @@ def test_the_best_is_kept_through_equal_and_worse_epochs(
     tmp_path: Path, vae: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scores = iter([0.5, 0.5, 0.4])
-    monkeypatch.setattr("engine.training.trainer.validate", lambda *_: (next(scores), 0.0))
+    monkeypatch.setattr("engine.training.trainer.mean_scores", lambda *_: (next(scores), 0.0))
     command = arguments(tmp_path, vae, "epochs=3", "save_freq=1", "ema_decay=0.9", "ch=16")
     with monkeypatch.context() as patch:
         stop_in_step(patch, 4)  # the best before the stop counts after it
@@ -239,7 +239,7 @@ def test_epochs_are_validated_when_it_is_their_turn_and_the_last_one_always(
     tmp_path: Path, vae: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scores = iter([0.4, 0.6])
-    monkeypatch.setattr(training, "validate", lambda *_: (next(scores), 0.0))
+    monkeypatch.setattr(training, "mean_scores", lambda *_: (next(scores), 0.0))
     train.main(arguments(tmp_path, vae, "epochs=3", "validate_every=2", "ch=16"))
     rows = history(tmp_path / "run" / "epochs_3")
     assert [row["val_dice"] for row in rows] == ["", "0.4", "0.6"]
@@ -287,9 +287,9 @@ def test_validation_counts_each_case_alike() -> None:
     predict: Any = Echo()
     both = torch.cat([full, full])
     loader: Any = [{"image": both, "mask": both}, {"image": full, "mask": empty}]
-    assert validate(predict, loader, 0.5) == pytest.approx((2 / 3, 2 / 3))
+    assert mean_scores(predict, loader, 0.5) == pytest.approx((2 / 3, 2 / 3))
     faint: Any = [{"image": 0.35 * full, "mask": full}]
-    assert validate(predict, faint, 0.3) == (1, 1) and validate(predict, faint, 0.4) == (0, 0)
+    assert mean_scores(predict, faint, 0.3) == (1, 1) and mean_scores(predict, faint, 0.4) == (0, 0)
 
 
 def test_validation_is_in_evaluation_mode_and_training_goes_on_in_its_own() -> None:
@@ -303,7 +303,7 @@ def test_validation_is_in_evaluation_mode_and_training_goes_on_in_its_own() -> N
     predict: Any = Dropping()
     full = torch.ones(2, 1, 8, 8)
     loader: Any = [{"image": full, "mask": full}]
-    assert validate(predict, loader, 0.5) == (1, 1)
+    assert mean_scores(predict, loader, 0.5) == (1, 1)
     assert predict.system.training
 
 
@@ -323,7 +323,7 @@ def test_optimiser_average_and_threshold_follow_the_config(
         )
         return float(len(validated)), 0.0
 
-    monkeypatch.setattr("engine.training.trainer.validate", better_each_time)
+    monkeypatch.setattr("engine.training.trainer.mean_scores", better_each_time)
     settings = ("batch_size=7", "ema_decay=0.9", "weight_decay=0.3", "clip_norm=0.001")
     train.main(arguments(tmp_path, vae, *settings, "threshold=0.3", "ch=16"))
     folder = tmp_path / "run" / "epochs_2"
@@ -674,7 +674,7 @@ def test_the_last_epoch_is_kept_where_an_earlier_one_scores_better(
     tmp_path: Path, vae: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scores = iter([(0.9, 0.8), (0.1, 0.05), (0.9, 0.8), (0.1, 0.05)])
-    monkeypatch.setattr(training, "validate", lambda *_: next(scores))
+    monkeypatch.setattr(training, "mean_scores", lambda *_: next(scores))
     for select_on, epoch in (("last", 2), ("val", 1)):
         train.main(arguments(tmp_path, vae, f"select_on={select_on}", "save_freq=1", out=select_on))
         folder = tmp_path / select_on / "epochs_2"
@@ -716,7 +716,7 @@ def test_a_score_of_0_is_told(
     tmp_path: Path, vae: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(
-        "engine.training.trainer.validate", lambda model, cases, threshold: (0.0, threshold)
+        "engine.training.trainer.mean_scores", lambda model, cases, threshold: (0.0, threshold)
     )
     train.main(
         arguments(tmp_path, vae, "epochs=1", "w_tversky=0", "validate_every=2", "threshold=0.3")

@@ -394,7 +394,7 @@ def test_the_threshold_is_inclusive_and_used(
     pictured = []
     for name in ("write_report", "write_overlays", "draw_examples"):
         monkeypatch.setattr(
-            f"engine.validation.data_set_scoring.{name}",
+            f"engine.validation.validate_data_set.{name}",
             lambda *given, threshold=None, **_: pictured.append(threshold or given[-1]),
         )
     valid.main(arguments(tmp_path, vae, "threshold=0.9999"))

@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 
 
 @torch.inference_mode()
-def validate(predict: Predictor, loader: Iterable[Sample], threshold: float) -> tuple[float, float]:
+def mean_scores(
+    predict: Predictor, loader: Iterable[Sample], threshold: float
+) -> tuple[float, float]:
     """Mean Dice and mean IoU over the loader's cases, each counted once across all processes."""
     model, accelerator = predict.system, predict.accelerator
     model.eval()

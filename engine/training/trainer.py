@@ -35,7 +35,7 @@ from engine.cuda_graphs import Predictor
 from engine.runs.history import EpochRow, HistoryWriter, epoch_line, sample_panel
 from engine.runs.saved_state import load_state, save_state
 from engine.training.epoch_losses import EpochLosses, NonFiniteLoss, write_nonfinite
-from engine.training.epoch_scores import validate
+from engine.training.epoch_scores import mean_scores
 from engine.training.explained_errors import explaining_errors
 from engine.training.options import TrainingOptions
 from engine.training.schedule import batches_per_epoch
@@ -343,7 +343,7 @@ class Trainer:
         if self.accelerator.num_processes > 1:
             for buffer in self.step.evaluated_system.buffers():  # running statistics that are kept
                 torch.distributed.broadcast(buffer, 0)
-        return validate(self.predict, self.val_loader, self.options.threshold)
+        return mean_scores(self.predict, self.val_loader, self.options.threshold)
 
     def _write_weights(self, to_keep: bool) -> None:
         """`best_model.pth` where they are `to_keep`, and those of every `save_freq` epochs."""

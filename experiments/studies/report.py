@@ -23,7 +23,7 @@ from experiments.studies.scores import (
     TABLE,
     Score,
     check_splits,
-    scores_in,
+    scores_in_table,
     scores_of,
     to_csv,
     trained_in,
@@ -58,7 +58,7 @@ def write_study(study: Study, out: Path) -> str:
     NothingScored where none is, UserError where `out` has a table of other runs or of other splits.
     """
     runs = trials_of(study)
-    elsewhere = scores_in(out, runs)
+    elsewhere = scores_in_table(out, runs)
     here = {run: scores_of(run, trial) for run, trial in runs.items()}
     # either those here or those elsewhere, never a mixture: they come from two trainings
     by_run = {run: max(here[run], elsewhere.get(run, []), key=len) for run in runs}

@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     add("--tta", action="store_true", help="with test-time augmentation, nothing else")
     arguments = parser.parse_args(argv)
 
-    from engine.validation.run_scoring import score_run
+    from engine.validation.validate_run import validate_run
     from experiments.trials.earlier_runs import check_earlier_runs
     from utils.config import dump_config, load_config
     from utils.files import atomic_write
@@ -75,13 +75,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         copy.parent.mkdir(exist_ok=True)
         shutil.copyfile(weights, copy)
         atomic_write(copy.parent / "config.yaml", dump_config(trained))
-        score_run(config.model_copy(update={"model_weight": copy, **changes}), copy)
+        validate_run(config.model_copy(update={"model_weight": copy, **changes}), copy)
 
     if arguments.tta:
         score_copy(best_on_val, TTA, config, tta=True)
         return
 
-    score_run(config, best_on_val)
+    validate_run(config, best_on_val)
 
     from engine.build import system_from
     from engine.device import make_accelerator
@@ -109,7 +109,7 @@ def dice_of_epochs(
     from datasets.cases import open_data_set
     from datasets.loading import SegmentationDataset, make_loader
     from engine.cuda_graphs import Predictor
-    from engine.training.epoch_scores import validate
+    from engine.training.epoch_scores import mean_scores
     from utils.checkpoints import load_weights
 
     def number(path: Path) -> int:
@@ -125,7 +125,7 @@ def dice_of_epochs(
     dice = {}
     for path in kept:
         load_weights(path, system)
-        dice[number(path)], _ = validate(predict, loader, config.threshold)
+        dice[number(path)], _ = mean_scores(predict, loader, config.threshold)
     return dice
 
 

@@ -145,7 +145,7 @@ def outdated_steps(trial: Trial) -> set[str]:
     }
 
 
-def scores_in(out: Path, runs: Mapping[Run, Trial]) -> dict[Run, list[Score]]:
+def scores_in_table(out: Path, runs: Mapping[Run, Trial]) -> dict[Run, list[Score]]:
     """Scores that `out`/results.csv already holds, by run.
 
     UserError if it is not a study's table, or has runs that are not in this study, had other settings,
@@ -199,9 +199,9 @@ def _read_table(path: Path) -> list[Score]:
     return list(scores.values())
 
 
-def scored_in(study: Study, out: Path, runs: Mapping[Run, Trial]) -> set[Run]:
+def runs_complete_in_table(study: Study, out: Path, runs: Mapping[Run, Trial]) -> set[Run]:
     """The runs that `out`/results.csv has in every way of scoring that the study asks for."""
-    known = scores_in(out, runs)
+    known = scores_in_table(out, runs)
     return {
         run
         for run, trial in runs.items()
@@ -273,7 +273,7 @@ def _mean_dice_without_leaked(trial: Trial, results: Results) -> float | None:
     here, as the summary says.
     """
     from engine.runs.seen_cases import cases_seen_in_training
-    from engine.validation.data_set_scoring import should_check_leaks
+    from engine.validation.validate_data_set import should_check_leaks
 
     recorded = results.summary["without_leaked"]
     dropped = set() if recorded is None else set(recorded["dropped"])

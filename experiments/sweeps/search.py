@@ -38,7 +38,7 @@ from experiments.sweeps.scores import (
 from experiments.sweeps.settings import Sweep
 from experiments.sweeps.slots import free_slots
 from experiments.sweeps.trials import Setting, make_setting
-from experiments.trials.earlier_runs import is_trained_like, own_record
+from experiments.trials.earlier_runs import inputs_are_the_same, own_record, trained_alike
 from experiments.trials.records import Status
 from experiments.trials.trial import Outcome, Trial
 
@@ -246,7 +246,8 @@ class SearchPlan(Plan):
             for trial in self._setting(frozen_trial).trials:
                 record = own_record(trial)
                 if record is None:
-                    if wanted and is_trained_like(trial):  # before keys of the scoring were changed
+                    # keys of the scoring were changed since
+                    if wanted and trained_alike(trial) and inputs_are_the_same(trial):
                         yield trial
                     continue
                 done = set(record.done) - (outdated_steps(trial) & wanted)

@@ -190,18 +190,11 @@ def own_record(trial: Trial) -> Record | None:
     record = read_record(trial.folder)
     if record is None or not is_record_of(record, trial.config):
         return None
-    return record if _inputs_are_the_same(trial) else None
+    return record if inputs_are_the_same(trial) else None
 
 
-def is_trained_like(trial: Trial) -> bool:
-    """Whether a trained run lies in the trial's folder that learned what the trial asks for.
-
-    Its scores may be others, such as those without test-time augmentation.
-    """
-    return trained_alike(trial) and _inputs_are_the_same(trial)
-
-
-def _inputs_are_the_same(trial: Trial) -> bool:
+def inputs_are_the_same(trial: Trial) -> bool:
+    """Whether the trial's run was trained on the split file and the other input files that are there now."""
     return not trained_on_old_split(trial) and not changed_inputs(trial)
 
 

@@ -61,7 +61,7 @@ class CasesToScore:
     """Which cases of the data set show the same source."""
 
 
-def score(
+def validate_data_set(
     loaded: LoadedRun,
     data_set: DataSet,
     accelerator: Accelerator,
@@ -71,7 +71,7 @@ def score(
 ) -> Summary:
     """Predict and score the test split of a data set, or the cases that the run held out of train.
 
-    All goes into the folder `beside`, see `run_scoring.results_folder`: masks and probabilities into
+    All goes into the folder `beside`, see `validate_run.results_folder`: masks and probabilities into
     `predicted_masks_<data set>` or `held_out_masks_<data set>`, the rest into `valid_results_<data set>` or
     `held_out_results_<data set>`. What a validation before left there of other cases is deleted once the new
     scores are written. With `predictions`, masks and probabilities go into that folder, in which nothing is

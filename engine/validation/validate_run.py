@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("wavegms")
 
 
-def score_run(
+def validate_run(
     config: Config,
     checkpoint: Path,
     data_sets: Sequence[str] = (),
@@ -39,7 +39,7 @@ def score_run(
     from datasets.cases import open_data_set, open_prepared
     from engine.runs.provenance import warn_of_other_window
     from engine.runs.trained_run import load_run
-    from engine.validation.data_set_scoring import score
+    from engine.validation.validate_data_set import validate_data_set
 
     results, summaries = results_folder(checkpoint, results_name), {}
     opened = [open_prepared(name) for name in data_sets]
@@ -55,7 +55,7 @@ def score_run(
         if predictions and held_out:  # which are none of the test cases
             predictions = predictions / HELD_OUT_MASKS_PREFIX.removesuffix("_")
         with writing_to(results):
-            summaries[data_set.name] = score(
+            summaries[data_set.name] = validate_data_set(
                 loaded, data_set, accelerator, results, predictions, held_out
             )
     if len(summaries) > 1 and not held_out:
