@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     accelerator = make_accelerator(config.precision, config.accumulate, config.deterministic)
 
     from datasets.cases import open_data_set
-    from engine.build import check_data, options_from, system_from, training_sets
+    from engine.build import check_data, system_from, training_options_from, training_sets
     from engine.runs.run_folder import open_run
     from engine.training.compiling import compile_on_gpu
     from engine.training.initial_weights import load_initial_weights
@@ -73,9 +73,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         train_set, val_set = training_sets(config, cases, system, progress=is_main)
         if config.compile:
             compile_on_gpu(system)
-        trainer = Trainer(
-            system, train_set, val_set, options_from(config), accelerator, run.path, data_set.name
-        )
+        options = training_options_from(config)
+        trainer = Trainer(system, train_set, val_set, options, accelerator, run.path, data_set.name)
         run.begin()
         trainer.fit()
         log.info("%s: %s", trainer.outcome, run.path / "best_model.pth")

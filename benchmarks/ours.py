@@ -22,6 +22,7 @@ from engine.training.compiling import compile_losses
 from engine.training.epoch_scores import mean_scores
 from engine.training.optimizers import make_optimizer
 from engine.validation.case_predictions import predict_cases
+from engine.validation.options import EvaluationOptions
 from models.wave_gms import WaveGMS
 from utils.streams import bounded_map
 
@@ -149,9 +150,8 @@ class Ours(Candidate):
     def predict_cases(self) -> int:
         """What valid.py streams through: every test case's probability at the evaluation size."""
         work = self.workload
-        predictions = predict_cases(
-            self.system, work.test, work.image_size, None, work.batch_size, 0, self.accelerator
-        )
+        options = EvaluationOptions(work.image_size, work.batch_size)
+        predictions = predict_cases(self.system, work.test, options, self.accelerator)
         return sum(1 for _ in predictions)
 
     def __call__(self, images: np.ndarray) -> np.ndarray:

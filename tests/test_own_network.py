@@ -18,7 +18,7 @@ import torch
 import compare
 import train
 import valid
-from engine.build import options_from, system_from
+from engine.build import system_from, training_options_from
 from engine.device import make_accelerator
 from engine.training.step import TrainingStep
 from models.base import SegmentationModel
@@ -204,7 +204,7 @@ def test_a_buffer_or_weight_that_becomes_infinite_stops_the_training(
     config = load_config(Path(arguments(tmp_path, vae)[1]), [*arguments(tmp_path, vae)[2:], model])
     system = system_from(config)
     accelerator = make_accelerator("fp32", 1, deterministic=False)
-    step = TrainingStep(system, options_from(config), 3, accelerator)
+    step = TrainingStep(system, training_options_from(config), 3, accelerator)
     step.check_finite(1)
     layer: Any = system.parts()["model"].get_submodule("1")
     with torch.no_grad():

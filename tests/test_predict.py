@@ -1067,6 +1067,7 @@ def test_masks_are_those_of_validation(
     from engine.device import make_accelerator
     from engine.runs.trained_run import load_system
     from engine.validation.case_predictions import predict_cases
+    from engine.validation.options import EvaluationOptions
     from utils.config import load_config
 
     data_set = open_data_set(write_data_set(tmp_path, train=1, test=3, size=50))
@@ -1074,19 +1075,9 @@ def test_masks_are_those_of_validation(
         cv2.imwrite(str(path), image(path)[:37])  # of odd and unequal sides
     config = load_config(run / "config.yaml")
     system = load_system(config, run / "best_model.pth")
-    expected = list(
-        predict_cases(
-            system,
-            data_set.test,
-            config.image_size,
-            "native",
-            2,
-            0,
-            make_accelerator("fp32", 1, False),
-            tta,
-            keep_upright,
-        )
-    )
+    how = EvaluationOptions(config.image_size, 2, "native", tta, keep_upright)
+    accelerator = make_accelerator("fp32", 1, False)
+    expected = list(predict_cases(system, data_set.test, how, accelerator))
     out = tmp_path / "out"
     pictures = [str(case.image) for case in data_set.test]
     options = [*(["--tta"] if tta else []), "--set", f"keep_upright={str(keep_upright).lower()}"]

@@ -16,6 +16,7 @@ from datasets.cases import Case, read_image, read_mask, resize_image, resize_mas
 from datasets.loading import SegmentationDataset, batches_of, make_loader
 from engine.cuda_graphs import Predictor
 from engine.device import reporting_out_of_memory
+from engine.validation.options import EvaluationOptions
 from models.base import SegmentationModel
 from scoring.report import ReportCase
 from utils.errors import UserError
@@ -42,35 +43,33 @@ class Prediction:
 def predict_cases(
     system: SegmentationModel,
     cases: Sequence[Case],
-    image_size: int,
-    evaluation_size: int | str | None,
-    batch_size: int,
-    num_workers: int,
+    options: EvaluationOptions,
     accelerator: Accelerator,
-    tta: bool = False,
-    keep_upright: bool = False,
-    cache_bytes: int = 0,
     title: str = "test cases",
 ) -> Iterator[Prediction]:
     """Predict the cases one batch at a time, in their order; the progress bar and errors call them `title`.
 
-    With `tta`, the probability is the mean over the orientations of the image, see
+    With `options.tta`, the probability is the mean over the orientations of the image, see
     `mean_over_orientations`.
 
     The probability is resized (bilinear) to the evaluation size, before the threshold; so is the truth
     (nearest), from the size of its file. UserError for a case whose probability is not a number, or
     whose files cannot be used, and for too little memory.
     """
+    image_size = options.image_size
     dataset = SegmentationDataset(
-        cases, image_size, cache_bytes=cache_bytes, title=title, progress=True
+        cases, image_size, cache_bytes=options.cache_mb << 20, title=title, progress=True
     )
+    loader = make_loader(dataset, options.batch_size, num_workers=options.num_workers)
     system.to(accelerator.device).eval()
     predict = Predictor(system, accelerator)
-    for batch in batches_of(make_loader(dataset, batch_size, num_workers=num_workers)):
+    for batch in batches_of(loader):
         with reporting_out_of_memory(len(batch["image"]), image_size):
             images = batch["image"].to(accelerator.device)
             output = (
-                mean_over_orientations(predict, images, keep_upright) if tta else predict(images)
+                mean_over_orientations(predict, images, options.keep_upright)
+                if options.tta
+                else predict(images)
             )
             probabilities = output.float().cpu().numpy()
         indices: Tensor = batch["index"]
@@ -84,7 +83,7 @@ def predict_cases(
                     f"the model's output for {case.name} is not a number: the checkpoint is damaged, "
                     "or precision: fp32 is needed"
                 )
-            yield _at_size(evaluation_size or image_size, case, probability, truth)
+            yield _at_size(options.evaluation_size or image_size, case, probability, truth)
 
 
 def _at_size(size: int | str, case: Case, probability: np.ndarray, truth: np.ndarray) -> Prediction:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from datasets.cases import Case, DataSet
 from datasets.checks.leaks import known_groups, leaked_test_cases, same_source_file
 from datasets.splits import Split
+from engine.build import evaluation_options_from
 from engine.device import resolved_precision
 from engine.runs.provenance import network_name, provenance
 from engine.runs.seen_cases import cases_seen_in_training, fitted_cases, held_out_cases
@@ -87,14 +88,8 @@ def validate_data_set(
     predicted = predict_cases(
         loaded.system,
         scored.cases,
-        image_size=config.image_size,
-        evaluation_size=config.evaluation_size,
-        batch_size=config.batch_size,
-        num_workers=config.num_workers,
-        cache_bytes=config.cache_mb << 20,
-        accelerator=accelerator,
-        tta=config.tta,
-        keep_upright=config.keep_upright,
+        evaluation_options_from(config),
+        accelerator,
         title=f"{scored.kind} cases",
     )
     scores = score_cases(
