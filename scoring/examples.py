@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,10 +58,12 @@ def outline_both(image: np.ndarray, truth: np.ndarray, prediction: np.ndarray) -
     return picture
 
 
-def write_overlays(folder: Path, cases: Iterable[ReportCase], threshold: float) -> None:
-    """`<name>.jpg` of each case: the truth outlined in blue, the prediction in orange.
+def write_overlays(
+    folder: Path, cases: Iterable[ReportCase], threshold: float
+) -> Iterator[ReportCase]:
+    """Write `<name>.jpg` of each case, truth outlined in blue and prediction in orange, and yield the case.
 
-    Pictures of other cases, left by a validation before, are deleted.
+    After the last one, pictures of other cases, left by a validation before, are deleted.
     """
     left = {*folder.glob("*.jpg"), *folder.glob("*.png")}
     for case in cases:
@@ -70,6 +72,7 @@ def write_overlays(folder: Path, cases: Iterable[ReportCase], threshold: float) 
         path = folder / f"{case.name}.jpg"
         atomic_write(path, content)
         left.discard(path)
+        yield case
     for path in left:
         path.unlink()
 

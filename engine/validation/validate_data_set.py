@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,7 +27,7 @@ from scoring.examples import draw_examples, names_by_quantile, write_overlays
 from scoring.groups import KnownGroups
 from scoring.in_words import replaced_settings
 from scoring.metrics import CaseScores
-from scoring.report import write_report
+from scoring.report import ReportCase, write_report
 from scoring.results import Provenance, Summary, write_results
 from scoring.summary_text import format_summary
 from utils.errors import listed
@@ -170,20 +170,26 @@ def write_pictures(
     title: str,
     threshold: float,
 ) -> None:
-    """report.html, overlays and examples.png, from the saved `predictions`."""
+    """report.html, overlays and examples.png, from the saved `predictions`, of which each is read once."""
+    chosen = set(names_by_quantile(scores).values())
+    examples: dict[str, ReportCase] = {}
+
+    def with_examples_kept(cases: Iterable[ReportCase]) -> Iterator[ReportCase]:
+        for case in cases:
+            if case.name in chosen:
+                examples[case.name] = case
+            yield case
+
+    drawn = write_overlays(results / "overlays", report_cases(cases, predictions), threshold)
     write_report(
         results / "report.html",
-        report_cases(cases, predictions),
+        with_examples_kept(drawn),
         scores=scores,
         summary=summary,
         title=title,
         threshold=threshold,
     )
-    write_overlays(results / "overlays", report_cases(cases, predictions), threshold)
-    shown = set(names_by_quantile(scores).values())
-    examples = report_cases([case for case in cases if case.name in shown], predictions)
-    by_name = {case.name: case for case in examples}
-    draw_examples(results / "examples.png", scores, by_name, threshold)
+    draw_examples(results / "examples.png", scores, examples, threshold)
 
 
 def warn_of_another_split(data_set: DataSet, checkpoint: Path, seen: Sequence[str]) -> None:
