@@ -172,7 +172,7 @@ class EpochSampler(Sampler[tuple[int, int]]):
 
 
 def worker_died(error: RuntimeError) -> bool:
-    """Whether torch reports a dead loader process by this error, which can arise anywhere in the main one."""
+    """Whether torch raised this error because a loader process died; any line may raise it then."""
     return str(error).startswith("DataLoader worker (pid")
 
 
@@ -198,8 +198,8 @@ def batches_of(loader: Iterable[Sample]) -> Iterator[Sample]:
 
 
 def _end_when_told(main: int) -> None:
-    """Exit on a signal of the process `main`; one that batch systems send to all processes is for
-    it alone.
+    """Exit on a stop signal from the main process, whose id is `main`; ignore those that a batch system
+    sends to every process.
     """
     while signal.sigwaitinfo(STOP_SIGNALS).si_pid != main:
         pass

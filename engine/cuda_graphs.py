@@ -31,8 +31,8 @@ def can_capture(system: SegmentationModel, accelerator: Accelerator) -> bool:
 class TrainingPass:
     """`model(image, mask, noise)` in training mode under the run's autocast: its losses.
 
-    With `to_capture` they and their gradients are replayed, from a capture at the first call, or before
-    it by `capture`. Every batch then has the shape of the first.
+    With `to_capture`, losses and gradients are captured as CUDA graphs at the first call, or before it by
+    `capture`, and replayed from then on. Every batch then has the shape of the first.
     """
 
     def __init__(self, model: nn.Module, accelerator: Accelerator, to_capture: bool) -> None:
@@ -45,7 +45,7 @@ class TrainingPass:
         return losses
 
     def capture(self, image: Tensor, mask: Tensor, noise: Tensor) -> None:
-        """Capture now what is to be captured; the values of the batch play no part.
+        """Capture the step now, if it is to be captured; the values of the batch play no part.
 
         While a loader runs that pins memory in a thread of its own, a capture can fail, since CUDA then
         forbids that in every thread.
@@ -75,8 +75,8 @@ def capture_training_step(model: nn.Module, image: Tensor, mask: Tensor, noise: 
 class Predictor:
     """`system(images)` under the run's autocast: (B, 3, S, S) in [0, 1] -> (B, 1, S, S).
 
-    Captured for each shape of the batch where that can be, for the first MAX_SHAPES of them. The weights
-    may change between calls, not their memory. The system has to be in eval mode and on its device, where
+    Captures a CUDA graph for each of the first MAX_SHAPES batch shapes, if `can_capture`. The weights may
+    change between calls, not their memory. The system has to be in eval mode and on its device, where
     the images are put. Calls from several threads take turns, since they share the memory of the graphs.
     """
 

@@ -24,7 +24,7 @@ SHOWN = 4  # weights in a message
 COLUMNS = frozenset(
     {"epoch", "lr", "dice", "train_dice", "val_dice", "val_iou", "test_dice", "test_iou"}
 )
-"""Names that history.csv has for something else than a loss."""
+"""Other columns of history.csv; no loss may have these names."""
 
 
 def is_own_network(model: str) -> bool:
@@ -137,7 +137,7 @@ class _LastOperation(TorchDispatchMode):
 
 
 def _trial_device() -> str:
-    """Where a network is tried out: on the GPU where there is one, since some run nowhere else."""
+    """The device on which a network is tried out: a GPU if there is one, since some run nowhere else."""
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 

@@ -18,7 +18,7 @@ SETTINGS_OF_SCORES = (
 
 
 def scale_of(metric: str) -> int:
-    """What its numbers are multiplied by to be shown: scores are shown in per cent, distances in pixels."""
+    """The factor by which a metric is shown: scores in per cent, distances in pixels."""
     return 1 if metric in LOWER_IS_BETTER else 100
 
 
@@ -82,9 +82,10 @@ def how_scored(summary: Summary) -> str:
 
 
 def replaced_settings(folder: Path, made_with: Provenance, rule: EmptyRule) -> list[str]:
-    """The settings, as `tta=false`, of the scores in `folder` that are others in new ones `made_with` these.
+    """Settings in which the scores already in `folder` differ from the new ones, such as `tta=false`.
 
-    Empty where the folder holds no scores that can be read.
+    The new ones are `made_with` these, HD95 by this `rule`. Empty if the folder holds no scores that can be
+    read.
     """
     try:
         earlier = read_results(folder).summary

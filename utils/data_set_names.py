@@ -12,7 +12,7 @@ ALIASES = {"kvasir": "kvasir-instrument"}
 
 
 def canonical_name(name: str) -> str:
-    """The name under which results and prepared data of the data set `name` are stored."""
+    """The name under which the data and the results of the data set `name` are stored."""
     stem = name.removesuffix("_grouped")
     return ALIASES.get(stem, stem) + name[len(stem) :]
 
@@ -23,7 +23,7 @@ def data_set_name(split_file: Path) -> str:
 
 
 def names_of(name: str) -> list[str]:
-    """`name` and the others that the same data set has."""
+    """`name`, and all other names of the same data set."""
     canonical = canonical_name(name)
     others = [alias for alias in ALIASES if canonical_name(alias) == canonical]
     return list(dict.fromkeys([name, canonical, *others]))

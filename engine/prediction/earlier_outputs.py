@@ -69,9 +69,10 @@ class EarlierOutputs:
         return self._rows()
 
     def rows_to_overwrite(self, is_given: Callable[[PredictionRow], bool]) -> list[PredictionRow]:
-        """The rows of an earlier run; those not `is_given` by the inputs only where settings are equal.
+        """The rows to keep. If settings changed, only those of images given again (`is_given`); UserError if
+        predictions of others would remain.
 
-        UserError where others hold predictions by other settings.
+        Empty, with a warning, if the table cannot be read.
         """
         try:
             rows = self._rows()
@@ -171,20 +172,21 @@ def check_unused(folder: Path, may_be_used: bool) -> None:
 
 
 def places() -> Callable[[str], Path]:
-    """A function from a file, as tables have it, to its place on the disk."""
+    """A function from a file, as named in a table, to its absolute path; a link itself is not followed."""
     resolve = functools.cache(Path.resolve)
     return lambda file: resolve(Path(file).parent) / Path(file).name
 
 
 def _is_plain(name: str) -> bool:
-    """Whether a name leads into no other folder, as one in a table that was changed may."""
+    """Whether a name leads into no other folder; one in a table that was edited may."""
     return name != "" and Path(name).name == name
 
 
 def _from_here(file: str, directory: str) -> str:
-    """The path that was `file` in the `directory`; as it is where it leads to a file from here alone.
+    """The absolute path of `file`, which is named as seen from `directory`.
 
-    The latter is so where images and predictions moved together.
+    `file` itself if it exists seen from the present directory only, as when images and predictions were
+    moved together.
     """
     there = str(Path(directory) / file)
     if os.path.exists(file) and not os.path.exists(there):  # noqa: PTH110 - never raises

@@ -146,7 +146,7 @@ class TrainingRecord:
         return recorded == names_sha256(case.name for case in data_set.train)
 
     def cases_of(self, data_set: DataSet) -> tuple[str, ...]:
-        """Cases of `data_set` in the train part of the run's own split; empty where it is of other data.
+        """Cases of `data_set` in the train part of the run's own split; empty if that is of other data.
 
         Empty, too, without a config. UserError where the split file is gone, unless `had_cases_of`.
         """
@@ -298,11 +298,12 @@ def selection_note(run: Config) -> str:
 def trained_values_that_differ(
     config: Config, run: Config | None, same_vae: bool | None = None
 ) -> dict[str, Any]:
-    """What the run that trained the weights had for each of the keys that `config` scores with and has
-    another value for, see NETWORK_KEYS, without those that the model does not use.
+    """Keys of NETWORK_KEYS in which `config` differs from the run that trained the weights, with that run's
+    values.
 
-    `same_vae` says whether the frozen parts are the same, wherever they lie, see `same_parts`; where that is
-    None, `vae_weights` is compared as text.
+    With test-time augmentation `keep_upright`, too; without keys that the model does not use. `same_vae` says
+    whether the frozen parts are the same, wherever they lie, see `same_parts`; where that is None,
+    `vae_weights` is compared as text.
     """
     if run is None:
         return {}

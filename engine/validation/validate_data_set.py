@@ -120,7 +120,7 @@ def validate_data_set(
 
 
 def test_part(loaded: LoadedRun, data_set: DataSet, precision: str) -> CasesToScore:
-    """The test cases; a warning where the weights have seen some, or that is not known."""
+    """The test cases; warns if the weights have seen some of them, or if that is unknown."""
     checkpoint, drop_leaked = loaded.checkpoint, loaded.config.drop_leaked
     made_with = provenance(loaded, data_set, precision)
     seen: list[str] = made_with["test_cases_trained_on"] or []
@@ -133,9 +133,9 @@ def test_part(loaded: LoadedRun, data_set: DataSet, precision: str) -> CasesToSc
 
 
 def held_out_part(loaded: LoadedRun, data_set: DataSet, precision: str) -> CasesToScore:
-    """The cases of train that the checkpoint's run held out; a warning where its start has seen some.
+    """The cases of train that the checkpoint's run held out; warns if its initial weights have seen some.
 
-    UserError where it held out none, or it is not recorded which.
+    UserError if it held out none, or it is not recorded which.
     """
     checkpoint, drop_leaked = loaded.checkpoint, loaded.config.drop_leaked
     cases = held_out_cases(checkpoint, data_set)

@@ -41,7 +41,7 @@ def check_earlier_runs(trials: Collection[Trial], workers: int | None = None) ->
     or from another file of initial weights or groups, have finished with other values of CHANGED_IN_VAIN,
     or were trained by other numbers of processes than the others.
 
-    With so many `workers` those that are missing will be trained; with None no run will.
+    `workers` is how many will train the runs that are missing; None if no run will be trained.
     """
     check_processes(processes_of(trials, workers))
     problems = []
@@ -86,7 +86,7 @@ def _refuse(problems: Iterable[str]) -> None:
 
 
 def _runs_in(trial: Trial) -> list[tuple[str, Config]]:
-    """How far the run in the trial's folder has come, and its config; none where nothing is to be resumed."""
+    """State, `finished` or `saved`, and config of the run in the trial's folder; empty if there is none."""
     record = read_record(trial.folder)
     if record is not None and record.trained:
         config = recorded_config(record)
@@ -100,7 +100,7 @@ def _runs_in(trial: Trial) -> list[tuple[str, Config]]:
 
 
 def _differences(run: Config, asked: Config) -> dict[str, tuple[object, object]]:
-    """The keys that cannot change on resume in which a run differs from what is asked: both values."""
+    """Keys in which a run differs from what is asked, though they cannot change on resume: both values."""
     ignored = set(CHANGEABLE_ON_RESUME)
     before, now = (config.model_dump(mode="json", exclude=ignored) for config in (run, asked))
     different = differing(before, now)
@@ -110,9 +110,10 @@ def _differences(run: Config, asked: Config) -> dict[str, tuple[object, object]]
 
 
 def other_settings(trial: Trial) -> str | None:
-    """What the run in the trial's folder was made with in place of what is asked, as
-    `trained with lr 0.02, asked 0.05`, or `scored with tta False, asked True` where its training is that of
-    the trial; None where its scores are, too, or there is no run.
+    """How the run in the trial's folder differs from what is asked; None if it does not, or there is no run.
+
+    Such as `trained with lr 0.02, asked 0.05`, or `scored with tta False, asked True` if only its scoring is
+    another.
     """
     record = read_record(trial.folder)
     if record is None or is_record_of(record, trial.config):
@@ -131,7 +132,11 @@ def other_settings(trial: Trial) -> str | None:
 
 
 def trained_alike(trial: Trial) -> bool:
-    """Whether the run in the trial's folder is trained as is asked, and at most scored in another way."""
+    """Whether the run in the trial's folder is trained with the settings that the trial asks for.
+
+    It may be scored in another way, such as without test-time augmentation. For the files that it was
+    trained on, see `inputs_are_the_same`.
+    """
     record = read_record(trial.folder)
     return record is not None and record.trained and is_of_same_training(record, trial.config)
 
@@ -184,8 +189,8 @@ def processes_of(trials: Iterable[Trial], workers: int | None) -> list[Trained]:
 
 
 def own_record(trial: Trial) -> Record | None:
-    """The trial's record; None where there is none, or one of a run with other settings, on another
-    split, or from other files.
+    """The trial's record; None if there is none, or its run had other settings, another split or other
+    input files.
     """
     record = read_record(trial.folder)
     if record is None or not is_record_of(record, trial.config):
@@ -233,7 +238,7 @@ def fitting_results(folder: Path, config: Config, checkpoint: Path) -> Results |
     """The scores in `folder`, if they are those of this checkpoint, scored as `config` says on its
     test split.
 
-    Otherwise None: nothing readable is there, or a user has scored the run in another way since. What the
+    None if nothing readable is there, or the run has been scored in another way since. What the
     summary does not record, and files that are not here, are taken to fit.
     """
     try:
