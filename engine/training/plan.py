@@ -144,7 +144,9 @@ def _note_on_precision(config: Config, accelerator: Accelerator) -> list[str]:
         return []
     used, bf16 = resolved_precision(accelerator), bf16_on_this_cpu()
     if used == "fp32" and config.precision == "auto" and bf16 == "fast":
-        return ["this processor has units for bf16: precision=bf16 can halve the time of a step"]
+        return [
+            "this processor has units for bf16: precision=bf16 may be faster, see docs/performance.md"
+        ]
     if used == "bf16" and bf16 == "slow":
         return [
             "warning: this processor has no instructions for bf16: precision=fp32 is likely faster"
