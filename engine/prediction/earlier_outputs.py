@@ -23,6 +23,7 @@ from engine.prediction.folder_layout import (
 )
 from engine.prediction.inputs import printable
 from utils.errors import UserError
+from utils.mappings import differing
 
 log = logging.getLogger("wavegms")
 
@@ -105,9 +106,10 @@ class EarlierOutputs:
     def _changed(self, before: Mapping[str, Any]) -> str:
         """Which settings differ from those in the folder; '' for none."""
         return "; ".join(
-            f"{key}: {before.get(key)} in the folder, {self.settings.get(key)} now"
-            for key in {**before, **self.settings}
-            if before.get(key) != self.settings.get(key)
+            f"{key}: {there} in the folder, {now} now"
+            for key, (there, now) in differing(
+                before, self.settings, {**before, **self.settings}
+            ).items()
         )
 
     def _settings_there(self) -> dict[str, Any] | None:
