@@ -122,8 +122,9 @@ def choose_precision(asked: str, on_gpu: bool) -> str:
 
 
 def bf16_on_this_cpu() -> str:
-    """How this processor computes in bf16: `fast`, by units for matrix products (AMX of Intel's Xeons
-    from 2023), `slow`, without any instructions for it, or `unknown`, also where torch cannot tell.
+    """How this processor computes in bf16: `fast`, by units for matrix products (AMX, in most Intel
+    Xeons since 2023), `slow`, without any instructions for it, or `unknown`, also where torch cannot
+    tell.
     """
     import torch
 

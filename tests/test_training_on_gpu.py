@@ -81,6 +81,7 @@ def check_step_near_float32(
         assert all(value.dtype == torch.float32 for value in losses.values())
         for name in ("loss", "lm", "seg", "align"):
             assert losses[name].item() == pytest.approx(expected[name].item(), rel=of_loss)
+        assert losses["loss"].item() != expected["loss"].item(), "computed in float32"
         (losses["loss"] * SCALE).backward()
         both = zip(plain.parameters(), model.parameters(), strict=True)
         gradients = [(one.grad, other.grad) for one, other in both]
