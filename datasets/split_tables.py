@@ -22,7 +22,7 @@ def read_split_table(content: bytes) -> dict[str, list[str]]:
     """The names of each part from a table with a header line, separated by commas, semicolons or tabs.
 
     The columns are those called name and split, or else the first two. Names may hold folders, which are
-    left out. UserError, which names no path, where the table has no such columns or another part.
+    left out. UserError, which names no path, where the table has no header, no such columns or another part.
     """
     expected = "expected a CSV with the columns name and split (train, val or test)"
     try:
@@ -34,6 +34,10 @@ def read_split_table(content: bytes) -> dict[str, list[str]]:
         header, *rows = (row for row in csv.reader(lines, delimiter=separator) if row)
         called = [column.strip().casefold() for column in header]
         name_at, part_at = map(called.index, _COLUMNS) if {*_COLUMNS} <= {*called} else (0, 1)
+        if called[part_at] in PART_NAMES:
+            raise UserError(
+                f"{expected}: the first line, {','.join(header)[:60]!r}, is a case; write name,split above it"
+            )
         cases = [(row[name_at].strip(), row[part_at].strip()) for row in rows]
     except (ValueError, IndexError, csv.Error) as error:
         raise UserError(f"{expected} ({error})") from None

@@ -11,6 +11,7 @@ import tracemalloc
 import zipfile
 import zlib
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -128,6 +129,30 @@ def test_symbolic_links_in_folders_are_followed_only_when_asked(
     followed = open_source(source, follow_links=True)
     assert len(followed.paths()) == 2
     assert followed.read(followed.paths()[0]) in (b"1", b"2")
+
+
+def test_a_link_that_leads_nowhere_is_no_missing_case(tmp_path: Path) -> None:
+    """As in a clone of git-annex whose content was not fetched."""
+    source = write_folder(tmp_path / "x", {"own.png": b"3"})
+    (source / "a.png").symlink_to(".git/annex/objects/a.png")
+    with pytest.raises(ArchiveError, match=r"a\.png is a link to .git/annex/.*: fetch it"):
+        open_source(source, follow_links=True)
+
+
+def test_a_folder_that_cannot_be_read_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = write_folder(tmp_path / "x", {"one/a.png": b"1", "two/b.png": b"2"})
+    scandir = os.scandir
+
+    def refuse(path: str) -> Any:
+        if str(path).endswith("two"):
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(ArchiveError, match=r"x/two: cannot be read \(Permission denied\)"):
+        open_source(source)
 
 
 def test_a_loop_of_links_ends(tmp_path: Path) -> None:

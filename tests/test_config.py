@@ -17,6 +17,7 @@ from utils.config_keys import CHANGEABLE_ON_RESUME, IGNORED_KEYS, MACHINE_SETTIN
 from utils.config_page import describe_fields
 from utils.config_problems import NO_KEY, OTHER_NAMES
 from utils.errors import UserError
+from utils.yaml_files import parse_overrides
 
 ROOT = Path(__file__).resolve().parents[1]
 SHIPPED = sorted((ROOT / "configs").glob("*.yaml"))
@@ -243,6 +244,17 @@ def test_bad_overrides_are_refused(tmp_path: Path, override: str) -> None:
     path = write(tmp_path / "c.yaml", "pickle_file_path: x")
     with pytest.raises(UserError, match=r"epochs|key=value"):
         load_config(path, [override])
+
+
+@pytest.mark.parametrize("text", ["ckpt/run #2", "#2", "[1, 2] # two"])
+def test_a_value_that_yaml_would_cut_off_is_refused(text: str) -> None:
+    with pytest.raises(UserError, match=r"'# ?(2|two)' is a comment.*in quotes"):
+        parse_overrides([f"snapshot_path={text}"])
+
+
+def test_a_value_in_quotes_is_taken_whole() -> None:
+    values = parse_overrides(['a="ckpt/run #2"', "b=run#2", "c=", "d={e: 1}"])
+    assert values == {"a": "ckpt/run #2", "b": "run#2", "c": None, "d": {"e": 1}}
 
 
 OF_WAVE_GMS = {

@@ -102,7 +102,18 @@ def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
         if not separator or not key:
             raise UserError(f"an override is written key=value, got {override!r}")
         values[key.strip()] = parse_yaml(text, f"the override {override!r}")
+        if comment := _comment_in(text):
+            raise UserError(
+                f"the override {override!r}: for YAML {comment!r} is a comment. If it belongs to the value, put that "
+                f"in quotes within those of the shell: '{key}=\"...\"'; otherwise leave it out"
+            )
     return values
+
+
+def _comment_in(text: str) -> str:
+    """The comment that ends a line of YAML, '' where it has none."""
+    *_, last, _end_of_text = yaml.scan(text)
+    return text[last.end_mark.index :].strip()
 
 
 def shown(value: object) -> str:

@@ -267,8 +267,11 @@ class FolderSource:
         self._paths = sorted(self._walk(follow_links))
 
     def _walk(self, follow_links: bool) -> Iterator[str]:
+        def refuse(error: OSError) -> None:
+            raise ArchiveError(f"{error.filename}: cannot be read ({error.strerror})") from error
+
         count = 0
-        for top, folders, files in os.walk(self._folder, followlinks=follow_links):
+        for top, folders, files in os.walk(self._folder, onerror=refuse, followlinks=follow_links):
             below = Path(top).relative_to(self._folder)
             folders[:] = sorted(name for name in folders if not _ignored((name,)))
             files = [name for name in files if not _ignored((name,))]
@@ -279,7 +282,12 @@ class FolderSource:
                         f"{path} is a symbolic link; if you trust where it leads, use --follow-links"
                     )
             for name in files:
-                if not Path(top, name).is_file():
+                path = Path(top, name)
+                if path.is_symlink() and not path.exists():
+                    raise ArchiveError(
+                        f"{path} is a link to {path.readlink()}, which is not here: fetch it, or delete the link"
+                    )
+                if not path.is_file():
                     continue
                 count += 1
                 if count > self._limits.members:

@@ -41,7 +41,7 @@ class Staging:
 
         `plan` are lines that determine the outcome. What a run of another plan left is deleted.
         """
-        digest = hashlib.sha256("\n".join(plan).encode()).hexdigest()
+        digest = hashlib.sha256("\n".join(plan).encode(errors="surrogateescape")).hexdigest()
         record = self.folder / _PLAN
         resumed = record.is_file() and record.read_text(encoding="utf-8") == digest
         if not resumed:
@@ -79,7 +79,7 @@ class Staging:
     def write_notes(self, case: str, notes: Sequence[str]) -> None:
         """Keep notes on a case for a run that resumes; to be called before the case is written."""
         if notes:
-            self.write("notes", case, "\n".join(notes).encode())
+            self.write("notes", case, "\n".join(notes).encode(errors="backslashreplace"))
 
     def read_notes(self, case: str) -> list[str]:
         """What `write_notes` kept of a case."""
@@ -98,7 +98,8 @@ class Staging:
         if groups:
             atomic_write(self.folder / METADATA_GROUPS, json.dumps(groups, indent=1) + "\n")
         if notes:
-            atomic_write(self.folder / NOTES, "".join(f"{note}\n" for note in notes))
+            text = "".join(f"{note}\n" for note in notes)
+            atomic_write(self.folder / NOTES, text.encode(errors="backslashreplace"))
         shutil.rmtree(self.folder / "notes")
         (self.folder / _PLAN).unlink()
         os.sync()
