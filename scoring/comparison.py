@@ -33,7 +33,7 @@ from scoring.statistics import (
     holm,
     paired_difference,
 )
-from utils.figures import pdf, png
+from utils.figures import BLUE, VERMILION, pdf, png
 from utils.files import atomic_write
 from utils.tables import csv_text, latex_table, markdown_table
 
@@ -225,10 +225,10 @@ def plot_differences(
         for height, label in enumerate(others):
             by_case = runs[label].values(metric) - runs[reference].values(metric)
             jitter = height + rng.uniform(-0.28, 0.28, size=len(by_case))
-            axes.scatter(scale * by_case, jitter, s=9, alpha=0.35, color="#0072b2", lw=0)
+            axes.scatter(scale * by_case, jitter, s=9, alpha=0.35, color=BLUE, lw=0)
             mean = comparison.differences[label]
-            axes.plot([scale * mean.low, scale * mean.high], [height] * 2, "|-", color="#d55e00")
-            axes.plot(scale * mean.mean, height, "o", color="#d55e00", markersize=4)
+            axes.plot([scale * mean.low, scale * mean.high], [height] * 2, "|-", color=VERMILION)
+            axes.plot(scale * mean.mean, height, "o", color=VERMILION, markersize=4)
             axes.text(
                 1,
                 height - 0.31,
@@ -236,7 +236,7 @@ def plot_differences(
                 ha="right",
                 va="bottom",
                 fontsize=9,
-                color="#d55e00",
+                color=VERMILION,
                 bbox={"color": "white", "pad": 0},
                 transform=axes.get_yaxis_transform(),
             )

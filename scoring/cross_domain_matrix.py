@@ -33,7 +33,7 @@ LEAST_SPAN = {"per cent": 5.0, "pixels": 2.0}
 """What the colours of a panel span at least, by its unit, so that no small difference looks large."""
 
 
-def write_matrix(folder: Path, cells: Cells, metrics: Sequence[str] = MATRIX_METRICS) -> None:
+def write_matrix(folder: Path, cells: Cells) -> None:
     """Write the matrix of `cells`, which are summaries as `scoring.results.write_results` returns them.
 
     Models and test sets come in the order in which `cells` first names them; a combination without a
@@ -41,10 +41,10 @@ def write_matrix(folder: Path, cells: Cells, metrics: Sequence[str] = MATRIX_MET
     """
     if not cells:
         raise UserError("no validation to put into a cross-domain matrix")
-    for metric in metrics:
+    for metric in MATRIX_METRICS:
         atomic_write(folder / f"cross_domain_{metric}.csv", to_csv(cells, metric))
-    atomic_write(folder / "cross_domain.md", to_markdown(cells, metrics))
-    atomic_write(folder / "cross_domain.png", heat_maps(cells, metrics))
+    atomic_write(folder / "cross_domain.md", to_markdown(cells, MATRIX_METRICS))
+    atomic_write(folder / "cross_domain.png", heat_maps(cells, MATRIX_METRICS))
 
 
 def axes_of(cells: Cells) -> tuple[list[str], list[str]]:

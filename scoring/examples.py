@@ -65,7 +65,7 @@ def write_overlays(
 
     After the last one, pictures of other cases, left by a validation before, are deleted.
     """
-    left = {*folder.glob("*.jpg"), *folder.glob("*.png")}
+    left = set(folder.glob("*.jpg"))
     for case in cases:
         picture = outline_both(case.image, case.truth, case.probability >= threshold)
         content = encode_image(".jpg", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))

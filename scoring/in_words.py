@@ -102,8 +102,8 @@ def replaced_settings(folder: Path, made_with: Provenance, rule: EmptyRule) -> l
 
 def interval_unit(summary: Summary) -> str:
     """What the intervals of the summary are over, in words."""
-    bootstrap, count = summary.get("bootstrap", {}), summary["count"]
-    return unit_text(bootstrap.get("groups", count), count, bootstrap.get("by"))
+    bootstrap = summary["bootstrap"]
+    return unit_text(bootstrap["groups"], summary["count"], bootstrap["by"])
 
 
 def empty_truths_text(scores: Scores) -> str:

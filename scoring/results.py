@@ -36,7 +36,7 @@ class MetricStatistics(TypedDict):
 
     count: int
     groups: int
-    """Groups of these cases, over which the interval is; not in files of earlier versions."""
+    """Groups of these cases, over which the interval is."""
     mean: float | None
     std: float | None
     median: float | None
@@ -57,17 +57,8 @@ class Hd95ByRule(TypedDict):
     """Left out, as are cases in which both are empty."""
 
 
-class WithLesion(TypedDict):
-    """What is left without the cases that have no true foreground."""
-
-    empty_truths: int
-    """Cases without true foreground: the false alarms, and those that are correctly empty."""
-    dice_with_lesion: MetricStatistics
-    """Over the other cases."""
-
-
-class Scores(WithLesion):
-    """The scores of a set of cases; earlier versions' get the keys of `WithLesion` when they are read."""
+class Scores(TypedDict):
+    """The scores of a set of cases."""
 
     count: int
     misses: int
@@ -76,6 +67,10 @@ class Scores(WithLesion):
     false_alarms: int
     """Cases with a prediction and no true foreground."""
     false_alarm_cases: list[str]
+    empty_truths: int
+    """Cases without true foreground: the false alarms, and those that are correctly empty."""
+    dice_with_lesion: MetricStatistics
+    """Over the other cases."""
     metrics: dict[str, MetricStatistics]
     hd95: Hd95ByRule
 
@@ -117,10 +112,8 @@ class Provenance(TypedDict, total=False):
     environment: dict[str, Any]
 
 
-class Bootstrap(TypedDict, total=False):
-    """How the intervals came about, and over what; files of earlier versions lack the last three keys, as
-    they drew each case by itself.
-    """
+class Bootstrap(TypedDict):
+    """How the intervals came about, and over what."""
 
     resamples: int
     confidence: float
@@ -139,7 +132,7 @@ class Summary(Scores):
     bootstrap: Bootstrap
     group_of: dict[str, str]
     """The group of each scored case that shares one with another case of its data set, scored or not, by
-    the name of its first case; not in files of earlier versions."""
+    the name of its first case."""
     provenance: Provenance
 
 
@@ -231,7 +224,8 @@ def summarise(
         "missed_cases": names[missed].tolist(),
         "false_alarms": int(alarmed.sum()),
         "false_alarm_cases": names[alarmed].tolist(),
-        **_with_lesion(scores, known),
+        "empty_truths": int((true == 0).sum()),
+        "dice_with_lesion": _statistics(column(scores, "DSC")[true > 0], groups[true > 0]),
         "metrics": {metric: _statistics(column(scores, metric), groups) for metric in METRICS},
         "hd95": {
             "rule": hd95_empty,
@@ -239,15 +233,6 @@ def summarise(
             "zero": _statistics(np.where(one_empty, 0.0, distance), groups),
             "detected": _statistics(distance[detected], groups[detected]),
         },
-    }
-
-
-def _with_lesion(scores: Mapping[str, CaseScores], known: KnownGroups) -> WithLesion:
-    lesion = column(scores, "TruthPixels") > 0
-    groups = np.array(known.labels(scores), dtype=object)
-    return {
-        "empty_truths": int((~lesion).sum()),
-        "dice_with_lesion": _statistics(column(scores, "DSC")[lesion], groups[lesion]),
     }
 
 
@@ -270,37 +255,32 @@ def read_results(folder: Path) -> Results:
             f"{path} does not belong to {CSV_NAME} beside it, which has {len(scores)} cases; "
             "run valid.py again"
         )
-    sections: tuple[str, ...] = ("metrics", "hd95", "provenance")
+    sections = ("dice_with_lesion", "metrics", "hd95", "bootstrap", "group_of", "provenance")
     missing = [key for key in sections if not isinstance(summary.get(key), dict)]
     if missing:
         raise UserError(
-            f"{path} has no mapping {', '.join(missing)}, which valid.py writes; it is of another version or "
-            "edited: run valid.py again"
+            f"{path} has no mapping {', '.join(missing)}, which valid.py writes; it is edited, or of "
+            "another version: run valid.py again"
         )
     if summary["hd95"].get("rule") not in get_args(EmptyRule):
         raise UserError(
             f"{path}: hd95.rule is {summary['hd95'].get('rule')!r}, expected {' or '.join(get_args(EmptyRule))}; "
             "run valid.py again"
         )
-    return Results(folder, scores, _completed(cast(Summary, summary), scores))
-
-
-def _completed(summary: Summary, scores: Mapping[str, CaseScores]) -> Summary:
-    """The summary with what those of earlier versions lack of `WithLesion`, from the scores of the cases."""
-    known = recorded_groups(summary)
-    if "empty_truths" not in summary:
-        summary.update(_with_lesion(scores, known))
-    without = summary.get("without_leaked")
-    if without and "empty_truths" not in without:
-        dropped = set(without["dropped"])
-        kept = {name: scores[name] for name in scores if name not in dropped}
-        without.update(_with_lesion(kept, known))
-    return summary
+    for metric in METRICS:
+        mean = float(column(scores, metric).mean())
+        said = summary["metrics"].get(metric, {}).get("mean", math.nan)
+        if not math.isclose(said, mean, rel_tol=1e-9, abs_tol=1e-12):
+            raise UserError(
+                f"{path} does not belong to {CSV_NAME} beside it: the mean of {metric} is {said} there and {mean} "
+                "here. Was a validation stopped while it wrote them? Run valid.py again"
+            )
+    return Results(folder, scores, cast(Summary, summary))
 
 
 def recorded_groups(summary: Summary) -> KnownGroups:
-    """Which of the scored cases show the same, as the summary says; nothing in those of earlier versions."""
-    return KnownGroups(summary.get("bootstrap", {}).get("by"), summary.get("group_of", {}))
+    """Which of the scored cases show the same, as the summary says."""
+    return KnownGroups(summary["bootstrap"]["by"], summary["group_of"])
 
 
 def statistics_of(scores: Scores, metric: str) -> MetricStatistics:

@@ -6,6 +6,7 @@ Stops by signals, NaN losses, damaged states and the lock are in test_training.p
 from __future__ import annotations
 
 import errno
+import functools
 import io
 import itertools
 import json
@@ -14,6 +15,7 @@ import resource
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -31,7 +33,7 @@ from engine.training.trainer import Trainer
 from tests.kill_test import same_end
 from tests.small_run import ROOT, arguments
 from utils.errors import UserError
-from utils.files import atomic_write
+from utils.files import atomic_write, try_to_write
 from utils.locks import locked
 from utils.runs import create_run_folder, remove_leftovers
 
@@ -197,23 +199,38 @@ def test_a_folder_that_cannot_be_written_is_found_before_training(
 
 
 def test_a_read_only_file_system_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: object) -> None:
+    def refuse(**_: object) -> None:
         raise OSError(30, "Read-only file system")
 
-    monkeypatch.setattr(Path, "write_bytes", refuse)
+    monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
     with pytest.raises(UserError, match="Read-only file system"):
         create_run_folder(tmp_path / "run")
 
 
-def test_a_refused_start_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fill(path: Path, content: bytes) -> None:
-        path.touch()
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(Path, "write_bytes", fill)
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full, which Linux has")
+def test_a_full_disk_is_found_before_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    full = functools.partial(open, "/dev/full", "wb", buffering=0)
+    monkeypatch.setattr(tempfile, "TemporaryFile", lambda **_: full())
     with pytest.raises(UserError, match="No space left"):
         create_run_folder(tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_probe_leaves_the_folders_of_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two commands that are started together make folders in the same new one."""
+    temporary_file = tempfile.TemporaryFile
+
+    def while_another_starts(**settings: Any) -> Any:
+        (tmp_path / "new" / "other").mkdir(parents=True)
+        return temporary_file(**settings)
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", while_another_starts)
+    try_to_write(tmp_path / "new" / "own")
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["other"]
 
 
 def test_leftovers_that_vanish_meanwhile_are_no_obstacle(

@@ -46,19 +46,6 @@ def write(folder: Path, seed: int = 0, known: KnownGroups = PAIRS, **more: Any) 
     return folder
 
 
-def as_an_earlier_version_wrote_it(folder: Path) -> Path:
-    path = folder / "summary.json"
-    summary = json.loads(path.read_text())
-    del summary["group_of"]
-    for key in ("cases", "groups", "by"):
-        del summary["bootstrap"][key]
-    for statistics in (*summary["metrics"].values(), *summary["hd95"].values()):
-        if isinstance(statistics, dict):
-            del statistics["groups"]
-    path.write_text(json.dumps(summary))
-    return folder
-
-
 def test_groups_are_those_of_the_check_else_of_the_metadata(tmp_path: Path) -> None:
     assert known_groups(tmp_path) == NOTHING_KNOWN
     patients = {"b": "1", "c": "1", "d": "2", "a": "2", "alone": "3"}
@@ -197,7 +184,7 @@ def test_two_runs_are_compared_by_group(tmp_path: Path, capsys: pytest.CaptureFi
 def test_a_run_from_before_a_check_is_compared_by_all_that_is_known(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    before = as_an_earlier_version_wrote_it(write(tmp_path / "before", known=NOTHING_KNOWN))
+    before = write(tmp_path / "before", known=NOTHING_KNOWN)
     some = named_groups("near-duplicates", [["case_01", "case_02"]])
     after = write(tmp_path / "after", 1, known=some)
     third = write(tmp_path / "third", 2)
@@ -218,8 +205,8 @@ def test_a_run_from_before_a_check_is_compared_by_all_that_is_known(
     assert "before, over 40 cases, taken as independent; third, over 40" in capsys.readouterr().out
 
 
-def test_a_summary_of_an_earlier_version_is_read(tmp_path: Path) -> None:
-    run = as_an_earlier_version_wrote_it(write(tmp_path / "a", known=NOTHING_KNOWN))
+def test_cases_of_which_nothing_is_known_are_taken_as_independent(tmp_path: Path) -> None:
+    run = write(tmp_path / "a", known=NOTHING_KNOWN)
     summary = read_results(run).summary
     assert recorded_groups(summary) == NOTHING_KNOWN
     assert "bootstrap over 40 cases, taken as independent\n" in format_summary("pairs", summary)

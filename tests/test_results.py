@@ -96,17 +96,6 @@ def test_dice_of_the_cases_with_a_lesion_is_told_beside_the_mean_of_all(tmp_path
     assert (none["empty_truths"], none["dice_with_lesion"]["mean"]) == (1, None)
 
 
-def test_a_summary_of_an_earlier_version_gets_the_dice_of_the_cases_with_a_lesion(tmp_path, scores):
-    known = named_groups("metadata", [["case_00", "case_01"]])
-    summary = write_results(tmp_path, scores, provenance={}, known=known, leaked=["normal"])
-    assert summary["without_leaked"] is not None
-    earlier = json.loads((tmp_path / "summary.json").read_text())
-    for part in (earlier, earlier["without_leaked"]):
-        del part["empty_truths"], part["dice_with_lesion"]
-    (tmp_path / "summary.json").write_text(json.dumps(earlier))
-    assert read_results(tmp_path).summary == summary
-
-
 def test_both_rules_are_told_whichever_was_scored(scores):
     zero = {
         name: of_case | ({"HD95": 0.0} if of_case["HD95"] == 50 else {})
@@ -259,6 +248,20 @@ def test_a_summary_without_its_parts_is_refused(tmp_path, scores, key, value, me
     summary = write_results(tmp_path, scores, provenance=PROVENANCE) | {key: value}
     (tmp_path / "summary.json").write_text(json.dumps(summary))
     with pytest.raises(UserError, match=message):
+        read_results(tmp_path)
+
+
+def test_scores_beside_the_summary_of_others_are_refused(tmp_path, scores, monkeypatch):
+    """As after a kill, or on a full disk, between the two files."""
+    write_results(tmp_path, scores, provenance=PROVENANCE)
+    before = (tmp_path / "summary.json").read_text()
+    better = {name: {**each, "DSC": 1.0} for name, each in scores.items()}
+    write_results(tmp_path, better, provenance=PROVENANCE)
+    assert read_results(tmp_path).values("DSC").min() == 1
+    (tmp_path / "summary.json").write_text(before)
+    with pytest.raises(
+        UserError, match=r"the mean of DSC is .* there and 1\.0 here.*run valid\.py|Run valid"
+    ):
         read_results(tmp_path)
 
 

@@ -7,6 +7,7 @@ import os
 import secrets
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -34,13 +35,14 @@ def atomic_write(path: Path, content: bytes | memoryview | str | Callable[[Path]
 
 
 def try_to_write(folder: Path) -> None:
-    """OSError where no file can be made in the folder; one that is new is not left behind."""
+    """OSError where nothing can be written into the folder; one that is new is not left behind."""
     missing = [each for each in (folder, *folder.parents) if not each.exists()]
     folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=folder):
-        pass
-    for each in missing:
-        each.rmdir()
+    with tempfile.TemporaryFile(dir=folder, buffering=0) as probe:
+        probe.write(b"x")  # a full disk may still take an empty file
+    with suppress(OSError):  # another process may have made a folder in it meanwhile
+        for each in missing:
+            each.rmdir()
 
 
 def sha256(path: Path) -> str:

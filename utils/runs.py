@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from utils.errors import UserError
+from utils.files import try_to_write
 
 RESULTS_PREFIX, MASKS_PREFIX = "valid_results_", "predicted_masks_"
 HELD_OUT_PREFIX, HELD_OUT_MASKS_PREFIX = "held_out_results_", "held_out_masks_"
@@ -22,13 +22,9 @@ RESULT_FOLDERS = tuple(
 
 def create_run_folder(folder: Path) -> None:
     """Make `folder` and make sure that it can be written to; UserError otherwise."""
-    probe = folder / f".write_test.{secrets.token_hex(4)}.tmp"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        try:
-            probe.write_bytes(b"x")
-        finally:
-            probe.unlink(missing_ok=True)
+        try_to_write(folder)
     except OSError as error:
         raise UserError(
             f"cannot write to the run folder {folder}: {error.strerror}. "
