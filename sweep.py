@@ -52,6 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse_arguments(argv)
 
     from experiments.sweeps.plan import (
+        check_sweep,
         describe_plan,
         make_plan,
         make_report_plan,
@@ -67,7 +68,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         plan = make_report_plan(sweep)
         tell_report(sweep.folder, write_sweep_report(sweep, plan))
         return 0
-    log.info(describe_plan(sweep))
+    trials = check_sweep(sweep)
+    log.info(describe_plan(sweep, trials))
     if arguments.dry_run:
         log.info("every config is valid; nothing was written")
         return 0

@@ -39,17 +39,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parse_arguments(argv)
 
     # Imported late: --help answers at once, and GPUs are chosen before anything can touch CUDA.
-    from utils.config import load_config
+    from utils.config import load_config, part_of
 
     config = load_config(arguments.config, arguments.overrides)
     use_gpus(config.GPUs)
     accelerator = make_accelerator(config.precision, config.accumulate, config.deterministic)
 
     from datasets.cases import open_data_set
-    from engine.build import check_data, system_from, training_options_from, training_sets
+    from engine.build import check_data, system_from, training_sets
     from engine.runs.run_folder import open_run
     from engine.training.compiling import compile_on_gpu
     from engine.training.initial_weights import load_initial_weights
+    from engine.training.options import TrainingOptions
     from engine.training.plan import check_run, describe_run, memory_line
     from engine.training.trainer import Trainer
     from engine.training_cases import training_cases_from
@@ -73,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         train_set, val_set = training_sets(config, cases, system, progress=is_main)
         if config.compile:
             compile_on_gpu(system)
-        options = training_options_from(config)
+        options = part_of(config, TrainingOptions)
         trainer = Trainer(system, train_set, val_set, options, accelerator, run.path, data_set.name)
         run.begin()
         trainer.fit()

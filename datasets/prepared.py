@@ -62,27 +62,22 @@ def prepared_window(folder: Path) -> str | None:
         manifest = read_manifest(folder)
     except UserError:
         return None
-    return None if manifest is None else str(manifest.get("window", ""))  # older ones lack it
+    return None if manifest is None else str(manifest.get("window", ""))  # only own data has one
 
 
 def is_prepared(folder: Path, asked: Mapping[str, Any]) -> bool:
     """Whether `folder` is a complete data set; UserError if it is another than is `asked` for.
 
     `asked` holds entries of the manifest; None means that any value will do. The order of lists does
-    not matter. Suffixes that an older manifest does not hold are not compared.
+    not matter.
     """
     manifest = read_manifest(folder)
     if manifest is None:
         return False
-    older = {"image_prefix": "", "mask_prefix": "", "any_label": False, "label": [], "window": ""}
-    manifest = {**older, **manifest}
-    unknown = {"image_suffix", "mask_suffix"} - manifest.keys()
     differences = [
         _difference(key, manifest.get(key), value)
         for key, value in asked.items()
-        if key not in unknown
-        and value is not None
-        and _comparable(manifest.get(key)) != _comparable(value)
+        if value is not None and _comparable(manifest.get(key)) != _comparable(value)
     ]
     if differences:
         raise UserError(

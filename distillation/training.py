@@ -30,9 +30,8 @@ from utils.interruption import StopRequest
 
 VALIDATION_SEED = 10_000_019
 SAVE_SECONDS = 120
-LONGEST_STEP = (
-    30.0  # seconds of the budget that one step uses at most, however long it was suspended
-)
+LONGEST_STEP = 30.0
+"""Seconds of the budget that one step uses at most, however long it was suspended."""
 PROGRESS = "{desc} {percentage:3.0f}% |{bar}| {elapsed} {postfix}"
 
 

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
-
 from datasets.augmentation import Augmentation, augmentation_named
 from datasets.cases import DataSet
 from datasets.held_out import TrainingCases
 from datasets.loading import SegmentationDataset
 from engine.device import choose_layout
-from engine.training.options import TrainingOptions
-from engine.validation.options import EvaluationOptions
 from models.base import SegmentationModel
 from models.build import build_system
 from models.losses import LossWeights
@@ -92,18 +88,4 @@ def check_data(data_set: DataSet, image_size: int) -> None:
         image_size,
         progress=True,
         title=f"cases of {data_set.name}",
-    )
-
-
-def training_options_from(config: Config) -> TrainingOptions:
-    """The part of the config that the training loop reads."""
-    return TrainingOptions(
-        **{field.name: getattr(config, field.name) for field in fields(TrainingOptions)}
-    )
-
-
-def evaluation_options_from(config: Config) -> EvaluationOptions:
-    """The part of the config that the prediction of cases reads."""
-    return EvaluationOptions(
-        **{field.name: getattr(config, field.name) for field in fields(EvaluationOptions)}
     )

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
-
 from datasets.cases import DataSet
 from datasets.held_out import HoldOut, TrainingCases, training_cases
-from utils.config import Config
+from utils.config import Config, part_of
 
 
 def training_cases_from(config: Config, data_set: DataSet) -> TrainingCases:
@@ -14,5 +12,4 @@ def training_cases_from(config: Config, data_set: DataSet) -> TrainingCases:
 
     UserError as of `datasets.held_out.training_cases`.
     """
-    how = HoldOut(**{field.name: getattr(config, field.name) for field in fields(HoldOut)})
-    return training_cases(data_set, how)
+    return training_cases(data_set, part_of(config, HoldOut))

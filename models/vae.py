@@ -90,9 +90,7 @@ def load_autoencoder(class_name: str, weights: str | Path) -> Any:
             output_loading_info=True,
             torch_dtype=torch.float32,
         )
-    except (
-        Exception
-    ) as error:  # diffusers and safetensors raise many kinds, bare Exception among them
+    except Exception as error:  # diffusers and safetensors raise many kinds, and this one itself
         raise UserError(f"{problem}{folder / FILES[1]}: {first_line(error)}") from error
     if missing := loading["missing_keys"]:
         raise UserError(

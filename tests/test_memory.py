@@ -13,15 +13,17 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import train
 from engine.device import make_accelerator
+from engine.training.explained_errors import (
+    available_memory,
+    out_of_memory_error,
+    split_batch,
+)
 from engine.training.memory import (
     CudaAutocast,
     MemoryEstimate,
     PeakMemory,
-    available_memory,
     describe_memory,
     estimate_memory,
-    out_of_memory_error,
-    split_batch,
 )
 from engine.training.weight_average import WeightAverage
 from models.base import SegmentationModel

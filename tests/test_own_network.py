@@ -18,8 +18,9 @@ import torch
 import compare
 import train
 import valid
-from engine.build import system_from, training_options_from
+from engine.build import system_from
 from engine.device import make_accelerator
+from engine.training.options import TrainingOptions
 from engine.training.step import TrainingStep
 from models.base import SegmentationModel
 from models.baseline import Baseline
@@ -30,7 +31,7 @@ from tests.own_networks import RECEIVED, SquaredError
 from tests.small_run import arguments
 from tests.test_config import OF_WAVE_GMS
 from utils.checkpoints import load_weights, save_weights
-from utils.config import load_config, make_config
+from utils.config import load_config, make_config, part_of
 from utils.errors import UserError
 
 
@@ -204,7 +205,7 @@ def test_a_buffer_or_weight_that_becomes_infinite_stops_the_training(
     config = load_config(Path(arguments(tmp_path, vae)[1]), [*arguments(tmp_path, vae)[2:], model])
     system = system_from(config)
     accelerator = make_accelerator("fp32", 1, deterministic=False)
-    step = TrainingStep(system, training_options_from(config), 3, accelerator)
+    step = TrainingStep(system, part_of(config, TrainingOptions), 3, accelerator)
     step.check_finite(1)
     layer: Any = system.parts()["model"].get_submodule("1")
     with torch.no_grad():

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
 import subprocess
+import sys
 import unicodedata
 from collections.abc import Callable
 from pathlib import Path
@@ -601,6 +603,22 @@ def test_links_are_followed_only_where_asked_for(
     assert "10" in split.train + split.test
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="file systems elsewhere refuse such names")
+def test_names_that_are_not_unicode_are_taken_for_folders_and_told_for_cases(
+    own: list[str], tmp_path: Path
+) -> None:
+    latin = os.fsdecode(b"caf\xe9")
+    for part in ("images", "masks"):
+        (tmp_path / part / latin).mkdir()
+        (tmp_path / part / "9.png").rename(tmp_path / part / latin / "9.png")
+        (tmp_path / part / "8.png").rename(tmp_path / part / f"{latin}.png")
+    assert prepare(own) == 2
+    assert prepare([*own, "--skip-unusable"]) == 0
+    data = tmp_path / "data" / "mine"
+    assert {path.stem for path in (data / "images").iterdir()} == {*"01234567", "9"}
+    assert "caf\\udce9" in (data / "notes.txt").read_text(encoding="utf-8")
+
+
 def test_names_of_groups_may_carry_spaces_and_extensions(
     own: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -902,6 +920,7 @@ def test_a_split_with_other_cases_to_choose_by_is_another(
         ("name,split\n0,train\n1,dev\n", "(train, val or test), got 'dev' for '1'"),
         ("name,split\n0,train\n1\n", "expected a CSV with the columns name and split"),
         ("name\n0\n1\n", "expected a CSV with the columns name and split"),
+        ("0,train\n1,test\n", "the first line, '0,train', is a case; write name,split above it"),
         ("", "expected a CSV with the columns name and split"),
         ("name,split\n0,train\n1,train\n", "the list of names is empty"),
         ("name,split\n0,train\n0,test\n", "1 names are in both train and test: '0'"),
@@ -996,11 +1015,6 @@ def test_a_complete_own_set_knows_its_suffixes(
     difference = f"{option[2:].replace('-', '_')} '', asked for _2"
     assert difference in capsys.readouterr().err
     assert prepare(["mine", "--root", str(tmp_path / "data")]) == 0
-    manifest = tmp_path / "data" / "mine" / "dataset.json"
-    entries = json.loads(manifest.read_bytes())
-    older = {key: value for key, value in entries.items() if not key.endswith("_suffix")}
-    manifest.write_text(json.dumps(older))
-    assert prepare([*own, option, "_2"]) == 0
 
 
 def test_a_complete_own_set_without_groups_is_not_one_with(

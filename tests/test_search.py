@@ -503,18 +503,6 @@ def test_scores_that_do_not_compare_are_not_mixed(
         plan_of(changed)
 
 
-def test_a_search_of_steps_that_ended_before_high_goes_on(tmp_path: Path) -> None:
-    """Earlier versions accepted it, and never tried the largest value."""
-    search = {"batch_size": {"low": 2, "high": 8, "step": 4}}
-    plan = plan_of(write_sweep(tmp_path, {"search": search, "trials": 2}))
-    recorded = plan.optuna_study.user_attrs["sweep"]
-    recorded["search"]["batch_size"]["high"] = 8
-    plan.optuna_study.set_user_attr("sweep", recorded)
-    search["batch_size"]["high"] = 6
-    assert run(write_sweep(tmp_path, {"search": search, "trials": 2}), "--dry-run") == 0
-    assert next(plan_of(tmp_path / "lr.yaml").trials()).config.batch_size in (2, 6)
-
-
 def test_a_search_keeps_its_number_of_processes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

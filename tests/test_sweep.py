@@ -19,7 +19,12 @@ import pytest
 import yaml
 
 import sweep
-from experiments.sweeps.plan import describe_plan, make_plan, write_sweep_report
+from experiments.sweeps.plan import (
+    check_sweep,
+    describe_plan,
+    make_plan,
+    write_sweep_report,
+)
 from experiments.sweeps.report import find_best, plot_settings, to_csv, to_markdown, write_best
 from experiments.sweeps.scores import (
     Repeat,
@@ -28,7 +33,7 @@ from experiments.sweeps.scores import (
     results_on_test,
     score_setting,
 )
-from experiments.sweeps.settings import SweepSettings, load_sweep
+from experiments.sweeps.settings import Sweep, SweepSettings, load_sweep
 from experiments.sweeps.slots import held_slot
 from experiments.sweeps.trials import list_settings
 from experiments.trials import runner
@@ -72,6 +77,10 @@ def write_sweep(tmp_path: Path, settings: object, **values: object) -> Path:
     return path
 
 
+def told_before(loaded: Sweep) -> str:
+    return describe_plan(loaded, check_sweep(loaded))
+
+
 def run(path: Path, *arguments: str) -> int:
     return sweep.main(["--config", str(path), *arguments])
 
@@ -83,7 +92,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_shipped_sweeps_are_valid(path: Path) -> None:
-    assert "writes to: ckpt/sweeps/" in describe_plan(load_sweep(path))
+    assert "writes to: ckpt/sweeps/" in told_before(load_sweep(path))
 
 
 def test_there_are_shipped_sweeps() -> None:
@@ -433,10 +442,10 @@ def test_a_start_that_knows_held_out_cases_is_told(
     ],
 )
 def test_a_ranking_across_image_sizes_is_told(tmp_path: Path, settings: dict[str, Any]) -> None:
-    told = describe_plan(load_sweep(write_sweep(tmp_path, settings, vae_weights="me/vae")))
+    told = told_before(load_sweep(write_sweep(tmp_path, settings, vae_weights="me/vae")))
     assert "warning: the settings are ranked by Dice at their own image_size" in told
     same = write_sweep(tmp_path, {"seeds": [1]}, image_size=64, vae_weights="me/vae")
-    assert "warning" not in describe_plan(load_sweep(same))
+    assert "warning" not in told_before(load_sweep(same))
 
 
 def test_names_of_paths_stay_in_the_folder(tmp_path: Path) -> None:
@@ -619,7 +628,7 @@ def test_a_report_is_not_written_over_by_one_of_other_settings(
     left_out = left_out.format(tmp_path / "out") + "a_seed=1/epochs_2, b_seed=1/epochs_2"
     assert f"\n{left_out}" in f"\n{capsys.readouterr().out}", "one `warning: `"
     path = write_sweep(tmp_path, VARIANTS | {"seeds": [2, 3]})
-    assert left_out in describe_plan(load_sweep(path, ["vae_weights=me/vae"]))
+    assert left_out in told_before(load_sweep(path, ["vae_weights=me/vae"]))
 
 
 @pytest.mark.parametrize("name", ["file of initial weights", "file of groups"])

@@ -68,7 +68,7 @@ def read(path: Path) -> np.ndarray:
 
 
 def test_validation_writes_what_it_promises(finished: Path, tmp_path: Path, vae: Path) -> None:
-    of_another_split = finished / "valid_results_blobs" / "overlays" / "case_99.png"
+    of_another_split = finished / "valid_results_blobs" / "overlays" / "case_99.jpg"
     masks = [
         finished / "predicted_masks_blobs" / kind / "case_99.png" for kind in ("binary", "logits")
     ]
@@ -140,14 +140,6 @@ def test_a_split_that_changed_since_the_training_is_told(
 
     run = tmp_path / "run" / "epochs_1"
     passed_on = tmp_path / "passed_on" / "best_model.safetensors"
-    export.main(["--run", str(run), "--out", str(passed_on)])
-    valid.main(["--run", str(passed_on.parent)])
-    assert "was trained on another split of blobs" in capsys.readouterr().out
-
-    record = run / "environment.json"  # as earlier versions wrote it
-    earlier = json.loads(record.read_text())
-    del earlier["training_cases"]
-    record.write_text(json.dumps(earlier))
     export.main(["--run", str(run), "--out", str(passed_on)])
     valid.main(["--run", str(passed_on.parent)])
     assert "was trained on another split of blobs" in capsys.readouterr().out

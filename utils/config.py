@@ -9,8 +9,9 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import (
@@ -32,7 +33,12 @@ from utils.errors import UserError
 from utils.own_functions import OWN_FUNCTION
 from utils.yaml_files import parse_overrides, read_mapping, shown
 
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
 log = logging.getLogger("wavegms")
+
+Options = TypeVar("Options", bound="DataclassInstance")
 
 AUGMENT_FORM = re.compile(rf"strong|{OWN_FUNCTION}")
 MODEL_FORM = re.compile(rf"wave-gms|smp/.*|{OWN_FUNCTION}")
@@ -172,8 +178,8 @@ class Config(BaseModel):
     )
     optimizer: Literal["adamw", "muon"] = Field(
         "adamw",
-        description="`adamw`, or `muon`: momentum that is orthogonalised, for convolutions and linear layers, and AdamW "
-        "for the rest, with the same `lr` and `weight_decay`",
+        description="`adamw`, or `muon`: momentum that is orthogonalised, for convolutions and linear layers of at "
+        "least 8 channels in and out, and AdamW for the rest, with the same `lr` and `weight_decay`",
     )
     lr: Annotated[float, Field(gt=0, allow_inf_nan=False)] = Field(
         2e-3, description="Peak learning rate"
@@ -233,7 +239,8 @@ class Config(BaseModel):
     )
     select_on: Literal["val", "test", "last"] = Field(
         "val",
-        description="Cases that choose the checkpoint: `val`, held out of train, or `test`, as in the published code; "
+        description="Cases that choose the checkpoint: `val`, held out of train, or `test`, as in the published code, "
+        "after training on all of train; "
         "with `last` none do, and the last epoch is kept, after training on all of train if `val_fraction: 0` (without "
         "`folds`, and cases that the split names `val` stay out). "
         "Every output states it",
@@ -457,6 +464,11 @@ def load_config(path: Path | str, overrides: Sequence[str] = ()) -> Config:
             path,
         )
     return make_config(values, " ".join([str(path), *overrides]))
+
+
+def part_of(config: Config, options: type[Options]) -> Options:
+    """A dataclass of options, its fields those of the same names in the config."""
+    return options(**{field.name: getattr(config, field.name) for field in fields(options)})
 
 
 def dump_config(config: Config) -> str:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 # Okabe and Ito's, without the yellow: distinguishable with every kind of colour vision.
 COLOURS = ("#0072b2", "#e69f00", "#009e73", "#d55e00", "#56b4e9", "#cc79a7", "#000000")
+BLUE, VERMILION = COLOURS[0], COLOURS[3]
 
 
 def png(figure: Figure, dpi: int = 110) -> bytes:

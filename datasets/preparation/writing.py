@@ -106,23 +106,39 @@ def write_case(spec: DatasetSpec, case: SourceCase, staging: Staging, limits: Li
     else:
         pixels = _decoded(case.image, image, cv2.IMREAD_COLOR, limits)
         written = image
-    height, width = pixels.shape[:2]
-    masks: list[np.ndarray] = []
     notes = []
     may_be = not as_png and may_be_dark(pixels)
     if may_be and (dark := dark_note(_decoded(case.image, image, AS_STORED, limits))):
         notes.append(f"{case.image}: {dark}; spread its values over 0 to 65535, or give --window")
+    height, width = pixels.shape[:2]
+    union, odd_masks = _united_mask(spec, case, (height, width), orientation(image), limits)
+    notes += odd_masks
+    staging.write_notes(case.name, notes)
+    staging.write("images", image_name, written)
+    staging.write("masks", mask_name, encode_png(union.astype(np.uint8) * 255))
+    return Written(notes, [float(union.mean())], _values(spec, case, limits))
+
+
+def _united_mask(
+    spec: DatasetSpec, case: SourceCase, size: tuple[int, int], tag: int, limits: Limits
+) -> tuple[np.ndarray, list[str]]:
+    """Union (H, W) of the case's masks as bool, and the notes on them.
+
+    `size` (H, W) is that of the image, `tag` its orientation. UserError as `write_case` raises it.
+    """
+    masks: list[np.ndarray] = []
+    notes = []
     as_stored = False
     for file in case.masks:
-        mask, odd, tag = _read_mask(spec, file, limits)
+        mask, odd, tag_of_mask = _read_mask(spec, file, limits)
         if odd:
             notes.append(f"{file}: {odd}")
         mask_size = (mask.shape[0], mask.shape[1])
-        fits = may_fit_as_stored(orientation(image), (height, width), tag, mask_size)
-        if aspect_ratio_differs((height, width), mask_size):
+        fits = may_fit_as_stored(tag, size, tag_of_mask, mask_size)
+        if aspect_ratio_differs(size, mask_size):
             raise UserError(
                 f"the mask {file} has {mask.shape[1]} x {mask.shape[0]} px, "
-                f"the image {width} x {height}{AS_STORED_HINT if fits else ''}"
+                f"the image {size[1]} x {size[0]}{AS_STORED_HINT if fits else ''}"
             )
         as_stored = as_stored or fits
         if masks and masks[0].shape != mask.shape:
@@ -132,11 +148,7 @@ def write_case(spec: DatasetSpec, case: SourceCase, staging: Staging, limits: Li
         notes.append(
             f"{case.image}: turned upright by its orientation tag; was the mask drawn on the upright image?"
         )
-    union = np.logical_or.reduce(masks)
-    staging.write_notes(case.name, notes)
-    staging.write("images", image_name, written)
-    staging.write("masks", mask_name, encode_png(union.astype(np.uint8) * 255))
-    return Written(notes, [float(union.mean())], _values(spec, case, limits))
+    return np.logical_or.reduce(masks), notes
 
 
 def _values(spec: DatasetSpec, case: SourceCase, limits: Limits) -> set[int]:

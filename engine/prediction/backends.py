@@ -158,7 +158,7 @@ class OnnxBackend:
             )
         self.image_size = int(metadata["image_size"])
         self.threshold = float(metadata["threshold"])
-        self.orientations = orientations_of(metadata.get("keep_upright") == "True")
+        self.orientations = orientations_of(metadata["keep_upright"] == "True")
         self.window = _recorded_window(metadata.get("window"))
         self.origin = {"weights_sha256": hashlib.sha256(content).hexdigest()}
         log.info("model: %s, ONNX Runtime, %s", path, self._session.get_providers()[0])

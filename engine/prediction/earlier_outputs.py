@@ -118,8 +118,6 @@ class EarlierOutputs:
         if settings is None:
             return None
         settings.pop(DIRECTORY, None)
-        if settings.get("tta"):  # files from before there was another number do not say it
-            settings.setdefault("orientations", 8)
         return settings
 
     def _content_of_settings(self) -> dict[str, Any] | None:

@@ -26,7 +26,6 @@ from utils.config import Config
 from utils.errors import UserError, first_line
 from utils.files import sha256
 
-TOLERANCE = 1e-4
 BATCH_SIZES = (1, 2, 5)
 
 
@@ -90,7 +89,7 @@ def export_graph(system: SegmentationModel, image_size: int, metadata: Mapping[s
 
 
 def check_parity(
-    system: SegmentationModel, graph: bytes, image_size: int, tolerance: float = TOLERANCE
+    system: SegmentationModel, graph: bytes, image_size: int, tolerance: float
 ) -> float:
     """Largest difference between PyTorch and ONNX Runtime over BATCH_SIZES of test images.
 

@@ -98,7 +98,7 @@ def check_common(first: TrainedRun, other: TrainedRun, same_start: bool = True) 
                 f"{record.checkpoint} is an ensemble: name the runs that it was made of"
             )
     ignored = {AVERAGED_RUNS: "", AVERAGED_FROM: ""}
-    if None in [record.window for record in records]:  # that of an earlier version is not known
+    if None in [record.window for record in records]:  # where the data was not prepared here
         ignored[WINDOW] = ""
     one, two = (record.to_pass_on() | ignored for record in records)
     differ = [*differing(one, two, one.keys() | two.keys())]

@@ -66,11 +66,11 @@ def _what_differs(
         f"the {name} is another file than in the saved run"
         for name in differing(environment["sha256"], inputs["sha256"])
     ]
-    if (before := environment.get("precision", precision)) != precision:
+    if (before := environment["precision"]) != precision:
         changed.append(
             f"precision: {before} in the saved run, {precision} here; precision={before} keeps it"
         )
-    if (before := environment.get("processes", 1)) != processes:
+    if (before := environment["processes"]) != processes:
         changed.append(
             f"processes: {before} in the saved run, {processes} now, each with batches of {config.batch_size}"
         )
@@ -96,6 +96,8 @@ def _recorded(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         environment = json.loads((folder / "environment.json").read_bytes())
         if not isinstance(environment["sha256"], dict):
             raise ValueError("environment.json holds no hashes")
+        if missing := {"precision", "processes"} - environment.keys():
+            raise ValueError(f"environment.json lacks {', '.join(sorted(missing))}")
     except (UserError, OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{folder} holds a run whose settings cannot be read ({error}): "

@@ -85,7 +85,7 @@ def held_out_cases(checkpoint: Path, data_set: DataSet) -> tuple[Case, ...]:
     if record.cases is None or not set(record.cases_of(data_set)):
         raise UserError(
             f"{checkpoint} has no record ({CASES_FILE} beside it) of which cases of {data_set.name} its run held out: "
-            "name the folder of a run of train.py on this data set, trained by this version"
+            "name the folder of a run of train.py on this data set"
         )
     held_out = tuple(case for case in data_set.train if case.name in record.cases.held_out)
     if not held_out:

@@ -25,7 +25,6 @@ from utils.config import Config, load_config
 from utils.config_keys import WEIGHT_KEYS
 from utils.data_set_names import SPLIT_FILE_ENDING, canonical_name
 from utils.errors import UserError
-from utils.files import sha256
 
 log = logging.getLogger("wavegms")
 
@@ -88,7 +87,8 @@ class TrainingRecord:
         config: of the run that wrote it; None where it does not lie beside it.
         metadata: in the file itself, where the weights were passed on (export.py).
         environment: content of the environment.json beside it.
-        cases: content of the cases.json beside it; None where there is none, as in runs of earlier versions.
+        cases: content of the cases.json beside it; None where there is none, as beside weights that were
+            passed on.
     """
 
     checkpoint: Path
@@ -191,18 +191,14 @@ class TrainingRecord:
     def split_has_changed(self, split_file: Path | None = None) -> bool:
         """Whether the split file of the run, or the one given, has other training cases than when the run
         was started, as far as that is known.
-
-        Runs of earlier versions have recorded the hash of the file only.
         """
         if split_file is None and self.config is not None:
             split_file = self.config.pickle_file_path
-        if split_file is None:
+        recorded = self.environment.get(TRAINING_CASES)
+        if recorded is None or split_file is None:
             return False
         try:
-            if TRAINING_CASES in self.environment:
-                return self.environment[TRAINING_CASES] != _cases_now(split_file)
-            recorded = self.hashes.get(SPLIT_FILE)
-            return recorded is not None and recorded != sha256(find_split_file(split_file))
+            return recorded != _cases_now(split_file)
         except UserError:  # the split file is not here
             return False
 
@@ -253,18 +249,12 @@ class TrainingRecord:
             return origin | {key: self.metadata[key] for key in keys if key in self.metadata}
         if self.config is not None:
             with suppress(UserError):
+                recorded = self.environment.get(TRAINING_CASES)
                 origin |= {
                     DATA_SET: self.config.dataset,
-                    TRAINING_CASES: self._cases_then(self.config),
+                    TRAINING_CASES: recorded or _cases_now(self.config.pickle_file_path),
                 }
         return origin
-
-    def _cases_then(self, run: Config) -> str:
-        """Hash of the names of the training cases at the start of the run; another text where it is lost."""
-        recorded = self.environment.get(TRAINING_CASES)
-        if recorded is None and self.split_has_changed():
-            return "those of a split file that has changed since"
-        return recorded or _cases_now(run.pickle_file_path)
 
 
 def training_history(checkpoint: Path) -> Iterator[TrainingRecord]:

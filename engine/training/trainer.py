@@ -207,14 +207,14 @@ class Trainer:
         if state is None:
             return
         losses = self.step.loss_names
-        saved_losses = tuple(state.get("loss_names", losses))  # older states lack them
-        if saved_losses != losses:
-            raise UserError(
-                f"the saved state in {self.folder} counts the losses {', '.join(saved_losses)}, but the network now "
-                f"has {', '.join(losses)}. Restore these, set another snapshot_path, or start again with "
-                "resume=never"
-            )
         try:
+            saved_losses = tuple(state["loss_names"])
+            if saved_losses != losses:
+                raise UserError(
+                    f"the saved state in {self.folder} counts the losses {', '.join(saved_losses)}, but the network "
+                    f"now has {', '.join(losses)}. Restore these, set another snapshot_path, or start again with "
+                    "resume=never"
+                )
             self.step.load_state_dict(state)
             self.progress = Progress(**state["progress"])
         except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 from datasets.cases import Case, DataSet
 from datasets.checks.leaks import known_groups, leaked_test_cases, same_source_file
 from datasets.splits import Split
-from engine.build import evaluation_options_from
 from engine.device import resolved_precision
 from engine.runs.provenance import network_name, provenance
 from engine.runs.seen_cases import cases_seen_in_training, fitted_cases, held_out_cases
@@ -22,6 +21,7 @@ from engine.validation.case_predictions import (
     report_cases,
     save_each,
 )
+from engine.validation.options import EvaluationOptions
 from scoring.case_scores import score_cases
 from scoring.examples import draw_examples, names_by_quantile, write_overlays
 from scoring.groups import KnownGroups
@@ -30,6 +30,7 @@ from scoring.metrics import CaseScores
 from scoring.report import ReportCase, write_report
 from scoring.results import Provenance, Summary, write_results
 from scoring.summary_text import format_summary
+from utils.config import part_of
 from utils.errors import listed
 from utils.runs import (
     HELD_OUT_MASKS_PREFIX,
@@ -88,7 +89,7 @@ def validate_data_set(
     predicted = predict_cases(
         loaded.system,
         scored.cases,
-        evaluation_options_from(config),
+        part_of(config, EvaluationOptions),
         accelerator,
         title=f"{scored.kind} cases",
     )

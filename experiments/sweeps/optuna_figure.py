@@ -6,6 +6,7 @@ import warnings
 from typing import TYPE_CHECKING
 
 from experiments.sweeps.scores import CHOOSING
+from utils.figures import BLUE, VERMILION
 
 if TYPE_CHECKING:
     import optuna
@@ -52,8 +53,8 @@ def _draw_history(axes: Axes, study: optuna.Study, select_on: str) -> None:
     pruned = [t for t in tried if t.state == TrialState.PRUNED and t.intermediate_values]
     numbers, values = [t.number for t in finished], [100 * (t.value or 0) for t in finished]
     best = [max(values[: i + 1]) for i in range(len(values))]
-    axes.plot(numbers, values, "o", color="#0072b2", label="finished")
-    axes.step(numbers, best, where="post", color="#d55e00", label="best so far")
+    axes.plot(numbers, values, "o", color=BLUE, label="finished")
+    axes.step(numbers, best, where="post", color=VERMILION, label="best so far")
     if pruned:
         highest = [100 * max(t.intermediate_values.values()) for t in pruned]
         axes.plot([t.number for t in pruned], highest, "x", color="0.5", label="pruned")
@@ -71,6 +72,6 @@ def _draw_importance(axes: Axes, importance: dict[str, float]) -> None:
         axes.set_axis_off()
         axes.text(0.5, 0.5, f"from {MIN_FOR_IMPORTANCE} different scores on", ha="center")
         return
-    axes.barh(list(importance), list(importance.values()), color="#0072b2")
+    axes.barh(list(importance), list(importance.values()), color=BLUE)
     axes.invert_yaxis()
     axes.set_xlim(0, 1)

@@ -52,9 +52,9 @@ def distribution(sweep: Sweep, key: str) -> BaseDistribution:
         if not isinstance(values, Range):
             return CategoricalDistribution([text_of(value) for value in values])
         if isinstance(getattr(sweep.config({key: values.low}), key), int):
-            low, high, step = int(values.low), int(values.reached), int(values.step or 1)
+            low, high, step = int(values.low), int(values.high), int(values.step or 1)
             return IntDistribution(low, high, log=values.log, step=step)
-        return FloatDistribution(values.low, values.reached, log=values.log, step=values.step)
+        return FloatDistribution(values.low, values.high, log=values.log, step=values.step)
     except ValueError as error:
         raise UserError(f"{sweep.path}: sweep.search.{key}: {error}") from error
 
@@ -191,8 +191,6 @@ def _check_same_search(sweep: Sweep, study: optuna.Study, trains: bool) -> None:
     """
     current = _compared_settings(sweep, trains)
     recorded = study.user_attrs.get("sweep") or {}
-    if "search" in recorded:  # in studies of earlier versions the steps may end before `high`
-        recorded = recorded | {"search": _with_reached(recorded["search"])}
     changed = [
         f"{key}: {recorded.get(key)!r} in the study, {value!r} now"
         for key, value in current.items()
@@ -222,20 +220,12 @@ def _compared_settings(sweep: Sweep, trains: bool) -> dict[str, Any]:
         processes = process_count(sweep.base, sweep.settings.workers)
         current["processes that train a run"] = processes
     current["search"] = {
-        key: values.model_dump() | {"high": values.reached}
+        key: values.model_dump()
         if isinstance(values, Range)
         else [text_of(value) for value in values]
         for key, values in sweep.settings.search.items()
     }
     return current
-
-
-def _with_reached(search: dict[str, Any]) -> dict[str, Any]:
-    """The values of a search, as recorded, with the largest value that is tried as `high`."""
-    return {
-        key: values | {"high": Range(**values).reached} if isinstance(values, dict) else values
-        for key, values in search.items()
-    }
 
 
 def _data(base: Config) -> dict[str, str]:

@@ -79,9 +79,10 @@ def make_report_plan(sweep: Sweep) -> Plan:
     return ListedPlan(sweep, settings)
 
 
-def describe_plan(sweep: Sweep) -> str:
-    """What the sweep would run. Builds every config; UserError if one does not fit or lacks its weights,
-    or if a run is there that was trained otherwise.
+def check_sweep(sweep: Sweep) -> list[Trial]:
+    """Build every config, and return the trials that will be run; of a search, those of one setting.
+
+    UserError if a config does not fit or lacks its weights, or if a run is there that was trained otherwise.
     """
     settings = sweep.settings
     if settings.search:
@@ -89,24 +90,31 @@ def describe_plan(sweep: Sweep) -> str:
 
         check_search(sweep)
         check_earlier_search(sweep)
-        trials = list(make_setting(sweep, {}, named=[]).trials)
         with suppress(ImportError):  # a search can be described without Optuna
             for key in settings.search:
                 distribution(sweep, key)
+        return list(make_setting(sweep, {}, named=[]).trials)
+    every = list_settings(sweep)
+    check_unlike(sweep, every)
+    for setting in every:
+        check_inputs(sweep, setting.trials[0].config)
+    trials = [trial for setting in every for trial in setting.trials]
+    check_earlier_runs(trials, settings.workers)
+    check_settings(trials)
+    return trials
+
+
+def describe_plan(sweep: Sweep, trials: list[Trial]) -> str:
+    """What the sweep would run; `trials` are those of `check_sweep`."""
+    settings = sweep.settings
+    runs_of_setting = max(1, len(settings.seeds)) * (settings.folds or 1)
+    if settings.search:
         lines = [f"{settings.trials} settings, searched in:"]
         for key, values in settings.search.items():
             lines.append(f"  {key}: {values.text() if isinstance(values, Range) else values}")
-        runs = max(1, len(settings.seeds)) * (settings.folds or 1)
-        lines.append(f"runs of a setting: {runs}")
+        lines.append(f"runs of a setting: {runs_of_setting}")
     else:
-        every = list_settings(sweep)
-        check_unlike(sweep, every)
-        for setting in every:
-            check_inputs(sweep, setting.trials[0].config)
-        trials = [trial for setting in every for trial in setting.trials]
-        check_earlier_runs(trials, settings.workers)
-        check_settings(trials)
-        lines = [f"{len(every)} setting(s), {len(trials)} trial(s):"]
+        lines = [f"{len(trials) // runs_of_setting} setting(s), {len(trials)} trial(s):"]
         lines += [f"  {trial.name}" for trial in trials]
         lines += [f"warning: {line}" for line in _left_out(sweep, trials)]
     lines += [f"trials at a time: {settings.workers}", f"writes to: {sweep.folder}"]

@@ -23,7 +23,7 @@ from scoring.groups import unit_text
 from scoring.statistics import SampleStatistics, describe, t_interval
 from utils.config import Config, dump_config
 from utils.errors import listed
-from utils.figures import png
+from utils.figures import VERMILION, png
 from utils.files import atomic_write
 from utils.runs import writing_to
 from utils.tables import csv_text, markdown_row
@@ -212,8 +212,8 @@ def _draw_runs(axes: Axes, scores: Sequence[Sequence[float]]) -> None:
         low, high = t_interval(values)
         dots = [100 * dice for dice in values]
         axes.plot(dots, [height] * len(dots), "o", color="0.6", ms=4, zorder=3)
-        axes.plot([100 * low, 100 * high], [height] * 2, "|-", color="#d55e00")
-        axes.plot(100 * fmean(values), height, "D", color="#d55e00", ms=5, zorder=4)
+        axes.plot([100 * low, 100 * high], [height] * 2, "|-", color=VERMILION)
+        axes.plot(100 * fmean(values), height, "D", color=VERMILION, ms=5, zorder=4)
     runs = [100 * dice for values in scores for dice in values]
     if runs:
         margin = max(1, 0.2 * (max(runs) - min(runs)))

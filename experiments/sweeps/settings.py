@@ -83,17 +83,24 @@ class Range(BaseModel):
             raise ValueError(f"log: true needs low above 0, got {self.low:g}")
         if self.step is not None and (self.log or self.step <= 0):
             raise ValueError(f"step is {self.step:g}, expected a number above 0 and no log: true")
+        if self.step is not None:
+            self._check_steps(self.step)
         return self
 
-    @property
-    def reached(self) -> Number:
-        """The largest value that is tried: less than `high` where the steps end before it."""
-        if self.step is None:
-            return self.high
-        steps = (self.high - self.low) / self.step
+    def _check_steps(self, step: Number) -> None:
+        """ValueError where the steps from `low` do not end at `high`."""
+        steps = (self.high - self.low) / step
         if abs(steps - round(steps)) < 1e-8:
-            return self.high
-        return self.low + math.floor(steps) * self.step
+            return
+        if steps < 1:
+            raise ValueError(
+                f"step is {step:g}, larger than the range: set a step of at most {self.high - self.low:g}"
+            )
+        last = self.low + math.floor(steps) * step
+        raise ValueError(
+            f"steps of {step:g} from {self.low:g} end at {last:g}, so high: {self.high:g} is never tried: "
+            f"set high: {last:g}, or another step"
+        )
 
     def text(self) -> str:
         """For example `0.0001 to 0.01, log`."""

@@ -155,8 +155,8 @@ def check_search(sweep: Sweep) -> None:
     """Build the configs at the ends of all ranges and for all choices; UserError if one does not fit.
 
     All their combinations are built; where these are more than MAX_CORNERS, each value on its own. Also
-    refused: two choices of one name, a step that is a fraction of a whole number or misses the end, missing
-    weights, a key that one of the models does not use, and one that changes no training.
+    refused: two choices of one name, a step that is a fraction of a whole number, missing weights, a key that
+    one of the models does not use, and one that changes no training.
     """
     search = sweep.settings.search
     ends = {key: ends_of(values) for key, values in search.items()}
@@ -182,16 +182,6 @@ def _check_values(sweep: Sweep, key: str, values: Range | list[Any]) -> None:
             raise UserError(f"{where}: a range is one of numbers; list the values")
         if isinstance(value, int) and values.step is not None and values.step % 1:
             raise UserError(f"{where}: step is {values.step:g}, expected a whole number")
-        if values.reached == values.low:
-            raise UserError(
-                f"{where}: step is {values.step:g}, larger than the range: set a step of at most "
-                f"{values.high - values.low:g}"
-            )
-        if values.reached != values.high:
-            raise UserError(
-                f"{where}: steps of {values.step:g} from {values.low:g} end at {values.reached:g}, so high: "
-                f"{values.high:g} is never tried: set high: {values.reached:g}, or another step"
-            )
         return
     names = [text_of(value) for value in values]
     if len(set(names)) < len(names):

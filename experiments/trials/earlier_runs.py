@@ -222,7 +222,8 @@ def changed_inputs(trial: Trial) -> dict[str, Path]:
     }
     # environment.json has the VAE's weights as they were loaded, which would take long here
     record, vae = read_record(trial.folder), vae_file(trial.config.vae_weights)
-    if vae and record and (record.vae_sha256 or "") not in ("", vae_sha256(trial.config)):
+    recorded_vae = record.vae_sha256 if record else None
+    if vae and recorded_vae and recorded_vae != vae_sha256(trial.config):
         changed["file of the VAE's weights"] = vae
     return changed
 
