@@ -1039,19 +1039,6 @@ def test_ham10000_knows_its_groups_again(
     assert "was prepared otherwise: with other groups" in capsys.readouterr().err
 
 
-def test_a_set_of_an_earlier_version_was_prepared_without_what_is_newer(
-    own: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert prepare(own) == 0
-    manifest = tmp_path / "data" / "mine" / "dataset.json"
-    entries = json.loads(manifest.read_bytes())
-    newer = ("image_prefix", "mask_prefix", "any_label", "label", "window")
-    manifest.write_text(json.dumps({k: v for k, v in entries.items() if k not in newer}))
-    assert prepare(own) == 0
-    assert prepare([*own, "--window", "0,100"]) == 2
-    assert "window '', asked for 0,100" in capsys.readouterr().err
-
-
 def test_ham10000_knows_its_sources_again(
     ham10000: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -19,6 +19,8 @@ import pytest
 import yaml
 
 import sweep
+from datasets.splits import Split, read_split, write_split
+from engine.runs.training_record import names_sha256
 from experiments.sweeps.plan import (
     check_sweep,
     describe_plan,
@@ -547,7 +549,7 @@ def test_scores_of_other_settings_are_not_reported(tmp_path: Path, quick: None) 
 
 def test_runs_that_were_trained_otherwise_are_refused(tmp_path: Path, quick: None) -> None:
     split = tmp_path / "x_train_test_names.json"
-    split.write_text("{}")
+    write_split(split, Split(train=("a", "b"), test=("c",)))
     settings = {"grid": {"lr": [0.03, 0.003]}, "seeds": [1]}
     path = write_sweep(tmp_path, settings, pickle_file_path=str(split))
     assert run(path) == 0
@@ -555,7 +557,7 @@ def test_runs_that_were_trained_otherwise_are_refused(tmp_path: Path, quick: Non
     assert run(path) == 0
     best = (tmp_path / "out" / "best.yaml").read_text()
 
-    split.write_text("another")
+    write_split(split, Split(train=("a", "c"), test=("b",)))
     for dry in ([], ["--dry-run"]):
         with pytest.raises(
             UserError, match=r"(?s)lr=0\.03_seed=1: trained on another split file.*Restore"
@@ -702,8 +704,8 @@ def record_splits(folder: Path, split: Path) -> None:
     """Add to the trials of a quick sweep in `folder` what tells on which split they were trained."""
     for trial in folder.glob("*/epochs_2"):
         (trial / "best_model.pth").touch()
-        hashes = {"sha256": {"split file": sha256(split)}}
-        (trial / "environment.json").write_text(json.dumps(hashes))
+        cases = names_sha256(read_split(split).train)
+        (trial / "environment.json").write_text(json.dumps({"training_cases": cases}))
 
 
 def test_a_failed_trial_is_told_and_stops_no_other(

@@ -28,6 +28,7 @@ from experiments.trials.inputs import vae_sha256
 from experiments.trials.records import Record, Status, read_record, recorded_config, write_record
 from experiments.trials.trial import Outcome, Steps, Trial
 from utils.config import dump_config
+from utils.errors import UserError
 from utils.files import atomic_write
 from utils.interruption import STOP_SIGNALS, StopRequest
 from utils.locks import holder_of, name_holder, try_lock
@@ -66,6 +67,8 @@ def run_trials(
     On SIGINT, SIGTERM or SIGUSR1 the running commands get a SIGTERM; when they have saved and ended,
     Interrupted is raised. A second signal ends this process at once; the commands still save.
     """
+    if workers < 1:
+        raise UserError(f"{workers} workers run nothing; expected at least 1")
     pool = _Workers(trials, workers, steps, outdated, retry_failed, in_order)
     outcomes: list[Outcome] = []
     with StopRequest(NOTICE) as stop:
