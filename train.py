@@ -52,6 +52,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from engine.training.initial_weights import load_initial_weights
     from engine.training.options import TrainingOptions
     from engine.training.plan import check_run, describe_run, memory_line
+    from engine.training.teachers import load_teachers
     from engine.training.trainer import Trainer
     from engine.training_cases import training_cases_from
 
@@ -62,6 +63,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     system = system_from(config, pretrained=config.init_weights is None)
     if config.init_weights is not None:
         load_initial_weights(config.init_weights, data_set, system, config)
+    teachers = load_teachers(config, data_set, accelerator)
     check_run(config, system)
     plan = describe_run(config, data_set, cases, system, accelerator)
     if arguments.dry_run:
@@ -75,7 +77,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         if config.compile:
             compile_on_gpu(system)
         options = part_of(config, TrainingOptions)
-        trainer = Trainer(system, train_set, val_set, options, accelerator, run.path, data_set.name)
+        trainer = Trainer(
+            system, train_set, val_set, options, accelerator, run.path, data_set.name, teachers
+        )
         run.begin()
         trainer.fit()
         log.info("%s: %s", trainer.outcome, run.path / "best_model.pth")

@@ -11,6 +11,7 @@ from engine.runs.training_record import (
     CASES_FILE,
     INITIAL_WEIGHTS,
     SPLIT_FILE,
+    TEACHERS,
     RunCases,
     TrainingRecord,
 )
@@ -23,7 +24,8 @@ from utils.files import sha256
 from utils.runs import HELD_OUT_PREFIX
 
 OF_ONE_FOLD = (
-    "checkpoint", "environment", "init_weights", "sha256", "test_cases_trained_on", "trained_on_another_split",
+    "checkpoint", "environment", "init_weights", "sha256", "teachers", "test_cases_trained_on",
+    "trained_on_another_split",
 )  # keys of the provenance that may be another in each fold  # fmt: skip
 CHOOSES_THE_EPOCH = "validate_every"
 SHOWN = 4  # cases in a message
@@ -103,7 +105,8 @@ def read_fold(run: Path, dataset: str | None = None) -> Fold:
 def check_alike(folds: Sequence[Fold]) -> None:
     """UserError unless all were trained with the same settings but `fold`, and scored with the same.
 
-    Settings of the machine may differ. Weights to start from may be one file for all, or one for each fold.
+    Settings of the machine may differ, and each fold may have its own teachers. Weights to start from may be
+    one file for all, or one for each fold.
     """
     first, *others = folds
     for other in others:
@@ -134,7 +137,7 @@ def check_alike(folds: Sequence[Fold]) -> None:
 def trained_with(fold: Fold) -> dict[str, Any]:
     """What the training of a fold has in common with that of the others, as far as it is recorded."""
     choosing = set() if fold.config.keeps_last else {CHOOSES_THE_EPOCH}
-    ignored = (CHANGEABLE_ON_RESUME - choosing) | {"fold", "init_weights"}
+    ignored = (CHANGEABLE_ON_RESUME - choosing) | {"fold", "init_weights", "teachers"}
     settings = fold.config.model_dump(mode="json", exclude=set(ignored))
     recorded = fold.record.environment
     return (
@@ -144,7 +147,7 @@ def trained_with(fold: Fold) -> dict[str, Any]:
         | {
             name: value
             for name, value in fold.record.hashes.items()
-            if name not in (INITIAL_WEIGHTS, SPLIT_FILE)
+            if name not in (INITIAL_WEIGHTS, SPLIT_FILE, TEACHERS)
         }
     )
 

@@ -62,6 +62,8 @@ def how_scored(summary: Summary) -> str:
     seen = made_with.get("test_cases_trained_on")
     if made_with.get("init_weights"):
         said.append(f"started from {made_with['init_weights']}")
+    if made_with.get("teachers"):
+        said.append(f"learned from the predictions of {', '.join(made_with['teachers'])}")
     if seen:
         said.append(f"trained on {len(seen)} of {summary['count']} test cases, scores are too high")
     elif made_with.get("trained_on_another_split"):

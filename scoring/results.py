@@ -100,6 +100,8 @@ class Provenance(TypedDict, total=False):
     guidance_method: str | None
     vae_weights: str | None
     init_weights: str | None
+    teachers: list[str]
+    """Whose predictions were learned beside the masks."""
     checkpoint: str
     sha256: dict[str, str]
     """Of the checkpoint and of the split file."""

@@ -153,6 +153,14 @@ class Config(BaseModel):
     )
 
     # Losses
+    teachers: tuple[FilePath, ...] = Field(
+        (),
+        description="Checkpoints of trained models, each beside the config.yaml of its run; their mean prediction is "
+        "mixed into the masks that are learned, see models.md",
+    )
+    teacher_share: Annotated[float, Field(gt=0, le=1)] = Field(
+        0.5, description="What part of these masks is the teachers'"
+    )
     w_rec: Weight = Field(1.0, description="Weight of the latent loss")
     w_dice: Weight = Field(1.0, description="Weight of the Dice loss")
     w_tversky: Weight = Field(
@@ -332,6 +340,13 @@ class Config(BaseModel):
     def _none_by_name(cls, value: object) -> object:
         return None if value in ("", "none", "None", False) else value
 
+    @field_validator("teachers", mode="before")
+    @classmethod
+    def _teachers_from_text(cls, value: object) -> object:
+        if value in (None, "", "none", "None", False):
+            return ()
+        return (value,) if isinstance(value, str | Path) else value
+
     @field_validator("GPUs", mode="before")
     @classmethod
     def _gpus_from_text(cls, value: object) -> object:
@@ -363,10 +378,10 @@ class Config(BaseModel):
                 f"head_weights is {list(self.head_weights)}, but its last, that of the head that "
                 "predicts, must be above 0"
             )
-        if self.init_weights and self.init_weights.parent.resolve() == self.run_folder.resolve():
+        if self.run_folder.resolve() in [path.parent.resolve() for path in self.builds_on]:
             raise ValueError(
-                f"init_weights lies in {self.run_folder}, where this run writes its own weights: set "
-                "another snapshot_path, or keep the weights elsewhere"
+                f"init_weights, or one of the teachers, lies in {self.run_folder}, where this run writes its own "
+                "weights: set another snapshot_path, or keep the weights elsewhere"
             )
         if self.folds == 1 or (self.fold and self.fold >= self.folds):
             raise ValueError(
@@ -376,6 +391,11 @@ class Config(BaseModel):
         if self.folds and self.select_on == "test":
             raise ValueError("folds choose the checkpoint on the fold held out: set select_on: val")
         return self
+
+    @property
+    def builds_on(self) -> tuple[Path, ...]:
+        """Checkpoints that the training starts from or learns from."""
+        return (*([self.init_weights] if self.init_weights else []), *self.teachers)
 
     @property
     def dataset(self) -> str:

@@ -6,7 +6,7 @@ import hashlib
 import os
 import secrets
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 
@@ -43,6 +43,11 @@ def try_to_write(folder: Path) -> None:
     with suppress(OSError):  # another process may have made a folder in it meanwhile
         for each in missing:
             each.rmdir()
+
+
+def sha256_of_all(paths: Iterable[Path]) -> str:
+    """Hexadecimal SHA-256 that changes where one of the files does, or their order."""
+    return hashlib.sha256("".join(map(sha256, paths)).encode()).hexdigest()
 
 
 def sha256(path: Path) -> str:

@@ -13,6 +13,7 @@ from engine.runs.training_record import (
     GROUPS,
     INITIAL_WEIGHTS,
     SPLIT_FILE,
+    TEACHERS,
     TrainingRecord,
     same_parts,
     trained_values_that_differ,
@@ -21,7 +22,7 @@ from scoring.results import Provenance
 from utils.checkpoints import frozen_hashes
 from utils.config import Config
 from utils.environment import describe_environment
-from utils.files import sha256
+from utils.files import sha256, sha256_of_all
 
 if TYPE_CHECKING:
     from engine.runs.trained_run import LoadedRun
@@ -30,13 +31,13 @@ if TYPE_CHECKING:
 log = logging.getLogger("wavegms")
 
 
-def input_hashes(
-    init_weights: Path | None, data_set: DataSet, system: SegmentationModel
-) -> dict[str, str]:
+def input_hashes(config: Config, data_set: DataSet, system: SegmentationModel) -> dict[str, str]:
     """SHA-256 of what a result rests on besides config and code."""
     hashes = {SPLIT_FILE: sha256(data_set.split_file)}
-    if init_weights is not None:
-        hashes[INITIAL_WEIGHTS] = sha256(init_weights)
+    if config.init_weights is not None:
+        hashes[INITIAL_WEIGHTS] = sha256(config.init_weights)
+    if config.teachers:
+        hashes[TEACHERS] = sha256_of_all(config.teachers)
     groups = data_set.folder / METADATA_GROUPS
     if groups.is_file():
         hashes[GROUPS] = sha256(groups)
@@ -69,6 +70,7 @@ def provenance(loaded: LoadedRun, data_set: DataSet, precision: str) -> Provenan
         "guidance_method": config.guidance_method if config.is_wave_gms else None,
         "vae_weights": config.vae_weights if config.is_wave_gms else None,
         "init_weights": None if run is None or run.init_weights is None else str(run.init_weights),
+        "teachers": [] if run is None else [str(teacher) for teacher in run.teachers],
         "checkpoint": str(checkpoint),
         "sha256": {
             "checkpoint": loaded.sha256,

@@ -129,7 +129,7 @@ def open_run(
             inputs = {
                 "precision": resolved_precision(accelerator),
                 "processes": accelerator.num_processes,
-                "sha256": input_hashes(config.init_weights, data_set, system),
+                "sha256": input_hashes(config, data_set, system),
                 TRAINING_CASES: names_sha256(case.name for case in data_set.train),
                 **({} if window is None else {WINDOW: window}),
             }

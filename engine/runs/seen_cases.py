@@ -8,7 +8,7 @@
     seen_test_cases          of the test split among `recorded_training_cases`; None where that is not known
     cases_seen_in_training   of the test split among `cases_trained_on`, or with a near-duplicate there
 
-In all but `held_out_cases`, those of the weights that the run started from count, too.
+In all but `held_out_cases`, those of the weights that the run started or learned from count, too.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def cases_trained_on(checkpoint: Path, data_set: DataSet) -> tuple[str, ...]:
     """Cases of `data_set` that the checkpoint's run had for training, those held out included.
 
     By the split in the config beside the checkpoint; without one, the train part of `data_set`. Empty
-    where the run was trained on other data. Those of the weights that the run started from are
+    where the run was trained on other data. Those of the weights that the run started or learned from are
     included as far as they are recorded. UserError where the run's split file is gone.
     """
     if training_config(checkpoint) is None:

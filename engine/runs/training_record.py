@@ -40,7 +40,8 @@ WINDOW = "window"
 """With those above, keys of the metadata of weights that are passed on, see `TrainingRecord.to_pass_on`."""
 
 SPLIT_FILE, INITIAL_WEIGHTS, GROUPS = "split file", "file of initial weights", "file of groups"
-INPUT_FILES = (SPLIT_FILE, INITIAL_WEIGHTS, GROUPS)
+TEACHERS = "file of one of the teachers"
+INPUT_FILES = (SPLIT_FILE, INITIAL_WEIGHTS, GROUPS, TEACHERS)
 """What environment.json has hashes of, besides the frozen parts of the network."""
 
 CASES_FILE = "cases.json"
@@ -258,21 +259,21 @@ class TrainingRecord:
 
 
 def training_history(checkpoint: Path) -> Iterator[TrainingRecord]:
-    """Records of the checkpoint, of the one that its run started from, and so on.
-
-    The last one has no config, or names no start.
-    """
+    """Records of the checkpoint, of those that its run started or learned from, and so on."""
     followed: set[Path] = set()
-    start: Path | None = checkpoint
-    while start is not None and (folder := start.resolve().parent) not in followed:
+    waiting = [checkpoint]
+    while waiting:
+        each = waiting.pop(0)
+        if (folder := each.resolve().parent) in followed:
+            continue
         followed.add(folder)
-        record = TrainingRecord.read(start)
+        record = TrainingRecord.read(each)
         yield record
-        start = None if record.config is None else record.config.init_weights
+        waiting += record.config.builds_on if record.config is not None else ()
 
 
 def data_trained_on(checkpoint: Path) -> set[tuple[str, str]]:
-    """Data sets, and hashes of their training cases, of the checkpoint and of all that it started from.
+    """Data sets, and hashes of their training cases, of the checkpoint and of all that it builds on.
 
     As far as they are recorded; each that is not counts as ("", "").
     """
@@ -375,14 +376,14 @@ def _choice(select_on: str) -> str:
 
 
 def _note_on_start(run: Config) -> str:
-    """What to add where the run started from weights that were chosen on the test split of its data set."""
-    if run.init_weights is None:
-        return ""
+    """What to add where the run builds on weights that were chosen on the test split of its data set."""
     own_data = run.dataset.removesuffix("_grouped")
-    for record in training_history(run.init_weights):
-        same_data = record.data_set.removesuffix("_grouped") == own_data
-        if same_data and _TEST_SPLIT in record.own_selection():
-            return f"; it started from weights that were chosen on {_TEST_SPLIT}"
+    for weights in run.builds_on:
+        did = "started" if weights == run.init_weights else "learned"
+        for record in training_history(weights):
+            same_data = record.data_set.removesuffix("_grouped") == own_data
+            if same_data and _TEST_SPLIT in record.own_selection():
+                return f"; it {did} from weights that were chosen on {_TEST_SPLIT}"
     return ""
 
 

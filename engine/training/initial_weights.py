@@ -1,4 +1,4 @@
-"""Starting a training from given weights."""
+"""Starting a training from given weights, and which weights a training may build on."""
 
 from __future__ import annotations
 
@@ -23,12 +23,19 @@ def load_initial_weights(
     UserError where they do not fit, or were trained on cases of this test split.
     """
     load_weights(weights, system, key="init_weights", config=config)
+    check_saw_no_test_case(weights, data_set, "init_weights")
+
+
+def check_saw_no_test_case(weights: Path, data_set: DataSet, key: str) -> None:
+    """UserError where the `weights` that the config names under `key` were trained on cases of this test
+    split, themselves or by what they started or learned from.
+    """
     others = [each for each in training_history(weights) if each.used_another_split(data_set)]
     if others:
         start = others[0].checkpoint
         how = "was" if start == weights else f"started from {start}, which was"
         raise UserError(
-            f"init_weights: {weights} {how} trained on another split of {data_set.name} than that of "
+            f"{key}: {weights} {how} trained on another split of {data_set.name} than that of "
             f"{data_set.split_file}, so that scores on its test cases could mean nothing. Prepare the data set "
             "with the split that these weights name, or take weights of another data set"
         )
@@ -36,7 +43,7 @@ def load_initial_weights(
     seen = sorted(test.intersection(recorded_training_cases(weights, data_set)))
     if seen:
         raise UserError(
-            f"init_weights: {weights} was trained on {len(seen)} of the {len(test)} test "
+            f"{key}: {weights} was trained on {len(seen)} of the {len(test)} test "
             f"cases of this split ({listed(seen, limit=SHOWN)}), so that their scores would mean nothing. "
             "Take weights of another data set, or of a run with the same split"
         )

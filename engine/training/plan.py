@@ -82,6 +82,7 @@ def describe_run(
             parameter_table(system, config.model),
             *_note_on_unused(config),
             f"starts from: {config.init_weights or 'random weights'}",
+            *_note_on_teachers(config),
             f"data set: {data_set.name} ({data_set.split_file}), {config.image_size} px",
             f"cases: {len(cases.train)} train, {len(cases.val)} {_use_of_val(config)}, "
             f"{len(data_set.test)} test",
@@ -123,18 +124,29 @@ def _note_on_unused(config: Config) -> list[str]:
     ]
 
 
-def _note_on_start(config: Config, cases: TrainingCases, data_set: DataSet) -> list[str]:
-    """A line where the initial weights know cases that are held out; none otherwise."""
-    weights = config.init_weights
-    known = known_held_out_cases(weights, cases.val, data_set) if weights is not None else []
-    if not known:
+def _note_on_teachers(config: Config) -> list[str]:
+    """A line where the training has teachers; none otherwise."""
+    if not config.teachers:
         return []
+    named = ", ".join(map(str, config.teachers))
+    return [
+        f"learns from: masks, of which {100 * config.teacher_share:g} % are the mean prediction of {named}"
+    ]
+
+
+def _note_on_start(config: Config, cases: TrainingCases, data_set: DataSet) -> list[str]:
+    """A line for each of the weights built on that know cases which are held out."""
     of_which, also = "for choosing", " and may choose a worse checkpoint"
     if config.keeps_last:
         of_which, also = "that are held out", ""
+    known = {
+        weights: known_held_out_cases(weights, cases.val, data_set) for weights in config.builds_on
+    }
     return [
-        f"warning: {weights} was trained on {len(known)} of the cases {of_which}, so that val_dice is "
-        f"too high{also}; keep the seed, val_fraction and folds of its run, or start from weights of other data"
+        f"warning: {weights} was trained on {len(names)} of the cases {of_which}, so that val_dice is "
+        f"too high{also}; keep the seed, val_fraction and folds of its run, or take weights of other data"
+        for weights, names in known.items()
+        if names
     ]
 
 

@@ -14,6 +14,7 @@ from engine.training.epoch_losses import NonFiniteLoss
 from engine.training.optimizers import make_optimizer
 from engine.training.options import TrainingOptions
 from engine.training.schedule import warmup_then_cosine
+from engine.training.teachers import Teachers
 from engine.training.weight_average import WeightAverage
 from models.base import SegmentationModel
 
@@ -39,8 +40,9 @@ class TrainingStep:
         options: TrainingOptions,
         steps_per_epoch: int,
         accelerator: Accelerator,
+        teachers: Teachers | None = None,
     ) -> None:
-        self.system, self.accelerator = system, accelerator
+        self.system, self.accelerator, self.teachers = system, accelerator, teachers
         self.clip_norm, self.may_skip = options.clip_norm, options.skip_nonfinite > 0
         self.loss_names = (*system.loss_names, "dice")
         self.peak_rate = options.lr
@@ -84,8 +86,11 @@ class TrainingStep:
         the device, without waiting for it.
         """
         before = [buffer.clone() for buffer in self.buffers] if self.may_skip else []
+        image, mask = batch["image"], batch["mask"]
+        if self.teachers is not None:
+            mask = self.teachers.mixed_into(mask, image)
         with self.accelerator.accumulate(self.wrapped):
-            losses = self.training_pass(batch["image"], batch["mask"], batch["noise"])
+            losses = self.training_pass(image, mask, batch["noise"])
             loss = losses["loss"]
             values = torch.stack([losses[n].detach().double() for n in self.loss_names])
             values = cast(torch.Tensor, self.accelerator.reduce(values, "mean"))

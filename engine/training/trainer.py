@@ -40,6 +40,7 @@ from engine.training.explained_errors import explaining_errors
 from engine.training.options import TrainingOptions
 from engine.training.schedule import batches_per_epoch
 from engine.training.step import TrainingStep
+from engine.training.teachers import Teachers
 from models.base import SegmentationModel
 from utils.checkpoints import save_weights
 from utils.errors import UserError
@@ -88,6 +89,7 @@ class Trainer:
         accelerator: Accelerator,
         folder: Path,
         title: str,
+        teachers: Teachers | None = None,
     ) -> None:
         self.system, self.train_set, self.val_set = system, train_set, val_set
         self.options, self.accelerator = options, accelerator
@@ -98,7 +100,9 @@ class Trainer:
         self.batches = batches_per_epoch(
             len(train_set), options.batch_size, options.accumulate, processes
         )
-        self.step = TrainingStep(system, options, self.batches // options.accumulate, accelerator)
+        self.step = TrainingStep(
+            system, options, self.batches // options.accumulate, accelerator, teachers
+        )
         self.progress = Progress(sums=[0.0] * len(self.step.loss_names))
         count = self.batches * options.batch_size * processes
         self.sampler = EpochSampler(len(train_set), options.seed, count)

@@ -151,21 +151,24 @@ def _size_warning(sweep: Sweep) -> list[str]:
 
 
 def _held_out_warning(trials: list[Trial]) -> list[str]:
-    """A line where initial weights know cases that a trial holds out, as far as the data is prepared."""
-    started = [(trial, w) for trial in trials if (w := trial.config.init_weights) is not None]
+    """A line where initial weights or teachers know cases that a trial holds out, as far as the data is
+    prepared.
+    """
     open_once = functools.cache(open_data_set)
     concerned = []
-    for trial, weights in started:
+    for trial in trials:
+        if not trial.config.builds_on:
+            continue
         with suppress(UserError):
             data_set = open_once(trial.config.pickle_file_path)
             held_out = training_cases_from(trial.config, data_set).val
-            known = known_held_out_cases(weights, held_out, data_set)
-            concerned += [trial] if known else []
+            if any(known_held_out_cases(w, held_out, data_set) for w in trial.config.builds_on):
+                concerned.append(trial)
     if not concerned:
         return []
     return [
-        f"warning: in {len(concerned)} of {len(trials)} trial(s), as {concerned[0].name}, the initial weights were trained "
-        "on cases that the trial holds out to choose by, so that its val_dice is too high: start from weights "
+        f"warning: in {len(concerned)} of {len(trials)} trial(s), as {concerned[0].name}, the initial weights, or teachers, were "
+        "trained on cases that the trial holds out to choose by, so that its val_dice is too high: take weights "
         "of other data, or keep the seed, val_fraction and folds of their run"
     ]
 

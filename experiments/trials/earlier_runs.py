@@ -10,7 +10,13 @@ from typing import Any, NamedTuple
 from datasets.cases import find_split_file
 from datasets.prepared import METADATA_GROUPS
 from engine.runs.saved_state import state_files
-from engine.runs.training_record import GROUPS, INITIAL_WEIGHTS, SPLIT_FILE, TrainingRecord
+from engine.runs.training_record import (
+    GROUPS,
+    INITIAL_WEIGHTS,
+    SPLIT_FILE,
+    TEACHERS,
+    TrainingRecord,
+)
 from experiments.trials.hardware import process_count
 from experiments.trials.inputs import sha256_of, vae_file, vae_sha256
 from experiments.trials.records import (
@@ -26,6 +32,7 @@ from scoring.results import Results, read_results
 from utils.config import Config, load_config
 from utils.config_keys import CHANGEABLE_ON_RESUME
 from utils.errors import UserError, listed
+from utils.files import sha256_of_all
 from utils.mappings import differing
 from utils.yaml_files import shown
 
@@ -204,7 +211,7 @@ def inputs_are_the_same(trial: Trial) -> bool:
 
 
 def changed_inputs(trial: Trial) -> dict[str, Path]:
-    """The files of initial weights, groups and VAE that have changed since the trial was trained.
+    """The files of initial weights, teachers, groups and VAE that have changed since the trial was trained.
 
     As far as they are recorded and here.
     """
@@ -220,6 +227,10 @@ def changed_inputs(trial: Trial) -> dict[str, Path]:
         for name, path in files.items()
         if name in recorded and path and path.is_file() and sha256_of(path) != recorded[name]
     }
+    teachers = trial.config.teachers
+    are_here = bool(teachers) and all(teacher.is_file() for teacher in teachers)
+    if are_here and recorded.get(TEACHERS) not in (None, sha256_of_all(teachers)):
+        changed[TEACHERS] = teachers[0].parent
     # environment.json has the VAE's weights as they were loaded, which would take long here
     record, vae = read_record(trial.folder), vae_file(trial.config.vae_weights)
     recorded_vae = record.vae_sha256 if record else None

@@ -25,7 +25,8 @@ def vae_sha256(config: Config) -> str | None:
 
 
 def check_weights(config: Config, where: str) -> None:
-    """UserError where the folder of the VAE's weights or the file of initial weights is missing.
+    """UserError where the folder of the VAE's weights, the file of initial weights or one of the teachers is
+    missing.
 
     What may be an id on the Hugging Face hub (`owner/name`) is let through, unless `owner` is a folder of the
     repository, such as ckpt.
@@ -35,6 +36,9 @@ def check_weights(config: Config, where: str) -> None:
         raise UserError(f"{where}: vae_weights: there is no folder {name} here or in {REPOSITORY}")
     if config.init_weights and not config.init_weights.is_file():
         raise UserError(f"{where}: init_weights: there is no file {config.init_weights}")
+    for teacher in config.teachers:
+        if not teacher.is_file():
+            raise UserError(f"{where}: teachers: there is no file {teacher}")
 
 
 def sha256_of(path: Path) -> str:

@@ -1,0 +1,73 @@
+"""Learning from the predictions of trained models beside the masks: `teachers` in the config.
+
+Source: Hinton et al. 2015, arXiv 1503.02531, which puts what an ensemble knows into one network. Here the
+teachers' mean probability is mixed into the masks, so that every loss learns from both.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from datasets.cases import DataSet
+from engine.runs.trained_run import find_run, load_system
+from engine.training.initial_weights import check_saw_no_test_case
+from models.base import SegmentationModel
+from utils.config import Config
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+log = logging.getLogger("wavegms")
+
+
+class Teachers:
+    """Trained models, frozen, that predict the augmented images of each batch.
+
+    Args:
+        systems: the models; they need not have the network of the one that learns.
+        share: what part of a mask is theirs, from 0 to 1.
+    """
+
+    def __init__(
+        self, systems: Sequence[SegmentationModel], share: float, accelerator: Accelerator
+    ) -> None:
+        self.systems = [
+            system.to(accelerator.device).eval().requires_grad_(False) for system in systems
+        ]
+        self.share, self.accelerator = share, accelerator
+
+    @torch.no_grad()
+    def mixed_into(self, mask: Tensor, image: Tensor) -> Tensor:
+        """What is learned in place of `mask` (B, 1, S, S): values in [0, 1], `share` of them the mean
+        probability that the teachers give `image` (B, 3, S, S).
+        """
+        with self.accelerator.autocast():
+            taught = torch.stack([system(image) for system in self.systems]).mean(0)
+        return mask.lerp(taught.to(mask.dtype), self.share)
+
+
+def load_teachers(config: Config, data_set: DataSet, accelerator: Accelerator) -> Teachers | None:
+    """The teachers that the config names; None without any.
+
+    UserError where the checkpoint of one, or the config beside it, is missing or does not fit, or where it
+    was trained on cases of this test split. A warning where one is given images of an orientation that it has
+    not seen.
+    """
+    if not config.teachers:
+        return None
+    systems = []
+    for checkpoint in config.teachers:
+        run = find_run(checkpoint.parent, weights=checkpoint)
+        check_saw_no_test_case(checkpoint, data_set, "teachers")
+        if run.config.keep_upright and config.augment is not False and not config.keep_upright:
+            log.warning(
+                "the teacher %s has only seen upright images, and this training turns them: set keep_upright=true",
+                checkpoint,
+            )
+        systems.append(load_system(run.config, checkpoint))
+    return Teachers(systems, config.teacher_share, accelerator)
