@@ -838,6 +838,25 @@ def test_colours_are_jittered_by_a_tenth() -> None:
     assert jitter.hue == (-0.1, 0.1)
 
 
+def test_the_strong_augmentation_is_that_of_the_documentation() -> None:
+    """How often, and the ranges that are too narrow or too rare to be told from pictures."""
+    steps = {
+        type(each.transforms[0]): (each.p, each.transforms[0])
+        for each in strong_augmentation().transforms
+        if isinstance(each, v2.RandomApply)
+    }
+    often = {v2.RandomAffine: 0.6, v2.ColorJitter: 0.3, RandomGamma: 0.3}
+    assert {kind: p for kind, (p, _) in steps.items()} == often | {
+        v2.GaussianBlur: 0.2,
+        v2.GaussianNoise: 0.2,
+    }
+    jitter, blur = steps[v2.ColorJitter][1], steps[v2.GaussianBlur][1]
+    assert jitter.brightness == jitter.contrast == (0.75, 1.25)
+    assert (jitter.saturation, jitter.hue) == ((0.9, 1.1), (-0.1, 0.1))
+    assert (blur.kernel_size, blur.sigma) == ((5, 5), [0.5, 1.0])
+    assert steps[v2.GaussianNoise][1].sigma == 0.05
+
+
 def test_cases_that_choose_the_checkpoint_are_not_augmented(tmp_path: Path) -> None:
     data_set = open_data_set(write_data_set(tmp_path, train=9, test=1, size=32))
     system: Any = SimpleNamespace(latent_shape=lambda size: (4, 4, 4), noise_probability=1.0)
