@@ -158,7 +158,7 @@ def random_split(names: Sequence[str], seed: int = SEED) -> Split:
         raise SplitError(f"a split needs at least 2 cases, got {len(names)}")
     shuffled = sorted(names)
     random.Random(seed).shuffle(shuffled)
-    test = min(max(round(len(shuffled) * TEST_FRACTION), 1), len(shuffled) - 1)
+    test = max(round(len(shuffled) * TEST_FRACTION), 1)
     return Split(train=tuple(sorted(shuffled[test:])), test=tuple(sorted(shuffled[:test])))
 
 

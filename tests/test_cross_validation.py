@@ -286,6 +286,29 @@ def test_the_page_tells_cases_without_a_lesion_and_leaked_ones(tmp_path: Path) -
     assert "8 cases, 3 of them without a lesion\n" in latex
 
 
+def test_each_fold_may_have_its_own_teachers(tmp_path: Path) -> None:
+    hashes = {"split file": "of all", "VAE": "of all"}
+    runs = [
+        write_fold(
+            tmp_path,
+            fold,
+            f"teachers=[of_fold_{fold}.pth]",
+            environment={"sha256": hashes | {"file of one of the teachers": f"{fold}"}},
+            made_with={"teachers": [f"of_fold_{fold}.pth"]},
+        )
+        for fold in range(3)
+    ]
+    run_program(*runs, "--out", tmp_path / "out")
+    assert "teachers" not in read_results(tmp_path / "out").summary["provenance"]
+
+
+def test_a_mean_that_one_fold_alone_has_is_without_a_deviation(tmp_path: Path) -> None:
+    healthy = (*PARTS[1], *PARTS[2])
+    run_program(*write_folds(tmp_path, healthy=healthy), "--out", tmp_path / "out")
+    page = (tmp_path / "out" / "cross_validation.md").read_text()
+    assert re.search(r"^\| mean ± SD \|(  \|){4} [\d.]+ ± [\d.]+ \| - \| ", page, re.MULTILINE)
+
+
 def test_two_systems_are_compared_over_all_folds(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -355,3 +355,9 @@ def test_what_is_held_out_stays_the_same_between_versions() -> None:
     names = [f"n{number:02}" for number in range(20)]
     assert hold_out(names, 0.2, 3)[1] == ["n03", "n04", "n05", "n10"]
     assert hold_out_fold(names, 5, 2, 3)[1] == ["n01", "n08", "n09", "n17"]
+
+
+def test_where_no_group_fits_the_smallest_is_held_out() -> None:
+    group_of = {f"{size}{index}": str(size) for size in (6, 3, 4) for index in range(size)}
+    for seed in range(5):
+        assert hold_out(sorted(group_of), 0.1, seed, group_of)[1] == ["30", "31", "32"]

@@ -257,6 +257,13 @@ def test_a_run_is_scored_in_every_way_and_reported(
     (trial.folder / results).write_text(json.dumps(honest))
     assert outdated_steps(trial) == set()
 
+    copy = trial.folder / "chosen_on_test" / "best_model.pth"
+    scored = copy.read_bytes()
+    copy.write_bytes(scored + b"of another training")
+    assert [score.checkpoint for score in scores_of(RUN, trial)] == ["validation"]
+    assert outdated_steps(trial) == {"score"}
+    copy.write_bytes(scored)
+
     split_file = tmp_path / "blobs" / "blobs_train_test_names.json"
     split = split_file.read_text()
     train, test = (part["name_list"] for part in json.loads(split).values())
