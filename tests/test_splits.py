@@ -15,6 +15,7 @@ from datasets.safe_pickle import PlainPickleError, read_plain_pickle
 from datasets.splits import (
     Split,
     SplitError,
+    cases_by_group,
     checked_split,
     grouped_split,
     hold_out,
@@ -179,6 +180,7 @@ def test_pickles_that_ask_for_memory_or_depth_are_harmless() -> None:
         (split_data(["a\nb"], ["c"]), "holds a control character"),
         (split_data(["\ud800"], ["c"]), "is not valid Unicode"),
         (split_data(["a" * 201], ["c"]), "is longer than 200 bytes"),
+        (split_data(["ä" * 101], ["c"]), "is longer than 200 bytes"),
     ],
 )
 @pytest.mark.parametrize("suffix", [".json", ".pkl"])
@@ -361,3 +363,7 @@ def test_where_no_group_fits_the_smallest_is_held_out() -> None:
     group_of = {f"{size}{index}": str(size) for size in (6, 3, 4) for index in range(size)}
     for seed in range(5):
         assert hold_out(sorted(group_of), 0.1, seed, group_of)[1] == ["30", "31", "32"]
+
+
+def test_a_case_and_a_group_may_have_one_name() -> None:
+    assert cases_by_group(["p", "a", "b"], {"a": "p", "b": "p"}) == [["p"], ["a", "b"]]

@@ -57,7 +57,7 @@ from tests.quick_training import make_sweeps_quick, quick_steps, starts
 from tests.small_run import arguments
 from utils.config import Config, dump_config, load_config, make_config
 from utils.errors import UserError
-from utils.files import sha256
+from utils.files import sha256, sha256_of_all
 from utils.interruption import Interrupted
 from utils.tables import markdown_table
 
@@ -433,6 +433,9 @@ def test_a_start_that_knows_held_out_cases_is_told(
     assert "warning" not in capsys.readouterr().out
     run(write_sweep(tmp_path, kind | {"seeds": [1, 2]}, **values), "--dry-run")
     assert "warning: in 1 of 2 trial(s), as seed=2, the initial weights" in capsys.readouterr().out
+    values["teachers"] = [values.pop("init_weights")]
+    run(write_sweep(tmp_path, kind | {"seeds": [1, 2]}, **values), "--dry-run")
+    assert "1 of 2 trial(s), as seed=2, the initial weights, or teach" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -633,21 +636,29 @@ def test_a_report_is_not_written_over_by_one_of_other_settings(
     assert left_out in told_before(load_sweep(path, ["vae_weights=me/vae"]))
 
 
-@pytest.mark.parametrize("name", ["file of initial weights", "file of groups"])
+@pytest.mark.parametrize(
+    "name", ["file of initial weights", "file of groups", "file of one of the teachers"]
+)
 def test_runs_from_other_files_are_refused(tmp_path: Path, quick: None, name: str) -> None:
-    split, weights, groups = (
-        tmp_path / file for file in ("x_train_test_names.json", "w.pth", "groups.json")
+    split, weights, groups, teacher = (
+        tmp_path / file
+        for file in ("x_train_test_names.json", "w.pth", "groups.json", "teacher.pth")
     )
-    for file in (split, weights, groups):
+    for file in (split, weights, groups, teacher):
         file.write_text("{}")
     settings = {"grid": {"lr": [0.03, 0.003]}}
-    files = {"pickle_file_path": str(split), "init_weights": str(weights)}
+    files = {
+        "pickle_file_path": str(split),
+        "init_weights": str(weights),
+        "teachers": [str(teacher)],
+    }
     path = write_sweep(tmp_path, settings, **files)
-    changed = weights if name == "file of initial weights" else groups
+    changed = {"weights": weights, "groups": groups, "teachers": teacher}[name.split()[-1]]
     assert run(path) == 0
     for trial in (tmp_path / "out").glob("*/epochs_2"):
         (trial / "best_model.pth").touch()
-        hashes = {"sha256": {name: sha256(changed), "vae": "as it was loaded"}}
+        recorded = sha256_of_all([changed]) if changed is teacher else sha256(changed)
+        hashes = {"sha256": {name: recorded, "vae": "as it was loaded"}}
         (trial / "environment.json").write_text(json.dumps(hashes))
     assert run(path) == 0
 
@@ -662,6 +673,9 @@ def test_runs_from_other_files_are_refused(tmp_path: Path, quick: None, name: st
     changed.unlink()
     if changed is groups:
         assert run(path) == 0, "where the data is not at hand, its groups are not known"
+    if changed is teacher:
+        with pytest.raises(UserError, match=r"teachers: there is no file .*teacher\.pth"):
+            run(path)
 
 
 def test_runs_from_another_vae_are_refused(tmp_path: Path, quick: None) -> None:

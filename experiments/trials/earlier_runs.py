@@ -230,7 +230,7 @@ def changed_inputs(trial: Trial) -> dict[str, Path]:
     teachers = trial.config.teachers
     are_here = bool(teachers) and all(teacher.is_file() for teacher in teachers)
     if are_here and recorded.get(TEACHERS) not in (None, sha256_of_all(teachers)):
-        changed[TEACHERS] = teachers[0].parent
+        changed[TEACHERS] = teachers[0]
     # environment.json has the VAE's weights as they were loaded, which would take long here
     record, vae = read_record(trial.folder), vae_file(trial.config.vae_weights)
     recorded_vae = record.vae_sha256 if record else None
