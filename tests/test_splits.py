@@ -367,3 +367,10 @@ def test_where_no_group_fits_the_smallest_is_held_out() -> None:
 
 def test_a_case_and_a_group_may_have_one_name() -> None:
     assert cases_by_group(["p", "a", "b"], {"a": "p", "b": "p"}) == [["p"], ["a", "b"]]
+
+
+def test_names_in_a_set_are_sorted() -> None:
+    """A set has another order in each process."""
+    names = {f"case_{index}" for index in range(20)}
+    split = checked_split({"train": {"name_list": names}, "test": {"name_list": ["c"]}})
+    assert split.train == tuple(sorted(names))

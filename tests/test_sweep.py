@@ -453,6 +453,12 @@ def test_a_ranking_across_image_sizes_is_told(tmp_path: Path, settings: dict[str
     assert "warning" not in told_before(load_sweep(same))
 
 
+def test_a_name_that_no_folder_can_have_is_refused(tmp_path: Path) -> None:
+    path = write_sweep(tmp_path, {"grid": {"vae_weights": ["a/" + "b" * 120]}})
+    with pytest.raises(UserError, match="too long for a folder; name the settings by `variants:`"):
+        list_settings(load_sweep(path))
+
+
 def test_names_of_paths_stay_in_the_folder(tmp_path: Path) -> None:
     path = write_sweep(tmp_path, {"grid": {"vae_weights": ["../a b", "hub/taesd"]}})
     names = [setting.name for setting in list_settings(load_sweep(path))]
