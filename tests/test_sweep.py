@@ -57,7 +57,7 @@ from tests.quick_training import make_sweeps_quick, quick_steps, starts
 from tests.small_run import arguments
 from utils.config import Config, dump_config, load_config, make_config
 from utils.errors import UserError
-from utils.files import sha256, sha256_of_all
+from utils.files import joined_sha256, sha256
 from utils.interruption import Interrupted
 from utils.tables import markdown_table
 
@@ -663,7 +663,7 @@ def test_runs_from_other_files_are_refused(tmp_path: Path, quick: None, name: st
     assert run(path) == 0
     for trial in (tmp_path / "out").glob("*/epochs_2"):
         (trial / "best_model.pth").touch()
-        recorded = sha256_of_all([changed]) if changed is teacher else sha256(changed)
+        recorded = joined_sha256([sha256(changed)]) if changed is teacher else sha256(changed)
         hashes = {"sha256": {name: recorded, "vae": "as it was loaded"}}
         (trial / "environment.json").write_text(json.dumps(hashes))
     assert run(path) == 0

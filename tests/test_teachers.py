@@ -50,7 +50,7 @@ def test_a_share_of_the_mask_is_the_mean_of_the_teachers(share: float) -> None:
     mixed = teachers.mixed_into(mask, torch.rand(2, 3, 8, 8))
     assert mixed.shape == mask.shape and not mixed.requires_grad
     torch.testing.assert_close(mixed, (1 - share) * mask + share * 0.4)
-    assert not any(p.requires_grad for each in teachers.systems for p in each.parameters())
+    assert not any(parameter.requires_grad for parameter in teachers.ensemble.parameters())
 
 
 def trained_weights(folder: Path) -> dict[str, torch.Tensor]:

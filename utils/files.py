@@ -45,9 +45,9 @@ def try_to_write(folder: Path) -> None:
             each.rmdir()
 
 
-def sha256_of_all(paths: Iterable[Path]) -> str:
-    """Hexadecimal SHA-256 that changes where one of the files does, or their order."""
-    return hashlib.sha256("".join(map(sha256, paths)).encode()).hexdigest()
+def joined_sha256(hashes: Iterable[str]) -> str:
+    """Hexadecimal SHA-256 that changes where one of the `hashes` does, or their order."""
+    return hashlib.sha256("".join(hashes).encode()).hexdigest()
 
 
 def sha256(path: Path) -> str:

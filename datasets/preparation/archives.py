@@ -277,17 +277,18 @@ class FolderSource:
             files = [name for name in files if not _ignored((name,))]
             for name in folders + files:
                 path = Path(top, name)
-                if path.is_symlink() and not follow_links:
+                if not path.is_symlink():
+                    continue
+                if not follow_links:
                     raise ArchiveError(
                         f"{path} is a symbolic link; if you trust where it leads, use --follow-links"
                     )
-            for name in files:
-                path = Path(top, name)
-                if path.is_symlink() and not path.exists():
+                if not path.exists():
                     raise ArchiveError(
                         f"{path} is a link to {path.readlink()}, which is not here: fetch it, or delete the link"
                     )
-                if not path.is_file():
+            for name in files:
+                if not Path(top, name).is_file():
                     continue
                 count += 1
                 if count > self._limits.members:

@@ -22,7 +22,7 @@ from scoring.results import Provenance
 from utils.checkpoints import frozen_hashes
 from utils.config import Config
 from utils.environment import describe_environment
-from utils.files import sha256, sha256_of_all
+from utils.files import joined_sha256, sha256
 
 if TYPE_CHECKING:
     from engine.runs.trained_run import LoadedRun
@@ -37,7 +37,7 @@ def input_hashes(config: Config, data_set: DataSet, system: SegmentationModel) -
     if config.init_weights is not None:
         hashes[INITIAL_WEIGHTS] = sha256(config.init_weights)
     if config.teachers:
-        hashes[TEACHERS] = sha256_of_all(config.teachers)
+        hashes[TEACHERS] = joined_sha256(map(sha256, config.teachers))
     groups = data_set.folder / METADATA_GROUPS
     if groups.is_file():
         hashes[GROUPS] = sha256(groups)

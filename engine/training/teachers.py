@@ -17,6 +17,7 @@ from datasets.cases import DataSet
 from engine.runs.trained_run import find_run, load_system
 from engine.training.initial_weights import check_saw_no_test_case
 from models.base import SegmentationModel
+from models.ensemble import Ensemble
 from utils.config import Config
 
 if TYPE_CHECKING:
@@ -36,9 +37,7 @@ class Teachers:
     def __init__(
         self, systems: Sequence[SegmentationModel], share: float, accelerator: Accelerator
     ) -> None:
-        self.systems = [
-            system.to(accelerator.device).eval().requires_grad_(False) for system in systems
-        ]
+        self.ensemble = Ensemble(systems).to(accelerator.device).eval().requires_grad_(False)
         self.share, self.accelerator = share, accelerator
 
     @torch.no_grad()
@@ -47,7 +46,7 @@ class Teachers:
         probability that the teachers give `image` (B, 3, S, S).
         """
         with self.accelerator.autocast():
-            taught = torch.stack([system(image) for system in self.systems]).mean(0)
+            taught = self.ensemble(image)
         return mask.lerp(taught.to(mask.dtype), self.share)
 
 

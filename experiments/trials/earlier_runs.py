@@ -32,7 +32,7 @@ from scoring.results import Results, read_results
 from utils.config import Config, load_config
 from utils.config_keys import CHANGEABLE_ON_RESUME
 from utils.errors import UserError, listed
-from utils.files import sha256_of_all
+from utils.files import joined_sha256
 from utils.mappings import differing
 from utils.yaml_files import shown
 
@@ -229,7 +229,7 @@ def changed_inputs(trial: Trial) -> dict[str, Path]:
     }
     teachers = trial.config.teachers
     are_here = bool(teachers) and all(teacher.is_file() for teacher in teachers)
-    if are_here and recorded.get(TEACHERS) not in (None, sha256_of_all(teachers)):
+    if are_here and recorded.get(TEACHERS) not in (None, joined_sha256(map(sha256_of, teachers))):
         changed[TEACHERS] = teachers[0]
     # environment.json has the VAE's weights as they were loaded, which would take long here
     record, vae = read_record(trial.folder), vae_file(trial.config.vae_weights)
