@@ -22,6 +22,7 @@ from models.losses import dice_loss, hard_dice
 from utils.errors import UserError
 
 EXAMPLE = "smp/Unet?encoder=resnet18"
+OF_TIMM = "tu-"  # what the package puts before the names of timm's encoders
 
 
 class Baseline(SegmentationModel):
@@ -103,10 +104,17 @@ def build_baseline(spec: str, pretrained: bool = True) -> Baseline:
     if architecture.lower() not in architectures:
         raise _unknown(spec, "architecture", architecture, list(architectures.values()))
     encoders = smp.encoders.get_encoder_names()
-    if not encoder.startswith("tu-") and encoder not in encoders:
+    if not encoder.startswith(OF_TIMM) and encoder not in encoders:
         raise _unknown(spec, "encoder", encoder, encoders)
+    if encoder.startswith(OF_TIMM) and weights not in (None, "imagenet"):
+        raise UserError(
+            f"model {spec!r}: timm names weights in the encoder, as in {OF_TIMM}resnet18.a1_in1k; "
+            "write weights=imagenet to load those of the encoder's name"
+        )
     try:
-        loaded = weights if pretrained else None
+        loaded: str | bool | None = weights if pretrained else None
+        if loaded and encoder.startswith(OF_TIMM):
+            loaded = True  # how the package asks timm for the weights that belong to the name
         network = smp.create_model(architecture, encoder, loaded, in_channels=3, classes=1)
         standard = _standardisation(smp, encoder, weights) if weights else {}
     except Exception as error:  # whatever the package, timm or the hub raise for something missing
@@ -114,6 +122,12 @@ def build_baseline(spec: str, pretrained: bool = True) -> Baseline:
         raise UserError(f"model {spec!r} cannot be built: {reason}") from error
     multiple = network.encoder.output_stride if network.requires_divisible_input_shape else 1
     return Baseline(network, multiple, **standard)
+
+
+def pretrained_encoder(spec: str) -> str | None:
+    """The encoder of a baseline that starts from downloaded weights, with their name; None for another."""
+    _, encoder, weights = _parse(spec)
+    return f"{encoder} with the weights {weights}" if weights else None
 
 
 def check_forward(baseline: Baseline, spec: str, image_size: int) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -97,6 +98,35 @@ def test_the_plan_says_where_training_starts(
     assert "starts from: random weights" in capsys.readouterr().out
     train.main([*arguments(tmp_path, vae, data, f"init_weights={source}", out="b"), "--dry-run"])
     assert f"starts from: {source}" in capsys.readouterr().out
+
+
+def test_the_plan_names_the_weights_that_a_network_brings(
+    tmp_path: Path,
+    vae: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Nothing is downloaded here: the encoder is made with random weights instead."""
+    smp = pytest.importorskip("segmentation_models_pytorch")
+    create, asked_for = smp.create_model, []
+
+    def create_without_hub(architecture: str, encoder: str, weights: Any, **settings: Any) -> Any:
+        asked_for.append(weights)
+        return create(architecture, encoder, None, **settings)
+
+    monkeypatch.setattr(smp, "create_model", create_without_hub)
+    data = other_data_set(tmp_path)
+    model = "smp/Unet?encoder=tu-resnet18&weights=imagenet"
+    train.main([*arguments(tmp_path, vae, data, f"model={model}", out="a"), "--dry-run"])
+    start = "starts from: tu-resnet18 with the weights imagenet, random weights elsewhere"
+    assert start in capsys.readouterr().out
+    assert asked_for == [True]
+    (tmp_path / "brought.py").write_text(
+        "import torch\ndef build(**_):\n    return torch.nn.Conv2d(3, 1, 1)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    train.main([*arguments(tmp_path, vae, data, "model=brought:build", out="b"), "--dry-run"])
+    assert "starts from: what brought:build returns" in capsys.readouterr().out
 
 
 def test_a_run_is_not_resumed_with_other_initial_weights(

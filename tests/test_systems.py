@@ -429,6 +429,7 @@ def test_a_baseline_that_needs_larger_images_is_refused() -> None:
         ("smp/Unet?encoder=resnet81", "no encoder 'resnet81'; did you mean resnet"),
         ("smp/Unet?encoder=tu-nothing", "cannot be built: Unknown model"),
         ("smp/Unet?encoder=resnet18&weights=imagnet", "Wrong pretrained weights `imagnet`"),
+        ("smp/Unet?encoder=tu-resnet18&weights=imagnet", "write weights=imagenet to load those of"),
         ("smp/Unet?backbone=resnet18", "unknown; expected wave-gms"),
         ("smp/", "unknown; expected wave-gms"),
     ],

@@ -13,6 +13,7 @@ from engine.runs.seen_cases import known_held_out_cases
 from engine.runs.training_record import selection_note
 from engine.training.schedule import batches_per_epoch
 from models.base import SegmentationModel, has_batch_norm
+from models.baseline import pretrained_encoder
 from models.own_network import check_training, is_own_network
 from utils.config import Config
 from utils.errors import UserError
@@ -81,7 +82,7 @@ def describe_run(
         [
             parameter_table(system, config.model),
             *_note_on_unused(config),
-            f"starts from: {config.init_weights or 'random weights'}",
+            f"starts from: {_start(config)}",
             *_note_on_teachers(config),
             f"data set: {data_set.name} ({data_set.split_file}), {config.image_size} px",
             f"cases: {len(cases.train)} train, {len(cases.val)} {_use_of_val(config)}, "
@@ -102,6 +103,16 @@ def describe_run(
             f"writes to: {config.run_folder}",
         ]
     )
+
+
+def _start(config: Config) -> str:
+    """What the first weights of the training are, in words."""
+    if config.init_weights is not None:
+        return str(config.init_weights)
+    if is_own_network(config.model):
+        return f"what {config.model} returns"
+    encoder = None if config.model == "wave-gms" else pretrained_encoder(config.model)
+    return f"{encoder}, random weights elsewhere" if encoder else "random weights"
 
 
 def _augmentation_text(config: Config) -> str:
