@@ -67,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     check_run(config, system)
     plan = describe_run(config, data_set, cases, system, accelerator)
     if arguments.dry_run:
-        log.info("%s\n%s", plan, memory_line(config, system, accelerator))
+        log.info("%s\n%s", plan, memory_line(config, system, accelerator, teachers))
         check_data(data_set, config.image_size)
         log.info("everything is in place; nothing was written")
         return

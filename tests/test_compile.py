@@ -30,6 +30,20 @@ def build(vae: Path, **settings: Any) -> SegmentationModel:
     return system_from(make_config(defaults | {"ch": 16, "image_size": 32} | settings))
 
 
+def compile_as_on_a_gpu(system: SegmentationModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.cuda, "is_available", lambda: True)
+        patch.setattr("engine.training.compiling.shutil.which", lambda name: name)
+        compile_on_gpu(system)
+
+
+def assert_same_gradients(plain: SegmentationModel, other: SegmentationModel) -> None:
+    for a, b in zip(plain.parameters(), other.parameters(), strict=True):
+        assert (a.grad is None) == (b.grad is None)
+        if a.grad is not None:
+            torch.testing.assert_close(b.grad, a.grad)
+
+
 @pytest.fixture
 def batch() -> Batch:
     random = torch.Generator().manual_seed(0)
@@ -41,8 +55,10 @@ def batch() -> Batch:
 def forget_what_was_compiled() -> Iterator[None]:
     """And let what cannot be compiled fail, unless the test asks for a training on a GPU."""
     torch._dynamo.reset()
+    kept = torch._functorch.config.save_config()
     with torch._dynamo.config.patch(suppress_errors=False):
         yield
+    torch._functorch.config.load_config(kept)
 
 
 def test_without_a_compiler_training_goes_on_as_it_is(
@@ -62,17 +78,38 @@ def test_without_a_compiler_training_goes_on_as_it_is(
     with pytest.raises(torch._dynamo.exc.BackendCompilerFailed):  # as a benchmark asks for it
         measured(*batch)
     asked.clear()
-    with monkeypatch.context() as patch:
-        patch.setattr(torch.cuda, "is_available", lambda: True)
-        patch.setattr("engine.training.compiling.shutil.which", lambda name: name)
-        compile_on_gpu(compiled)
+    compile_as_on_a_gpu(compiled, monkeypatch)
     for system in (plain, compiled):
         system(*batch)["loss"].backward()
     assert asked
-    for a, b in zip(plain.parameters(), compiled.parameters(), strict=True):
-        assert (a.grad is None) == (b.grad is None)
-        if a.grad is not None:
-            torch.testing.assert_close(b.grad, a.grad)
+    assert_same_gradients(plain, compiled)
+
+
+@pytest.mark.skipif(
+    not hasattr(torch._functorch.config, "force_non_lazy_backward_lowering"),
+    reason="this torch compiles the backward pass when it comes to it",
+)
+def test_a_backward_pass_that_cannot_be_compiled_is_run_as_it_is(
+    vae: Path, batch: Batch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch._inductor.compile_fx as inductor
+    from torch._dynamo.backends.common import aot_autograd
+
+    asked = []
+
+    def broken(*_: Any, **__: Any) -> None:
+        asked.append(True)
+        raise RuntimeError("too large a kernel")
+
+    # the forward pass is "compiled" to itself
+    backend = aot_autograd(fw_compiler=lambda graph, _: graph.forward, bw_compiler=broken)
+    monkeypatch.setattr(inductor, "compile_fx", backend)
+    plain, compiled = build(vae), build(vae)
+    compile_as_on_a_gpu(compiled, monkeypatch)
+    for system in (plain, compiled):
+        system(*batch)["loss"].backward()
+    assert asked
+    assert_same_gradients(plain, compiled)
 
 
 def test_predictions_are_not_compiled(

@@ -28,6 +28,7 @@ from engine.training.memory import (
 from engine.training.weight_average import WeightAverage
 from models.base import SegmentationModel
 from models.build import build_system
+from models.ensemble import Ensemble
 from models.losses import LossWeights
 from tests.small_run import arguments
 from utils.errors import UserError
@@ -113,6 +114,22 @@ def test_an_average_takes_memory_for_what_is_trained_alone(small: SegmentationMo
     own = {t.data_ptr() for t in [*small.parameters(), *small.buffers()]}
     added = [t for t in [*average.parameters(), *average.buffers()] if t.data_ptr() not in own]
     assert averaged.weights - alone.weights == sum(t.nbytes for t in added)
+
+
+def test_teachers_take_memory_for_their_weights_and_predictions(
+    small: SegmentationModel, vae: Path
+) -> None:
+    teachers = Ensemble([build(vae), build(vae)]).eval().requires_grad_(False)
+    alone, taught = (
+        estimate_memory(small, 3, 64, "fp32", teachers=each) for each in (None, teachers)
+    )
+    kept = sum(t.nbytes for t in [*teachers.parameters(), *teachers.buffers()])
+    assert taught.weights - alone.weights == kept
+    assert (taught.gradients, taught.optimizer) == (alone.gradients, alone.optimizer)
+    image = batch(64, 3)[0]
+    with PeakMemory() as memory, torch.no_grad():
+        teachers(image)
+    assert taught.step - alone.step - image.nbytes == pytest.approx(memory.peak, rel=0.02)
 
 
 def test_what_makes_it_grow_and_shrink(small: SegmentationModel, vae: Path) -> None:

@@ -16,9 +16,10 @@ log = logging.getLogger("wavegms")
 def compile_on_gpu(system: SegmentationModel) -> None:
     """`compile_losses`, but on a GPU only: on a CPU it takes minutes and gains nothing.
 
-    What cannot be compiled runs as it is, with a warning.
+    What cannot be compiled runs as it is, with a warning; older versions of torch do so in the forward pass only.
     """
     import torch
+    from torch._functorch import config as functorch_config
 
     if not torch.cuda.is_available():
         return
@@ -30,6 +31,10 @@ def compile_on_gpu(system: SegmentationModel) -> None:
         return
     log.info("compile: the first training step takes some minutes")
     torch._dynamo.config.suppress_errors = True
+    # the backward pass together with the forward pass: compiled later, its errors would not be suppressed
+    backward_too = "force_non_lazy_backward_lowering"
+    if hasattr(functorch_config, backward_too):
+        setattr(functorch_config, backward_too, True)
     compile_losses(system)
 
 

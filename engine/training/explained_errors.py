@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
     from engine.training.memory import MemoryEstimate
+    from engine.training.teachers import Teachers
 
 
 @contextmanager
@@ -29,6 +30,7 @@ def explaining_errors(
     accelerator: Accelerator,
     image_size: int,
     folder: Path,
+    teachers: Teachers | None = None,
 ) -> Iterator[None]:
     """A dead loader, too little memory or a batch of one becomes a UserError.
 
@@ -42,7 +44,7 @@ def explaining_errors(
         if is_out_of_memory(error):
             has_saved = (folder / LAST_STATE).exists()
             raise explain_out_of_memory(
-                system, options, accelerator, image_size, has_saved
+                system, options, accelerator, image_size, has_saved, teachers
             ) from error
         raise
     except ValueError as error:
@@ -78,6 +80,7 @@ def explain_out_of_memory(
     accelerator: Accelerator,
     image_size: int,
     has_saved: bool,
+    teachers: Teachers | None = None,
 ) -> UserError:
     """The error to report when memory ran out, with a batch that should fit if that can be estimated."""
     from engine.training.memory import estimate_memory
@@ -90,6 +93,7 @@ def explain_out_of_memory(
             accelerator.mixed_precision,
             averaged=options.ema_decay > 0,
             processes=accelerator.num_processes,
+            teachers=teachers and teachers.ensemble,
         )
     except UserError:
         return UserError(

@@ -8,6 +8,7 @@ context and the convolutions' workspace, a few hundred MB that depend on the GPU
 from __future__ import annotations
 
 import weakref
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -34,10 +35,11 @@ class MemoryEstimate:
     """Peak memory of training, in bytes, by what holds it."""
 
     batch_size: int
-    weights: int  # frozen ones, and the average of those that are trained, included
+    weights: int  # frozen ones, teachers and the average of those that are trained included
     gradients: int
     optimizer: int  # AdamW's two moments; Muon keeps less
-    step: int  # images, activations and what the backward pass needs for a moment, at their peak
+    step: int  # images, activations and what the backward pass needs for a moment, at their peak;
+    # and what the teachers' predictions need, as a captured step keeps its memory meanwhile
 
     @property
     def total(self) -> int:
@@ -112,6 +114,18 @@ class _Step(nn.Module):
         losses["loss"].backward()
 
 
+class _Prediction(nn.Module):
+    """A prediction without gradients."""
+
+    def __init__(self, system: nn.Module) -> None:
+        super().__init__()
+        self.system = system
+
+    @torch.no_grad()
+    def forward(self, image: Tensor) -> Tensor:
+        return self.system(image)
+
+
 def estimate_memory(
     system: SegmentationModel,
     batch_size: int,
@@ -119,6 +133,7 @@ def estimate_memory(
     precision: str,
     averaged: bool = False,
     processes: int = 1,
+    teachers: nn.Module | None = None,
 ) -> MemoryEstimate:
     """Estimate the peak memory of training `system`, whose weights stay untouched.
 
@@ -128,16 +143,21 @@ def estimate_memory(
         precision: `bf16` or `fp16`, mixed as by CUDA's autocast, or anything else for float32.
         averaged: whether an average of the trained weights is kept.
         processes: with several, their gradients are gathered in buckets of the same size.
+        teachers: what predicts each batch beside it, from images to masks.
 
     Raises:
         UserError: what the network does depends on the values of tensors, which an estimate lacks.
     """
     try:
-        step = _peak_of_step(system, batch_size, image_size, LOW_PRECISION.get(precision))
+        dtype, shapes = LOW_PRECISION.get(precision), system.batch_shapes(batch_size, image_size)
+        # two batches: the loader puts the next one on the GPU while this one is at work
+        step = _peak(_Step(system), shapes, dtype, batches=2)
+        if teachers is not None:
+            step += _peak(_Prediction(teachers), shapes[:1], dtype)
     except Exception as error:  # whatever a network raises that meets tensors without values
         raise UserError(f"cannot be estimated for this network ({type(error).__name__})") from error
     trained = sum(_bytes(p) for p in system.parameters() if p.requires_grad)
-    weights = sum(map(_bytes, [*system.parameters(), *system.buffers()]))
+    weights = sum(_bytes_of(each) for each in (system, teachers) if each is not None)
     if averaged:  # the copy has the rest in common with the system
         weights += trained + sum(
             _bytes(b) for part in system.parts().values() for b in part.buffers()
@@ -155,18 +175,24 @@ def _bytes(tensor: Tensor) -> int:
     return tensor.numel() * tensor.element_size()
 
 
-def _peak_of_step(
-    system: SegmentationModel, batch_size: int, image_size: int, dtype: torch.dtype | None
+def _bytes_of(module: nn.Module) -> int:
+    return sum(map(_bytes, [*module.parameters(), *module.buffers()]))
+
+
+def _peak(
+    call: nn.Module,
+    shapes: Sequence[tuple[int, ...]],
+    dtype: torch.dtype | None,
+    batches: int = 1,
 ) -> int:
-    """Bytes that forward and backward take beside weights and gradients."""
-    step = _Step(system)
+    """Bytes that `call` on inputs of these shapes takes beside weights and gradients."""
     fake, peak = FakeTensorMode(allow_non_fake_inputs=True), PeakMemory()
     with ExitStack() as stack:
         stack.enter_context(fake)
         state = {
-            name: _stand_in(tensor) for name, tensor in step.state_dict(keep_vars=True).items()
+            name: _stand_in(tensor) for name, tensor in call.state_dict(keep_vars=True).items()
         }
-        state |= {name: _stand_in(tensor) for name, tensor in step.named_buffers()}
+        state |= {name: _stand_in(tensor) for name, tensor in call.named_buffers()}
         for tensor in state.values():
             if tensor.requires_grad:
                 tensor.grad = torch.empty_like(tensor)
@@ -176,11 +202,8 @@ def _peak_of_step(
         if dtype is not None:
             stack.enter_context(torch.autocast("cpu", dtype))
             stack.enter_context(CudaAutocast())
-        batches = [  # the loader puts the next batch on the GPU while this one is at work
-            [torch.empty(shape) for shape in system.batch_shapes(batch_size, image_size)]
-            for _ in range(2)
-        ]
-        torch.func.functional_call(step, state, tuple(batches[0]))
+        inputs = [[torch.empty(shape) for shape in shapes] for _ in range(batches)]
+        torch.func.functional_call(call, state, tuple(inputs[0]))
     return peak.peak
 
 

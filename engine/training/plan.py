@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
     from torch import nn
 
+    from engine.training.teachers import Teachers
+
 PART_TITLES = {
     "model": "latent mapping model",
     "vae_model": "multi-resolution Haar encoder",
@@ -177,7 +179,12 @@ def _note_on_precision(config: Config, accelerator: Accelerator) -> list[str]:
     return []
 
 
-def memory_line(config: Config, system: SegmentationModel, accelerator: Accelerator) -> str:
+def memory_line(
+    config: Config,
+    system: SegmentationModel,
+    accelerator: Accelerator,
+    teachers: Teachers | None = None,
+) -> str:
     """The memory that training takes on a GPU; without one here, on a GPU that has bf16."""
     import torch
 
@@ -194,6 +201,7 @@ def memory_line(config: Config, system: SegmentationModel, accelerator: Accelera
             precision,
             averaged=config.ema_decay > 0,
             processes=accelerator.num_processes,
+            teachers=teachers and teachers.ensemble,
         )
     except UserError as error:
         return f"GPU memory: {error}"

@@ -126,7 +126,12 @@ class Trainer:
         is_main, launched = self.accelerator.is_main_process, self.accelerator.num_processes > 1
         with (
             explaining_errors(
-                self.system, self.options, self.accelerator, self.train_set.image_size, self.folder
+                self.system,
+                self.options,
+                self.accelerator,
+                self.train_set.image_size,
+                self.folder,
+                self.step.teachers,
             ),
             HistoryWriter(self.folder, self.title) if is_main else nullcontext() as history,
             StopRequest(second_exits=not launched) as stop,
