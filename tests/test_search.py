@@ -272,6 +272,27 @@ def test_a_failed_setting_is_tried_again_in_its_folder(tmp_path: Path, quick: No
     assert setting.trials == (trial,) and row.complete
 
 
+def test_a_setting_whose_config_is_refused_has_failed(
+    tmp_path: Path, quick: None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Combinations of many choices are not all built before the search begins."""
+    monkeypatch.setattr("experiments.sweeps.trials.MAX_CORNERS", 1)
+    search = RATES | {"vae_model": ["litevae", "tiny_vae"], "guidance_method": ["wavelet"]}
+    settings = {"search": search, "trials": 4, "seeds": [1, 2]}
+    path = write_sweep(tmp_path, settings, vae_model="tiny_vae")
+    told = "guidance_method: wavelet needs vae_model: tiny_vae"
+    for more in ([], ["sweep.trials=5"]):
+        assert run(path, *more) == 1
+        rows = [row for _, row in plan_of(path).scores()]
+        refused = [row.name for row in rows if told in row.errors.get(row.name, "")]
+        good = [row for row in rows if row.complete]
+        assert refused and good and len(refused) + len(good) == len(rows)
+    assert len(rows) == 5
+    assert f"warning: setting {refused[0]} has failed: " in capsys.readouterr().out
+    assert f"- `{refused[0]}`: " in (tmp_path / "out" / "sweep.md").read_text()
+    assert (tmp_path / "out" / "best.yaml").is_file()
+
+
 def test_a_search_in_which_nothing_works_is_not_used_up(tmp_path: Path, quick: None) -> None:
     path = write_sweep(tmp_path, {"search": RATES, "trials": 9}, save_minutes=13)
     with pytest.raises(UserError, match="3 trials have failed"):

@@ -164,6 +164,18 @@ def test_there_are_shipped_sweeps() -> None:
             {"search": {"batch_size": {"low": 4, "high": 8, "step": 16}}, "trials": 3},
             "step is 16, larger than the range: set a step of at most 4",
         ),
+        (
+            {"search": {"image_size": {"low": 32, "high": 64}}, "trials": 3},
+            "sweep.search.image_size: 33 is in the range, which image_size cannot be: set step: 8, or list",
+        ),
+        (
+            {"search": {"image_size": {"low": 32, "high": 64, "step": 4}}, "trials": 3},
+            "36 is in the range, which image_size cannot be: set step: 8, or",
+        ),
+        (
+            {"search": {"ch": {"low": 16, "high": 64, "log": True}}, "trials": 3},
+            "17 is in the range, which ch cannot be: set step: 16 in place of log: true, or list",
+        ),
         ({"grid": None, "seeds": [1]}, "`grid:` is empty: give it values, or leave it out"),
         (
             {"grid": {"GPUs": [[0], [0, 1]]}, "workers": 2},

@@ -9,6 +9,7 @@ of its sweep's slot, until a sweep in the same folder resumes it.
 
 from __future__ import annotations
 
+import logging
 import socket
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -37,15 +38,18 @@ from experiments.sweeps.scores import (
 )
 from experiments.sweeps.settings import Sweep
 from experiments.sweeps.slots import free_slots
-from experiments.sweeps.trials import Setting, make_setting
+from experiments.sweeps.trials import Setting, make_setting, text_of
 from experiments.trials.earlier_runs import inputs_are_the_same, own_record, trained_alike
 from experiments.trials.records import Status
 from experiments.trials.trial import Outcome, Trial
+from utils.errors import UserError
 
 if TYPE_CHECKING:
     import optuna
     from matplotlib.figure import Figure
     from optuna.trial import FrozenTrial
+
+log = logging.getLogger("wavegms")
 
 MAX_NAMED_KEYS = 4  # more would make the folders' names too long
 
@@ -167,6 +171,9 @@ class SearchPlan(Plan):
             if not self._is_drawn(frozen_trial):
                 continue
             setting = self._setting(frozen_trial)
+            if setting.refused:
+                scores.append((setting, _scores_of_refused(setting)))
+                continue
             row = score_setting(setting, self.keys)
             here = any(trial.folder.is_dir() for trial in setting.trials)
             if not here or (frozen_trial.state.name == "COMPLETE" and row.statuses["waiting"]):
@@ -327,7 +334,14 @@ class SearchPlan(Plan):
         return self.distributions.keys() <= frozen_trial.params.keys()
 
     def _runs(self, optuna_trial: optuna.Trial, reported: set[int]) -> Iterator[Trial]:
-        running = RunningSetting(self._setting(optuna_trial), optuna_trial, reported)
+        from optuna.trial import TrialState
+
+        setting = self._setting(optuna_trial)
+        if setting.refused:
+            log.warning("setting %s has failed: %s", setting.name, setting.refused)
+            self.optuna_study.tell(optuna_trial.number, state=TrialState.FAIL)
+            return
+        running = RunningSetting(setting, optuna_trial, reported)
         self.running_settings |= {trial.name: running for trial in running.setting.trials}
         for trial in running.setting.trials:
             if running.given_up:
@@ -338,9 +352,12 @@ class SearchPlan(Plan):
     def _setting(self, tried: FrozenTrial | optuna.Trial) -> Setting:
         search = self.sweep.settings.search
         values = {key: value_of(search[key], tried.params[key]) for key in self.keys}
-        number = tried.user_attrs.get(NUMBER, tried.number)
+        name = f"{tried.user_attrs.get(NUMBER, tried.number):03d}"
         named = self.keys if len(self.keys) <= MAX_NAMED_KEYS else []
-        return make_setting(self.sweep, values, name=f"{number:03d}", named=named)
+        try:
+            return make_setting(self.sweep, values, name=name, named=named)
+        except UserError as error:
+            return Setting(name, values, trials=(), refused=str(error))
 
     def _report_curve(self, running: RunningSetting) -> None:
         """Tell the study what the setting's first run has reached so far, epoch by epoch."""
@@ -390,6 +407,18 @@ class SearchPlan(Plan):
             wall_seconds=frozen_trial.user_attrs.get(WALL, 0.0),
             cpu_seconds=frozen_trial.user_attrs.get(CPU, 0.0),
         )
+
+
+def _scores_of_refused(setting: Setting) -> SettingScores:
+    """Those of a setting that has no runs: one failure."""
+    return SettingScores(
+        name=setting.name,
+        values={key: text_of(value) for key, value in setting.values.items()},
+        planned=1,
+        statuses=Counter({"failed": 1}),
+        val=[],
+        errors={setting.name: setting.refused or ""},
+    )
 
 
 def latest_tries(frozen_trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:

@@ -11,6 +11,7 @@ import json
 import math
 import re
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,8 @@ class Setting:
     name: str
     values: dict[str, Any]
     trials: tuple[Trial, ...]
+    refused: str | None = None
+    """Why there is no config with these values; such a setting has no runs."""
 
 
 def list_settings(sweep: Sweep) -> list[Setting]:
@@ -155,8 +158,8 @@ def check_search(sweep: Sweep) -> None:
     """Build the configs at the ends of all ranges and for all choices; UserError if one does not fit.
 
     All their combinations are built; where these are more than MAX_CORNERS, each value on its own. Also
-    refused: two choices of one name, a step that is a fraction of a whole number, missing weights, a key that
-    one of the models does not use, and one that changes no training.
+    refused: two choices of one name, a step that is a fraction of a whole number or reaches numbers that do
+    not fit, missing weights, a key that one of the models does not use, and one that changes no training.
     """
     search = sweep.settings.search
     ends = {key: ends_of(values) for key, values in search.items()}
@@ -182,11 +185,35 @@ def _check_values(sweep: Sweep, key: str, values: Range | list[Any]) -> None:
             raise UserError(f"{where}: a range is one of numbers; list the values")
         if isinstance(value, int) and values.step is not None and values.step % 1:
             raise UserError(f"{where}: step is {values.step:g}, expected a whole number")
+        if isinstance(value, int):
+            _check_steps(sweep, key, values)
         return
     names = [text_of(value) for value in values]
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise UserError(f"{where}: two choices are {twice}; list each value once")
+
+
+def _check_steps(sweep: Sweep, key: str, values: Range) -> None:
+    """UserError where the first step of a range of whole numbers does not fit, as where 8 must divide them.
+
+    If it fits, so do the others: the ends of the range are known to fit.
+    """
+    low, high = int(values.low), int(values.high)
+
+    def fits(step: int) -> bool:
+        with suppress(UserError):
+            sweep.config({key: low + step})
+            return True
+        return False
+
+    step = int(values.step or 1)
+    if not fits(step):
+        fitting = next(filter(fits, range(1, high - low + 1)))
+        raise UserError(
+            f"{sweep.path}: sweep.search.{key}: {low + step} is in the range, which {key} cannot be: set step: "
+            f"{fitting}{' in place of log: true' if values.log else ''}, or list the values"
+        )
 
 
 def ends_of(values: Range | list[Any]) -> list[Any]:
