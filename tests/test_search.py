@@ -502,6 +502,7 @@ def test_choices_are_given_back_as_written(tmp_path: Path) -> None:
     [
         ({"epochs": 3}, {"search": RATES}, "epochs: 2 in the study, 3 now"),
         ({"save_freq": 2}, {"search": RATES}, "save_freq: None in the study, 2 now"),
+        ({"precision": "bf16"}, {"search": RATES}, "precision: 'auto' in the study, 'bf16' now"),
         ({"validate_every": 2}, {"search": RATES}, "validate_every: 1 in the study, 2 now"),
         ({"vae_weights": "me/other"}, {"search": RATES}, "vae_weights: .*taesd' in .*other' now"),
         ({"pickle_file_path": "y_train_test_names.json"}, {"search": RATES}, "data set: 'x' in"),
@@ -513,7 +514,8 @@ def test_scores_that_do_not_compare_are_not_mixed(
     tmp_path: Path, values: dict[str, Any], settings: dict[str, Any], message: str
 ) -> None:
     plan_of(write_sweep(tmp_path, {"search": RATES, "trials": 2}))
-    plan_of(write_sweep(tmp_path, {"search": RATES, "trials": 9, "workers": 2}, num_workers=5))
+    free = {"num_workers": 5, "skip_nonfinite": 3}
+    plan_of(write_sweep(tmp_path, {"search": RATES, "trials": 9, "workers": 2}, **free))
     before = (tmp_path / "out" / "study.db").read_bytes()
     assert run(write_sweep(tmp_path, {"search": RATES, "trials": 9}), "--dry-run") == 0
     changed = write_sweep(tmp_path, {"trials": 2} | settings, **values)
@@ -562,6 +564,60 @@ def test_data_and_weights_are_compared_by_what_they_hold(tmp_path: Path) -> None
     write("c", "v", "one")
     with pytest.raises(UserError, match="vae_weights: 'SHA-256"):
         plan("c")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        ("groups.json", '{"a": "lesion 1"}', r"groups \(SHA-256\): None in the study, '\w+' now"),
+        (
+            "dataset.json",
+            '{"train": 1, "test": 1, "window": "0,4000"}',
+            "--window of the images: '' in the study, '0,4000' now",
+        ),
+    ],
+)
+def test_how_the_data_was_prepared_is_compared(
+    tmp_path: Path, name: str, content: str, told: str
+) -> None:
+    split = tmp_path / "x_train_test_names.json"
+    split.write_text("{}")
+    (tmp_path / "dataset.json").write_text('{"train": 1, "test": 1}')
+    settings = {"search": RATES, "trials": 2}
+    path = write_sweep(tmp_path, settings, pickle_file_path=str(split))
+    for _ in range(2):
+        plan_of(path)
+    (tmp_path / name).write_text(content)
+    for arguments in (["--dry-run"], ["--report"], []):
+        with pytest.raises(UserError, match=told):
+            run(path, *arguments)
+
+
+@pytest.mark.parametrize(
+    ("values", "search", "changed"),
+    [
+        ({"teachers": ["t.pth", "u.pth"]}, {}, "u.pth"),
+        ({}, {"teachers": [["t.pth"], ["t.pth", "u.pth"]]}, "u.pth"),
+        ({}, {"vae_weights": ["a", "b"]}, "b/diffusion_pytorch_model.safetensors"),
+    ],
+)
+def test_teachers_and_searched_vaes_are_compared_by_what_they_hold(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    values: dict[str, Any],
+    search: dict[str, Any],
+    changed: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("t.pth", "u.pth", *(f"{v}/diffusion_pytorch_model.safetensors" for v in "ab")):
+        Path(name).parent.mkdir(exist_ok=True)
+        Path(name).write_text("one")
+    path = write_sweep(tmp_path, {"search": RATES | search, "trials": 2}, **values)
+    for _ in range(2):
+        plan_of(path)
+    Path(changed).write_text("another")
+    with pytest.raises(UserError, match=rf"files of \w+ \(SHA-256\): {changed[0]}.* in the study"):
+        run(path, "--dry-run", "sweep.trials=4")
 
 
 @pytest.mark.parametrize("searched", [False, True])

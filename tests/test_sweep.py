@@ -696,6 +696,26 @@ def test_runs_from_other_files_are_refused(tmp_path: Path, quick: None, name: st
             run(path)
 
 
+def test_runs_on_images_of_another_window_are_refused(tmp_path: Path, quick: None) -> None:
+    split, manifest = (tmp_path / name for name in ("x_train_test_names.json", "dataset.json"))
+    split.write_text("{}")
+    manifest.write_text('{"train": 1, "test": 1}')
+    path = write_sweep(tmp_path, {"grid": {"lr": [0.03, 0.003]}}, pickle_file_path=str(split))
+    assert run(path) == 0
+    for trial in (tmp_path / "out").glob("*/epochs_2"):
+        (trial / "best_model.pth").touch()
+        (trial / "environment.json").write_text('{"window": ""}')
+    assert run(path) == 0
+
+    manifest.write_text('{"train": 1, "test": 1, "window": "0,4000"}')
+    expected = r"lr=0\.03: trained on images prepared with no --window, with --window 0,4000 now"
+    for arguments in (["--dry-run"], ["--report"], ["sweep.grid={lr: [0.03, 0.003, 0.001]}"]):
+        with pytest.raises(UserError, match=expected):
+            run(path, *arguments)
+    _, rows = zip(*make_plan(load_sweep(path), "me", False).scores(), strict=True)
+    assert [row.statuses["waiting"] for row in rows] == [1, 1], "their scores are not shown either"
+
+
 def test_runs_from_another_vae_are_refused(tmp_path: Path, quick: None) -> None:
     weights = tmp_path / "vae" / "diffusion_pytorch_model.safetensors"
     weights.parent.mkdir()

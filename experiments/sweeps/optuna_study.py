@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from datasets.cases import find_split_file
+from datasets.prepared import METADATA_GROUPS, prepared_window
 from experiments.sweeps.optuna_storage import open_patiently
 from experiments.sweeps.settings import Range, Sweep
 from experiments.sweeps.trials import text_of
 from experiments.trials.hardware import process_count
-from experiments.trials.inputs import vae_file
+from experiments.trials.inputs import sha256_of, vae_file
 from utils.config import Config
 from utils.config_keys import CHANGEABLE_ON_RESUME
 from utils.errors import UserError
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
 
-KEPT_IN_SEARCH = {"save_freq", "validate_every", "vae_weights"}
+KEPT_IN_SEARCH = {"precision", "save_freq", "validate_every", "vae_weights"}
 """Keys that a run may change when it is resumed, but a search may not."""
 
 
@@ -214,7 +215,7 @@ def _compared_settings(sweep: Sweep, trains: bool) -> dict[str, Any]:
     shared = sweep.base.model_dump(mode="json") | {"vae_weights": _weights(sweep.base.vae_weights)}
     free = (CHANGEABLE_ON_RESUME - KEPT_IN_SEARCH) | sweep.settings.search.keys()
     current = {key: value for key, value in shared.items() if key not in free}
-    current |= _data(sweep.base) | _initial_weights(sweep)
+    current |= _data(sweep.base) | _weight_files(sweep)
     current |= {"seeds": list(sweep.settings.seeds), "number of folds": sweep.settings.folds}
     if trains and "GPUs" not in sweep.settings.search:
         processes = process_count(sweep.base, sweep.settings.workers)
@@ -228,22 +229,42 @@ def _compared_settings(sweep: Sweep, trains: bool) -> dict[str, Any]:
     return current
 
 
-def _data(base: Config) -> dict[str, str]:
-    """The data set's name, and the hash of its split file where it is prepared on this machine."""
-    data = {"data set": base.dataset}
+def _data(base: Config) -> dict[str, str | None]:
+    """The data set's name, and where it is prepared on this machine, hashes of its split file and of its groups,
+    None where it has none, and the window of its images.
+    """
+    data: dict[str, str | None] = {"data set": base.dataset}
     with suppress(UserError):
-        data["split file (SHA-256)"] = sha256(find_split_file(base.pickle_file_path))
+        split_file = find_split_file(base.pickle_file_path)
+        groups = split_file.parent / METADATA_GROUPS
+        data["split file (SHA-256)"] = sha256(split_file)
+        data["groups (SHA-256)"] = sha256(groups) if groups.is_file() else None
+        if (window := prepared_window(split_file.parent)) is not None:
+            data["--window of the images"] = window
     return data
 
 
-def _initial_weights(sweep: Sweep) -> dict[str, Any]:
-    """The hash of each file of initial weights that is here, by its name where they are searched."""
-    choices = sweep.settings.search.get("init_weights")
-    names = choices if isinstance(choices, list) else [sweep.base.init_weights]
-    files = {str(name): Path(name) for name in names if name is not None}
-    hashes = {name: sha256(path) for name, path in files.items() if path.is_file()}
-    label = "files of initial weights (SHA-256)"
-    return {label: hashes if choices else next(iter(hashes.values()))} if hashes else {}
+def _weight_files(sweep: Sweep) -> dict[str, str]:
+    """The hash of each file of initial weights, teacher and VAE to choose from that is here, by its name."""
+    starts = [path for path in _values(sweep, "init_weights") if path is not None]
+    teachers = [path for ensemble in _values(sweep, "teachers") for path in ensemble]
+    files = {f"files of initial weights (SHA-256): {path}": path for path in starts}
+    files |= {f"files of teachers (SHA-256): {path}": path for path in teachers}
+    if "vae_weights" in sweep.settings.search:
+        names = _values(sweep, "vae_weights")
+        files |= {f"files of vae_weights (SHA-256): {name}": vae_file(name) for name in names}
+    return {label: sha256_of(path) for label, path in files.items() if path and path.is_file()}
+
+
+def _values(sweep: Sweep, key: str) -> list[Any]:
+    """What a key is in the configs of the search, which lists its choices or leaves it as it is."""
+    choices = sweep.settings.search.get(key)
+    configs = (
+        [sweep.config({key: choice}) for choice in choices]
+        if isinstance(choices, list)
+        else [sweep.base]
+    )
+    return [getattr(config, key) for config in configs]
 
 
 def _weights(name: str) -> str:
