@@ -132,6 +132,9 @@ def tell_end(
 ) -> int:
     """Name what did not end well, or has not ended; returns the exit code."""
     failed = sum(row.statuses["failed"] for row in rows)
+    told = {name for row in rows for name in row.errors}
+    # finished runs whose records stay, as train.py refuses them with other settings
+    failed += sum(o.record.status == "failed" and o.trial.name not in told for o in outcomes)
     stopped = sum(outcome.record.status == "interrupted" for outcome in outcomes)
     if failed:
         log.info("%d trial(s) failed; --retry-failed tries them again", failed)

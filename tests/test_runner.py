@@ -100,8 +100,8 @@ def test_a_finished_trial_is_skipped_and_its_cost_is_on_record(tmp_path: Path) -
 def test_a_training_that_finds_its_run_complete_costs_nothing(tmp_path: Path) -> None:
     train = "path = folder / 'history.csv'\nif not path.exists(): path.touch(); time.sleep(0.05)"
     seconds = []
-    for workers in (0, 1):  # a key that train.py lets a finished run change
-        trial = make_trial(tmp_path, "a", num_workers=workers)
+    for skipped in (0, 1):  # a key that train.py lets a finished run change
+        trial = make_trial(tmp_path, "a", skip_nonfinite=skipped)
         (outcome,) = run_trials([trial], steps=commands(COUNT + train))
         seconds.append((outcome.record.wall_seconds, outcome.record.cpu_seconds))
     assert runs(trial) == 2 and seconds[0] == seconds[1] and seconds[0][0]["train"] >= 0.05
@@ -157,6 +157,55 @@ def test_a_command_that_is_killed_has_failed(tmp_path: Path) -> None:
     steps = commands("print('last line', flush=True); os.kill(os.getpid(), 9)")
     outcomes = run_trials([make_trial(tmp_path, "a")], steps=steps)
     assert outcomes[0].record.error == "train: ended by SIGKILL\nlast line"
+
+
+def test_settings_of_the_machine_start_no_finished_trial_again(tmp_path: Path) -> None:
+    fail = COUNT + "sys.exit(not (folder / 'mended').exists() and 'bad' in str(folder))"
+    for place in ({}, {"num_workers": 7, "cache_mb": 1, "GPUs": [], "save_minutes": 3}):
+        good, bad = (make_trial(tmp_path, name, **place) for name in ("good", "bad"))
+        outcomes = run_trials([good, bad], steps=commands(fail))
+        assert statuses(outcomes) == {"good": "finished", "bad": "failed"}
+    assert (runs(good), runs(bad)) == (1, 1)
+    (bad.folder / "mended").touch()
+    run_trials([bad], steps=commands(fail), retry_failed=True)
+    assert runs(bad) == 2 and load_config(bad.config_file) == bad.config
+    record = read_record(bad.folder)
+    assert record is not None and record.config["num_workers"] == 7
+
+
+def test_a_finished_trial_is_scored_otherwise_without_a_training(tmp_path: Path) -> None:
+    write = "(folder / 'order').open('a').write('{} ')"
+
+    def both(trial: Trial) -> Steps:
+        return {step: commands(write.format(step))(trial)["train"] for step in ("train", "valid")}
+
+    for tta in (False, True, True):
+        trial = make_trial(tmp_path, "a", tta=tta)
+        assert statuses(run_trials([trial], steps=both)) == {"a": "finished"}
+    assert (trial.folder / "order").read_text() == "train valid valid "
+    trial = make_trial(tmp_path, "a", tta=True, evaluation_size="native")
+    run_trials([trial], steps=lambda trial: {"train": both(trial)["train"]})
+    record = read_record(trial.folder)
+    assert record is not None and record.done == ["train"]
+    assert record.config["evaluation_size"] == "native" and record.status == "finished"
+
+
+@pytest.mark.parametrize("end", ["sys.exit('error: no')", "os.kill(os.getpid(), 15)"])
+def test_a_finished_trial_stays_until_another_training_of_it_has_ended(
+    tmp_path: Path, end: str
+) -> None:
+    trial, changed = make_trial(tmp_path, "a"), make_trial(tmp_path, "a", skip_nonfinite=5)
+    run_trials([trial], steps=commands(COUNT))
+    before = (trial.folder / "trial.json").read_text()
+    for number in (2, 3):
+        (outcome,) = run_trials([changed], steps=commands(COUNT + end))
+        assert outcome.record.status in ("failed", "interrupted") and runs(trial) == number
+        assert (trial.folder / "trial.json").read_text() == before
+    assert statuses(run_trials([trial], steps=commands(COUNT + end))) == {"a": "finished"}
+    run_trials([changed], steps=commands(COUNT))
+    record = read_record(trial.folder)
+    assert record is not None and record.config["skip_nonfinite"] == 5 and record.trained
+    assert runs(trial) == 4
 
 
 def test_a_trial_whose_config_changed_is_run_again(tmp_path: Path) -> None:

@@ -471,6 +471,22 @@ def test_a_finished_search_is_scored_anew_when_scoring_is_changed(
     assert values[0] == values[1] and states(plan) == ["COMPLETE"] * 2
 
 
+def test_finished_settings_are_not_trained_again_to_be_scored(
+    tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("experiments.trials.trial.training_and_validation_steps", validated_steps)
+    path = write_sweep(tmp_path, {"search": RATES, "trials": 2})
+    assert run(path) == 0
+    training_fails, more = "save_minutes=13", ["sweep.validate=true", "tta=true"]
+    assert run(path, training_fails, *more) == 0
+    rows = [row for _, row in plan_of(path, overrides=more).scores()]
+    assert [(len(row.val), len(row.test)) for row in rows] == [(1, 1), (1, 1)]
+
+    more.append("skip_nonfinite=2")
+    assert run(path, training_fails, *more) == 1, "train.py decides, and fails"
+    assert [len(row.val) for _, row in plan_of(path, overrides=more).scores()] == [1, 1]
+
+
 def test_a_validation_that_was_added_and_fails_is_told(
     tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

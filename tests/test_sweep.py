@@ -624,6 +624,45 @@ def test_a_key_that_cannot_change_on_resume_is_refused_before_anything_runs(
     assert run(path, "log_every=5") == 0, "a key that can change"
 
 
+@pytest.mark.parametrize("state", ["finished", "saved"])
+def test_another_precision_is_refused_before_anything_runs(
+    tmp_path: Path, quick: None, state: str
+) -> None:
+    path = write_sweep(tmp_path, {"seeds": [1]})
+    assert run(path) == 0
+    (trial,) = list_settings(load_sweep(path))[0].trials
+    (trial.folder / "environment.json").write_text('{"precision": "fp32"}')
+    if state == "saved":
+        (trial.folder / "last.pth").touch()
+        (trial.folder / "config.yaml").write_text(dump_config(trial.config))
+        (trial.folder / "trial.json").unlink()
+    for dry in ([], ["--dry-run"]):
+        with pytest.raises(UserError, match=f"precision: 'auto' in the {state} run, 'bf16' now"):
+            run(path, "precision=bf16", *dry)
+    assert run(path, "precision=fp32") == 0, "what auto has meant"
+
+
+def test_finished_trials_outlast_a_training_that_fails(
+    tmp_path: Path, quick: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_sweep(tmp_path, {"grid": {"lr": [0.03, 0.003]}})
+    trials = [setting.trials[0] for setting in list_settings(load_sweep(path))]
+    assert run(path) == 0
+    reports = [tmp_path / "out" / name for name in ("sweep.md", "sweep.csv", "best.yaml")]
+    before = [report.read_text() for report in reports]
+    fails = "save_minutes=13"
+    assert run(path, fails) == 0, "of the machine: the training is not started"
+    assert [starts(trial) for trial in trials] == [1, 1]
+    assert [report.read_text() for report in reports[:2]] == before[:2]
+
+    assert run(path, fails, "skip_nonfinite=2") == 1
+    assert "2 trial(s) failed" in capsys.readouterr().out
+    assert "2 waiting" in reports[0].read_text(), "for those settings"
+    assert run(path) == 0
+    assert [report.read_text() for report in reports] == before
+    assert [starts(trial) for trial in trials] == [2, 2]
+
+
 def test_a_report_is_not_written_over_by_one_of_other_settings(
     tmp_path: Path, quick: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -636,6 +675,8 @@ def test_a_report_is_not_written_over_by_one_of_other_settings(
         run(path, "--report", "w_dice=2")
     with pytest.raises(UserError, match=r"(?s)a_seed=1: scored with tta False.*nothing is trained"):
         run(path, "--report", "tta=true")
+    with pytest.raises(UserError, match=r"a_seed=1: trained with precision 'auto', asked 'bf16'"):
+        run(path, "--report", "precision=bf16")
     assert [report.read_text() for report in reports] == before
 
     capsys.readouterr()
@@ -709,9 +750,9 @@ def test_runs_on_images_of_another_window_are_refused(tmp_path: Path, quick: Non
 
     manifest.write_text('{"train": 1, "test": 1, "window": "0,4000"}')
     expected = r"lr=0\.03: trained on images prepared with no --window, with --window 0,4000 now"
-    for arguments in (["--dry-run"], ["--report"], ["sweep.grid={lr: [0.03, 0.003, 0.001]}"]):
+    for given in (["--dry-run"], ["--report"], ["sweep.grid={lr: [0.03, 0.003, 0.001]}"]):
         with pytest.raises(UserError, match=expected):
-            run(path, *arguments)
+            run(path, *given)
     _, rows = zip(*make_plan(load_sweep(path), "me", False).scores(), strict=True)
     assert [row.statuses["waiting"] for row in rows] == [1, 1], "their scores are not shown either"
 

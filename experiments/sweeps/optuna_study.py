@@ -230,8 +230,8 @@ def _compared_settings(sweep: Sweep, trains: bool) -> dict[str, Any]:
 
 
 def _data(base: Config) -> dict[str, str | None]:
-    """The data set's name, and where it is prepared on this machine, hashes of its split file and of its groups,
-    None where it has none, and the window of its images.
+    """The data set's name, and where it is prepared on this machine, hashes of its split file and of its
+    groups (None where it has none), and the window of its images.
     """
     data: dict[str, str | None] = {"data set": base.dataset}
     with suppress(UserError):

@@ -64,7 +64,9 @@ def check_earlier_runs(trials: Collection[Trial], workers: int | None = None) ->
         ]
         if (windows := other_windows(trial)) is not None:
             before, now = map(window_option, windows)
-            problems.append(f"{trial.name}: trained on images prepared with {before}, with {now} now")
+            problems.append(
+                f"{trial.name}: trained on images prepared with {before}, with {now} now"
+            )
         record = read_record(trial.folder)
         made_with = recorded_config(record) if record is not None and record.trained else None
         for key in CHANGED_IN_VAIN if made_with is not None else ():
@@ -75,14 +77,14 @@ def check_earlier_runs(trials: Collection[Trial], workers: int | None = None) ->
 
 
 def check_settings(trials: Iterable[Trial]) -> None:
-    """UserError where runs that are trained or begun in the trials' folders have other values of keys that
-    cannot change on resume: train.py would refuse them one by one.
+    """UserError where runs that are trained or begun in the trials' folders have another precision, or other
+    values of keys that cannot change on resume: train.py would refuse them one by one.
     """
     _refuse(
         f"{trial.name}: {key}: {shown(before)} in the {state} run, {shown(now)} now"
         for trial in trials
         for state, run in _runs_in(trial)
-        for key, (before, now) in _differences(run, trial.config).items()
+        for key, (before, now) in _differences(trial, run).items()
     )
 
 
@@ -110,14 +112,26 @@ def _runs_in(trial: Trial) -> list[tuple[str, Config]]:
         return []
 
 
-def _differences(run: Config, asked: Config) -> dict[str, tuple[object, object]]:
-    """Keys in which a run differs from what is asked, though they cannot change on resume: both values."""
-    ignored = set(CHANGEABLE_ON_RESUME)
+def _differences(trial: Trial, run: Config) -> dict[str, tuple[object, object]]:
+    """Both values of the keys in which the trial's run differs from what is asked, though they cannot change
+    on resume.
+    """
+    asked, ignored = trial.config, set(CHANGEABLE_ON_RESUME)
     before, now = (config.model_dump(mode="json", exclude=ignored) for config in (run, asked))
     different = differing(before, now)
     if run.dataset != asked.dataset:
         different["data set"] = (run.dataset, asked.dataset)
+    if not _has_asked_precision(trial, run):
+        different["precision"] = (run.precision, asked.precision)
     return different
+
+
+def _has_asked_precision(trial: Trial, run: Config) -> bool:
+    """Whether the trial's run was asked for the precision that the trial asks for, or computed in that."""
+    if run.precision == trial.config.precision:
+        return True
+    environment = TrainingRecord.read(trial.folder / "best_model.pth").environment
+    return environment.get("precision") == trial.config.precision
 
 
 def other_settings(trial: Trial) -> str | None:
@@ -149,7 +163,10 @@ def trained_alike(trial: Trial) -> bool:
     trained on, see `inputs_are_the_same`.
     """
     record = read_record(trial.folder)
-    return record is not None and record.trained and is_of_same_training(record, trial.config)
+    if record is None or not record.trained or not is_of_same_training(record, trial.config):
+        return False
+    recorded = recorded_config(record)
+    return recorded is not None and _has_asked_precision(trial, recorded)
 
 
 def _value(config: Config, key: str) -> Any:
@@ -210,7 +227,7 @@ def own_record(trial: Trial) -> Record | None:
 
 
 def inputs_are_the_same(trial: Trial) -> bool:
-    """Whether the trial's run was trained on the split file, images and other input files that are there now."""
+    """Whether the trial's run was trained on the split file, images and other files that are there now."""
     return (
         not trained_on_old_split(trial)
         and other_windows(trial) is None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Set
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -83,12 +84,14 @@ def is_record_of(record: Record, config: Config) -> bool:
     return recorded is not None and scored_settings(recorded) == scored_settings(config)
 
 
-def is_of_same_training(record: Record, config: Config) -> bool:
-    """Whether the record's run learned what `config` asks for, however it was scored."""
+def is_of_same_training(
+    record: Record, config: Config, ignored: Set[str] = CHANGEABLE_ON_RESUME
+) -> bool:
+    """Whether the record's run learned what `config` asks for, but for the keys that are `ignored`."""
     recorded = recorded_config(record)
     if recorded is None or recorded.dataset != config.dataset:
         return False
-    ignored = set(CHANGEABLE_ON_RESUME)
+    ignored = set(ignored)
     return recorded.model_dump(exclude=ignored) == config.model_dump(exclude=ignored)
 
 

@@ -4,7 +4,9 @@
     outcomes = run_trials(trials, workers=2, steps=training_steps)
 
 The same call again resumes: finished trials are skipped, interrupted ones resumed by train.py,
-failed ones left alone unless `retry_failed`. A trial's run folder (`config.run_folder`) then also has
+failed ones left alone unless `retry_failed`. A finished trial that is asked for with other settings is
+scored again where these only affect that, otherwise train.py decides if its run counts. A trial's run
+folder (`config.run_folder`) then also has
 
     trial.yaml  the config that the commands are given
     trial.log   what the commands printed
@@ -25,9 +27,17 @@ from typing import IO
 
 from experiments.trials.hardware import Hardware, hardware_of
 from experiments.trials.inputs import vae_sha256
-from experiments.trials.records import Record, Status, read_record, recorded_config, write_record
+from experiments.trials.records import (
+    Record,
+    Status,
+    is_of_same_training,
+    is_record_of,
+    read_record,
+    write_record,
+)
 from experiments.trials.trial import Outcome, Steps, Trial
 from utils.config import dump_config
+from utils.config_keys import IDLE
 from utils.errors import UserError
 from utils.files import atomic_write
 from utils.interruption import STOP_SIGNALS, StopRequest
@@ -184,6 +194,7 @@ class _Job:
         self.trial, self.steps, self.outdated = trial, steps, outdated
         self.retry_failed = retry_failed
         self.record = Record(trial.name, trial.config.model_dump(mode="json"))
+        self._keeps_old = False  # whether the record on disk stays until this one is trained
         self._lock: IO[bytes] | None = None
         self._told = False  # that another process is running the trial
         self._begun = False
@@ -273,11 +284,7 @@ class _Job:
         """Take over the record on disk. The status is "running" if there is something to do."""
         on_disk = read_record(self.trial.folder)
         if on_disk is not None:
-            if recorded_config(on_disk) != self.trial.config:  # train.py decides if it can resume
-                on_disk = replace(on_disk, status="waiting", done=[])
-            outdated = self.outdated(self.trial)
-            done = [step for step in on_disk.done if step not in outdated]
-            self.record = replace(on_disk, config=self.record.config, done=done)
+            self._take_over(on_disk)
         record = self.record
         if all(step in record.done for step in self.steps):
             if record.status != "finished":  # a step that is no longer wanted has not succeeded
@@ -297,6 +304,18 @@ class _Job:
         with writing_to(self.trial.folder):
             atomic_write(self.trial.config_file, dump_config(config))
         self._save()
+
+    def _take_over(self, on_disk: Record) -> None:
+        config, outdated = self.trial.config, self.outdated(self.trial)
+        if not is_record_of(on_disk, config):
+            if is_of_same_training(on_disk, config, IDLE):
+                done = [step for step in on_disk.done if step == "train"]
+            else:  # train.py decides if it can resume
+                done = []
+                self._keeps_old = on_disk.trained and is_of_same_training(on_disk, config)
+            on_disk = replace(on_disk, status="waiting", done=done)
+        done = [step for step in on_disk.done if step not in outdated]
+        self.record = replace(on_disk, config=self.record.config, done=done)
 
     def _start(self, step: str) -> None:
         assert self._lock is not None
@@ -361,5 +380,7 @@ class _Job:
         return "\n".join([f"{self._step}: {ending}", *lines])
 
     def _save(self) -> None:
+        if self._keeps_old and not self.record.trained:
+            return
         with writing_to(self.trial.folder):
             write_record(self.trial.folder, self.record)
