@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from utils.entry import described_parser, exit_from, positive_int
-from utils.errors import listed
+from utils.errors import UserError, listed
 
 if TYPE_CHECKING:
     from experiments.studies.study import Run, Study
@@ -54,6 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     study = load_study(arguments.config)
     out = arguments.out or study.folder
     runs = trials_of(study)
+    check_writable(out)
     check_earlier_runs(runs.values())
     trials = unscored_trials(study, out, runs, arguments.report)
     outcomes: list[Outcome] = []
@@ -67,6 +68,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not arguments.report:
         outcomes = run_study(study, out, runs, trials, arguments.workers, arguments.retry_failed)
     return tell_end(study, out, outcomes)
+
+
+def check_writable(out: Path) -> None:
+    """UserError where the report cannot be written into the folder; one that is new is not left behind."""
+    from utils.files import try_to_write
+
+    try:
+        try_to_write(out)
+    except OSError as error:
+        raise UserError(
+            f"the report cannot be written to {out}: {error.strerror or error}. Free the space, change the "
+            "permissions, or name another folder by --out"
+        ) from error
 
 
 def unscored_trials(

@@ -834,6 +834,36 @@ def test_a_dry_run_tells_what_failed_and_that_there_is_nothing_to_choose_by(
     command = ["--config", str(path), "--out", str(tmp_path), "--dry-run"]
     write_data_set(tmp_path, train=8, test=2, size=32)
     trials = trials_of(load_study(path))
+@pytest.mark.parametrize("command", [[], ["--dry-run"], ["--report"]], ids=str)
+def test_a_report_that_cannot_be_written_is_told_before_anything_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: list[str]
+) -> None:
+    path = write(tmp_path / "s.yaml", tta=False)
+    started = ending(monkeypatch, "finished")
+    (tmp_path / "a_file").touch()
+    for out in (tmp_path / "a_file", tmp_path / "a_file" / "below", Path("/proc/x")):
+        with pytest.raises(UserError, match=rf"report cannot be written to {out}: .*--out"):
+            study.main(["--config", str(path), "--out", str(out), *command])
+    assert not started
+
+
+@pytest.mark.parametrize("name", ["results.md", "curves.png", "examples.png"])
+def test_a_disk_that_fills_up_meanwhile_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    path = write(tmp_path / "s.yaml", systems={"Wave-GMS": {}}, seeds=[1])
+    own = row(path, "Wave-GMS", 1)
+    trial = trials_of(load_study(path))[RUN]
+    results = trial.folder / "valid_results_blobs"
+    results.mkdir(parents=True)
+    (results / "examples.png").touch()
+    (trial.folder / "history.csv").write_text("epoch,val_dice\n1,0.5\n")
+    monkeypatch.setattr("experiments.studies.report.scores_of", lambda *_: [own])
+    (tmp_path / name).mkdir()
+    with pytest.raises(UserError, match=rf"cannot write to .*{name}.*same command"):
+        write_study(load_study(path), tmp_path)
+
+
     statuses: dict[int, Status] = {1: "failed", 2: "finished"}
     for seed, status in statuses.items():
         trial = trials[Run("Wave-GMS", "published", seed)]

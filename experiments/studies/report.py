@@ -33,7 +33,7 @@ from experiments.trials.earlier_runs import check_processes
 from utils.errors import UserError
 from utils.figures import COLOURS, png
 from utils.files import atomic_write
-from utils.runs import RESULTS_PREFIX
+from utils.runs import RESULTS_PREFIX, writing_to
 from utils.tables import markdown_table
 
 MOST_BANDS = 4  # systems; the bands of more hide each other
@@ -68,20 +68,23 @@ def write_study(study: Study, out: Path) -> str:
     if not scores:
         raise NothingScored(f"no run of this study is scored yet: {study.folder}")
     table = to_markdown(study, scores)
-    atomic_write(out / "results.md", table)
-    atomic_write(out / TABLE, to_csv(scores))
+    with writing_to(out):
+        atomic_write(out / "results.md", table)
+        atomic_write(out / TABLE, to_csv(scores))
 
     published = [run for run in runs if run.split == PUBLISHED]
     scored_here = [run for run in published if by_run[run] and by_run[run] is here[run]]
     paths = {run: runs[run].folder / "history.csv" for run in scored_here}
     histories = {run: path for run, path in paths.items() if path.is_file()}
     if histories:  # otherwise the figure is left as it was made elsewhere
-        draw_curves(out / "curves.png", study, histories, len(published))
+        with writing_to(out):
+            draw_curves(out / "curves.png", study, histories, len(published))
     first = scores[0].run
     trial = runs[first]
     examples = trial.folder / f"{RESULTS_PREFIX}{trial.config.dataset}" / "examples.png"
     if by_run[first] is here[first] and examples.is_file():
-        shutil.copyfile(examples, out / "examples.png")
+        with writing_to(out):
+            shutil.copyfile(examples, out / "examples.png")
     return table
 
 
