@@ -544,6 +544,14 @@ def test_a_file_that_is_no_table(tmp_path: Path) -> None:
     assert "line 2, split: " in str(caught.value) and "\n" not in str(caught.value)
 
 
+def test_a_table_that_a_spreadsheet_has_saved_is_read(tmp_path: Path) -> None:
+    """Those of Excel begin with a byte order mark."""
+    path = write(tmp_path / "s.yaml")
+    one = row(path, "Wave-GMS", 1)
+    (tmp_path / "results.csv").write_text(to_csv([one]), encoding="utf-8-sig")
+    assert scores_in_table(tmp_path, trials_of(load_study(path))) == {one.run: [one]}
+
+
 def test_tables_can_be_put_together_as_they_are(tmp_path: Path) -> None:
     path = write(tmp_path / "s.yaml")
     loaded, table = load_study(path), tmp_path / "results.csv"
@@ -826,14 +834,6 @@ def test_a_dry_run_lists_the_runs_and_writes_nothing(
         study.main(command)
 
 
-def test_a_dry_run_tells_what_failed_and_that_there_is_nothing_to_choose_by(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    settings = {"epochs": 2, "image_size": 32, "vae_weights": "ckpt/tiny_vae"}
-    path = write(tmp_path / "s.yaml", tta=False, settings=settings)
-    command = ["--config", str(path), "--out", str(tmp_path), "--dry-run"]
-    write_data_set(tmp_path, train=8, test=2, size=32)
-    trials = trials_of(load_study(path))
 @pytest.mark.parametrize("command", [[], ["--dry-run"], ["--report"]], ids=str)
 def test_a_report_that_cannot_be_written_is_told_before_anything_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: list[str]
@@ -864,6 +864,14 @@ def test_a_disk_that_fills_up_meanwhile_is_told(
         write_study(load_study(path), tmp_path)
 
 
+def test_a_dry_run_tells_what_failed_and_that_there_is_nothing_to_choose_by(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = {"epochs": 2, "image_size": 32, "vae_weights": "ckpt/tiny_vae"}
+    path = write(tmp_path / "s.yaml", tta=False, settings=settings)
+    command = ["--config", str(path), "--out", str(tmp_path), "--dry-run"]
+    write_data_set(tmp_path, train=8, test=2, size=32)
+    trials = trials_of(load_study(path))
     statuses: dict[int, Status] = {1: "failed", 2: "finished"}
     for seed, status in statuses.items():
         trial = trials[Run("Wave-GMS", "published", seed)]

@@ -177,7 +177,7 @@ def _read_table(path: Path) -> list[Score]:
     scores: dict[tuple[Run, str], Score] = {}
     adapter = TypeAdapter(Score)
     try:
-        with path.open(newline="", encoding="utf-8") as file:
+        with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file)
             for row in reader:
                 if all(text == name for name, text in row.items()):  # the header of another table
