@@ -37,7 +37,7 @@ from experiments.sweeps.scores import (
 )
 from experiments.sweeps.settings import Sweep, SweepSettings, load_sweep
 from experiments.sweeps.slots import held_slot
-from experiments.sweeps.trials import list_settings
+from experiments.sweeps.trials import best_config, list_settings
 from experiments.trials import runner
 from experiments.trials.earlier_runs import fitting_results
 from experiments.trials.records import Record
@@ -511,6 +511,30 @@ def test_a_sweep_leaves_tables_and_the_best_config(tmp_path: Path, quick: None) 
 
 
 def test_the_same_command_goes_on(
+@pytest.mark.parametrize(("workers", "processes"), [(2, 1), (1, 2)])
+def test_the_best_config_trains_as_its_trials_were(
+    tmp_path: Path, workers: int, processes: int
+) -> None:
+    """By one process or several: as recorded here, or where they ran on another machine as the sweep says."""
+    path = write_sweep(tmp_path, {"seeds": [1, 2], "workers": workers}, GPUs=[2, 3])
+    (setting,) = list_settings(loaded := load_sweep(path))
+    assert len(best_config(loaded, setting).GPUs) == processes
+    folder = setting.trials[0].folder
+    folder.mkdir(parents=True)
+    (folder / "environment.json").write_text(json.dumps({"processes": processes}))
+    for command in ([], ["sweep.workers=1"], ["sweep.workers=2"]):
+        config = best_config(load_sweep(path, command), setting)
+        assert config.GPUs == (2, 3)[:processes]
+
+
+def test_the_best_config_of_folds_holds_none_out(tmp_path: Path) -> None:
+    own_fold = {"folds": 5, "fold": 4}
+    for settings, folds in (({"folds": 3}, (0, 0)), ({"seeds": [7]}, (5, 4))):
+        loaded = load_sweep(write_sweep(tmp_path, settings, **own_fold))
+        config = best_config(loaded, list_settings(loaded)[0])
+        assert (config.folds, config.fold) == folds
+
+
     tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = write_sweep(tmp_path, {"grid": {"lr": [0.03, 0.003]}, "seeds": [1, 2]})

@@ -20,6 +20,7 @@ from datasets.cases import find_split_file
 from datasets.prepared import read_metadata_groups
 from datasets.splits import hold_out_fold, read_split
 from experiments.sweeps.settings import BEST_NAME, Range, Sweep
+from experiments.trials.earlier_runs import trained_processes
 from experiments.trials.inputs import check_weights
 from experiments.trials.trial import Trial
 from utils.config import Config, check_used
@@ -119,10 +120,23 @@ def make_trial(sweep: Sweep, name: str, values: dict[str, Any]) -> Trial:
 
 
 def best_config(sweep: Sweep, setting: Setting) -> Config:
-    """The config of best.yaml: the setting with its first seed, no fold held out, in a folder of its own."""
-    seed = {"seed": sweep.settings.seeds[0]} if sweep.settings.seeds else {}
+    """The config of best.yaml: the setting with its first seed, in a folder of its own, on one GPU where each
+    of its trials had one. None of the sweep's folds is held out.
+    """
+    repeat: dict[str, Any] = {"folds": 0, "fold": 0} if sweep.settings.folds else {}
+    if sweep.settings.seeds:
+        repeat["seed"] = sweep.settings.seeds[0]
     place = NOT_INHERITED | {"snapshot_path": sweep.folder / BEST_NAME}
-    return sweep.config(setting.values | seed | place)
+    config = sweep.config(setting.values | repeat | place)
+    processes = _processes_of(sweep, setting.trials[0])
+    return config.model_copy(update={"GPUs": config.GPUs[:processes]})
+
+
+def _processes_of(sweep: Sweep, trial: Trial) -> int:
+    """How many processes have trained the trial; of one that ran on another machine, as the sweep would."""
+    if trial.folder.is_dir():
+        return trained_processes(trial.folder)
+    return 1 if sweep.settings.workers > 1 else len(trial.config.GPUs)
 
 
 def check_inputs(sweep: Sweep, config: Config) -> None:
