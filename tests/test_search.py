@@ -6,8 +6,10 @@ import csv
 import os
 import shutil
 import signal
+import sqlite3
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -352,6 +354,7 @@ def test_processes_that_start_at_once_share_the_storage(
 ) -> None:
     """All but one of those that make its tables get an error."""
     errors = [IntegrityError("", None, Exception()), OperationalError("", None, Exception())]
+    errors += [StorageInternalError("locked")]
     create = optuna.create_study
 
     def create_study(**arguments: Any) -> Any:
@@ -391,6 +394,26 @@ def test_a_storage_may_be_away_for_a_while(
     with pytest.raises(UserError, match=r"StorageInternalError.*the same command resumes"):
         plan.optuna_study.tell(plan.optuna_study.ask(), 0.5)
     assert not errors
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_storage_that_is_full_is_told_with_its_cause_where_that_holds_no_password(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_pauses: None, shared: bool
+) -> None:
+    storage = {"storage": f"sqlite:///{tmp_path / 'shared.db'}"} if shared else {}
+    plan = plan_of(write_sweep(tmp_path, {"search": RATES, "trials": 1} | storage))
+    monkeypatch.setattr("experiments.sweeps.optuna_storage.PATIENCE", 0.0)
+    error = OperationalError("INSERT", None, Exception("database or disk is full"))
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise StorageInternalError("during the commit") from error
+
+    monkeypatch.setattr(optuna.storages.RDBStorage, "set_trial_state_values", fail)
+    named = r"storage of the study .*\(OperationalError\)"
+    if not shared:
+        named = r"study\.db .*\(OperationalError: database or disk is full\)"
+    with pytest.raises(UserError, match=rf"{named}\. Once it can, the same command resumes"):
+        plan.optuna_study.tell(plan.optuna_study.ask(), 0.5)
 
 
 def test_scores_of_another_machine_come_from_the_study(tmp_path: Path) -> None:
@@ -665,6 +688,39 @@ def test_a_storage_that_cannot_be_opened_is_told_without_its_password(
     storage = f"sqlite:////{tmp_path}/missing/secret.db"
     path = write_sweep(tmp_path, {"search": RATES, "trials": 2, "storage": storage})
     with pytest.raises(UserError, match="cannot open the storage") as caught:
+        plan_of(path)
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("part", [slice(None), slice(4096, None)], ids=["all", "tables"])
+def test_a_damaged_study_in_the_folder_is_told_with_its_cause(
+    tmp_path: Path, no_pauses: None, part: slice
+) -> None:
+    path = write_sweep(tmp_path, {"search": RATES, "trials": 2})
+    plan_of(path)
+    file = tmp_path / "out" / "study.db"
+    content = bytearray(file.read_bytes())
+    content[part] = b"x" * len(content[part])
+    file.write_bytes(content)
+    expected = r"study\.db, .*\(DatabaseError: (file is not a database|.*malformed)\).*from a copy"
+    for arguments in ([], ["--dry-run"], ["--report"]):
+        with pytest.raises(UserError, match=expected) as caught:
+            run(path, *arguments)
+        assert "storage:" not in str(caught.value)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_study_of_another_optuna_says_how_to_bring_it_up_to_date(
+    tmp_path: Path, shared: bool
+) -> None:
+    file = tmp_path / "secret.db" if shared else tmp_path / "out" / "study.db"
+    storage = {"storage": f"sqlite:///{file}"} if shared else {}
+    path = write_sweep(tmp_path, {"search": RATES, "trials": 2} | storage)
+    plan_of(path)
+    with closing(sqlite3.connect(file)) as database:
+        database.execute("UPDATE alembic_version SET version_num = 'v2.6.0.a'")
+        database.commit()
+    with pytest.raises(UserError, match=r"compatible.*optuna storage upgrade") as caught:
         plan_of(path)
     assert "secret" not in str(caught.value)
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from datasets.cases import find_split_file
 from datasets.prepared import METADATA_GROUPS, prepared_window
-from experiments.sweeps.optuna_storage import open_patiently
+from experiments.sweeps.optuna_storage import named_cause, open_patiently
 from experiments.sweeps.settings import Range, Sweep
 from experiments.sweeps.trials import text_of
 from experiments.trials.hardware import process_count
@@ -108,21 +108,19 @@ def open_optuna_study(sweep: Sweep, only_report: bool = False) -> optuna.Study:
             "a search needs Optuna, which is not installed: pip install 'optuna>=4.0' "
             "(or list the values in a `grid:`)"
         ) from error
+    from optuna.exceptions import StorageInternalError
     from sqlalchemy.exc import SQLAlchemyError
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     if only_report and not sweep.settings.storage and not _file(sweep).is_file():
         raise _no_study_error(sweep)
     try:
-        study = open_patiently(partial(_load if only_report else _create, sweep))
+        opening = partial(_load if only_report else _create, sweep)
+        study = open_patiently(opening, None if sweep.settings.storage else _file(sweep))
     except KeyError as error:
         raise _no_study_error(sweep) from error
-    except (SQLAlchemyError, ImportError, ValueError) as error:
-        # the storage's address may hold a password, so it is not shown
-        raise UserError(
-            f"cannot open the storage of the study ({type(error).__name__}). Check `storage:`, "
-            "whether its server answers, and whether its driver is installed"
-        ) from error
+    except (SQLAlchemyError, StorageInternalError, ImportError, ValueError, RuntimeError) as error:
+        raise _opening_error(sweep, error) from error
     _check_same_search(sweep, study, trains=not only_report)
     if not only_report:
         _record_search(sweep, study)
@@ -177,6 +175,24 @@ def _file(sweep: Sweep) -> Path:
 
 def _study_name(sweep: Sweep) -> str:
     return sweep.settings.study or sweep.folder.name
+
+
+def _opening_error(sweep: Sweep, error: Exception) -> UserError:
+    """Says why the storage of the study cannot be opened."""
+    storage = "the storage of the study" if sweep.settings.storage else str(_file(sweep))
+    if isinstance(
+        error, RuntimeError
+    ):  # its tables are those of another version, and Optuna says what to do
+        return UserError(f"cannot open {storage}: {error}")
+    if sweep.settings.storage:
+        return UserError(
+            f"cannot open {storage} ({named_cause(error)}). Check `storage:`, "
+            "whether its server answers, and whether its driver is installed"
+        )
+    return UserError(
+        f"cannot open {storage}, the study of this search ({named_cause(error, in_full=True)}). Free the space, "
+        "change the permissions, restore the file from a copy, or set another snapshot_path"
+    )
 
 
 def _no_study_error(sweep: Sweep) -> NoOptunaStudy:
