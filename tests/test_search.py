@@ -756,6 +756,30 @@ def test_one_restart_resumes_what_all_sweeps_of_the_folder_left(
     assert [starts(trial) for trial in left] == [1, 1]
 
 
+def test_a_search_that_was_stopped_goes_on_shared(tmp_path: Path, quick: None) -> None:
+    path = write_sweep(tmp_path, {"search": RATES, "trials": 2})
+    folder = tmp_path / "out"
+    with held_slot(folder, shared=False) as owner:
+        left = next(plan_of(path, owner).trials())
+    shared = f"sweep.storage=sqlite:///{folder / 'study.db'}"
+    with held_slot(folder, shared=True) as other:  # has the slot of the first
+        names = [trial.name for trial in plan_of(path, other, overrides=[shared]).trials()]
+    assert names[0] == left.name and len(names) == 2
+
+
+def test_a_setting_that_was_ended_elsewhere_keeps_its_value(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    plan = plan_of(write_sweep(tmp_path, {"search": RATES, "trials": 1}))
+    (trial,) = plan.trials()
+    plan.optuna_study.tell(0, 0.25)
+    write_curve(trial, 0.5)
+    assert not plan.should_prune(trial)
+    end(plan, trial, "finished")
+    assert plan.optuna_study.best_value == 0.25
+    assert f"{trial.name} has been ended in the study by another process" in caplog.text
+
+
 def test_what_a_sweep_leaves_meanwhile_is_resumed_by_the_other(tmp_path: Path) -> None:
     storage = f"sqlite:///{tmp_path / 'shared.db'}"
     path = write_sweep(tmp_path, {"search": RATES, "trials": 2, "storage": storage})

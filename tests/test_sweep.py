@@ -59,6 +59,7 @@ from utils.config import Config, dump_config, load_config, make_config
 from utils.errors import UserError
 from utils.files import joined_sha256, sha256
 from utils.interruption import Interrupted
+from utils.locks import FolderInUse
 from utils.tables import markdown_table
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -905,6 +906,17 @@ def test_two_sweeps_in_one_folder_are_refused(tmp_path: Path, quick: None) -> No
         pytest.raises(UserError, match="in use by process"),
     ):
         run(path)
+
+
+def test_sweeps_with_and_without_a_shared_study_are_kept_apart(tmp_path: Path) -> None:
+    for holds_shared in (True, False):
+        message = rf"in use by process {os.getpid()} on \S+{' or others' if holds_shared else ':'}"
+        with (
+            held_slot(tmp_path, holds_shared),
+            pytest.raises(FolderInUse, match=message),
+            held_slot(tmp_path, not holds_shared),
+        ):
+            pass
 
 
 def test_sweeps_that_share_a_study_hold_slots_that_outlive_them(tmp_path: Path) -> None:

@@ -361,6 +361,8 @@ class SearchPlan(Plan):
 
     def _report_curve(self, running: RunningSetting) -> None:
         """Tell the study what the setting's first run has reached so far, epoch by epoch."""
+        if self._is_ended(running):
+            return
         for epoch, dice in sorted(validation_curve(running.setting.trials[0]).items()):
             if epoch not in running.reported:
                 running.reported.add(epoch)
@@ -376,6 +378,10 @@ class SearchPlan(Plan):
         from optuna.trial import TrialState
 
         optuna_trial = running.optuna_trial
+        if self._is_ended(running):
+            name = running.setting.name
+            log.warning("%s has been ended in the study by another process: its result stays", name)
+            return
         records = [outcome.record for outcome in running.outcomes]
         optuna_trial.set_user_attr(WALL, sum(sum(r.wall_seconds.values()) for r in records))
         optuna_trial.set_user_attr(CPU, sum(sum(r.cpu_seconds.values()) for r in records))
@@ -388,6 +394,11 @@ class SearchPlan(Plan):
         else:
             state = TrialState.PRUNED if running.pruned else TrialState.FAIL
             self.optuna_study.tell(optuna_trial.number, state=state)
+
+    def _is_ended(self, running: RunningSetting) -> bool:
+        """Whether the study has a result of the setting, which then cannot be changed."""
+        trial_id = running.optuna_trial._trial_id
+        return bool(self.optuna_study._storage.get_trial(trial_id).state.is_finished())
 
     def _failed(self) -> list[FrozenTrial]:
         """The failed settings, without those that are tried again."""

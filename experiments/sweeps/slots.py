@@ -1,8 +1,9 @@
 """Slots: which processes may run a sweep. One per folder, or several where they share an Optuna study.
 
-A slot is a folder whose lock the process holds while it lives; `owner.id` in it has the slot's identity.
-What was running under it when the process died is resumed by the next one that holds the slot, or by another
-sweep in the folder, which finds the slot free.
+All hold the lock of the sweep's folder while they live, those that share a study together. A slot is a folder
+in it whose lock only one process holds; `owner.id` in it has the slot's identity. What was running under it
+when the process died is resumed by the next one that holds the slot, or by another sweep in the folder, which
+finds the slot free.
 """
 
 from __future__ import annotations
@@ -24,14 +25,11 @@ SLOTS = ".sweeps"
 def held_slot(folder: Path, shared: bool) -> Iterator[str]:
     """Hold a slot of the sweep in `folder`; yields the slot's identity.
 
-    Without a shared study there is one slot; FolderInUse, which names the holder, if it is taken.
+    FolderInUse, which names the holder, where another sweep is at work here, unless both are `shared`.
     """
     create_run_folder(folder)
     with ExitStack() as stack:
-        if not shared:
-            stack.enter_context(locked(folder))
-            yield _identity(folder)
-            return
+        stack.enter_context(locked(folder, shared))
         for number in itertools.count():
             own = folder / SLOTS / str(number)
             create_run_folder(own)
