@@ -511,7 +511,6 @@ def test_a_sweep_leaves_tables_and_the_best_config(tmp_path: Path, quick: None) 
     assert config == chosen.model_copy(update={"snapshot_path": folder / "best"})
 
 
-def test_the_same_command_goes_on(
 @pytest.mark.parametrize(("workers", "processes"), [(2, 1), (1, 2)])
 def test_the_best_config_trains_as_its_trials_were(
     tmp_path: Path, workers: int, processes: int
@@ -536,6 +535,7 @@ def test_the_best_config_of_folds_holds_none_out(tmp_path: Path) -> None:
         assert (config.folds, config.fold) == folds
 
 
+def test_the_same_command_goes_on(
     tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = write_sweep(tmp_path, {"grid": {"lr": [0.03, 0.003]}, "seeds": [1, 2]})
@@ -1024,9 +1024,16 @@ def test_intervals_across_runs_and_across_cases_are_kept_apart() -> None:
 
 def test_folds_are_told_to_share_training_cases(tmp_path: Path) -> None:
     caveat = "Folds share training cases, so with folds it is rather too narrow"
+    of_differences = "With folds these intervals, too, are rather too narrow"
     folds, seeds = (scores("a", [0.8, 0.9], across_folds=given) for given in (True, False))
     assert caveat in to_markdown("t", [seeds, folds], "val")
     assert caveat not in to_markdown("t", [seeds], "val")
+    for across_folds in (True, False):
+        paired = [
+            scores(name, val, val_of=dict(enumerate(val)), across_folds=across_folds)
+            for name, val in (("a", [0.8, 0.9]), ("b", [0.6, 0.8]))
+        ]
+        assert (of_differences in to_markdown("t", paired, "val")) == across_folds
     (setting,) = list_settings(load_sweep(write_sweep(tmp_path, {"seeds": [1, 2]})))
     assert not score_setting(setting, []).across_folds
 

@@ -263,10 +263,12 @@ def _minus_best(dice: Mapping[Repeat, float], of_best: Mapping[Repeat, float]) -
 def _legend_of_differences(compared: Sequence[SettingScores], select_on: str) -> str:
     if not compared:
         return ""
+    across_folds = any(row.across_folds for row in compared)
     return (
         " Minus the best: points of Dice between runs of the same seed and fold, their mean and in brackets its 95 % "
         "interval (Student t), not adjusted for the number of settings. The best was chosen by its "
         f"{CHOOSING[select_on]}, so that differences in this are rather too large."
+        + (" With folds these intervals, too, are rather too narrow." if across_folds else "")
     )
 
 
