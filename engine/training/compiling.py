@@ -16,7 +16,7 @@ log = logging.getLogger("wavegms")
 def compile_on_gpu(system: SegmentationModel) -> None:
     """`compile_losses`, but on a GPU only: on a CPU it takes minutes and gains nothing.
 
-    What cannot be compiled runs as it is, with a warning; older versions of torch do so in the forward pass only.
+    What cannot be compiled runs as it is, with a warning; in older versions of torch only the forward pass.
     """
     import torch
     from torch._functorch import config as functorch_config
