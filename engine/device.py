@@ -205,7 +205,11 @@ def is_out_of_memory(error: RuntimeError) -> bool:
 
     # cuBLAS and cuDNN say the last
     signs = ("out of memory", "DefaultCPUAllocator", "STATUS_ALLOC_FAILED")
-    return isinstance(error, torch.OutOfMemoryError) or any(sign in str(error) for sign in signs)
+    if isinstance(error, torch.OutOfMemoryError) or any(sign in str(error) for sign in signs):
+        return True
+    # the capture of a CUDA graph, ended while an error passes, raises another one
+    first = error.__context__
+    return "captur" in str(error) and isinstance(first, RuntimeError) and is_out_of_memory(first)
 
 
 @contextmanager

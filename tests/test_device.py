@@ -262,3 +262,22 @@ def test_running_out_of_memory_is_told_with_what_to_change() -> None:
             raise error
     with pytest.raises(RuntimeError, match="mat1 and mat2"), reporting_out_of_memory(8, 224):
         raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+
+@pytest.mark.parametrize(
+    ("last", "expected"),
+    [
+        ("operation failed due to a previous error during capture", UserError),
+        ("else", RuntimeError),
+    ],
+)
+def test_memory_that_ran_out_in_a_capture_is_told(last: str, expected: type[Exception]) -> None:
+    """Torch ends the capture while the first error passes, which raises another one."""
+    with (
+        pytest.raises(expected, match=r"out of memory with 8 images|^else$"),
+        reporting_out_of_memory(8, 224),
+    ):
+        try:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        finally:
+            raise RuntimeError(last)
