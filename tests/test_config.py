@@ -2,13 +2,14 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from engine.runs.training_record import NETWORK_KEYS
 from experiments.folds import CHOOSES_THE_EPOCH
 from experiments.sweeps.optuna_study import KEPT_IN_SEARCH
-from experiments.sweeps.settings import NOT_SWEPT, OF_THE_SCHEDULE
+from experiments.sweeps.settings import NOT_SWEPT, OF_THE_SCHEDULE, load_sweep
 from experiments.trials.earlier_runs import CHANGED_IN_VAIN
 from scoring.in_words import SETTINGS_OF_SCORES
 from utils import config_keys
@@ -230,6 +231,7 @@ def test_all_problems_come_together() -> None:
         ("base: self.yaml", "circle"),
         ("base: [1]", "base must be"),
         ("1: 2", "key: value"),
+        ("epochs: 1\non: 2", "with text as keys, got True: put it in quotes"),
     ],
 )
 def test_bad_files_are_refused(tmp_path: Path, text: str, message: str) -> None:
@@ -255,6 +257,33 @@ def test_a_value_that_yaml_would_cut_off_is_refused(text: str) -> None:
 def test_a_value_in_quotes_is_taken_whole() -> None:
     values = parse_overrides(['a="ckpt/run #2"', "b=run#2", "c=", "d={e: 1}"])
     assert values == {"a": "ckpt/run #2", "b": "run#2", "c": None, "d": {"e": 1}}
+
+
+@pytest.mark.parametrize("override", ["batch_size=", "snapshot_path= ", "augment=", "teachers="])
+def test_an_override_without_a_value_is_refused(tmp_path: Path, override: str) -> None:
+    """As from an unset variable of a shell. It would mean the default, not the value of the file."""
+    path = write(tmp_path / "c.yaml", "pickle_file_path: x\nbatch_size: 4\naugment: false")
+    with pytest.raises(UserError, match=rf"{override}' has no value.*=null takes the default"):
+        load_config(path, [override])
+    with pytest.raises(UserError, match=f"{override}' has no value"):
+        load_sweep(write(tmp_path / "s.yaml", "base: c.yaml\nsweep: {seeds: [1]}"), [override])
+    assert load_config(path, ["save_freq=", "batch_size=null"]).batch_size == 12
+
+
+def test_teachers_are_listed_with_commas_or_in_brackets() -> None:
+    values = {"pickle_file_path": "x"}
+    for written in ("a.pth,b.pth", ["a.pth", "b.pth"]):
+        config = make_config(values | {"teachers": written})
+        assert config.teachers == (Path("a.pth"), Path("b.pth"))
+
+
+@pytest.mark.parametrize("model", [{}, {"vae_model": "tiny_vae", "align_loss": 1}])
+def test_losses_that_all_weigh_nothing_are_refused(model: dict[str, Any]) -> None:
+    values = {"pickle_file_path": "x", "w_rec": 0, "w_dice": 0, "align_loss": 0} | model
+    with pytest.raises(UserError, match="nothing would be learned"):
+        make_config(values)
+    assert make_config(values | {"w_tversky": 1}).w_tversky == 1
+    assert make_config(values | {"model": "smp/Unet"}).w_dice == 0
 
 
 OF_WAVE_GMS = {

@@ -13,6 +13,7 @@ import json
 import os
 import resource
 import signal
+import stat
 import subprocess
 import sys
 import tempfile
@@ -321,6 +322,36 @@ def test_a_state_that_was_written_but_not_renamed_is_the_newest(tmp_path: Path) 
     (tmp_path / "before").replace(tmp_path / "last.previous.pth")
     state = load_state(tmp_path)
     assert state is not None and state["weights"].eq(2).all()
+
+
+def test_a_file_system_that_cannot_sync_folders_is_no_fault(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fsync = os.fsync
+
+    def of_files_alone(descriptor: Any) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "Invalid argument")
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", of_files_alone)
+    save_state(tmp_path, {"epoch": 1})
+    state = load_state(tmp_path)
+    assert state is not None and state["epoch"] == 1
+
+
+def test_a_run_that_cannot_be_deleted_is_told(
+    finished: Path, tmp_path: Path, vae: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of another owner, or open on a network file system."""
+    (finished / "valid_results_blobs").mkdir()
+
+    def not_empty(path: Path) -> None:
+        raise OSError(errno.ENOTEMPTY, "Directory not empty", str(path))
+
+    monkeypatch.setattr("engine.runs.run_folder.shutil.rmtree", not_empty)
+    with pytest.raises(UserError, match=r"cannot write to .*Directory not empty"):
+        train.main(arguments(tmp_path, vae, "resume=never"))
 
 
 def test_killed_again_and_again_it_ends_the_same() -> None:

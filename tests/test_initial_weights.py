@@ -129,6 +129,18 @@ def test_the_plan_names_the_weights_that_a_network_brings(
     assert "starts from: what brought:build returns" in capsys.readouterr().out
 
 
+def test_initial_weights_that_are_not_finite_are_refused(
+    finished: Path, tmp_path: Path, vae: Path
+) -> None:
+    source, data = tmp_path / "broken.pth", other_data_set(tmp_path)
+    parts = torch.load(finished / "best_model.pth", weights_only=True)
+    next(iter(parts["model"].values())).view(-1)[0] = torch.nan
+    torch.save(parts, source)
+    with pytest.raises(UserError, match=rf"{source} has NaN or infinite weights, in mapping\."):
+        train.main(arguments(tmp_path, vae, data, f"init_weights={source}", out="next"))
+    assert not (tmp_path / "next").exists()
+
+
 def test_a_run_is_not_resumed_with_other_initial_weights(
     finished: Path, tmp_path: Path, vae: Path
 ) -> None:

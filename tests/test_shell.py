@@ -201,16 +201,20 @@ def without_environment(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> Path
     return checkout
 
 
-def calls_anew(checkout: Path) -> list[str]:
+def run_valid(checkout: Path) -> subprocess.CompletedProcess[str]:
     (checkout / "calls").unlink(missing_ok=True)
     environment = os.environ | {"PATH": f"{checkout / 'bin'}:{os.environ['PATH']}"}
-    done = subprocess.run(
+    return subprocess.run(
         ["sh", str(checkout / "valid.sh"), "busi"],
         env=environment,
         capture_output=True,
         text=True,
         check=False,
     )
+
+
+def calls_anew(checkout: Path) -> list[str]:
+    done = run_valid(checkout)
     assert done.returncode == 0, done.stdout + done.stderr
     return (checkout / "calls").read_text().splitlines()
 
@@ -235,6 +239,19 @@ def test_the_environment_of_the_user_is_not_erased_where_it_lacks_pip(
     (environment / "bin").mkdir(parents=True)
     shutil.copy(without_environment / "bin" / "in_venv", environment / "bin" / "python")
     assert calls_anew(without_environment) == ["-m ensurepip", "pip install", "valid.py"]
+
+
+def test_an_environment_of_another_python_is_told(without_environment: Path) -> None:
+    python = without_environment / ".venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text(
+        '#!/bin/sh\ncase "$*" in *version_info*) exit 1 ;; --version) echo Python 3.9.6 ;; esac\n'
+    )
+    python.chmod(0o755)
+    done = run_valid(without_environment)
+    assert done.returncode == 2
+    assert ".venv has Python 3.9.6, but Python 3.10 to 3.13 is needed: move" in done.stderr
+    assert python.exists() and not (without_environment / "calls").exists()
 
 
 @pytest.mark.parametrize(

@@ -102,6 +102,30 @@ def test_plan_record_and_scores_name_the_teachers(
     assert "file of one of the teachers" not in TrainingRecord.read(run / "best_model.pth").frozen
 
 
+def test_a_teacher_of_other_images_is_told(
+    finished: Path,
+    tmp_path: Path,
+    vae: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Before anything is written, and by --dry-run, too."""
+    teacher = finished / "best_model.pth"
+    run = arguments(tmp_path, vae, f"teachers={teacher}", "image_size=40", out="taught")
+    train.main([*run, "--dry-run"])
+    assert f"the teacher {teacher} was trained at 32 px, and is given images of 40 px" in "".join(
+        capsys.readouterr()
+    )
+
+    def refuse(image: torch.Tensor) -> torch.Tensor:
+        raise UserError(f"image size {image.shape[-1]} is not divisible by 32")
+
+    monkeypatch.setattr("engine.training.teachers.load_system", lambda *_: refuse)
+    message = rf"teachers: {teacher} cannot predict images of 40 px \(image size 40"
+    with pytest.raises(UserError, match=message):
+        train.main([*run, "--dry-run"])
+
+
 def test_a_run_is_not_resumed_with_another_teacher(
     finished: Path, tmp_path: Path, vae: Path
 ) -> None:
@@ -187,7 +211,7 @@ def test_a_teacher_of_upright_images_is_not_shown_turned_ones(
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("run/epochs_2/gone.pth", "no checkpoint at .*gone.pth"),
+        ("run/epochs_2/gone.pth", "teachers: no checkpoint at .*gone.pth"),
         ("alone/best_model.pth", "not the folder of a run: it has no config.yaml"),
         ("taught/epochs_2/best_model.pth", "one of the teachers, lies in .*another snapshot_path"),
     ],

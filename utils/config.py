@@ -345,7 +345,9 @@ class Config(BaseModel):
     def _teachers_from_text(cls, value: object) -> object:
         if value in (None, "", "none", "None", False):
             return ()
-        return (value,) if isinstance(value, str | Path) else value
+        if isinstance(value, str):
+            return value.split(",")
+        return (value,) if isinstance(value, Path) else value
 
     @field_validator("GPUs", mode="before")
     @classmethod
@@ -377,6 +379,14 @@ class Config(BaseModel):
             raise ValueError(
                 f"head_weights is {list(self.head_weights)}, but its last, that of the head that "
                 "predicts, must be above 0"
+            )
+        losses = [self.w_rec, self.w_dice, self.w_tversky]
+        if self.vae_model.startswith("litevae"):
+            losses.append(self.align_loss)
+        if self.is_wave_gms and not any(losses):
+            raise ValueError(
+                "w_rec, w_dice, w_tversky and align_loss (with a litevae) are 0, so that nothing would be learned: "
+                "set one of them above 0"
             )
         if self.run_folder.resolve() in [path.parent.resolve() for path in self.builds_on]:
             raise ValueError(
@@ -469,6 +479,20 @@ def check_used(config: Config, values: Mapping[str, Any], where: str) -> None:
         )
 
 
+def check_not_empty(overrides: Sequence[str]) -> None:
+    """UserError where one has no value, as from a shell's unset variable: it would bring back the default of
+    the key, unless that is null anyway.
+    """
+    for override in overrides:
+        key, _, text = override.partition("=")
+        field = Config.model_fields.get(key.strip())
+        if field is not None and field.default is not None and not text.strip():
+            raise UserError(
+                f"the override {override!r} has no value: give it one, or leave it out. {key.strip()}=null takes the "
+                "default of docs/config.md"
+            )
+
+
 def load_config(path: Path | str, overrides: Sequence[str] = ()) -> Config:
     """Read a YAML config with its bases, apply `key=value` overrides and validate the result.
 
@@ -476,6 +500,7 @@ def load_config(path: Path | str, overrides: Sequence[str] = ()) -> Config:
     out of range and settings that contradict each other.
     """
     path = Path(path)
+    check_not_empty(overrides)
     values = read_mapping(path) | parse_overrides(overrides)
     if "num_res_blocks" in values and not {"model", "vae_model"} & values.keys():
         log.warning(

@@ -15,10 +15,17 @@ environment() {
     # checked again, as an upgrade of the system may have taken its Python away
     [ -f "$stamp" ] && "$PYTHON" utils/requirements.py "$@" 2>/dev/null && return
 
-    if ! "$PYTHON" -c '' 2>/dev/null; then
+    supported='import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 14))'
+    if "$PYTHON" -c '' 2>/dev/null; then
+        "$PYTHON" -c "$supported" || {
+            echo "error: .venv has $("$PYTHON" --version), but Python 3.10 to 3.13 is needed: move .venv away and" \
+                "start again" >&2
+            exit 2
+        }
+    else
         base=
         for candidate in python3 python3.13 python3.12 python3.11 python3.10 python; do
-            if "$candidate" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 14))' 2>/dev/null
+            if "$candidate" -c "$supported" 2>/dev/null
             then base=$candidate; break; fi
         done
         if [ -z "$base" ]; then

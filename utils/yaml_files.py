@@ -68,8 +68,13 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, RuntimeError) as error:  # the last two: names that are not paths
         raise UserError(f"cannot read the config {str(path)!r}: {error}") from error
     content = parse_yaml(text, str(path))
-    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
+    if not isinstance(content, dict):
         raise UserError(f"{path} must hold `key: value` lines, got {type(content).__name__}")
+    for key in content:
+        if not isinstance(key, str):
+            raise UserError(
+                f"{path} must hold `key: value` lines with text as keys, got {shown(key)}: put it in quotes"
+            )
     return content
 
 

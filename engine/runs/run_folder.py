@@ -74,13 +74,14 @@ class RunFolder:
             left |= {path for path in self.path.glob("*/") if holds_results(path)}  # of a --name
             if left:
                 log.info("resume=never: starts afresh, the run that was here is deleted")
-            for path in (*state_files(self.path), *left):
-                if path.is_dir() and not path.is_symlink():
-                    shutil.rmtree(path)
-                else:
-                    path.unlink(missing_ok=True)
-        remove_leftovers(self.path)
+            with writing_to(self.path):
+                for path in (*state_files(self.path), *left):
+                    if path.is_dir() and not path.is_symlink():
+                        shutil.rmtree(path)
+                    else:
+                        path.unlink(missing_ok=True)
         with writing_to(self.path):
+            remove_leftovers(self.path)
             config = self._config.model_copy(update={"resume": "auto"})
             atomic_write(self.path / "config.yaml", dump_config(config))
             atomic_write(self.path / CASES_FILE, self._cases.to_json())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,8 @@ def save_state(folder: Path, state: dict[str, Any]) -> None:
         incoming.replace(last)
         descriptor = os.open(folder, os.O_RDONLY)
         try:
-            os.fsync(descriptor)
+            with suppress(OSError):  # some network file systems cannot do it
+                os.fsync(descriptor)
         finally:
             os.close(descriptor)
 

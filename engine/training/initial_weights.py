@@ -12,7 +12,7 @@ from utils.checkpoints import load_weights
 from utils.config import Config
 from utils.errors import UserError, listed
 
-SHOWN = 4  # cases in a message
+SHOWN = 4  # cases, or weights, in a message
 
 
 def load_initial_weights(
@@ -20,9 +20,15 @@ def load_initial_weights(
 ) -> None:
     """Copy the `weights` that a training starts from into the trainable parts of `system`, that of `config`.
 
-    UserError where they do not fit, or were trained on cases of this test split.
+    UserError where they do not fit, are not finite, or were trained on cases of this test split.
     """
     load_weights(weights, system, key="init_weights", config=config)
+    trained = {name: p for name, p in system.named_parameters() if p.requires_grad}
+    if broken := [name for name, p in trained.items() if not p.isfinite().all()]:
+        raise UserError(
+            f"init_weights: {weights} has NaN or infinite weights, in {listed(broken, limit=SHOWN)}: take those of an "
+            "earlier epoch, or of another run"
+        )
     check_saw_no_test_case(weights, data_set, "init_weights")
 
 

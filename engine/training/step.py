@@ -143,7 +143,7 @@ class TrainingStep:
         finite = [tensor.isfinite().all() for tensor in (*trained, *self.finite_buffers)]
         if not torch.stack(finite).all():
             raise NonFiniteLoss(
-                f"the weights became NaN or infinite in epoch {epoch}. The last good state is kept: "
+                f"the weights became NaN or infinite in epoch {epoch}. What was saved before is kept: "
                 "lower lr, set clip_norm=1, or use precision=fp32, and start again"
             )
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -19,6 +20,7 @@ from engine.training.initial_weights import check_saw_no_test_case
 from models.base import SegmentationModel
 from models.ensemble import Ensemble
 from utils.config import Config
+from utils.errors import UserError
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -53,14 +55,23 @@ class Teachers:
 def load_teachers(config: Config, data_set: DataSet, accelerator: Accelerator) -> Teachers | None:
     """The teachers that the config names; None without any.
 
-    UserError where the checkpoint of one, or the config beside it, is missing or does not fit, or where it
-    was trained on cases of this test split. A warning where one is given images of an orientation that it has
-    not seen.
+    UserError where the checkpoint of one, or the config beside it, is missing or does not fit, where it
+    cannot take images of this size, or was trained on cases of this test split. A warning where one is given
+    images of an orientation or a size that it has not seen.
     """
     if not config.teachers:
         return None
     systems = []
     for checkpoint in config.teachers:
+        if not checkpoint.is_file():
+            raise UserError(
+                f"teachers: no checkpoint at {checkpoint}: name those of trained models"
+            )
+        if not checkpoint.with_name("config.yaml").is_file():
+            raise UserError(
+                f"teachers: {checkpoint.parent} is not the folder of a run: it has no config.yaml. Put that of the run "
+                f"that wrote {checkpoint.name} beside it"
+            )
         run = find_run(checkpoint.parent, weights=checkpoint)
         check_saw_no_test_case(checkpoint, data_set, "teachers")
         if run.config.keep_upright and config.augment is not False and not config.keep_upright:
@@ -68,5 +79,25 @@ def load_teachers(config: Config, data_set: DataSet, accelerator: Accelerator) -
                 "the teacher %s has only seen upright images, and this training turns them: set keep_upright=true",
                 checkpoint,
             )
+        if run.config.image_size != config.image_size:
+            log.warning(
+                "the teacher %s was trained at %d px, and is given images of %d px",
+                checkpoint,
+                run.config.image_size,
+                config.image_size,
+            )
         systems.append(load_system(run.config, checkpoint))
+        _try_out(systems[-1], checkpoint, config.image_size)
     return Teachers(systems, config.teacher_share, accelerator)
+
+
+@torch.no_grad()
+def _try_out(system: SegmentationModel, checkpoint: Path, image_size: int) -> None:
+    """UserError where the teacher cannot predict an image of this size."""
+    try:
+        system(torch.zeros(1, 3, image_size, image_size))
+    except (UserError, RuntimeError) as error:
+        raise UserError(
+            f"teachers: {checkpoint} cannot predict images of {image_size} px ({error}): set image_size to one that "
+            "it can, or leave it out"
+        ) from error

@@ -306,7 +306,7 @@ class Trainer:
                 write_nonfinite(path, epoch, batches, self.system.parts())
         return NonFiniteLoss(
             f"the loss became NaN or infinite in epoch {epoch}; the batches and the norms "
-            f"of the weights are in {path}. The last good state is kept: lower lr, set clip_norm=1, "
+            f"of the weights are in {path}. What was saved before is kept: lower lr, set clip_norm=1, "
             "use precision=fp32, or allow some such steps by skip_nonfinite=N, and start again"
         )
 

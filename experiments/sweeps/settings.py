@@ -31,6 +31,7 @@ from utils.config import (
     Config,
     Count,
     PositiveInt,
+    check_not_empty,
     make_config,
 )
 from utils.config_keys import NOT_INHERITED
@@ -217,7 +218,9 @@ def load_sweep(path: Path, overrides: Sequence[str] = ()) -> Sweep:
 
     UserError for anything that is wrong in it, except values that only some trials have.
     """
-    shared = parse_overrides([text for text in overrides if not text.startswith("sweep.")])
+    of_config = [text for text in overrides if not text.startswith("sweep.")]
+    check_not_empty(of_config)
+    shared = parse_overrides(of_config)
     values = read_mapping(path) | shared
     given = values.pop("sweep", None)
     if not isinstance(given, dict):
