@@ -50,7 +50,7 @@ class OwnAugmentation:
     def __call__(self, image: tv_tensors.Image, mask: tv_tensors.Mask) -> tuple[Tensor, Tensor]:
         """Image (3, S, S) float32 in [0, 1] and mask (1, S, S) float32 of 0 and 1."""
         with python_and_numpy_kept(seed=int(torch.randint(1 << 32, ()))):
-            result = self._transform(image, mask)
+            result = self._transform(image.clone(), mask.clone())  # it may work in place
         return self._checked(result)
 
     def try_out(self) -> None:

@@ -32,6 +32,16 @@ def shifted(image_size: int) -> Augment:
     return shift
 
 
+def erased_in_place(image_size: int) -> Augment:
+    def erase(image: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        start = random.randrange(image_size)
+        image[:, start : start + 4] = 0
+        mask.numpy()[:, start : start + 4] = 0
+        return image, mask
+
+    return erase
+
+
 def darkened(image_size: int) -> Augment:
     generator = np.random.default_rng()  # not seeded by anybody
     return lambda image, mask: ((image / 255 * generator.random()).float(), mask)

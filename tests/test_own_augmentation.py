@@ -110,6 +110,15 @@ def test_it_is_given_types_that_torchvision_knows(tmp_path: Path) -> None:
     samples(write_data_set(tmp_path), "keeping_types")[0, 0]
 
 
+def test_one_that_works_in_place_leaves_the_cached_images_as_they_are(tmp_path: Path) -> None:
+    dataset = samples(write_data_set(tmp_path), "erased_in_place")
+    assert dataset.cached_bytes
+    once = dataset[0, 0]
+    dataset[1, 0]
+    again = dataset[0, 0]
+    assert torch.equal(once["image"], again["image"]) and torch.equal(once["mask"], again["mask"])
+
+
 def test_interpolation_may_overshoot_a_little(tmp_path: Path) -> None:
     split = write_data_set(tmp_path, train=2)
     for case, grey in enumerate((0, 255)):
