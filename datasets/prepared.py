@@ -12,6 +12,10 @@ from utils.errors import UserError
 
 MANIFEST = "dataset.json"  # its entry max_megapixels is there if the limit is not 64
 METADATA_GROUPS = "groups.json"
+WINDOW, LABEL = "window", "label"
+PREPARED_WITH = {WINDOW: "images", LABEL: "masks"}
+"""The options that decide what pixels hold, and of which files."""
+_ANY_LABEL = "any"
 NOTES = "notes.txt"
 
 
@@ -56,13 +60,41 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
     return manifest
 
 
-def prepared_window(folder: Path) -> str | None:
-    """The `--window` that a data set was prepared with, '' for none; None where it was not prepared here."""
+def prepared_with(folder: Path) -> dict[str, str]:
+    """The `--window` and `--label` of a data set, 'any' for `--any-label`, '' for none; {} where it was not
+    prepared here.
+    """
     try:
         manifest = read_manifest(folder)
     except UserError:
-        return None
-    return None if manifest is None else str(manifest.get("window", ""))  # only own data has one
+        return {}
+    if manifest is None:
+        return {}
+    labels = ",".join(map(str, manifest.get("label", ())))  # only own data has them, and a window
+    return {
+        WINDOW: str(manifest.get("window", "")),
+        LABEL: _ANY_LABEL if manifest.get("any_label") else labels,
+    }
+
+
+def prepared_otherwise(
+    before: Mapping[str, str], now: Mapping[str, str]
+) -> list[tuple[str, str, str]]:
+    """`images` or `masks`, and both options, where two `prepared_with` differ.
+
+    What one of them lacks is not compared.
+    """
+    return [
+        (files, _option(key, before[key]), _option(key, now[key]))
+        for key, files in PREPARED_WITH.items()
+        if key in before and key in now and before[key] != now[key]
+    ]
+
+
+def _option(key: str, value: str) -> str:
+    if key == LABEL and value == _ANY_LABEL:
+        return "--any-label"
+    return f"--{key} {value}" if value else f"no --{key}"
 
 
 def is_prepared(folder: Path, asked: Mapping[str, Any]) -> bool:

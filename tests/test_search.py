@@ -614,6 +614,11 @@ def test_data_and_weights_are_compared_by_what_they_hold(tmp_path: Path) -> None
             '{"train": 1, "test": 1, "window": "0,4000"}',
             "--window of the images: '' in the study, '0,4000' now",
         ),
+        (
+            "dataset.json",
+            '{"train": 1, "test": 1, "label": [1, 2]}',
+            "--label of the masks: '' in the study, '1,2' now",
+        ),
     ],
 )
 def test_how_the_data_was_prepared_is_compared(

@@ -762,19 +762,37 @@ def test_runs_from_other_files_are_refused(tmp_path: Path, quick: None, name: st
             run(path)
 
 
-def test_runs_on_images_of_another_window_are_refused(tmp_path: Path, quick: None) -> None:
+@pytest.mark.parametrize(
+    ("recorded", "now", "told"),
+    [
+        (
+            {"window": ""},
+            {"window": "0,4000"},
+            "images prepared with no --window, with --window 0,4000",
+        ),
+        ({"label": "1"}, {"label": [1, 2]}, "masks prepared with --label 1, with --label 1,2"),
+    ],
+)
+def test_runs_on_data_prepared_otherwise_are_refused(
+    tmp_path: Path,
+    quick: None,
+    recorded: dict[str, str],
+    now: dict[str, object],
+    told: str,
+) -> None:
     split, manifest = (tmp_path / name for name in ("x_train_test_names.json", "dataset.json"))
     split.write_text("{}")
-    manifest.write_text('{"train": 1, "test": 1}')
+    before = {"train": 1, "test": 1, "window": "", "label": [1]}
+    manifest.write_text(json.dumps(before))
     path = write_sweep(tmp_path, {"grid": {"lr": [0.03, 0.003]}}, pickle_file_path=str(split))
     assert run(path) == 0
     for trial in (tmp_path / "out").glob("*/epochs_2"):
         (trial / "best_model.pth").touch()
-        (trial / "environment.json").write_text('{"window": ""}')
+        (trial / "environment.json").write_text(json.dumps(recorded))
     assert run(path) == 0
 
-    manifest.write_text('{"train": 1, "test": 1, "window": "0,4000"}')
-    expected = r"lr=0\.03: trained on images prepared with no --window, with --window 0,4000 now"
+    manifest.write_text(json.dumps(before | now))
+    expected = rf"lr=0\.03: trained on {told} now"
     for given in (["--dry-run"], ["--report"], ["sweep.grid={lr: [0.03, 0.003, 0.001]}"]):
         with pytest.raises(UserError, match=expected):
             run(path, *given)

@@ -1,3 +1,5 @@
+"""Runs keep the `--window` and the `--label` that their data was prepared with."""
+
 from __future__ import annotations
 
 import json
@@ -14,6 +16,7 @@ import predict
 import train
 import valid
 from datasets import prepare
+from datasets.prepared import prepared_with
 from engine.prediction.backends import TorchBackend, window_for
 from engine.runs.resuming import check_resumable
 from engine.runs.trained_run import find_run
@@ -211,9 +214,61 @@ def test_a_run_goes_on_with_images_of_the_same_window_only(work: Path, tmp_path:
 def test_training_on_images_prepared_again_with_another_window_is_refused(
     work: Path, vae: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("engine.runs.run_folder.prepared_window", lambda _: "0,4000")
+    monkeypatch.setattr("engine.runs.run_folder.prepared_with", lambda _: {"window": "0,4000"})
     with pytest.raises(UserError, match=r"--window 200,800 in the saved run, with --window 0,4000"):
         trained(work, vae, "windowed")
+
+
+def test_a_run_goes_on_with_masks_of_the_same_labels_only(work: Path, tmp_path: Path) -> None:
+    run = tmp_path / "epochs_1"
+    shutil.copytree(work / "windowed" / "epochs_1", run)
+    config = load_config(run / "config.yaml")
+    recorded = json.loads((run / "environment.json").read_text())
+    assert recorded["label"] == ""
+    for label, option in (("2", "--label 2"), ("any", "--any-label")):
+        expected = f"masks: prepared with no --label in the saved run, with {option} now; prepare"
+        with pytest.raises(UserError, match=expected):
+            check_resumable(run, config, recorded | {"label": label})
+    del recorded["label"]  # an earlier version did not record it
+    (run / "environment.json").write_text(json.dumps(recorded))
+    check_resumable(run, config, recorded | {"label": "2"})
+
+
+def test_a_set_prepared_anew_with_other_labels_is_told(
+    work: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Not of another data set, whose masks have numbers of their own."""
+    run = str(work / "windowed" / "epochs_1")
+    folder = work / "prepared_anew" / "windowed"
+    shutil.copytree(work / "datasets" / "windowed", folder)
+    shutil.copytree(folder, folder.with_name("elsewhere"))
+    for each in (folder, folder.with_name("elsewhere")):
+        manifest = json.loads((each / "dataset.json").read_text())
+        (each / "dataset.json").write_text(json.dumps(manifest | {"label": [1, 255]}))
+    split = folder.with_name("elsewhere") / "windowed_train_test_names.json"
+    split.rename(split.with_name("elsewhere_train_test_names.json"))
+    capsys.readouterr()
+    names = [folder / split.name, split.with_name("elsewhere_train_test_names.json")]
+    valid.main(["--run", run, "--datasets", *map(str, names)])
+    told = [line for line in capsys.readouterr().out.splitlines() if "--label" in line]
+    assert len(told) == 1
+    assert told[0].startswith(
+        "warning: the masks of windowed were prepared with --label 1,255, those that these weights were trained on "
+        "with no --label"
+    )
+
+
+def test_preparation_tells_labels_apart(tmp_path: Path) -> None:
+    prepare_deep(tmp_path, "plain")
+    prepare_deep(tmp_path, "some", "--label", "255")
+    prepare_deep(tmp_path, "all", "--any-label")
+    sets = tmp_path / "datasets"
+    assert [prepared_with(sets / name)["label"] for name in ("plain", "some", "all")] == [
+        "",
+        "255",
+        "any",
+    ]
+    assert prepared_with(tmp_path) == {}
 
 
 def test_validation_on_images_of_another_window_tells(

@@ -46,7 +46,8 @@ def describe_fields() -> str:
         "```",
         "",
         "A run can be resumed with other values of the keys marked *on resume*; the split file and the frozen",
-        "weights must hold the same, wherever they lie, and the images be prepared with the same `--window`.",
+        "weights must hold the same, wherever they lie, and the data be prepared with the same `--window`,",
+        "`--label` or `--any-label`.",
         "",
         *textwrap.wrap(
             f"Only `model: wave-gms` uses {', '.join(f'`{key}`' for key in sorted(WAVE_GMS_KEYS))}. The plan of a run "

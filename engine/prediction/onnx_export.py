@@ -18,8 +18,9 @@ import numpy as np
 import torch
 
 from datasets.phantom import phantom_case
+from datasets.prepared import WINDOW
 from engine.prediction.backends import ONNX_FORMAT
-from engine.runs.training_record import WINDOW, TrainingRecord
+from engine.runs.training_record import TrainingRecord
 from models.base import SegmentationModel
 from utils.checkpoints import frozen_hashes
 from utils.config import Config

@@ -10,12 +10,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from datasets.prepared import PREPARED_WITH
 from engine.runs.trained_run import TrainedRun, load_system
 from engine.runs.training_record import (
     AVERAGED_FROM,
     AVERAGED_RUNS,
     ENSEMBLE_RUNS,
-    WINDOW,
     TrainingRecord,
     data_trained_on,
     same_parts,
@@ -98,8 +98,9 @@ def check_common(first: TrainedRun, other: TrainedRun, same_start: bool = True) 
                 f"{record.checkpoint} is an ensemble: name the runs that it was made of"
             )
     ignored = {AVERAGED_RUNS: "", AVERAGED_FROM: ""}
-    if None in [record.window for record in records]:  # where the data was not prepared here
-        ignored[WINDOW] = ""
+    for key in PREPARED_WITH:
+        if any(key not in record.prepared_with for record in records):  # data not prepared here
+            ignored[key] = ""
     one, two = (record.to_pass_on() | ignored for record in records)
     differ = [*differing(one, two, one.keys() | two.keys())]
     same_vae = same_parts(*(_frozen(*each) for each in zip((first, other), records, strict=True)))

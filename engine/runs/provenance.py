@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from datasets.cases import DataSet
-from datasets.prepared import METADATA_GROUPS, prepared_window
+from datasets.prepared import METADATA_GROUPS, prepared_otherwise, prepared_with
 from engine.runs.seen_cases import seen_test_cases
 from engine.runs.training_record import (
     GROUPS,
@@ -15,6 +15,7 @@ from engine.runs.training_record import (
     SPLIT_FILE,
     TEACHERS,
     TrainingRecord,
+    names_data_set,
     same_parts,
     trained_values_that_differ,
 )
@@ -29,6 +30,11 @@ if TYPE_CHECKING:
     from models.base import SegmentationModel
 
 log = logging.getLogger("wavegms")
+
+_OTHERWISE_PREPARED = {
+    "images": "of images of more than 8 bits the model then sees other grey values",
+    "masks": "their foreground may be another than the one that the model has learned",
+}
 
 
 def input_hashes(config: Config, data_set: DataSet, system: SegmentationModel) -> dict[str, str]:
@@ -86,20 +92,19 @@ def provenance(loaded: LoadedRun, data_set: DataSet, precision: str) -> Provenan
     }
 
 
-def warn_of_other_window(checkpoint: Path, data_set: DataSet) -> None:
-    """Log where images of the data set were prepared with another window than those of the training."""
-    trained, here = TrainingRecord.read(checkpoint).window, prepared_window(data_set.folder)
-    if trained is not None and here is not None and trained != here:
+def warn_of_other_preparation(checkpoint: Path, data_set: DataSet) -> None:
+    """Log where the data set was prepared with another window than that of the training, or, if it is the
+    same, with other labels. Those of other data sets have their own numbers.
+    """
+    record = TrainingRecord.read(checkpoint)
+    differing = prepared_otherwise(record.prepared_with, prepared_with(data_set.folder))
+    for files, trained, here in differing:
+        if files == "masks" and not names_data_set(record.data_set, data_set):
+            continue
         log.warning(
-            f"the images of {data_set.name} were prepared with {window_option(here)}, those that these weights were "
-            f"trained on with {window_option(trained)}: of images of more than 8 bits the model then sees other grey "
-            "values, and scores can be lower for it"
+            f"the {files} of {data_set.name} were prepared with {here}, those that these weights were "
+            f"trained on with {trained}: {_OTHERWISE_PREPARED[files]}, and scores can be lower for it"
         )
-
-
-def window_option(window: str) -> str:
-    """The option that a data set was prepared with; '' stands for none."""
-    return f"--window {window}" if window else "no --window"
 
 
 def network_name(config: Config) -> str:

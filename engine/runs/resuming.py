@@ -7,9 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from engine.runs.provenance import window_option
+from datasets.prepared import PREPARED_WITH, prepared_otherwise
 from engine.runs.saved_state import LAST_STATE, state_files
-from engine.runs.training_record import WINDOW
 from utils.config import Config, load_config
 from utils.config_keys import CHANGEABLE_ON_RESUME
 from utils.errors import UserError
@@ -21,7 +20,7 @@ def check_resumable(folder: Path, config: Config, inputs: Mapping[str, Any]) -> 
 
     `inputs` is what the result rests on besides the config, as environment.json has it: `sha256` of files
     (split file, frozen weights), the `precision` that `auto` selects here, how many `processes` share the
-    work, and the `window` that the images are prepared with, missing where that is not known.
+    work, and what the data was `prepared_with`, missing where that is not known.
     """
     if config.resume == "never":
         return
@@ -56,7 +55,7 @@ def _what_differs(
     inputs: Mapping[str, Any],
 ) -> list[str]:
     """What a run with the `saved` settings and that `environment` had otherwise, a line each."""
-    precision, processes, window = inputs["precision"], inputs["processes"], inputs.get(WINDOW)
+    precision, processes = inputs["precision"], inputs["processes"]
     current = config.model_dump(mode="json", exclude=set(CHANGEABLE_ON_RESUME))
     changed = [
         f"{key}: {before!r} in the saved run, {now!r} now"
@@ -74,19 +73,18 @@ def _what_differs(
         changed.append(
             f"processes: {before} in the saved run, {processes} now, each with batches of {config.batch_size}"
         )
-    recorded = _recorded_window(environment)
-    if recorded is not None and window is not None and recorded != window:
-        changed.append(
-            f"images: prepared with {window_option(recorded)} in the saved run, with {window_option(window)} now; "
-            "prepare the data set as before, in a folder of its own, to go on"
-        )
+    changed += [
+        f"{files}: prepared with {before} in the saved run, with {now} now; "
+        "prepare the data set as before, in a folder of its own, to go on"
+        for files, before, now in prepared_otherwise(_recorded_preparation(environment), inputs)
+    ]
     return changed
 
 
-def _recorded_window(environment: Mapping[str, Any]) -> str | None:
-    """The `--window` of the images that the run was started with, else resumed with; None if not recorded."""
-    records = (environment, *environment.get("resumed", []))
-    return next((each[WINDOW] for each in records if WINDOW in each), None)
+def _recorded_preparation(environment: Mapping[str, Any]) -> dict[str, str]:
+    """What the data was `prepared_with` as the run was started, else resumed, as far as recorded."""
+    records = (*reversed(environment.get("resumed", [])), environment)
+    return {key: each[key] for each in records for key in PREPARED_WITH if key in each}
 
 
 def _recorded(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -10,12 +10,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from datasets.prepared import prepared_window
+from datasets.prepared import prepared_with
 from engine.device import resolved_precision
 from engine.runs.provenance import input_hashes
 from engine.runs.resuming import check_resumable, epochs_recorded
 from engine.runs.saved_state import state_files
-from engine.runs.training_record import CASES_FILE, TRAINING_CASES, WINDOW, RunCases, names_sha256
+from engine.runs.training_record import CASES_FILE, TRAINING_CASES, RunCases, names_sha256
 from utils.config import Config, dump_config
 from utils.environment import describe_environment
 from utils.files import atomic_write
@@ -126,13 +126,12 @@ def open_run(
             log_to(folder / "logs" / "train.log")
         try:
             log.info(plan)
-            window = prepared_window(data_set.folder)
             inputs = {
                 "precision": resolved_precision(accelerator),
                 "processes": accelerator.num_processes,
                 "sha256": input_hashes(config, data_set, system),
                 TRAINING_CASES: names_sha256(case.name for case in data_set.train),
-                **({} if window is None else {WINDOW: window}),
+                **prepared_with(data_set.folder),
             }
             check_resumable(folder, config, inputs)
             accelerator.wait_for_everyone()

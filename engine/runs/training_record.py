@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from datasets.cases import Case, DataSet, find_split_file
+from datasets.prepared import PREPARED_WITH, WINDOW
 from datasets.splits import read_split
 from engine.runs.history import read_scores
 from utils.checkpoints import read_metadata
@@ -36,8 +37,8 @@ DATA_SET, TRAINING_CASES = "data_set", "training_cases"
 SELECTION = "selection"
 AVERAGED_RUNS, AVERAGED_FROM = "averaged_runs", "averaged_from"
 ENSEMBLE_RUNS = "ensemble_runs"
-WINDOW = "window"
-"""With those above, keys of the metadata of weights that are passed on, see `TrainingRecord.to_pass_on`."""
+"""With those above and PREPARED_WITH, keys of the metadata of weights that are passed on, see
+`TrainingRecord.to_pass_on`."""
 
 SPLIT_FILE, INITIAL_WEIGHTS, GROUPS = "split file", "file of initial weights", "file of groups"
 TEACHERS = "file of one of the teachers"
@@ -125,10 +126,15 @@ class TrainingRecord:
         return _number(self.metadata.get(ENSEMBLE_RUNS))
 
     @property
+    def prepared_with(self) -> dict[str, str]:
+        """What the training data was `prepared_with`, as far as recorded."""
+        recorded = {key: self.metadata.get(key, self.environment.get(key)) for key in PREPARED_WITH}
+        return {key: value for key, value in recorded.items() if isinstance(value, str)}
+
+    @property
     def window(self) -> str | None:
         """The `--window` of the training images, '' for none; None where it is not known."""
-        recorded = self.metadata.get(WINDOW, self.environment.get(WINDOW))
-        return recorded if isinstance(recorded, str) else None
+        return self.prepared_with.get(WINDOW)
 
     @property
     def hashes(self) -> dict[str, str]:
@@ -238,13 +244,11 @@ class TrainingRecord:
     def to_pass_on(self) -> dict[str, str]:
         """Metadata to store with exported weights.
 
-        How the checkpoint was chosen, its data set and the window of its images, a SHA-256 of the names of
+        How the checkpoint was chosen, its data set and what that was prepared with, a SHA-256 of the names of
         its training cases, and the number of runs if it is a mean or an ensemble. Copied from a
         `.safetensors` that has it, otherwise derived from what lies beside the checkpoint.
         """
-        origin = {SELECTION: self.selection()}
-        if self.window is not None:
-            origin[WINDOW] = self.window
+        origin = {SELECTION: self.selection()} | self.prepared_with
         if self.checkpoint.suffix == ".safetensors":
             keys = (DATA_SET, TRAINING_CASES, AVERAGED_RUNS, AVERAGED_FROM, ENSEMBLE_RUNS)
             return origin | {key: self.metadata[key] for key in keys if key in self.metadata}

@@ -37,7 +37,7 @@ def validate_run(
 
     # Imported late: GPUs are chosen before anything can touch CUDA.
     from datasets.cases import open_data_set, open_prepared
-    from engine.runs.provenance import warn_of_other_window
+    from engine.runs.provenance import warn_of_other_preparation
     from engine.runs.trained_run import load_run
     from engine.validation.validate_data_set import validate_data_set
 
@@ -48,7 +48,7 @@ def validate_run(
     loaded = load_run(config, checkpoint)
     log.info("weights: %s", checkpoint)
     for data_set in opened:
-        warn_of_other_window(checkpoint, data_set)
+        warn_of_other_preparation(checkpoint, data_set)
         predictions = config.save_seg_img_path
         if predictions and len(opened) > 1:  # whose cases may share names
             predictions = predictions / data_set.name

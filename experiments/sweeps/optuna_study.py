@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from datasets.cases import find_split_file
-from datasets.prepared import METADATA_GROUPS, prepared_window
+from datasets.prepared import METADATA_GROUPS, PREPARED_WITH, prepared_with
 from experiments.sweeps.optuna_storage import named_cause, open_patiently
 from experiments.sweeps.settings import Range, Sweep
 from experiments.sweeps.trials import text_of
@@ -247,7 +247,7 @@ def _compared_settings(sweep: Sweep, trains: bool) -> dict[str, Any]:
 
 def _data(base: Config) -> dict[str, str | None]:
     """The data set's name, and where it is prepared on this machine, hashes of its split file and of its
-    groups (None where it has none), and the window of its images.
+    groups (None where it has none), and what it was prepared with.
     """
     data: dict[str, str | None] = {"data set": base.dataset}
     with suppress(UserError):
@@ -255,8 +255,10 @@ def _data(base: Config) -> dict[str, str | None]:
         groups = split_file.parent / METADATA_GROUPS
         data["split file (SHA-256)"] = sha256(split_file)
         data["groups (SHA-256)"] = sha256(groups) if groups.is_file() else None
-        if (window := prepared_window(split_file.parent)) is not None:
-            data["--window of the images"] = window
+        data |= {
+            f"--{key} of the {PREPARED_WITH[key]}": value
+            for key, value in prepared_with(split_file.parent).items()
+        }
     return data
 
 

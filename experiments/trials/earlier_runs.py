@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from datasets.cases import find_split_file
-from datasets.prepared import METADATA_GROUPS, prepared_window
-from engine.runs.provenance import window_option
+from datasets.prepared import METADATA_GROUPS, prepared_otherwise, prepared_with
 from engine.runs.saved_state import state_files
 from engine.runs.training_record import (
     GROUPS,
@@ -46,8 +45,8 @@ with the old."""
 
 def check_earlier_runs(trials: Collection[Trial], workers: int | None = None) -> None:
     """UserError where runs in the trials' folders were trained on another split file than there is now, on
-    images prepared with another window or from another file of initial weights or groups, have finished with
-    other values of CHANGED_IN_VAIN, or were trained by other numbers of processes than the others.
+    data prepared otherwise or from another file of initial weights or groups, have finished with other values
+    of CHANGED_IN_VAIN, or were trained by other numbers of processes than the others.
 
     `workers` is how many will train the runs that are missing; None if no run will be trained.
     """
@@ -62,11 +61,10 @@ def check_earlier_runs(trials: Collection[Trial], workers: int | None = None) ->
             f"{trial.name}: trained with another {name} than {path} is now"
             for name, path in changed_inputs(trial).items()
         ]
-        if (windows := other_windows(trial)) is not None:
-            before, now = map(window_option, windows)
-            problems.append(
-                f"{trial.name}: trained on images prepared with {before}, with {now} now"
-            )
+        problems += [
+            f"{trial.name}: trained on {files} prepared with {before}, with {now} now"
+            for files, before, now in other_preparation(trial)
+        ]
         record = read_record(trial.folder)
         made_with = recorded_config(record) if record is not None and record.trained else None
         for key in CHANGED_IN_VAIN if made_with is not None else ():
@@ -230,7 +228,7 @@ def inputs_are_the_same(trial: Trial) -> bool:
     """Whether the trial's run was trained on the split file, images and other files that are there now."""
     return (
         not trained_on_old_split(trial)
-        and other_windows(trial) is None
+        and not other_preparation(trial)
         and not changed_inputs(trial)
     )
 
@@ -271,19 +269,15 @@ def trained_on_old_split(trial: Trial) -> bool:
     return weights.is_file() and TrainingRecord.read(weights).split_has_changed(split_file)
 
 
-def other_windows(trial: Trial) -> tuple[str, str] | None:
-    """The `--window` of the images that the trial was trained on, and that of those here; None where they are
-    the same, or one is not known.
-    """
+def other_preparation(trial: Trial) -> list[tuple[str, str, str]]:
+    """Where the data that the trial was trained on was `prepared_otherwise` than that here."""
     weights = trial.folder / "best_model.pth"
     if not weights.is_file():
-        return None
+        return []
     with suppress(UserError):  # the data may be elsewhere
-        here = prepared_window(find_split_file(trial.config.pickle_file_path).parent)
-        trained = TrainingRecord.read(weights).window
-        if trained is not None and here is not None and trained != here:
-            return trained, here
-    return None
+        here = prepared_with(find_split_file(trial.config.pickle_file_path).parent)
+        return prepared_otherwise(TrainingRecord.read(weights).prepared_with, here)
+    return []
 
 
 def fitting_results(folder: Path, config: Config, checkpoint: Path) -> Results | None:
