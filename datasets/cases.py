@@ -202,13 +202,13 @@ def read_mask(path: Path) -> np.ndarray:
 
 
 def resize_image(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Resize (H, W, 3), by area when it shrinks and bilinear when it grows."""
-    if image.shape[:2] == (height, width):
-        return image
-    shrinks = image.shape[0] * image.shape[1] > height * width
-    return cv2.resize(
-        image, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
-    )
+    """Resize (H, W, 3), by area along a side that shrinks and bilinear along one that grows."""
+    smaller = min(image.shape[0], height), min(image.shape[1], width)
+    # one after the other, as OpenCV averages over areas only where no side grows
+    for (rows, columns), how in ((smaller, cv2.INTER_AREA), ((height, width), cv2.INTER_LINEAR)):
+        if image.shape[:2] != (rows, columns):
+            image = cv2.resize(image, (columns, rows), interpolation=how)
+    return image
 
 
 def resize_mask(mask: np.ndarray, height: int, width: int) -> np.ndarray:

@@ -360,6 +360,34 @@ def test_images_shrink_by_area_and_masks_by_their_middles() -> None:
     assert small.sum() == 36 and (small == small[::-1, ::-1]).all()
 
 
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("phase", range(4))
+def test_a_side_that_shrinks_is_averaged_though_the_other_grows(turned: bool, phase: int) -> None:
+    """Each pixel is the mean of the four that it covers, so that the image keeps its place."""
+    columns = np.arange(512)
+    lines = (columns % 4 == phase) * 255, (columns >= 256 + phase) * 255
+    for line in lines:
+        image = np.broadcast_to(line[None, :, None], (64, 512, 3)).astype(np.uint8)
+        if turned:
+            image = np.ascontiguousarray(image.transpose(1, 0, 2))
+        resized = resize_image(image, 128, 128)[..., 0]
+        expected = line.reshape(128, 4).mean(1)
+        assert np.abs((resized.T if turned else resized) - expected).max() <= 0.5
+
+
+@pytest.mark.parametrize(
+    ("shape", "how"),
+    [
+        ((60, 90), cv2.INTER_AREA), ((32, 90), cv2.INTER_AREA), ((33, 33), cv2.INTER_AREA),
+        ((20, 30), cv2.INTER_LINEAR), ((32, 7), cv2.INTER_LINEAR),
+    ],
+)  # fmt: skip
+def test_other_images_are_resized_in_one_step(shape: tuple[int, int], how: int) -> None:
+    image = np.random.default_rng(0).integers(0, 256, (*shape, 3), np.uint8)
+    expected = cv2.resize(image, (32, 32), interpolation=how)
+    assert np.array_equal(resize_image(image, 32, 32), expected)
+
+
 def test_folds_are_disjoint_and_cover_train(tmp_path: Path) -> None:
     data_set = open_data_set(write_data_set(tmp_path, train=11, test=3))
     names = {case.name for case in data_set.train}
