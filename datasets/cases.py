@@ -11,7 +11,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from datasets.catalogue import find_case, spec_for
+from datasets.catalogue import CATALOGUE, find_case, spec_for
 from datasets.image_files.decoding import read_pixels
 from datasets.image_files.headers import ImageError
 from datasets.image_files.masks import (
@@ -20,7 +20,7 @@ from datasets.image_files.masks import (
     files_may_fit_as_stored,
     read_binary_mask,
 )
-from datasets.prepared import prepared_split_file
+from datasets.prepared import prepared_name, prepared_split_file
 from datasets.splits import read_split
 from utils.data_set_names import SPLIT_FILE_ENDING, canonical_name, data_set_name, names_of
 from utils.errors import UserError, listed
@@ -129,15 +129,16 @@ def own_split_file(folder: Path) -> Path:
 def open_data_set(pickle_file_path: Path) -> DataSet:
     """Find every image and mask that the split file names.
 
+    They are named as those of the published data set that the folder was prepared from, whatever the split
+    file is called, else as those of the one that it is called by.
     Raises UserError with all missing files together.
     """
     split_file = find_split_file(pickle_file_path)
     if split_file != pickle_file_path:
         log.info("%s is not there; taking %s", pickle_file_path, split_file)
     split = read_split(split_file)
-    name = data_set_name(split_file)
-    spec = spec_for(name)
-    folder = split_file.parent
+    name, folder = data_set_name(split_file), split_file.parent
+    spec = CATALOGUE.get(prepared_name(folder)) or spec_for(name)
     problems: list[str] = []
 
     def cases_named(names: Sequence[str]) -> tuple[Case, ...]:

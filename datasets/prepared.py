@@ -60,21 +60,31 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
     return manifest
 
 
+def prepared_name(folder: Path) -> str:
+    """The name that a data set was prepared under; '' where it was not prepared here."""
+    return str(_manifest_if_any(folder).get("name", ""))
+
+
 def prepared_with(folder: Path) -> dict[str, str]:
     """The `--window` and `--label` of a data set, 'any' for `--any-label`, '' for none; {} where it was not
     prepared here.
     """
-    try:
-        manifest = read_manifest(folder)
-    except UserError:
-        return {}
-    if manifest is None:
+    manifest = _manifest_if_any(folder)
+    if not manifest:
         return {}
     labels = ",".join(map(str, manifest.get("label", ())))  # only own data has them, and a window
     return {
         WINDOW: str(manifest.get("window", "")),
         LABEL: _ANY_LABEL if manifest.get("any_label") else labels,
     }
+
+
+def _manifest_if_any(folder: Path) -> dict[str, Any]:
+    """The manifest; {} where the data set was not prepared here."""
+    try:
+        return read_manifest(folder) or {}
+    except UserError:
+        return {}
 
 
 def prepared_otherwise(

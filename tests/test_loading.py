@@ -540,6 +540,19 @@ def test_ham10000_masks_may_be_named_as_the_images(tmp_path: Path) -> None:
     ]
 
 
+def test_another_split_of_a_published_set_finds_its_masks(tmp_path: Path) -> None:
+    split = write_data_set(tmp_path, name="ham10000")
+    for mask in (split.parent / "masks").iterdir():
+        mask.rename(mask.with_stem(f"{mask.stem}_segmentation"))
+    other = split.rename(split.with_name("fold1_train_test_names.json"))
+    with pytest.raises(UserError, match="case_0: no mask"):
+        open_data_set(other)
+    manifest = {"name": "ham10000", "train": 1, "test": 1}
+    (split.parent / "dataset.json").write_text(json.dumps(manifest))
+    opened = open_data_set(other)
+    assert opened.name == "fold1" and opened.train[0].mask.stem == "case_0_segmentation"
+
+
 def test_missing_files_come_together(tmp_path: Path) -> None:
     split = write_data_set(tmp_path)
     (split.parent / "images" / "case_1.png").unlink()
