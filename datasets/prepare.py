@@ -198,11 +198,20 @@ def _refuse_name(name: str) -> None:
 
 
 def _phantom_domain(arguments: argparse.Namespace) -> str | None:
-    """The scanner of the phantom that is asked for, None where another data set is."""
+    """The scanner of the phantom that is asked for, None where another data set is.
+
+    UserError where name and `--domain` contradict each other.
+    """
     name = canonical_name(arguments.name)
     if name != "phantom" and not name.startswith("phantom-"):
         return None
-    return arguments.domain or name.removeprefix("phantom").removeprefix("-") or "a"
+    named = name.removeprefix("phantom").removeprefix("-")
+    if named and arguments.domain and arguments.domain != named:
+        raise UserError(
+            f"{arguments.name} is the phantom of --domain {named}, but --domain {arguments.domain} was given: "
+            f"leave it out, or prepare {phantom_name(arguments.domain)}"
+        )
+    return arguments.domain or named or "a"
 
 
 def _seed(arguments: argparse.Namespace) -> int:

@@ -1772,6 +1772,18 @@ def test_phantom(
     assert "cases 5, asked for 6" in capsys.readouterr().err
 
 
+def test_a_phantom_whose_name_and_domain_differ_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--cases", "5", "--root", str(tmp_path)]
+    assert prepare(["phantom-b", "--domain", "a", *options]) == 2
+    expected = "phantom-b is the phantom of --domain b, but --domain a was given: leave it out, or prepare phantom"
+    assert expected in capsys.readouterr().err
+    assert not any(tmp_path.iterdir())
+    assert prepare(["phantom-b", "--domain", "b", *options]) == 0
+    assert (tmp_path / "phantom-b").is_dir()
+
+
 def test_real_ham10000_masks_and_lesions(shared: Path, tmp_path: Path) -> None:
     """A hundred cases of the real archives, across both image parts."""
     published = read_split(shared / "splits" / "ham10000_train_test_names.pkl")
