@@ -285,6 +285,19 @@ def test_notes_survive_an_interruption_and_are_summed_up(
     assert not (folder / "notes").exists()
 
 
+def test_a_mask_that_was_damaged_is_written_again(
+    busi: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(Staging, "finish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        assert prepare(busi) == 130
+    damaged = tmp_path / "data" / ".busi.partial" / "masks" / "benign_1.png"
+    whole = damaged.read_bytes()
+    damaged.write_bytes(whole[:20] + bytes(len(whole) - 40) + whole[-20:])
+    assert prepare(busi) == 0
+    assert (tmp_path / "data" / "busi" / "masks" / "benign_1.png").read_bytes() == whole
+
+
 def test_a_partial_run_of_another_plan_is_not_mixed_in(busi: list[str], tmp_path: Path) -> None:
     partial = tmp_path / "data" / ".busi.partial"
     for part in ("images", "masks"):

@@ -58,12 +58,12 @@ class Staging:
         temporary.write_bytes(content)
         temporary.replace(path)
 
-    def has(self, part: str, name: str, size: int | None = None) -> bool:
-        """Whether an earlier run wrote the whole file: it has `size` bytes, or is a PNG with its end.
+    def has_image(self, name: str, size: int | None = None) -> bool:
+        """Whether an earlier run wrote the whole image: it has `size` bytes, or is a PNG with its end.
 
         After a power failure a file may have its name and yet be empty.
         """
-        path = self.folder / part / name
+        path = self.folder / "images" / name
         try:
             if size is not None:
                 return path.stat().st_size == size
@@ -71,10 +71,14 @@ class Staging:
         except FileNotFoundError:
             return False
 
-    def read_mask(self, name: str) -> np.ndarray:
-        """The foreground (H, W) of a mask that an earlier run wrote."""
-        content = (self.folder / "masks" / name).read_bytes()
-        return cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_GRAYSCALE) > 0
+    def read_mask(self, name: str) -> np.ndarray | None:
+        """The foreground (H, W) of a mask that an earlier run wrote; None where it is missing or damaged."""
+        path = self.folder / "masks" / name
+        content = path.read_bytes() if path.is_file() else b""
+        if not content.endswith(_PNG_END):
+            return None
+        pixels = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_GRAYSCALE)
+        return None if pixels is None else pixels > 0
 
     def write_notes(self, case: str, notes: Sequence[str]) -> None:
         """Keep notes on a case for a run that resumes; to be called before the case is written."""

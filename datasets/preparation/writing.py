@@ -96,10 +96,10 @@ def write_case(spec: DatasetSpec, case: SourceCase, staging: Staging, limits: Li
     image_name = case.name + (".png" if as_png else case.image.suffix)
     mask_name = spec.mask_stem(case.name) + ".png"
     size = None if as_png else len(image)
-    if staging.has("images", image_name, size) and staging.has("masks", mask_name):
-        union = staging.read_mask(mask_name)
+    earlier = staging.read_mask(mask_name) if staging.has_image(image_name, size) else None
+    if earlier is not None:
         values = _values(spec, case, limits)
-        return Written(staging.read_notes(case.name), [float(union.mean())], values)
+        return Written(staging.read_notes(case.name), [float(earlier.mean())], values)
     if as_png:
         pixels = _in_8_bits(case.image, image, spec.window, limits)
         written = encode_png(pixels)
