@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import subprocess
 import sys
 from contextlib import ExitStack
@@ -19,6 +20,7 @@ from datasets.preparation.layouts import SourceCase
 from datasets.preparation.staging import Staging, staged
 from datasets.splits import Split, read_split, write_split
 from tests.dataset_archives import (
+    bmp,
     busi_files,
     picture,
     png,
@@ -296,6 +298,45 @@ def test_a_mask_that_was_damaged_is_written_again(
     damaged.write_bytes(whole[:20] + bytes(len(whole) - 40) + whole[-20:])
     assert prepare(busi) == 0
     assert (tmp_path / "data" / "busi" / "masks" / "benign_1.png").read_bytes() == whole
+
+
+def test_what_came_from_another_folder_is_not_mixed_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though its files have the same names, sizes and times."""
+    for version in range(2):
+        images = {f"{i}.bmp": bmp(picture(i + 10 * version)) for i in range(4)}
+        write_folder(tmp_path / f"v{version}" / "images", images)
+        write_folder(
+            tmp_path / f"v{version}" / "masks", {f"{i}.bmp": bmp(square(3, 3)) for i in range(4)}
+        )
+    for path in tmp_path.rglob("*.bmp"):
+        os.utime(path, (1e9, 1e9))
+    commands = [
+        f"mine --images {folder}/images --masks {folder}/masks --root {tmp_path}/data".split()
+        for folder in (tmp_path / "v0", tmp_path / "v1")
+    ]
+    with monkeypatch.context() as patch:
+        patch.setattr(Staging, "finish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        assert prepare(commands[0]) == 130
+    assert prepare(commands[1]) == 0
+    prepared = tmp_path / "data" / "mine" / "images" / "2.bmp"
+    assert prepared.read_bytes() == (tmp_path / "v1" / "images" / "2.bmp").read_bytes()
+
+
+def test_a_resumed_run_keeps_no_images_over_its_limit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    large, mask = picture(1, 1000, 1100), square(3, 3, height=1000, width=1100)
+    write_folder(tmp_path / "images", {f"{i}.png": png(picture(i)) for i in range(3)})
+    write_folder(tmp_path / "masks", {f"{i}.png": png(square(3, 3)) for i in range(3)})
+    write_folder(tmp_path, {"images/3.png": png(large), "masks/3.png": png(mask)})
+    command = f"mine --images {tmp_path}/images --masks {tmp_path}/masks --root {tmp_path}/data"
+    with monkeypatch.context() as patch:
+        patch.setattr(Staging, "finish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        assert prepare(command.split()) == 130
+    assert prepare([*command.split(), "--limit", "megapixels=1"]) == 2
+    assert "1100 x 1000 px, over the limit of 1 megapixels" in capsys.readouterr().err
 
 
 def test_a_partial_run_of_another_plan_is_not_mixed_in(busi: list[str], tmp_path: Path) -> None:

@@ -317,7 +317,7 @@ class FolderSource:
 
     def identity(self, path: str) -> str:
         info = (self._folder / path).stat()
-        return f"{info.st_size} {info.st_mtime_ns}"
+        return f"{info.st_size} {info.st_mtime_ns} {self.place(path)}"
 
     def place(self, path: str) -> str:
         return str((self._folder / path).resolve())

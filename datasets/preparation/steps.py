@@ -10,7 +10,7 @@ from typing import Any
 from datasets.catalogue import IMAGE_EXTENSIONS, DatasetSpec
 from datasets.image_files.decoding import MAX_MEGAPIXELS
 from datasets.image_files.windowing import window_text
-from datasets.preparation.archives import members
+from datasets.preparation.archives import Limits, members
 from datasets.preparation.group_tables import (
     TAB_SUFFIXES,
     check_groups,
@@ -185,13 +185,14 @@ def manifest_of(spec: DatasetSpec, split: Split, record: Mapping[str, Any]) -> d
     }
 
 
-def _plan(spec: DatasetSpec, cases: Sequence[SourceCase]) -> list[str]:
+def _plan(spec: DatasetSpec, cases: Sequence[SourceCase], limits: Limits) -> list[str]:
     """Lines that are the same where the same cases are prepared in the same way."""
     plan = [
         line
         for case in cases
         for line in (case.name, *(file.identity() for file in (case.image, *case.masks)))
     ]
+    plan += [f"megapixels {limits.megapixels}"]
     plan += ["any label"] if spec.any_label else []
     plan += [f"label {spec.labels}"] if spec.labels else []
     plan += [f"window {window_text(spec.window)}"] if spec.window else []
@@ -220,7 +221,7 @@ def _write(
         if name not in files.cases
     }
     with staged(options.root, spec.name) as staging:
-        if staging.begin(_plan(spec, wanted)):
+        if staging.begin(_plan(spec, wanted, options.limits)):
             print(f"resuming in {staging.folder}", file=sys.stderr)
         written = write_cases(spec, wanted, staging, options.limits, problems)
         if problems:
