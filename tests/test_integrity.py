@@ -135,7 +135,9 @@ def test_images_of_one_field_of_view_are_not_all_compared() -> None:
 def made_up(index: int, thumbnail: np.ndarray, bits: np.ndarray) -> ImageFeatures:
     points = np.zeros((len(bits), 2), np.float32)
     unit = (thumbnail / np.linalg.norm(thumbnail)).astype(np.float32)
-    return ImageFeatures(digest=bytes([index]), thumbnail=unit, points=points, bits=bits)
+    return ImageFeatures(
+        digest=bytes([index]), blank=False, thumbnail=unit, points=points, bits=bits
+    )
 
 
 def test_the_partners_that_share_most_features_are_kept() -> None:
@@ -257,6 +259,18 @@ def test_check_of_a_data_set(data: Path, capsys: pytest.CaptureFixture[str]) -> 
     for sheet in ("contact_sheet.png", "near_duplicates.png"):
         assert cv2.imread(str(data / "check" / sheet)).std() > 10
     assert leaked_test_cases(data) == {"case_00", "case_01"}
+
+
+def test_blank_images_are_counted_and_link_nothing(data: Path) -> None:
+    """As slices beyond the body are, of every patient."""
+    blank = ["case_03", "case_04", "case_10"]
+    for name in blank:
+        (data / "images" / f"{name}.png").write_bytes(png(np.full((256, 256), 9, np.uint8)))
+    report = check_data_set(data)
+    assert report["blank_images"] == blank
+    assert report["near_duplicates"]["pairs"] == 3
+    assert report["leaks"]["names"] == ["case_00", "case_01"]
+    assert "blank images: 3 (case_03; case_04; case_10)" in format_report(report)
 
 
 def test_an_image_of_a_single_row_can_be_compared() -> None:

@@ -99,6 +99,7 @@ def check_data_set(folder: Path) -> CheckReport:
         # preparing has asked already, and has turned the masks that had a tag
         "turned_images": None if (folder / MANIFEST).is_file() else _turned_images(inspected),
         "dark_images": {case.name: case.dark for case in inspected if case.dark},
+        "blank_images": [case.name for case in inspected if case.features.blank],
         "near_duplicates": _duplicate_counts(split, duplicates, read_metadata_groups(folder)),
         "leaks": _leaks(split, groups),
     }

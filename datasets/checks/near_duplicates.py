@@ -1,9 +1,9 @@
 """Finding images that show the same source: copies, re-crops, re-annotations, adjacent frames.
 
-1. Candidates, from all pairs: equal pixels; thumbnails that correlate; ORB features
-   (Rublee et al. 2011) that agree, counted with locality-sensitive hashing (Indyk and Motwani
-   1998). By thumbnails and by features, each image keeps its best few partners, so that the
-   candidates grow with the number of images and not of pairs.
+1. Candidates, from all pairs: equal pixels, unless they have one value throughout; thumbnails that
+   correlate; ORB features (Rublee et al. 2011) that agree, counted with locality-sensitive hashing
+   (Indyk and Motwani 1998). By thumbnails and by features, each image keeps its best few partners,
+   so that the candidates grow with the number of images and not of pairs.
 2. Each candidate is confirmed or dropped: an affine map is fitted to the matched features by
    RANSAC, one image is warped onto the other, and their overlap must correlate.
 
@@ -55,6 +55,8 @@ class ImageFeatures:
 
     digest: bytes
     """Hash of size and pixels."""
+    blank: bool
+    """Whether all pixels have one value, which says nothing of the source."""
     thumbnail: NDArray[np.float32]
     """(THUMBNAIL ** 2,), zero mean and unit norm, so that a dot product is the correlation."""
     points: NDArray[np.float32]
@@ -95,6 +97,7 @@ def image_features(grey: Grey) -> ImageFeatures:
     points, descriptors = _orb_features(grey)
     return ImageFeatures(
         digest=hashlib.sha256(repr(grey.shape).encode() + grey.tobytes()).digest(),
+        blank=bool(grey.min() == grey.max()),
         thumbnail=thumbnail,
         points=points,
         bits=descriptors.view(np.uint64),
@@ -117,17 +120,19 @@ def _orb_features(grey: Grey) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
 def candidates(images: Sequence[ImageFeatures]) -> set[tuple[int, int]]:
     """Pairs (i, j), i < j, that may be near-duplicates."""
     return (
-        _equal_pixels([image.digest for image in images])
+        _equal_pixels(images)
         | _correlated_thumbnails(np.stack([image.thumbnail for image in images]))
         | _agreeing_features([image.bits for image in images])
     )
 
 
-def _equal_pixels(digests: Sequence[bytes]) -> set[tuple[int, int]]:
-    """Each image with the first of the same pixels."""
+def _equal_pixels(images: Sequence[ImageFeatures]) -> set[tuple[int, int]]:
+    """Each image that is not blank with the first of the same pixels."""
     first: dict[bytes, int] = {}
     return {
-        (first[digest], i) for i, digest in enumerate(digests) if first.setdefault(digest, i) != i
+        (first[image.digest], i)
+        for i, image in enumerate(images)
+        if not image.blank and first.setdefault(image.digest, i) != i
     }
 
 

@@ -82,6 +82,8 @@ class CheckReport(Counts, Sizes, Masks):
     None for a data set prepared here, as preparing asks (notes.txt) and turns the masks.
     """
     dark_images: dict[str, str]
+    blank_images: list[str]
+    """Images of one value throughout, which are taken for no duplicates."""
     near_duplicates: DuplicateCounts
     leaks: Leaks
 
@@ -99,6 +101,7 @@ def format_report(report: CheckReport) -> str:
         *_finding("unusable cases", [f"{n}: {p}" for n, p in report["problems"].items()]),
         *_finding("files of no case in the split", report["files_of_no_case"]),
         *_finding("images of 16 bits, nearly black to the model", list(report["dark_images"])),
+        *_finding("blank images", report["blank_images"]),
         *([] if turned is None else _finding(question, turned)),
         *_finding("mask and image of different size", report["size_differs"]),
         *_finding("different aspect ratio, training would stop", report["aspect_differs"]),
