@@ -805,7 +805,9 @@ def test_odd_masks_are_told_once_whatever_the_loader(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     split = write_data_set(tmp_path)
-    cv2.imwrite(str(split.parent / "masks" / "case_0.png"), np.full((64, 64), 90, np.uint8))
+    odd = np.full((64, 64), 90, np.uint8)
+    odd[:32] = 60
+    cv2.imwrite(str(split.parent / "masks" / "case_0.png"), odd)
     dataset = SegmentationDataset(open_data_set(split).train, 32)
     loader = make_loader(dataset, 2, num_workers=1)
     loader.multiprocessing_context = "spawn"  # nothing is known there from the main process
@@ -959,6 +961,23 @@ def test_the_middle_of_the_range_is_foreground() -> None:
     assert binary_mask(grey)[0].tolist() == [[False, False, True, True]]
 
 
-def test_a_mask_of_one_odd_value_has_no_foreground() -> None:
-    mask, note = binary_mask(np.full((4, 4), 90, np.uint8))
-    assert not mask.any() and note is not None and note.startswith("values from 90 to 90")
+@pytest.mark.parametrize("value", [2, 90, 254])
+def test_a_mask_of_one_odd_value_is_refused_unless_its_meaning_is_said(value: int) -> None:
+    """It may be all foreground, in red on black for instance, or all background."""
+    grey = np.full((4, 4), value, np.uint8)
+    with pytest.raises(ImageError, match=f"the value {value} everywhere, expected 0/1 or 0/255"):
+        binary_mask(grey)
+    assert binary_mask(grey, any_label=True)[0].all()
+    assert binary_mask(grey, labels=[value])[0].all()
+    assert not binary_mask(grey, labels=[1])[0].any()
+
+
+@pytest.mark.parametrize("value", [0, 255])
+def test_an_empty_or_full_mask_may_be_a_jpeg_of_low_quality(value: int) -> None:
+    for quality in (16, 20, 45, 90):
+        content = cv2.imencode(".jpg", np.full((32, 32), value, np.uint8), [1, quality])[1]
+        mask, note = decode_mask(content.tobytes(), 1)
+        assert (mask == (value > 0)).all() and note is None
+    red = np.full((32, 32, 3), (0, 0, 255), np.uint8)
+    with pytest.raises(ImageError, match="the value 76 everywhere"):
+        decode_mask(cv2.imencode(".jpg", red)[1].tobytes(), 1)

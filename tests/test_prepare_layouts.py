@@ -1314,6 +1314,20 @@ def test_masks_in_one_colour_need_no_note(
         assert np.array_equal(written, square(index, index))
 
 
+def test_a_case_that_one_colour_covers_is_no_empty_mask(
+    own: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for index in range(10):
+        red = np.zeros((24, 32, 3), np.uint8)
+        red[..., 2] = 255 if index == 3 else square(index, index)
+        write_folder(tmp_path / "masks", {f"{index}.png": png(red)})
+    assert prepare(own) == 2
+    error = capsys.readouterr().err
+    assert "3.png: the mask holds the value 76 everywhere, expected 0/1 or 0/255" in error
+    assert prepare([*own, "--any-label"]) == 0
+    assert read(tmp_path / "data" / "mine" / "masks" / "3.png").min() == 255
+
+
 def test_images_that_a_tag_turns_upright_are_noted(
     own: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -18,6 +18,8 @@ MAX_CLASS = 31
 """Up to this greatest value, a mask of more than two values is taken to number objects or classes."""
 CLASS_SQUARE = 5
 """Side in pixels of a square of one value that no smoothed edge fills."""
+JPEG_ERROR = 4
+"""By how much a JPEG of one value may miss black or white."""
 JPEG_CUT = "JPEG, whose edges are blurred; cut at half of its range of values"
 JPEG_LABELS = (
     "JPEG, which keeps values only nearly, so --any-label and --label also take pixels beside the edges, or "
@@ -46,6 +48,8 @@ def decode_mask(
     two of its colours have one grey value, which is then no sign of either.
     """
     grey = _grey(content, max_megapixels, any_label)
+    if is_jpeg(content) and not (any_label or labels):
+        grey = _without_jpeg_error(grey)
     mask, note = binary_mask(grey, any_label, labels)
     if is_jpeg(content):
         if (note or any_label or labels) and np.unique(grey).size > 2:
@@ -70,6 +74,16 @@ def decode_mask(
                 "flatten it to grey of 0 and 255, without transparency"
             )
     return mask, note
+
+
+def _without_jpeg_error(grey: np.ndarray) -> np.ndarray:
+    """Black or white for a JPEG that is nearly so everywhere, as an empty or full mask of low quality."""
+    low, high = int(grey.min()), int(grey.max())
+    if low == high and 1 < high <= JPEG_ERROR:
+        return np.zeros_like(grey)
+    if low == high >= 255 - JPEG_ERROR:
+        return np.full_like(grey, 255)
+    return grey
 
 
 def mask_values(content: bytes, max_megapixels: float) -> list[int]:
@@ -190,7 +204,8 @@ def binary_mask(
 
     Masks of 0/1 and 0/255 (0/65535 at 16 bits) are taken as they are, others are thresholded at half
     of their range; with `any_label`, all that is above 0 is foreground, with `labels`, these values are.
-    Raises ImageError for floating-point values, which do not tell their range.
+    Raises ImageError for floating-point values, which do not tell their range, and for one value everywhere
+    that is none of these.
     """
     if grey.dtype.kind == "f":
         raise ImageError(
@@ -206,12 +221,16 @@ def binary_mask(
     # np.isin takes three times as long as reading the file
     if high <= 1 or ((grey == 0) | (grey == full)).all():
         return grey > 0, None
+    if low == high:
+        raise ImageError(
+            f"the mask holds the value {high} everywhere, expected 0/1 or 0/{full}, so foreground and background "
+            "cannot be told apart: save it with these values, or prepare with --any-label (all above 0 is "
+            "foreground) or --label N"
+        )
     note = (
         f"values from {low} to {high}, expected 0/1 or 0/{full}; cut at half of that range "
         "(numbered objects or classes: prepare with --any-label or --label N)"
     )
-    if low == high:
-        return np.zeros(grey.shape, bool), note
     return grey >= (low + high) / 2, note
 
 
