@@ -22,7 +22,8 @@ def read_split_table(content: bytes) -> dict[str, list[str]]:
     """The names of each part from a table with a header line, separated by commas, semicolons or tabs.
 
     The columns are those called name and split, or else the first two. Names may hold folders, which are
-    left out. UserError, which names no path, where the table has no header, no such columns or another part.
+    left out, and rows without any entry are skipped. UserError, which names no path, where the table has
+    no header, no such columns or another part.
     """
     expected = "expected a CSV with the columns name and split (train, val or test)"
     try:
@@ -31,14 +32,15 @@ def read_split_table(content: bytes) -> dict[str, list[str]]:
         raise UserError("not UTF-8: save it as 'CSV UTF-8'") from None
     separator = max(_SEPARATORS, key=lines[0].count) if lines else ","
     try:
-        header, *rows = (row for row in csv.reader(lines, delimiter=separator) if row)
+        rows = csv.reader(lines, delimiter=separator)
+        header, *rest = (row for row in rows if any(map(str.strip, row)))
         called = [column.strip().casefold() for column in header]
         name_at, part_at = map(called.index, _COLUMNS) if {*_COLUMNS} <= {*called} else (0, 1)
         if called[part_at] in PART_NAMES:
             raise UserError(
                 f"{expected}: the first line, {','.join(header)[:60]!r}, is a case; write name,split above it"
             )
-        cases = [(row[name_at].strip(), row[part_at].strip()) for row in rows]
+        cases = [(row[name_at].strip(), row[part_at].strip()) for row in rest]
     except (ValueError, IndexError, csv.Error) as error:
         raise UserError(f"{expected} ({error})") from None
     names: dict[str, list[str]] = {"train": [], "test": []}

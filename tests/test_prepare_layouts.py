@@ -887,6 +887,7 @@ def test_split_files_may_hold_plain_lists_and_names_of_files(
         ("split.csv", "name,split\n0,train\n1.png,Training\nall/2.png,test\n3,val\n"),
         ("split.csv", "name, split\nall\\0, train\nall\\1 , train \n2, test\n3, val\n"),
         ("split.csv", "\ufeffsplit,name\ntrain,0\ntrain,1\ntest,2\nval,3\n"),
+        ("split.csv", "name,split\n0,train\n,\n1,train\n2,test\n3,val\n , \n,\n"),
         ("split.csv", "\ufeffCase;Part\r\n0;train\r\n1;train\r\n2;testing\r\n3;validation\r\n"),
         (
             "split.tsv",
