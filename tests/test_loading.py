@@ -790,6 +790,16 @@ def test_a_palette_mask_without_colours_is_refused(any_label: bool) -> None:
     assert not empty.any()
 
 
+def test_an_empty_palette_mask_may_be_as_large_as_the_limit_on_megapixels(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    file = io.BytesIO()
+    Image.fromarray(NONE).convert("P").save(file, "PNG")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", NONE.size // 3)  # Pillow refuses twice as many
+    mask, _ = decode_mask(file.getvalue(), 1)
+    assert not mask.any()
+
+
 def test_grey_and_palette_masks_with_transparency(tmp_path: Path) -> None:
     path = tmp_path / "mask.png"
     grey = Image.merge("LA", (Image.fromarray(FULL), Image.fromarray(SHAPE)))

@@ -110,9 +110,10 @@ def _hides_labels(content: bytes) -> bool:
     """Whether several entries of a PNG's palette are used in a picture that shows only one colour."""
     if not content.startswith(b"\x89PNG") or content[25] != 3:
         return False
-    from PIL import Image  # here, since predicting without PyTorch may lack it
+    from PIL import PngImagePlugin  # here, since predicting without PyTorch may lack it
 
-    with Image.open(io.BytesIO(content), formats=["PNG"]) as picture:
+    # unlike Image.open, it has no limit on pixels beside that of `decode`
+    with PngImagePlugin.PngImageFile(io.BytesIO(content)) as picture:
         low, high = picture.getextrema()
     return low != high
 
