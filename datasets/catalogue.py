@@ -11,6 +11,7 @@ from utils.data_set_names import canonical_name
 from utils.errors import UserError
 
 IMAGE_EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
+DICOM_SUFFIXES = (".dcm", ".dicom")
 
 
 @dataclass(frozen=True)
@@ -133,7 +134,7 @@ CATALOGUE: dict[str, DatasetSpec] = {
 def without_extension(name: str) -> str:
     """The name of a case from that of its file, which may also be without extension."""
     stem, dot, extension = name.rpartition(".")
-    return stem if dot + extension.lower() in IMAGE_EXTENSIONS else name
+    return stem if dot + extension.lower() in (*IMAGE_EXTENSIONS, *DICOM_SUFFIXES) else name
 
 
 def spec_for(name: str) -> DatasetSpec:

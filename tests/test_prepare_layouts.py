@@ -631,6 +631,25 @@ def test_names_of_groups_may_carry_spaces_and_extensions(
     assert "patients.csv has no group for 1 of 10 cases" in error and "'9'" in error
 
 
+def test_names_of_tables_may_be_those_of_dicom_files(own: list[str], tmp_path: Path) -> None:
+    for part in ("images", "masks"):  # a case that is called as a file is
+        (tmp_path / part / "9.png").rename(tmp_path / part / "9.dcm.png")
+    names = [f"{i}{('.dcm', '.DCM', '.dicom')[i % 3]}" for i in range(9)] + ["9.dcm"]
+    groups, split = tmp_path / "patients.csv", tmp_path / "split.csv"
+    groups.write_text("case,patient\n" + "".join(f"all/{n},p{n[0]}\n" for n in names))
+    parts = ["test"] * 2 + ["train"] * 8
+    split.write_text("name,split\n" + "".join(map("{},{}\n".format, names, parts)))
+    assert prepare([*own, "--groups", str(groups), "--splits", str(split)]) == 0
+    folder = tmp_path / "data" / "mine"
+    cases = [*map(str, range(9)), "9.dcm"]
+    assert read_split(folder / "mine_train_test_names.json") == Split(
+        tuple(cases[2:]), tuple(cases[:2])
+    )
+    assert json.loads((folder / "groups.json").read_bytes()) == {
+        case: f"p{case[0]}" for case in cases
+    }
+
+
 def test_cases_without_a_patient_are_not_of_one(tmp_path: Path) -> None:
     table = tmp_path / "patients.csv"
     table.write_text("case,patient\n0,A\n1,A\n2,\n3, \n")
@@ -641,7 +660,7 @@ def test_groups_of_other_cases_are_refused(
     own: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     table = tmp_path / "patients.csv"
-    table.write_text("case,patient\nscan_1,A\nscan_2,B\n")
+    table.write_text("case,patient\nscan_1,A\nscan_2.png,B\n")
     assert prepare([*own, "--groups", str(table)]) == 2
     error = capsys.readouterr().err
     assert "names none of the cases: it holds 'scan_1', 'scan_2', the cases are '0', '1'" in error

@@ -1,7 +1,8 @@
 """Any image file as 8-bit RGB, with the pixels that training would read from the same file.
 
-Formats: PNG, JPEG, BMP and TIFF, grey or colour, with alpha (dropped) or 16 bits, turned as their
-orientation tag says; DICOM single frames. The declared size is checked before anything is decoded.
+Formats: PNG, JPEG, BMP and TIFF, grey or colour, with alpha (dropped, but see `decode`) or 16 bits,
+turned as their orientation tag says; DICOM single frames. The declared size is checked before
+anything is decoded.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from datasets.catalogue import IMAGE_EXTENSIONS
+from datasets.catalogue import DICOM_SUFFIXES, IMAGE_EXTENSIONS
 from datasets.image_files.decoding import (
     AS_STORED,
     MAX_MEGAPIXELS,
@@ -25,7 +26,6 @@ from datasets.image_files.dicom import read_dicom
 from datasets.image_files.headers import ImageError, UnknownFormatError, orientation, zero_is_white
 from datasets.image_files.windowing import Window, dark_note, may_be_dark, scale_to_8_bit
 
-DICOM_SUFFIXES = (".dcm", ".dicom")
 SUFFIXES = (*IMAGE_EXTENSIONS, *DICOM_SUFFIXES)
 BYTES_A_PIXEL = 8  # RGBA in 16 bits, the most that an uncompressed file needs
 HEADER_BYTES = 16 << 20

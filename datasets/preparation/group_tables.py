@@ -25,9 +25,9 @@ def read_group_table(
 
     `columns` are the headers of name and group. Without them, and `or_first_two` where the table has
     others, the first two columns are meant. A `.tab` or `.tsv` may be separated by tabs. Names may carry
-    an image extension and folders; names and groups are returned in Unicode NFC; rows without a group are
-    left out. Raises UserError where the file cannot be read, has no such columns, or names one case in two
-    groups.
+    an image extension, with and without which they are returned, as a case may be called `scan.dcm`, and
+    folders, which are left out. Names and groups are returned in Unicode NFC; rows without a group are left
+    out. Raises UserError where the file cannot be read, has no such columns, or names one case in two groups.
     """
     if path is None:
         return {}
@@ -51,9 +51,13 @@ def read_group_table(
     except (OSError, ValueError, IndexError, csv.Error) as error:
         raise UserError(f"{path}: expected a CSV with the columns {expected} ({error})") from None
     group_of: dict[str, str] = {}
+    as_written: dict[str, str] = {}
     conflicts: list[str] = []
-    for file_name, group in pairs:
-        case = without_extension(re.split(r"[/\\]", file_name)[-1])
+    for path_of_case, group in pairs:
+        file_name = re.split(r"[/\\]", path_of_case)[-1]
+        case = without_extension(file_name)
+        if group and case != file_name:
+            as_written[file_name] = group
         if group and group_of.setdefault(case, group) != group:
             conflicts.append(f"{case!r} in {group_of[case]!r} and in {group!r}")
     if conflicts:
@@ -63,7 +67,7 @@ def read_group_table(
             f"{path} names a case in two groups: {listed(conflicts, 5)}. Give each case one group"
             + (f". {_SWAPPED}" if swapped else "")
         )
-    return group_of
+    return group_of | {name: group for name, group in as_written.items() if name not in group_of}
 
 
 def _one_column(header: str) -> str:
@@ -99,10 +103,11 @@ def check_groups(table: Path | None, group_of: Mapping[str, str], split: Split) 
     if table is None or not missing:
         return
     if len(missing) == len(names):
+        named = dict.fromkeys(map(without_extension, group_of))
         cases = {without_extension(group) for group in group_of.values()}
         advice = "Write the case names into its column of names"
         raise UserError(
-            f"{table} names none of the cases: it holds {quoted(group_of, 3) or 'no groups'}, "
+            f"{table} names none of the cases: it holds {quoted(named, 3) or 'no groups'}, "
             f"the cases are {quoted(names, 3)}. {advice if cases.isdisjoint(names) else _SWAPPED}"
         )
     print(
