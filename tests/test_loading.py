@@ -33,7 +33,7 @@ from datasets.cases import (
     resize_image,
     resize_mask,
 )
-from datasets.image_files.decoding import decode
+from datasets.image_files.decoding import AS_STORED, decode, read_pixels
 from datasets.image_files.headers import ImageError
 from datasets.image_files.masks import aspect_ratio_differs, binary_mask, decode_mask
 from datasets.loading import (
@@ -621,6 +621,36 @@ def test_a_tiff_in_luma_and_chroma_is_read() -> None:
         Image.fromarray(noise).convert("YCbCr").save(file, "TIFF", compression=compression)
         difference = decode(file.getvalue(), cv2.IMREAD_COLOR)[..., ::-1] - noise.astype(int)
         assert np.abs(difference).max() <= 3
+
+
+@pytest.mark.parametrize("flags", [cv2.IMREAD_COLOR, cv2.IMREAD_GRAYSCALE, AS_STORED])
+@pytest.mark.parametrize("suffix", [".tif", ".png"])
+def test_transparency_does_not_darken_an_image(tmp_path: Path, suffix: str, flags: int) -> None:
+    """OpenCV multiplies the colours of a TIFF by its alpha channel."""
+    path = tmp_path / f"image{suffix}"
+    pixels = np.full((8, 8, 4), 128, np.uint8)
+    pixels[4:] = 0  # black, whatever its alpha
+    for alpha in (0, 254, 255):
+        pixels[0, 0, 3], pixels[0, 1:, 3], pixels[1:4, :, 3] = alpha, 255, 255
+        Image.fromarray(pixels).save(path)
+        if suffix == ".tif" and alpha < 255:
+            with pytest.raises(ImageError, match="would darken its colours; save it without"):
+                read_pixels(path, flags)
+        else:
+            image = read_pixels(path, flags)
+            assert (image[:4] == 128).all() and not image[4:].any()
+
+
+def test_a_tiff_mask_that_is_transparent_throughout_is_not_taken_for_empty() -> None:
+    def tiff(colours: np.ndarray, alpha: np.ndarray) -> bytes:
+        file = io.BytesIO()
+        Image.fromarray(np.dstack([colours, colours, colours, alpha])).save(file, "TIFF")
+        return file.getvalue()
+
+    with pytest.raises(ImageError, match="would darken its colours; save it without"):
+        decode_mask(tiff(SHAPE, NONE), 1)
+    assert np.array_equal(decode_mask(tiff(SHAPE, SHAPE), 1)[0], SHAPE > 0)
+    assert not decode_mask(tiff(NONE, NONE), 1)[0].any()
 
 
 @pytest.mark.parametrize("kind", ["uint8", "uint16", "int16"])

@@ -10,11 +10,15 @@ import functools
 import io
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from datasets.image_files.headers import (
+    TIFF_ALPHA,
+    TIFF_BITS,
     TIFF_COLOURS,
+    TIFF_NOT_MULTIPLIED,
     TIFF_YCBCR,
     ImageError,
     declared_size,
@@ -24,6 +28,9 @@ from datasets.image_files.headers import (
     may_have_sign,
 )
 from datasets.prepared import MANIFEST
+
+if TYPE_CHECKING:
+    from PIL.TiffImagePlugin import TiffImageFile
 
 MAX_MEGAPIXELS = 64
 AS_STORED = 6  # cv2.IMREAD_ANYDEPTH | cv2.IMREAD_ANYCOLOR, without importing it
@@ -58,8 +65,8 @@ def check_megapixels(width: int, height: int, max_megapixels: float) -> None:
 def decode(content: bytes, flags: int, max_megapixels: float = MAX_MEGAPIXELS) -> np.ndarray:
     """Decode an image by OpenCV with its `IMREAD_` flags, after `check_declared_size`.
 
-    Raises ImageError as that does, and where the content is damaged, cut short, or holds numbers of a
-    type that the flags cannot give.
+    Raises ImageError as that does, and where the content is damaged, cut short, holds numbers of a
+    type that the flags cannot give, or colours that OpenCV darkens by their transparency.
     """
     import cv2  # here, so that code which only needs the limits starts without it
 
@@ -77,7 +84,7 @@ def decode(content: bytes, flags: int, max_megapixels: float = MAX_MEGAPIXELS) -
     if pixels is None:
         raise ImageError("cannot be decoded: damaged or cut short")
     if is_tiff(content):
-        _check_tiff(content)
+        _check_tiff(content, flags)
     return pixels
 
 
@@ -97,8 +104,15 @@ def _check_tiff_numbers(content: bytes, flags: int, decoded: bool) -> None:
         )
 
 
-def _check_tiff(content: bytes) -> None:
-    """ImageError for a damaged TIFF, of which OpenCV returns pixels nevertheless."""
+def _check_tiff(content: bytes, flags: int) -> None:
+    """ImageError for a TIFF that is damaged or transparent, of which OpenCV returns pixels nevertheless.
+
+    A mask may be transparent in part, as long as anything of it is left.
+    """
+    import cv2
+
+    in_8_bits = not flags & cv2.IMREAD_ANYDEPTH
+    is_mask = not in_8_bits and flags != AS_STORED
     try:
         from PIL.TiffImagePlugin import TiffImageFile  # comes with torchvision
     except ImportError:
@@ -112,11 +126,30 @@ def _check_tiff(content: bytes) -> None:
             # of these Pillow misjudges the length
             if not (uncompressed and image.tag_v2.get(TIFF_COLOURS) == TIFF_YCBCR):
                 image.load()
+            alpha = _alpha_of_colours(image, in_8_bits)
     except OSError as error:
         if "not available" not in str(error):  # a Pillow that was built without this compression
             raise ImageError(f"the TIFF is damaged ({error})") from None
+        return
     except Exception:  # of a kind that Pillow does not read, as 16 bits with a sign
         return
+    if alpha.size and (alpha.max() == 0 if is_mask else alpha.min() < 255):
+        raise ImageError(
+            "the TIFF's transparency (alpha channel) would darken its colours; save it without transparency"
+        )
+
+
+def _alpha_of_colours(image: TiffImageFile, in_8_bits: bool) -> np.ndarray:
+    """Alpha (N,) of what is not black in a TIFF whose colours OpenCV multiplies by it; of others, none.
+
+    With alpha that is kept apart from the colours, it does so, but for 16 bits that stay 16.
+    """
+    if image.mode != "RGBA" or image.tag_v2.get(TIFF_ALPHA) != (TIFF_NOT_MULTIPLIED,):
+        return np.empty(0, np.uint8)
+    if not in_8_bits and image.tag_v2.get(TIFF_BITS) != (8, 8, 8, 8):
+        return np.empty(0, np.uint8)
+    pixels = np.asarray(image)
+    return pixels[..., 3][pixels[..., :3].any(axis=2)]
 
 
 def read_stored(path: Path) -> tuple[bytes, float]:
