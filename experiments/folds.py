@@ -16,11 +16,10 @@ from engine.runs.training_record import (
     TrainingRecord,
 )
 from scoring.results import Results, read_results, recorded_groups
-from scoring.validated_runs import find_results
+from scoring.validated_runs import check_of_present_weights, find_results, scored_checkpoint
 from utils.config import Config
 from utils.config_keys import CHANGEABLE_ON_RESUME
 from utils.errors import UserError, listed
-from utils.files import sha256
 from utils.runs import HELD_OUT_PREFIX
 
 OF_ONE_FOLD = (
@@ -77,12 +76,7 @@ def held_out_command(run: Path) -> str:
 def read_fold(run: Path, dataset: str | None = None) -> Fold:
     """The held-out scores of a run, or those of its checkpoint to which the folder `run` belongs."""
     results = read_results(find_results(run, dataset, HELD_OUT_PREFIX, held_out_command(run)))
-    made_with = results.summary["provenance"]
-    # the run, or a checkpoint's folder in it, or one of a --name in either
-    near = list(results.folder.parents)[:3]
-    folder = next((path for path in near if (path / "config.yaml").is_file()), near[0])
-    checkpoint = folder / Path(made_with.get("checkpoint", "best_model.pth")).name
-    record = TrainingRecord.read(checkpoint)
+    record = TrainingRecord.read(scored_checkpoint(results))
     if record.config is None or record.cases is None:
         raise UserError(
             f"{results.folder} does not lie in the folder of a run, whose config.yaml and {CASES_FILE} say which fold "
@@ -91,14 +85,10 @@ def read_fold(run: Path, dataset: str | None = None) -> Fold:
     fold = Fold(results, record, record.config, record.cases)
     if not fold.config.folds:
         raise UserError(
-            f"{folder} was trained without folds (folds: 0): train one run for each fold, with folds=5 and fold=0 "
+            f"{fold.folder} was trained without folds (folds: 0): train one run for each fold, with folds=5 and fold=0 "
             "to fold=4, and score each with --held-out"
         )
-    scored = made_with.get("sha256", {}).get("checkpoint")
-    if scored and checkpoint.is_file() and sha256(checkpoint) != scored:
-        raise UserError(
-            f"{results.folder} holds the scores of earlier weights than {checkpoint} has now: run {fold.command} again"
-        )
+    check_of_present_weights(results, record.checkpoint, fold.command)
     return fold
 
 

@@ -7,7 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from scoring.results import CSV_NAME, Results, Summary, read_results
-from scoring.validated_runs import check_same_cases, label_runs
+from scoring.validated_runs import (
+    check_of_present_weights,
+    check_same_cases,
+    label_runs,
+    scored_checkpoint,
+)
 from utils.errors import UserError
 from utils.runs import RESULTS_PREFIX
 
@@ -40,7 +45,7 @@ def collect(runs: Sequence[Path]) -> dict[tuple[str, str], Summary]:
 
 
 def read_run(run: Path) -> list[Results]:
-    """The validations in a run folder, at least one and all of the same weights."""
+    """The validations in a run folder, at least one and all of the weights that the run has now."""
     folders = sorted(path.parent for path in run.glob(f"{RESULTS_PREFIX}*/{CSV_NAME}"))
     if not folders:
         raise UserError(f"{run} holds no {RESULTS_PREFIX}*: run valid.py on it first")
@@ -60,6 +65,7 @@ def read_run(run: Path) -> list[Results]:
             f"{first} and {second} are of different weights, and a row of the matrix is one model; run "
             "valid.py again on both data sets"
         )
+    check_of_present_weights(validations[0], scored_checkpoint(validations[0]))
     return validations
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from scoring.results import CSV_NAME, Results, read_results
 from utils.errors import UserError, listed
+from utils.files import sha256
 from utils.runs import RESULTS_PREFIX
 
 NAMES_SHOWN = 5
@@ -22,8 +23,28 @@ def read_runs(paths: Sequence[Path], dataset: str | None) -> dict[str, Results]:
         raise UserError(f"one run given ({paths[0]}); name at least two to compare")
     folders = [find_results(path, dataset) for path in paths]
     runs = dict(zip(label_runs(folders), map(read_results, folders), strict=True))
+    for results in runs.values():
+        check_of_present_weights(results, scored_checkpoint(results))
     check_comparable(runs)
     return runs
+
+
+def scored_checkpoint(results: Results) -> Path:
+    """Where the scored checkpoint is, unless it has been moved: in the folder of the run."""
+    inside = results.folder.parents or results.folder.resolve().parents
+    # the run, or a checkpoint's folder in it, or one of a --name in either
+    near = list(inside)[:3]
+    folder = next((path for path in near if (path / "config.yaml").is_file()), near[0])
+    return folder / Path(results.summary["provenance"].get("checkpoint", "best_model.pth")).name
+
+
+def check_of_present_weights(results: Results, checkpoint: Path, command: str = "valid.py") -> None:
+    """UserError if the checkpoint has changed since it was scored; one that is not there is taken to fit."""
+    scored = results.summary["provenance"].get("sha256", {}).get("checkpoint")
+    if scored and checkpoint.is_file() and sha256(checkpoint) != scored:
+        raise UserError(
+            f"{results.folder} holds the scores of earlier weights than {checkpoint} has now: run {command} again"
+        )
 
 
 def find_results(

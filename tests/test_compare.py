@@ -23,6 +23,7 @@ from scoring.summary_text import format_summary
 from scoring.validated_runs import read_runs
 from tests.drawn_figures import keep_figures
 from utils.errors import UserError
+from utils.files import sha256
 
 
 def validated(
@@ -179,6 +180,58 @@ def test_a_folder_that_cannot_be_written_is_one_line(tmp_path, two_runs, domains
         run_compare(*two_runs, "--out", taken)
     with pytest.raises(UserError, match="taken"):
         cross_domain.main([*map(str, domains), "--out", str(taken)])
+
+
+@pytest.fixture
+def trained_on_after_validation(tmp_path: Path) -> list[Path]:
+    """Two runs; the best checkpoint of the second has changed since it was scored."""
+    runs = [tmp_path / name / "epochs_9" for name in "ab"]
+    for run in runs:
+        run.mkdir(parents=True)
+        (run / "config.yaml").touch()
+        (run / "best_model.pth").write_bytes(b"as scored")
+        provenance = {
+            "trained_on": run.parent.name,
+            "data_set": "busi",
+            "checkpoint": "/where/it/was/trained/best_model.pth",
+            "sha256": {"checkpoint": sha256(run / "best_model.pth")},
+        }
+        for folder in (run, run / "tta"):
+            validated(folder / "valid_results_busi", 0, count=4, provenance=provenance)
+    (runs[1] / "best_model.pth").write_bytes(b"better")
+    return runs
+
+
+@pytest.mark.parametrize("of", ["", "valid_results_busi", "tta"])
+def test_scores_of_earlier_weights_are_not_compared(
+    tmp_path: Path, trained_on_after_validation: list[Path], of: str
+) -> None:
+    runs = [run / of for run in trained_on_after_validation]
+    message = r"b/epochs_9\S*/valid_results_busi holds the scores of earlier weights .*run valid\.py again"
+    with pytest.raises(UserError, match=message):
+        run_compare(*runs, "--out", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    (trained_on_after_validation[1] / "best_model.pth").unlink()
+    run_compare(*runs, "--out", tmp_path / "out")
+
+
+def test_a_folder_of_results_is_compared_from_within_it(
+    tmp_path: Path, trained_on_after_validation: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = (run / "valid_results_busi" for run in trained_on_after_validation)
+    monkeypatch.chdir(second)
+    with pytest.raises(UserError, match="holds the scores of earlier weights"):
+        run_compare(first, ".", "--out", tmp_path / "out")
+
+
+def test_scores_of_earlier_weights_are_not_put_into_the_matrix(
+    trained_on_after_validation: list[Path],
+) -> None:
+    assert len(collect(trained_on_after_validation[:1])) == 1
+    with pytest.raises(
+        UserError, match=r"b/epochs_9/valid_results_busi holds the scores of earlier weights"
+    ):
+        collect(trained_on_after_validation)
 
 
 def test_runs_that_cannot_be_compared_are_refused(tmp_path, two_runs):
