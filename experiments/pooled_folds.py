@@ -170,9 +170,11 @@ def shared_provenance(folds: Sequence[Fold]) -> dict[str, Any]:
         said += " (the best epoch), so that the scores are a little too high"
     seen = [each.get("test_cases_trained_on") for each in all_of]
     starts = dict.fromkeys(each["init_weights"] for each in all_of if each.get("init_weights"))
+    teachers = dict.fromkeys(teacher for each in all_of for teacher in each.get("teachers", ()))
     return shared | {
         "selection": said,
         "init_weights": ", ".join(starts) or None,
+        "teachers": list(teachers),
         "test_cases_trained_on": sorted(name for names in seen for name in names or ()),
         "trained_on_another_split": any(seen),
     }

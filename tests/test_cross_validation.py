@@ -292,14 +292,17 @@ def test_each_fold_may_have_its_own_teachers(tmp_path: Path) -> None:
         write_fold(
             tmp_path,
             fold,
-            f"teachers=[of_fold_{fold}.pth]",
+            f"teachers=[of_all.pth,of_fold_{fold}.pth]",
             environment={"sha256": hashes | {"file of one of the teachers": f"{fold}"}},
-            made_with={"teachers": [f"of_fold_{fold}.pth"]},
+            made_with={"teachers": ["of_all.pth", f"of_fold_{fold}.pth"]},
         )
         for fold in range(3)
     ]
     run_program(*runs, "--out", tmp_path / "out")
-    assert "teachers" not in read_results(tmp_path / "out").summary["provenance"]
+    teachers = ["of_all.pth", *(f"of_fold_{fold}.pth" for fold in range(3))]
+    assert read_results(tmp_path / "out").summary["provenance"]["teachers"] == teachers
+    page = (tmp_path / "out" / "cross_validation.md").read_text()
+    assert f"learned from the predictions of {', '.join(teachers)}" in page
 
 
 def test_a_mean_that_one_fold_alone_has_is_without_a_deviation(tmp_path: Path) -> None:
