@@ -52,8 +52,12 @@ def find_results(
 ) -> Path:
     """The folder of validation results that `run` is or holds; `command` would write it."""
     if (run / CSV_NAME).is_file():
-        if dataset and run.name != prefix + dataset:
-            raise UserError(f"{run} is not of --dataset {dataset}; give the run folder instead")
+        provenance = read_results(run).summary["provenance"]
+        scored_on = provenance.get("data_set", run.name.removeprefix(prefix))
+        if dataset and dataset != scored_on:
+            raise UserError(
+                f"{run} is not of --dataset {dataset}; give the run folder instead, or results on {dataset}"
+            )
         return run
     if not run.is_dir():
         raise UserError(f"{run} is not a folder; expected ckpt/<experiment>/epochs_<N>")

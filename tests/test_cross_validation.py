@@ -328,6 +328,16 @@ def test_two_systems_are_compared_over_all_folds(
     assert expected.mean() < 0
 
 
+def test_pooled_folds_are_of_the_data_set_whose_cases_they_score(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        run_program(*write_folds(tmp_path / name), "--out", tmp_path / "cv" / name)
+    pooled = [str(tmp_path / "cv" / name) for name in ("one", "two")]
+    out = str(tmp_path / "comparison")
+    compare.main([*pooled, "--dataset", "blobs", "--out", out])
+    with pytest.raises(UserError, match=r"cv/one is not of --dataset spots.*or results on spots"):
+        compare.main([*pooled, "--dataset", "spots", "--out", out])
+
+
 def test_a_run_without_held_out_scores_is_told_the_command(tmp_path: Path) -> None:
     runs = write_folds(tmp_path)
     scores = runs[1] / "held_out_results_blobs"
