@@ -20,13 +20,15 @@ import numpy as np
 from scoring.groups import NOTHING_KNOWN, KnownGroups
 from scoring.metrics import METRICS, SIZES, CaseScores, EmptyRule
 from scoring.statistics import CONFIDENCE, RESAMPLES, SEED, describe
-from utils.errors import UserError
+from utils.errors import UserError, listed
 from utils.files import atomic_write
 from utils.tables import csv_text
+from utils.typed_json import misfits
 
 COLUMNS = ("Name", *METRICS, *SIZES)
 CSV_NAME = "results.csv"
 SUMMARY_NAME = "summary.json"
+MISFITS_SHOWN = 3
 WITH_LESION = "Dice, with lesion"
 """What the mean Dice over the cases whose truth is not empty is called, in every output."""
 
@@ -269,10 +271,15 @@ def read_results(folder: Path) -> Results:
             f"{path}: hd95.rule is {summary['hd95'].get('rule')!r}, expected {' or '.join(get_args(EmptyRule))}; "
             "run valid.py again"
         )
+    if wrong := misfits(summary, Summary):
+        raise UserError(
+            f"{path} is edited, or of another version: missing, or not as valid.py writes it, is "
+            f"{listed(wrong, MISFITS_SHOWN)}. Run valid.py again"
+        )
     for metric in METRICS:
         mean = float(column(scores, metric).mean())
-        said = summary["metrics"].get(metric, {}).get("mean", math.nan)
-        if not math.isclose(said, mean, rel_tol=1e-9, abs_tol=1e-12):
+        said = summary["metrics"].get(metric, {}).get("mean")
+        if said is None or not math.isclose(said, mean, rel_tol=1e-9, abs_tol=1e-12):
             raise UserError(
                 f"{path} does not belong to {CSV_NAME} beside it: the mean of {metric} is {said} there and {mean} "
                 "here. Was a validation stopped while it wrote them? Run valid.py again"

@@ -48,7 +48,7 @@ def names(count: int) -> list[str]:
 
 def write(path: Path, cases: list[ReportCase], max_side: int = 512) -> dict[str, CaseScores]:
     scores = score_cases((case.name, case.probability >= THRESHOLD, case.truth) for case in cases)
-    provenance = {"model": {"name": "<tiny>"}}
+    provenance = {"environment": {"name": "<tiny>"}}
     summary = write_results(path.parent, scores, provenance=provenance, leaked=["case 3"])
     write_report(
         path,

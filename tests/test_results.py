@@ -5,6 +5,9 @@ from __future__ import annotations
 import csv
 import json
 import math
+import re
+from functools import reduce
+from operator import getitem
 from typing import Any
 
 import numpy as np
@@ -25,6 +28,7 @@ from scoring.statistics import bootstrap_interval
 from scoring.validated_runs import check_same_cases
 from utils.errors import UserError
 from utils.files import atomic_write
+from utils.typed_json import MISSING
 
 PROVENANCE = {"model": "litevae", "checkpoint_chosen_by": "validation Dice", "threshold": 0.5}
 
@@ -248,6 +252,40 @@ def test_a_summary_without_its_parts_is_refused(tmp_path, scores, key, value, me
     summary = write_results(tmp_path, scores, provenance=PROVENANCE) | {key: value}
     (tmp_path / "summary.json").write_text(json.dumps(summary))
     with pytest.raises(UserError, match=message):
+        read_results(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("where", "value"),
+    [
+        ("misses", MISSING),
+        ("missed_cases", [1]),
+        ("without_leaked", MISSING),
+        ("without_leaked", {"dropped": []}),
+        ("bootstrap.by", MISSING),
+        ("bootstrap.groups", None),
+        ("hd95.detected", []),
+        ("metrics.DSC", []),
+        ("metrics.DSC.mean", None),
+        ("metrics.DSC.ci95", MISSING),
+        ("metrics.IoU.ci95", [0.1, "high"]),
+        ("provenance.threshold", "0.5"),
+        ("provenance.sha256", None),
+        ("group_of.case_01", 3),
+    ],
+)
+def test_an_edited_summary_is_refused_with_what_does_not_fit(tmp_path, scores, where, value):
+    summary: Any = write_results(tmp_path, scores, provenance=PROVENANCE)
+    *sections, key = where.split(".")
+    section = reduce(getitem, sections, summary)
+    section.pop(key, None)
+    if value is not MISSING:
+        section[key] = value
+    (tmp_path / "summary.json").write_text(json.dumps(summary))
+    named = where if where != "metrics.DSC.mean" else "the mean of DSC is None there"
+    with pytest.raises(
+        UserError, match=rf"summary\.json .*{re.escape(named)}.*Run valid\.py again"
+    ):
         read_results(tmp_path)
 
 
