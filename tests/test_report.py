@@ -495,6 +495,13 @@ def test_a_link_to_a_case_opens_it(page, report):
     page.wait_for("case 7")
 
 
+def test_a_link_to_no_case_opens_the_worst(page, report):
+    for end in ("#50%", "#no case"):
+        page.browser.get("about:blank")
+        page.browser.get(report[0].as_uri() + end)
+        assert page.opened == page.listed()[0]
+
+
 @pytest.mark.parametrize("width", [360, 800, 1400])
 def test_nothing_is_wider_than_the_screen(page, width):
     metrics = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width < 600}
