@@ -6,7 +6,8 @@ written one case at a time, as text that the browser decodes when the case is sh
     image          WebP
     truth          PNG, 0 or 255
     probability    PNG of steps: how many of the slider's levels do not exceed the probability, so
-                   that the browser's mask at every level is exactly `probability >= level`
+                   that the browser's mask at every level is exactly `probability >= level`; `valid.py` gives
+                   the probability as it is saved, in 16 bits
 """
 
 from __future__ import annotations
