@@ -916,6 +916,55 @@ def test_files_folders_and_patterns_are_found(tmp_path: Path) -> None:
         find_jobs(["a" * 256], False, out)
 
 
+def test_predictions_of_another_run_are_no_images(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder, out = picture_folder(tmp_path / "scans", 2), tmp_path / "scans" / "second"
+    for earlier, kind in itertools.product(("first", "second"), ("masks", "overlays")):
+        picture_folder(folder / earlier / kind, 2)
+        (folder / earlier / "predictions.csv").touch()
+    picture_folder(folder / "study" / "masks", 1)  # of a data set
+
+    def found(*inputs: object, recursive: bool = False) -> list[str]:
+        caplog.clear()
+        jobs = find_jobs([str(text) for text in inputs], recursive, out)
+        return [str(job.path.relative_to(folder)) for job in jobs]
+
+    told = [f"predictions of predict.py skipped in {folder / 'first'}"]
+    scans = ["scan_0.png", "scan_1.png"]
+    assert found(folder, recursive=True) == [*scans, "study/masks/scan_0.png"]
+    assert caplog.messages == told
+    assert sorted(found(folder / "**" / "*.png")) == [*scans, "study/masks/scan_0.png"]
+    assert caplog.messages == told
+    assert found(folder) == scans and not caplog.messages
+    named = folder / "first" / "masks" / "scan_0.png"
+    assert found(named) == ["first/masks/scan_0.png"], "a file that is named is taken"
+    with pytest.raises(UserError, match=r"it matches none; predictions .* skipped in .*first$"):
+        found(folder / "first" / "masks" / "*.png")
+
+
+def test_folders_of_predictions_among_the_inputs_are_passed_over(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As the shell writes `scans/*` where `--out` and an earlier one lie in it."""
+    folder = picture_folder(tmp_path / "scans", 2)
+    first, out = folder / "first", folder / "second"
+    for earlier in (first, out):
+        picture_folder(earlier / "masks", 2)
+        (earlier / "predictions.csv").touch()
+    scans = [folder / "scan_0.png", folder / "scan_1.png"]
+    for recursive in (False, True):
+        jobs = find_jobs([str(path) for path in (first, *scans, out)], recursive, out)
+        assert [job.path for job in jobs] == scans
+        assert caplog.messages == [f"predictions of predict.py skipped in {first}"]
+        caplog.clear()
+    for alone in (first, out):
+        with pytest.raises(UserError, match=f"{alone}: no images"):
+            find_jobs([str(alone)], False, out)
+    picture_folder(out, 1)  # where the images and their predictions share a folder
+    assert len(find_jobs([str(out)], False, out)) == 1
+
+
 def dicom_of_class(uid: str) -> bytes:
     """The first bytes of a DICOM file."""
     padded = uid.encode() + b"\0" * (len(uid) % 2)
@@ -1311,6 +1360,13 @@ def test_files_of_other_programs_are_spared(tmp_path: Path) -> None:
     # what a run leaves that was killed at once
     settings.write_text('{"weights_sha256": "1"}')
     output_folder(settings.parent).open([], resume=False, overwrite=False)
+
+
+def test_hidden_files_are_no_masks_of_a_data_set(tmp_path: Path) -> None:
+    (tmp_path / "masks").mkdir()
+    (tmp_path / "masks" / ".DS_Store").touch()
+    output_folder(tmp_path).open([], resume=False, overwrite=False)
+    assert (tmp_path / "settings.json").is_file()
 
 
 def test_a_file_in_place_of_the_folder_is_named(tmp_path: Path) -> None:

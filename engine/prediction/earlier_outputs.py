@@ -48,7 +48,7 @@ class EarlierOutputs:
                 f"{self._settings_file} is not of an earlier run, and would be replaced: name another folder by --out"
             )
         for name in OUTPUT_FOLDERS.values():
-            if (other := next((self.folder / name).glob("*"), None)) is not None:
+            if (other := next((self.folder / name).glob("[!.]*"), None)) is not None:
                 raise UserError(
                     f"{other} is no prediction of an earlier run, and predictions would lie among such files or "
                     "replace them: name another folder by --out"

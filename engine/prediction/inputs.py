@@ -14,7 +14,7 @@ from pathlib import Path
 
 from datasets.image_files.dicom import HEAD_BYTES, is_without_pixels
 from datasets.image_files.pictures import DICOM_SUFFIXES, SUFFIXES, is_dicom
-from engine.prediction.folder_layout import OUTPUT_FOLDERS
+from engine.prediction.folder_layout import OUTPUT_FOLDERS, is_used
 from utils.errors import UserError
 
 log = logging.getLogger("wavegms")
@@ -47,20 +47,24 @@ def find_jobs(inputs: Sequence[str], recursive: bool, out: Path) -> list[Job]:
 
     Folders, named or matched by a pattern, give their files with a known ending and DICOM files under
     any name, sorted by name. Skipped: hidden files, `out`, and earlier predictions in it; with a warning,
-    DICOM objects without pixels and images of other formats. Linked folders come last; no folder counts
-    twice. UserError lists inputs that do not exist or hold no image, and folders that cannot be read.
+    predictions in other folders, DICOM objects without pixels and images of other formats. A folder of
+    predictions may be named beside other inputs, as a shell's `*` does. Linked folders come last; no folder
+    counts twice. UserError lists inputs that do not exist or hold no image, and folders that cannot be read.
     """
     out = out.resolve()
     problems: list[str] = []
+    only_predictions: list[str] = []  # problems where there is nothing else
+    predicted: set[Path] = set()  # other folders than `out` that predictions are skipped in
     paths: dict[Path, Path] = {}  # by their place, as a folder can be reached in several ways
     skipped: dict[Path, str] = {}  # the same way; as `_kind` tells them
     place_of = functools.cache(Path.resolve)
     for text in inputs:
+        passed_over: set[Path] = set()
         try:
             Path(text).stat()
             matches, holder = [Path(text)], "this folder"
         except (FileNotFoundError, NotADirectoryError):
-            matches, holder = _matches(text, out), "the folders that match"
+            matches, holder = _matches(text, out, passed_over), "the folders that match"
         except OSError as error:
             problems.append(f"{text}: cannot be read: {error.strerror}")
             continue
@@ -69,7 +73,7 @@ def find_jobs(inputs: Sequence[str], recursive: bool, out: Path) -> list[Job]:
         others: dict[Path, str] = {}
         for path in matches:
             if path.is_dir():
-                for file in _files_in(path, recursive, out, unreadable):
+                for file in _files_in(path, recursive, out, unreadable, passed_over):
                     kind = _kind(file)
                     if kind == IMAGE:
                         images.append(file)
@@ -78,22 +82,30 @@ def find_jobs(inputs: Sequence[str], recursive: bool, out: Path) -> list[Job]:
             else:
                 images.append(path)
         problems += unreadable
+        if not images and is_used(Path(text)) and place_of(Path(text)) != out:
+            passed_over.add(place_of(Path(text)))
+        lines = (*_predicted_lines(passed_over), *_skipped_lines(others.values()))
+        told = "".join(f"; {line}" for line in lines)
         if not matches:
             hint = (
                 f". A key of the config is changed by --set {text}" if SETTING.match(text) else ""
             )
-            problems.append(f"{text}: no such file, and as a pattern it matches none{hint}")
+            problems.append(f"{text}: no such file, and as a pattern it matches none{told}{hint}")
         elif not images and not unreadable:
             hint = "" if recursive else "; --recursive includes subfolders"
-            told = "".join(f"; {line}" for line in _skipped_lines(others.values()))
-            problems.append(f"{text}: no images ({' '.join(SUFFIXES)}) in {holder}{told}{hint}")
+            problem = f"{text}: no images ({' '.join(SUFFIXES)}) in {holder}{told}{hint}"
+            (only_predictions if is_used(Path(text)) else problems).append(problem)
         skipped |= others
+        predicted |= passed_over
         for path in images:
             paths.setdefault(place_of(path.parent) / path.name, path)
+    if not paths:
+        problems += only_predictions
     if problems:
         raise UserError("nothing to predict:\n  " + "\n  ".join(problems))
     # one that is named, too, is not skipped
-    for line in _skipped_lines([kind for place, kind in skipped.items() if place not in paths]):
+    kinds = [kind for place, kind in skipped.items() if place not in paths]
+    for line in (*_skipped_lines(kinds), *_predicted_lines(predicted)):
         log.warning("%s", line)
     return [Job(name, path) for path, name in unique_names(list(paths.values())).items()]
 
@@ -116,19 +128,29 @@ def _skipped_lines(kinds: Collection[str]) -> list[str]:
     return lines
 
 
-def _matches(pattern: str, out: Path) -> list[Path]:
+def _predicted_lines(folders: Collection[Path]) -> list[str]:
+    """In which folders predictions are skipped."""
+    if not folders:
+        return []
+    others = f" and {len(folders) - 1} more" if len(folders) > 1 else ""
+    return [f"predictions of predict.py skipped in {min(folders)}{others}"]
+
+
+def _matches(pattern: str, out: Path, predicted: set[Path]) -> list[Path]:
     """The files and folders that a pattern matches, without earlier predictions."""
     found = sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207 - absolute patterns too
     return [
         path
         for path in map(Path, found)
-        if (path.is_file() and not _is_prediction(path.resolve().parent, out))
-        or (path.is_dir() and not _is_prediction(path.resolve(), out))
+        if (path.is_file() and not _is_prediction(path.resolve().parent, out, predicted))
+        or (path.is_dir() and not _is_prediction(path.resolve(), out, predicted))
     ]
 
 
-def _files_in(folder: Path, recursive: bool, out: Path, unreadable: list[str]) -> Iterator[Path]:
-    for parent, files in _folders_in(folder, recursive, out, unreadable):
+def _files_in(
+    folder: Path, recursive: bool, out: Path, unreadable: list[str], predicted: set[Path]
+) -> Iterator[Path]:
+    for parent, files in _folders_in(folder, recursive, out, unreadable, predicted):
         yield from (parent / name for name in sorted(files) if not name.startswith("."))
 
 
@@ -146,7 +168,7 @@ def _kind(path: Path) -> str:
 
 
 def _folders_in(
-    folder: Path, recursive: bool, out: Path, unreadable: list[str]
+    folder: Path, recursive: bool, out: Path, unreadable: list[str], predicted: set[Path]
 ) -> Iterator[tuple[Path, list[str]]]:
     """The folder and, if `recursive`, its subfolders, each once, with the names of their files.
 
@@ -172,13 +194,18 @@ def _folders_in(
                 if recursive
                 and not name.startswith(".")
                 and (place := (parent / name).resolve()) != out
-                and not _is_prediction(place, out)
+                and not _is_prediction(place, out, predicted)
             )
             waiting.extend(parent / name for name in folders if (parent / name).is_symlink())
 
 
-def _is_prediction(folder: Path, out: Path) -> bool:
-    return folder.parent == out and folder.name in OUTPUT_FOLDERS.values()
+def _is_prediction(folder: Path, out: Path, predicted: set[Path]) -> bool:
+    """Whether predictions go to the folder, or are there; then `predicted` gets its parent, unless `out`."""
+    if folder.name not in OUTPUT_FOLDERS.values():
+        return False
+    if folder.parent != out and is_used(folder.parent):
+        predicted.add(folder.parent)
+    return folder.parent == out or folder.parent in predicted
 
 
 def _head(path: Path) -> bytes:
