@@ -37,7 +37,8 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "--out",
         type=Path,
         metavar="FILE",
-        help="file to write, .onnx or .safetensors; default: model.onnx by the weights",
+        help="file to write, .onnx or .safetensors; default, by the weights: model.onnx for a best_model, else an .onnx "
+        "of the name of the weights",
     )
     several = parser.add_mutually_exclusive_group().add_argument
     runs: dict[str, Any] = {"type": Path, "nargs": "+", "default": [], "metavar": "DIR"}
@@ -85,7 +86,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     config, checkpoint = run
     if arguments.out is not None and arguments.out.resolve() == checkpoint.resolve():
         raise UserError(f"--out {arguments.out} is the checkpoint itself: name another file")
-    path = arguments.out or checkpoint.with_name("model.onnx")
+    name = "model" if checkpoint.stem == "best_model" else checkpoint.stem
+    path = arguments.out or checkpoint.with_name(f"{name}.onnx")
     check_target(path)  # before what takes minutes
     system = load_system(config, checkpoint)
     if as_weights:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -96,6 +97,20 @@ def test_a_baseline_exports_too(tmp_path: Path, vae: Path) -> None:
     write_run(folder, vae, "model=smp/Unet?encoder=resnet18")
     export.main(["--run", str(folder)])
     assert (folder / "model.onnx").is_file()
+
+
+def test_a_file_is_named_after_the_weights_that_it_holds(small: Path, tmp_path: Path) -> None:
+    from utils.files import sha256
+
+    folder = tmp_path / "epochs_1"
+    shutil.copytree(small, folder)
+    other = folder / "epoch_1.pth"
+    shutil.copy(folder / "best_model.pth", other)
+    (folder / "model.onnx").write_bytes(b"of the best model")
+    export.main(["--run", str(folder), "--weights", str(other)])
+    assert (folder / "model.onnx").read_bytes() == b"of the best model"
+    metadata = onnxruntime.InferenceSession(str(folder / "epoch_1.onnx")).get_modelmeta()
+    assert metadata.custom_metadata_map["sha256 checkpoint"] == sha256(other)
 
 
 def test_gms_exports_too(tmp_path: Path) -> None:

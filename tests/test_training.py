@@ -607,8 +607,12 @@ def test_a_new_start_leaves_no_results_of_the_old_run(
     ):
         (finished / name).mkdir(parents=True)
         (finished / name / "results.csv").write_text("of the old weights")
+    exported = [finished / "model.onnx", finished / "epoch_1.onnx"]
+    for path in exported:
+        path.touch()
     train.main(arguments(tmp_path, vae, "lr=0.1", "resume=never", "save_freq=5"))
     assert not list(finished.glob("**/results.csv"))
+    assert not any(path.exists() for path in exported)
     assert not list(finished.glob("epoch_*"))
 
 

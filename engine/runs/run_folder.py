@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("wavegms")
 
 LEFT_BY_A_RUN = (
-    "best_model.*", "epoch_*", "history.csv", "nonfinite.json", "curves.*", "logs/events.*",
+    "best_model.*", "epoch_*", "model.onnx", "history.csv", "nonfinite.json", "curves.*", "logs/events.*",
     "cross_domain", *RESULT_FOLDERS,
 )  # besides its states, and what a new one writes at once  # fmt: skip
 
