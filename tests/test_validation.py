@@ -29,6 +29,8 @@ from engine.validation.case_predictions import (
     mean_over_orientations,
     remove_other_predictions,
     save_each,
+    save_prediction,
+    written_alone,
 )
 from experiments import cross_validation
 from experiments.folds import read_folds
@@ -853,6 +855,39 @@ def test_a_folder_for_masks_keeps_test_and_held_out_cases_apart(
     (tmp_path / "blobs" / "images" / f"{held_out[0]}.png").write_bytes(b"no image")
     with pytest.raises(UserError, match="in held-out cases:"):
         valid.main([*run, "--held-out"])
+
+
+def test_a_second_validation_into_the_same_masks_is_refused(finished: Path, tmp_path: Path) -> None:
+    run = ["--run", str(finished)]
+    with written_alone(finished / "predicted_masks_blobs"):
+        with pytest.raises(UserError, match=r"writes masks into .*predicted_masks_blobs.*--name"):
+            valid.main(run)
+        assert not list(finished.glob("valid_results_*"))
+        valid.main([*run, "--name", "second"])
+        valid.main([*run, "--held-out"])
+    valid.main(run)
+
+
+def test_an_interrupted_validation_says_that_masks_are_mixed(
+    finished: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(folder: Path, prediction: Prediction, threshold: float) -> None:
+        if prediction.case.name == "case_11":
+            raise KeyboardInterrupt
+        save_prediction(folder, prediction, threshold)
+
+    def told(*options: str) -> bool:
+        monkeypatch.setattr("engine.validation.case_predictions.save_prediction", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            valid.main(["--run", str(finished), *options])
+        monkeypatch.undo()
+        text = capsys.readouterr().out
+        return "warning: stopped before its end: the masks in" in text and "same command" in text
+
+    assert not told(), "there are no scores that the masks may differ from"
+    valid.main(["--run", str(finished)])
+    assert told("threshold=0.0001")
+    assert not told("--name", "other")
 
 
 def test_held_out_cases_are_no_test_sets_of_a_matrix(finished: Path, tmp_path: Path) -> None:

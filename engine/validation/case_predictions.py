@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,6 +24,7 @@ from scoring.report import ReportCase
 from utils.errors import UserError
 from utils.files import atomic_write
 from utils.images import encode_png, from_16_bit, to_16_bit
+from utils.locks import FolderInUse, try_lock
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -140,6 +143,22 @@ def save_each(
     for prediction in predictions:
         save_prediction(folder, prediction, threshold)
         yield prediction.case.name, prediction.mask(threshold), prediction.truth
+
+
+@contextmanager
+def written_alone(folder: Path) -> Iterator[None]:
+    """Hold the lock of a folder of predictions; FolderInUse where another process writes into it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "valid.lock").open("ab") as file:
+        os.register_at_fork(after_in_child=file.close)  # loader processes must not hold the lock
+        alone = True
+        with suppress(UserError):  # the file system may have no locks
+            alone = try_lock(file)
+        if not alone:
+            raise FolderInUse(
+                f"another valid.py writes masks into {folder}: wait for it, stop it, or keep these apart by --name"
+            )
+        yield
 
 
 def remove_other_predictions(folder: Path, cases: Iterable[Case]) -> None:

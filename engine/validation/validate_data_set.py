@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,6 +21,7 @@ from engine.validation.case_predictions import (
     remove_other_predictions,
     report_cases,
     save_each,
+    written_alone,
 )
 from engine.validation.options import EvaluationOptions
 from scoring.case_scores import score_cases
@@ -77,7 +79,8 @@ def validate_data_set(
     `predicted_masks_<data set>` or `held_out_masks_<data set>`, the rest into `valid_results_<data set>` or
     `held_out_results_<data set>`. What a validation before left there of other cases is deleted once the new
     scores are written. With `predictions`, masks and probabilities go into that folder, in which nothing is
-    deleted. Returns the summary that is also written as summary.json.
+    deleted. Returns the summary that is also written as summary.json. FolderInUse while another process
+    writes the same masks.
     """
     config = loaded.config
     find = held_out_part if held_out else test_part
@@ -86,38 +89,54 @@ def validate_data_set(
     masks_prefix = HELD_OUT_MASKS_PREFIX if held_out else MASKS_PREFIX
     results = beside / f"{results_prefix}{data_set.name}"
     masks = predictions or beside / f"{masks_prefix}{data_set.name}"
-    predicted = predict_cases(
-        loaded.system,
-        scored.cases,
-        part_of(config, EvaluationOptions),
-        accelerator,
-        title=f"{scored.kind} cases",
-    )
-    scores = score_cases(
-        save_each(predicted, masks, config.threshold),
-        hd95_empty=config.hd95_empty,
-        workers=config.num_workers,
-        total=len(scored.cases),
-    )
-    replaced = replaced_settings(results, scored.made_with, config.hd95_empty)
-    summary = write_results(
-        results,
-        scores,
-        provenance=scored.made_with,
-        leaked=scored.leaked,
-        known=scored.known,
-        hd95_empty=config.hd95_empty,
-    )
-    if predictions is None:
-        remove_other_predictions(masks, scored.cases)
-    title = f"{network_name(config)} on {data_set.name}, {scored.kind} cases"
-    write_pictures(results, scored.cases, masks, scores, summary, title, config.threshold)
+    with written_alone(masks), mixture_told(masks, results):
+        predicted = predict_cases(
+            loaded.system,
+            scored.cases,
+            part_of(config, EvaluationOptions),
+            accelerator,
+            title=f"{scored.kind} cases",
+        )
+        scores = score_cases(
+            save_each(predicted, masks, config.threshold),
+            hd95_empty=config.hd95_empty,
+            workers=config.num_workers,
+            total=len(scored.cases),
+        )
+        replaced = replaced_settings(results, scored.made_with, config.hd95_empty)
+        summary = write_results(
+            results,
+            scores,
+            provenance=scored.made_with,
+            leaked=scored.leaked,
+            known=scored.known,
+            hd95_empty=config.hd95_empty,
+        )
+        if predictions is None:
+            remove_other_predictions(masks, scored.cases)
+        title = f"{network_name(config)} on {data_set.name}, {scored.kind} cases"
+        write_pictures(results, scored.cases, masks, scores, summary, title, config.threshold)
     if replaced:
         log.info("these scores replace others in %s, made with %s", results, " ".join(replaced))
     log.info(format_summary(data_set.name, summary, scored.kind))
     log.info("masks and probabilities: %s", masks)
     log.info("scores, examples.png and report.html: %s", results)
     return summary
+
+
+@contextmanager
+def mixture_told(masks: Path, results: Path) -> Iterator[None]:
+    """Warn, where this ends before its time, that an earlier validation's files may be replaced in part."""
+    earlier = (results / "summary.json").is_file()
+    try:
+        yield
+    except BaseException:
+        if earlier:
+            log.warning(
+                f"stopped before its end: the masks in {masks} may be partly of this validation, the scores and pictures "
+                f"in {results} wholly or partly of an earlier one. Run the same command again"
+            )
+        raise
 
 
 def test_part(loaded: LoadedRun, data_set: DataSet, precision: str) -> CasesToScore:
