@@ -14,8 +14,8 @@ Writes beside the checkpoint: predicted_masks_<dataset>/ and valid_results_<data
 than best_model.pth into a folder of its name (epoch_100/). With --held-out: held_out_masks_<dataset>/ and
 held_out_results_<dataset>/. Masks that an earlier validation left there, of cases that are not scored now,
 are deleted. With --name NAME all goes into a folder of that name there, so that scores made in another way
-do not replace these. With save_seg_img_path=DIR the masks go into DIR, those of held-out cases into
-DIR/held_out_masks, and none are deleted.
+do not replace these. With save_seg_img_path=DIR the masks go into DIR, in subfolders of the checkpoint's
+name and NAME as above, those of held-out cases into held_out_masks there, and none are deleted.
 """
 
 from __future__ import annotations

@@ -857,6 +857,20 @@ def test_a_folder_for_masks_keeps_test_and_held_out_cases_apart(
         valid.main([*run, "--held-out"])
 
 
+def test_a_folder_for_masks_keeps_names_and_checkpoints_apart(
+    finished: Path, tmp_path: Path
+) -> None:
+    masks, other = tmp_path / "masks", finished / "epoch_7.pth"
+    shutil.copy(finished / "best_model.pth", other)
+    run = ["--run", str(finished), f"save_seg_img_path={masks}"]
+    valid.main([*run, "--name", "low", "threshold=0.0001"])
+    valid.main([*run, "--name", "low", f"model_weight={other}"])
+    valid.main([*run, "--held-out", "--name", "low"])
+    written = {path.parent.parent for path in masks.rglob("binary/*.png")}
+    apart = {"low", "epoch_7/low", "low/held_out_masks"}
+    assert written == {masks / folder for folder in apart}
+
+
 def test_a_second_validation_into_the_same_masks_is_refused(finished: Path, tmp_path: Path) -> None:
     run = ["--run", str(finished)]
     with written_alone(finished / "predicted_masks_blobs"):

@@ -274,7 +274,8 @@ class Config(BaseModel):
     save_seg_img_path: FilePath | None = Field(
         None,
         description="Folder of predicted masks; null is one beside the checkpoint. In a folder that is named here, "
-        "valid.py deletes no masks of other cases, and puts those of held-out cases into `held_out_masks/`",
+        "valid.py deletes no masks of other cases. It puts those of a checkpoint other than best_model.pth and of a "
+        "`--name` into subfolders of these names, and those of held-out cases into `held_out_masks/`",
     )
     threshold: Annotated[float, Field(gt=0, lt=1)] = Field(
         0.5, description="Probability from which a pixel is foreground"

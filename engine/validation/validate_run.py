@@ -50,6 +50,8 @@ def validate_run(
     for data_set in opened:
         warn_of_other_preparation(checkpoint, data_set)
         predictions = config.save_seg_img_path
+        if predictions:
+            predictions /= results.relative_to(checkpoint.parent)
         if predictions and len(opened) > 1:  # whose cases may share names
             predictions = predictions / data_set.name
         if predictions and held_out:  # which are none of the test cases
