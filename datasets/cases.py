@@ -11,7 +11,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from datasets.catalogue import CATALOGUE, find_case, spec_for
+from datasets.catalogue import CATALOGUE, DatasetSpec, find_case, spec_for
 from datasets.image_files.decoding import read_pixels
 from datasets.image_files.headers import ImageError
 from datasets.image_files.masks import (
@@ -126,11 +126,16 @@ def own_split_file(folder: Path) -> Path:
     )
 
 
+def spec_of(split_file: Path) -> DatasetSpec:
+    """How the cases beside a split file are named: as in the published data set that the folder was prepared
+    from, whatever the split file is called, else as in the one that it is called by.
+    """
+    return CATALOGUE.get(prepared_name(split_file.parent)) or spec_for(data_set_name(split_file))
+
+
 def open_data_set(pickle_file_path: Path) -> DataSet:
     """Find every image and mask that the split file names.
 
-    They are named as those of the published data set that the folder was prepared from, whatever the split
-    file is called, else as those of the one that it is called by.
     Raises UserError with all missing files together.
     """
     split_file = find_split_file(pickle_file_path)
@@ -138,7 +143,7 @@ def open_data_set(pickle_file_path: Path) -> DataSet:
         log.info("%s is not there; taking %s", pickle_file_path, split_file)
     split = read_split(split_file)
     name, folder = data_set_name(split_file), split_file.parent
-    spec = CATALOGUE.get(prepared_name(folder)) or spec_for(name)
+    spec = spec_of(split_file)
     problems: list[str] = []
 
     def cases_named(names: Sequence[str]) -> tuple[Case, ...]:

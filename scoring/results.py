@@ -13,9 +13,11 @@ import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypedDict, cast, get_args
+from typing import Any, cast, get_args
 
 import numpy as np
+from pydantic import TypeAdapter, ValidationError
+from typing_extensions import TypedDict  # pydantic reads that of typing from Python 3.12 on only
 
 from scoring.groups import NOTHING_KNOWN, KnownGroups
 from scoring.metrics import METRICS, SIZES, CaseScores, EmptyRule
@@ -23,7 +25,6 @@ from scoring.statistics import CONFIDENCE, RESAMPLES, SEED, describe
 from utils.errors import UserError, listed
 from utils.files import atomic_write
 from utils.tables import csv_text
-from utils.typed_json import misfits
 
 COLUMNS = ("Name", *METRICS, *SIZES)
 CSV_NAME = "results.csv"
@@ -271,11 +272,14 @@ def read_results(folder: Path) -> Results:
             f"{path}: hd95.rule is {summary['hd95'].get('rule')!r}, expected {' or '.join(get_args(EmptyRule))}; "
             "run valid.py again"
         )
-    if wrong := misfits(summary, Summary):
+    try:
+        TypeAdapter(Summary).validate_python(summary, strict=True)
+    except ValidationError as error:
+        wrong = [".".join(map(str, problem["loc"])) for problem in error.errors()]
         raise UserError(
             f"{path} is edited, or of another version: missing, or not as valid.py writes it, is "
             f"{listed(wrong, MISFITS_SHOWN)}. Run valid.py again"
-        )
+        ) from error
     for metric in METRICS:
         mean = float(column(scores, metric).mean())
         said = summary["metrics"].get(metric, {}).get("mean")

@@ -28,7 +28,6 @@ from scoring.statistics import bootstrap_interval
 from scoring.validated_runs import check_same_cases
 from utils.errors import UserError
 from utils.files import atomic_write
-from utils.typed_json import MISSING
 
 PROVENANCE = {"model": "litevae", "checkpoint_chosen_by": "validation Dice", "threshold": 0.5}
 
@@ -253,6 +252,9 @@ def test_a_summary_without_its_parts_is_refused(tmp_path, scores, key, value, me
     (tmp_path / "summary.json").write_text(json.dumps(summary))
     with pytest.raises(UserError, match=message):
         read_results(tmp_path)
+
+
+MISSING = object()
 
 
 @pytest.mark.parametrize(

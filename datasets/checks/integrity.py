@@ -25,8 +25,8 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from datasets.cases import own_split_file
-from datasets.catalogue import DatasetSpec, find_case, spec_for
+from datasets.cases import own_split_file, spec_of
+from datasets.catalogue import DatasetSpec, find_case
 from datasets.checks.contact_sheets import contact_sheet, near_duplicate_sheet, write_sheet
 from datasets.checks.leaks import SameSourceGroups, grouped_with_train, same_source_file
 from datasets.checks.near_duplicates import (
@@ -48,7 +48,6 @@ from datasets.image_files.windowing import dark_note, may_be_dark
 from datasets.prepared import MANIFEST, read_metadata_groups
 from datasets.splits import Split, cases_by_group, read_split
 from scoring.groups import connected
-from utils.data_set_names import data_set_name
 from utils.files import atomic_write
 from utils.machine import available_cores
 
@@ -82,7 +81,7 @@ def check_data_set(folder: Path) -> CheckReport:
     split cannot be used.
     """
     split_file = own_split_file(folder)
-    spec = spec_for(data_set_name(split_file))
+    spec = spec_of(split_file)
     split = read_split(split_file)
     inspected, problems = _inspect_all(spec, folder, split)
     duplicates = find_near_duplicates(
