@@ -15,10 +15,12 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGE = (ROOT / "docs" / "results.md").read_text()
 SCORES = ROOT / "docs" / "results" / "busi_small_first"
 SMALL, LONGER, UPRIGHT, STRONG = "small first", "longer", "upright", "strong"
-GROWN, TAUGHT = "from 96 px", "taught"
+GROWN, TAUGHT, U_NET = "from 96 px", "taught", "U-Net from ImageNet"
 BEFORE = {LONGER: SMALL, UPRIGHT: SMALL, STRONG: UPRIGHT, GROWN: UPRIGHT, TAUGHT: GROWN}
 """Of which runs, with the seeds 1 and 2, the last column of a table has the mean."""
-SEEDS = dict.fromkeys((SMALL, LONGER, STRONG, GROWN, TAUGHT), (1, 2)) | {UPRIGHT: (1, 2, 3)}
+SEEDS = dict.fromkeys((SMALL, LONGER, STRONG, GROWN, TAUGHT), (1, 2)) | dict.fromkeys(
+    (UPRIGHT, U_NET), (1, 2, 3)
+)
 HEADINGS = {
     SMALL: "### Small images first, on a CPU\n",
     LONGER: "### Longer at 224 px\n",
@@ -26,6 +28,7 @@ HEADINGS = {
     STRONG: "### A stronger augmentation\n",
     GROWN: "### From 96 px, kept upright\n",
     TAUGHT: "### Learning from several models\n",
+    U_NET: "### A U-Net with weights from ImageNet\n",
 }
 WAYS = {
     "chosen on validation": "",
@@ -129,11 +132,11 @@ def test_all_these_rows_are_compared() -> None:
     known = {(kind, row) for kind in HEADINGS for row in WAYS if f"| {row} |" in section(kind)}
     missing = {row for row in known if f"{row[0]}, seed 2{WAYS[row[1]]}" not in CASES[0]}
     assert missing == {(LONGER, "with test-time augmentation")}
-    assert len(known - missing) == 23
+    assert len(known - missing) == 27
 
 
 def test_the_held_out_cases_are_those_of_the_page() -> None:
-    for kind in (UPRIGHT, STRONG, GROWN, TAUGHT):
+    for kind in (UPRIGHT, STRONG, GROWN, TAUGHT, U_NET):
         runs = [f"{kind}, seed {seed}" for seed in SEEDS[kind]]
         assert [sum(row["run"] == run for row in HELD_OUT) for run in runs] == [52] * len(runs)
         assert cells(kind, "held-out cases")[: len(runs) + 1] == rounded(*map(held_out_dice, runs))
@@ -205,7 +208,7 @@ def test_the_test_cases_are_those_of_the_published_split() -> None:
 def test_the_numbers_in_the_text_are_those_of_the_tables() -> None:
     plain = {kind: rounded(*(dice(f"{kind}, seed {s}") for s in (1, 2))) for kind in HEADINGS}
     front = " ".join(PAGE.partition("## How a system is scored")[0].split())
-    for kind, seeds in ((SMALL, (2,)), (SMALL, (1,)), (UPRIGHT, (1, 2, 3))):
+    for kind, seeds in ((SMALL, (2,)), (SMALL, (1,)), (UPRIGHT, (1, 2, 3)), (U_NET, (1, 2, 3))):
         runs = [f"{kind}, seed {seed}" for seed in seeds]
         of_runs = (
             [dice(r) for r in runs],
@@ -222,6 +225,35 @@ def test_the_numbers_in_the_text_are_those_of_the_tables() -> None:
     assert f"such as {of_three[-1]:.1f} by three models together" in readme
     without = {f"{dice(f'{SMALL}, seed {seed}', leaked=False):.1f}" for seed in (1, 2)}
     assert all(f"both {value} without the leaks found" in readme for value in without)
+
+
+def test_the_u_net_is_compared_with_the_runs_of_the_same_seeds() -> None:
+    text = " ".join(section(U_NET).split())
+    gains = [dice(f"{UPRIGHT}, seed {s}") - dice(f"{U_NET}, seed {s}") for s in (1, 2, 3)]
+    listed = "{:.1f}, {:.1f} and {:.1f}".format(*gains)
+    assert f"is {fmean(gains):.1f} points higher over the same seeds; by seed {listed}" in text
+
+
+def test_cases_that_no_model_finds_are_those_of_the_page() -> None:
+    text = " ".join(
+        PAGE.partition("### Cases that no model finds\n")[2].partition("\n## ")[0].split()
+    )
+    runs = [name for name in CASES[0] if re.fullmatch(r".*, seed \d", name)]
+    ours = [name for name in runs if not name.startswith(U_NET)]
+
+    def missed_by(names: list[str]) -> set[str]:
+        return {c["case"] for c in CASES if all(float(c[name]) < 0.5 for name in names)}
+
+    missed = missed_by(ours)
+    assert missed == set(re.findall(r"`((?:benign|malignant)_\d+)`", text)) and len(missed) == 8
+    assert len(missed_by(runs)) == 7
+    found = [c for c in CASES if c["case"] not in missed]
+    costs = [sum(1 - float(c[n]) for c in CASES if c["case"] in missed) / 1.3 for n in ours]
+    rest = [100 * fmean(float(c[name]) for c in found) for name in ours]
+    best = 100 * fmean(max(float(c[name]) for name in ours) for c in CASES)
+    assert f"cost each Wave-GMS model {min(costs):.1f} to {max(costs):.1f} points" in text
+    assert f"it reaches {min(rest):.1f} to {max(rest):.1f}" in text
+    assert f"the mean would be {best:.1f}." in text
 
 
 def test_pairs_that_the_check_misses_cost_what_the_page_says() -> None:
