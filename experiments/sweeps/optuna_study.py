@@ -180,9 +180,7 @@ def _study_name(sweep: Sweep) -> str:
 def _opening_error(sweep: Sweep, error: Exception) -> UserError:
     """Says why the storage of the study cannot be opened."""
     storage = "the storage of the study" if sweep.settings.storage else str(_file(sweep))
-    if isinstance(
-        error, RuntimeError
-    ):  # its tables are those of another version, and Optuna says what to do
+    if isinstance(error, RuntimeError):  # tables of another version: Optuna says what to do
         return UserError(f"cannot open {storage}: {error}")
     if sweep.settings.storage:
         return UserError(
