@@ -1,7 +1,9 @@
 """The losses of Wave-GMS, and the Dice coefficient and IoU that training shows and is chosen by.
 
 Source: Wave-GMS (arXiv 2510.03216), section 2; GMS (arXiv 2403.18198), section 2.3. The focal Tversky
-loss is that of Abraham and Khan (arXiv 1810.07842), section 3.1.
+loss is that of Abraham and Khan (arXiv 1810.07842), section 3.1. That overlap is the lesser of probability and
+mask, which for masks of 0 and 1 is their product, is from Wang et al. (arXiv 2303.16296), section 3: so the
+losses of a mask with values between are least where the prediction equals it.
 
 Shapes: latents (B, 4, h, w); probability and mask (B, 1, H, W), both in [0, 1]. Results are scalars.
 """
@@ -55,7 +57,7 @@ def latent_matching_loss(
 
 def dice_loss(probability: Tensor, mask: Tensor) -> Tensor:
     """One less the soft Dice of each sample (1e-5 added above and below), mean over the batch."""
-    overlap = (probability * mask).sum(dim=(1, 2, 3))
+    overlap = torch.minimum(probability, mask).sum(dim=(1, 2, 3))
     size = probability.sum(dim=(1, 2, 3)) + mask.sum(dim=(1, 2, 3))
     return 1 - ((2 * overlap + SMOOTH) / (size + SMOOTH)).mean()
 
@@ -67,9 +69,10 @@ def focal_tversky_loss(probability: Tensor, mask: Tensor) -> Tensor:
     where the index approaches 1, so the loss is constant from 1 - 1e-5 on. An empty mask has loss 0
     (but for that bound) with an empty prediction, else 1.
     """
-    overlap = (probability * mask).sum(dim=(1, 2, 3))
-    missed = ((1 - probability) * mask).sum(dim=(1, 2, 3))
-    false = (probability * (1 - mask)).sum(dim=(1, 2, 3))
+    shared = torch.minimum(probability, mask)
+    overlap = shared.sum(dim=(1, 2, 3))
+    missed = (mask - shared).sum(dim=(1, 2, 3))
+    false = (probability - shared).sum(dim=(1, 2, 3))
     wrong = TVERSKY_MISSED * missed + (1 - TVERSKY_MISSED) * false
     share = (wrong / (overlap + wrong + SMOOTH)).clamp(min=SMOOTH)
     return share.pow(TVERSKY_POWER).mean()

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
@@ -32,6 +34,26 @@ def test_dice_is_averaged_over_samples() -> None:
     for p, m in zip(probability.double().numpy(), mask.double().numpy(), strict=True):
         losses.append(1 - (2 * np.sum(p * m) + 1e-5) / (np.sum(p) + np.sum(m) + 1e-5))
     assert dice_loss(probability, mask).item() == pytest.approx(np.mean(losses), rel=1e-5)
+
+
+@pytest.mark.parametrize("loss", [dice_loss, focal_tversky_loss])
+def test_a_mask_with_values_between_is_learned_as_it_is(
+    loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+) -> None:
+    """As where teachers doubt: a wrong lesion, whether sure or not, costs more than their own doubt."""
+    mask = torch.zeros(1, 1, 8, 8)
+    mask[..., 2:5, 2:5] = 0.2
+    least = loss(mask, mask).item()
+    assert least == pytest.approx(0, abs=2e-4)
+    for wrong in (mask / 0.2, 2 * mask, mask / 2, torch.zeros_like(mask)):
+        assert loss(wrong, mask).item() > least + 0.1
+    logits = torch.full_like(mask, -3.0).requires_grad_()
+    optimizer = torch.optim.Adam([logits], lr=0.1)
+    for _ in range(100):
+        optimizer.zero_grad()
+        loss(logits.sigmoid(), mask).backward()
+        optimizer.step()
+    torch.testing.assert_close(logits.detach().sigmoid(), mask, rtol=0, atol=0.05)
 
 
 def test_dice_of_nothing_and_nothing_is_perfect() -> None:
