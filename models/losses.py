@@ -69,10 +69,9 @@ def focal_tversky_loss(probability: Tensor, mask: Tensor) -> Tensor:
     where the index approaches 1, so the loss is constant from 1 - 1e-5 on. An empty mask has loss 0
     (but for that bound) with an empty prediction, else 1.
     """
-    shared = torch.minimum(probability, mask)
-    overlap = shared.sum(dim=(1, 2, 3))
-    missed = (mask - shared).sum(dim=(1, 2, 3))
-    false = (probability - shared).sum(dim=(1, 2, 3))
+    overlap = torch.minimum(probability, mask).sum(dim=(1, 2, 3))
+    missed = F.relu(mask - probability).sum(dim=(1, 2, 3))
+    false = F.relu(probability - mask).sum(dim=(1, 2, 3))
     wrong = TVERSKY_MISSED * missed + (1 - TVERSKY_MISSED) * false
     share = (wrong / (overlap + wrong + SMOOTH)).clamp(min=SMOOTH)
     return share.pow(TVERSKY_POWER).mean()
