@@ -218,10 +218,18 @@ def resize_image(image: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def resize_mask(mask: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Resize (H, W) by nearest sampling, so that the values stay 0 and 1."""
+    """Resize (H, W) by nearest sampling, so that the values stay 0 and 1.
+
+    Foreground that lies between the samples keeps one pixel, so that its case stays one with a lesion.
+    """
     if mask.shape == (height, width):
         return mask
-    return cv2.resize(mask, (width, height), interpolation=cv2.INTER_NEAREST_EXACT)
+    resized = cv2.resize(mask, (width, height), interpolation=cv2.INTER_NEAREST_EXACT)
+    if not resized.any():
+        foreground = np.argwhere(mask)
+        for row, column in foreground[len(foreground) // 2 :][:1]:  # the one in the middle, if any
+            resized[row * height // mask.shape[0], column * width // mask.shape[1]] = 1
+    return resized
 
 
 def read_case(case: Case) -> tuple[np.ndarray, np.ndarray]:

@@ -360,6 +360,17 @@ def test_images_shrink_by_area_and_masks_by_their_middles() -> None:
     assert small.sum() == 36 and (small == small[::-1, ::-1]).all()
 
 
+@pytest.mark.parametrize(("row", "column"), [(0, 0), (41, 300), (299, 399)])
+def test_a_lesion_between_the_samples_of_a_smaller_mask_keeps_a_pixel(
+    row: int, column: int
+) -> None:
+    mask = np.zeros((300, 400), np.uint8)
+    mask[row, column] = 1
+    small = resize_mask(mask, 32, 32)
+    assert np.argwhere(small).tolist() == [[row * 32 // 300, column * 32 // 400]]
+    assert not resize_mask(np.zeros_like(mask), 32, 32).any()
+
+
 @pytest.mark.parametrize("turned", [False, True])
 @pytest.mark.parametrize("phase", range(4))
 def test_a_side_that_shrinks_is_averaged_though_the_other_grows(turned: bool, phase: int) -> None:
