@@ -87,7 +87,7 @@ def strong_augmentation(keep_upright: bool = False) -> v2.Transform:
     """The same with larger changes of scale and intensity, with blur and noise.
 
     Scale, brightness, contrast, gamma and blur vary as in the code of nnU-Net v2 (Isensee et al., Nature
-    Methods 18, 2021), each more often; rotation and shift as published.
+    Methods 18, 2021), the first three more often; rotation and shift as published.
     """
     return v2.Compose(
         [
