@@ -122,6 +122,12 @@ def test_runs_score_their_own_weights(tmp_path: Path) -> None:
         ({"settings": {"select_on": "test"}}, "Wave-GMS, published.*expected val.*own column"),
         ({"systems": {"a": {}, "b": {"select_on": "test"}}}, "b, published.*select_on is test"),
         ({"settings": {"select_on": "last"}}, "select_on is last, expected val"),
+        ({"settings": {"tta": True}}, "Wave-GMS, published.*tta is true.*`tta` of the study"),
+        ({"systems": {"a": {}, "b": {"tta": True}}}, "b, published.*tta is true"),
+        (
+            {"systems": {"a": {}, "b": {"image_size": 64}, "c": {"evaluation_size": "native"}}},
+            r"different sizes \(a: 32; b: 64; c: native\).*set evaluation_size in settings",
+        ),
         (
             {"systems": {"a": {}, "b": {"model": "smp/Unet", "w_tversky": 1, "ch": 16}}},
             "b of the study: model smp/Unet does not use ch, w_tversky, .*only where",
@@ -140,6 +146,20 @@ def test_wrong_settings(tmp_path: Path, changes: dict[str, object], message: str
     path = write(tmp_path / "s.yaml", **changes)
     with pytest.raises(UserError, match=f"(?s){message}"):
         trials_of(load_study(path))
+
+
+def test_systems_of_different_image_sizes_are_scored_at_one_size(tmp_path: Path) -> None:
+    settings = {"epochs": 2, "image_size": 32, "evaluation_size": 32}
+    systems = {"a": {}, "b": {"image_size": 64}}
+    loaded = load_study(write(tmp_path / "s.yaml", settings=settings, systems=systems, seeds=[1]))
+    assert [trial.config.image_size for trial in trials_of(loaded).values()] == [32, 64]
+
+
+def test_only_the_way_tta_has_test_time_augmentation(tmp_path: Path) -> None:
+    base = tmp_path / "base.yaml"
+    base.write_text(f"base: {ROOT / 'configs' / 'busi_train.yaml'}\ntta: true\n")
+    loaded = load_study(write(tmp_path / "s.yaml", config=str(base)))
+    assert not any(trial.config.tta for trial in trials_of(loaded).values())
 
 
 def test_settings_may_hold_keys_that_one_of_the_models_does_not_use(tmp_path: Path) -> None:

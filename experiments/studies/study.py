@@ -18,6 +18,7 @@ A run's folder is `<folder>/<system>/<split>/seed_<n>/epochs_<N>`. docs/studies.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -102,7 +103,8 @@ class Run(NamedTuple):
 def trials_of(study: Study) -> dict[Run, Trial]:
     """The trial of every run: one split after the other, and in it all systems of a seed.
 
-    UserError for bad keys, and for values that no run of a study can have.
+    UserError for bad keys, for values that no run of a study can have, and for systems that are scored at
+    different sizes.
     """
     base = load_config(study.config).model_dump(mode="json")
     runs = [
@@ -111,7 +113,9 @@ def trials_of(study: Study) -> dict[Run, Trial]:
         for seed in study.seeds
         for system in study.systems
     ]
-    return {run: _make_trial(study, base, run) for run in runs}
+    trials = {run: _make_trial(study, base, run) for run in runs}
+    _check_sizes(trials)
+    return trials
 
 
 def _make_trial(study: Study, base: dict[str, Any], run: Run) -> Trial:
@@ -126,7 +130,9 @@ def _make_trial(study: Study, base: dict[str, Any], run: Run) -> Trial:
             f"{run.name}: {', '.join(taken)} cannot be set, since each run of a study has its own: "
             "name `seeds`, `splits` and `folder` of the study instead"
         )
-    config = make_config(base | given | NOT_INHERITED | own, f"{run.system} of the study")
+    config = make_config(
+        base | {"tta": False} | given | NOT_INHERITED | own, f"{run.system} of the study"
+    )
     check_used(config, study.systems[run.system], f"{run.system} of the study")
     if config.resume == "never":
         raise UserError(
@@ -141,7 +147,24 @@ def _make_trial(study: Study, base: dict[str, Any], run: Run) -> Trial:
             f"{run.name}: select_on is test, expected val: the choice on test has its own "
             "column, and save_freq decides which epochs are its candidates"
         )
+    if config.tta:
+        raise UserError(
+            f"{run.name}: tta is true, but scores with test-time augmentation have their own column: leave it out, "
+            "and set `tta` of the study, beside `settings`"
+        )
     return Trial(run.name, config)
+
+
+def _check_sizes(trials: Mapping[Run, Trial]) -> None:
+    """UserError unless all systems are scored at one size."""
+    configs = {run.system: trial.config for run, trial in trials.items()}
+    sizes = {name: each.evaluation_size or each.image_size for name, each in configs.items()}
+    if len(set(sizes.values())) > 1:
+        raise UserError(
+            f"the systems are scored at different sizes ({'; '.join(f'{name}: {size}' for name, size in sizes.items())}), "
+            "and masks of another size are other masks: Dice differs for that alone. For all systems, set "
+            "evaluation_size in settings, to a side in pixels or native"
+        )
 
 
 def folder_name(system: str) -> str:
