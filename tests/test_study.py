@@ -516,6 +516,49 @@ def test_systems_are_also_compared_without_the_leaked_cases(tmp_path: Path) -> N
     assert lines[start + 3] == f"| b | {nothing} | - |", "one of its seeds does not have it"
 
 
+def test_systems_without_different_cases_are_not_compared(tmp_path: Path) -> None:
+    systems = {"ours": {}, "a": {"ema_decay": 0.5}, "b": {"ema_decay": 0.6}}
+    path = write(tmp_path / "s.yaml", seeds=[1, 2], systems=systems)
+    left_out = {"ours": "1" * 12, "a": "1" * 12, "b": "2" * 12}
+    rows = [
+        replace(row(path, name, seed), dice_without_leaked=0.4, leaked_cases=cases)
+        for seed in (1, 2)
+        for name, cases in left_out.items()
+    ]
+    rows[1] = replace(rows[1], leaked_cases=None)  # as in a table of an earlier version
+    (tmp_path / "results.csv").write_text(to_csv(rows))
+    table = write_study(load_study(path), tmp_path)
+    assert (tmp_path / "results.csv").read_text() == to_csv(rows)
+    nothing = "0.0 | 0.0 | 0.0 (0.0 to 0.0)"
+    assert f"| a | {nothing} | 0.0 (0.0 to 0.0) |" in table
+    assert f"| b | {nothing} | - |" in table
+    told = "train. They are not the same for all systems"
+    assert told in table
+
+    (tmp_path / "results.csv").write_text(to_csv([each for each in rows if each.system != "b"]))
+    assert told not in write_study(load_study(path), tmp_path)
+
+
+def test_which_cases_leaked_is_recorded(tmp_path: Path) -> None:
+    trial = trials_of(load_study(write(tmp_path / "s.yaml")))[RUN]
+    trial.folder.mkdir(parents=True)
+    (trial.folder / "parameters.json").write_text('{"trainable": 7}')
+    config = trial.config.model_dump(mode="json")
+    write_record(trial.folder, Record(trial.name, config, "finished", ["train", "score"]))
+    sizes = {"Height": 6.0, "Width": 8.0, "TruthPixels": 3.0}
+    found = {name: dict.fromkeys((*METRICS, *SIZES), 0.5) | sizes for name in "abc"}
+    made_with = {"sha256": {"split file": "1" * 64}}
+
+    def leaked_cases(*leaked: str) -> str | None:
+        results = trial.folder / "valid_results_blobs"
+        write_results(results, found, provenance=made_with, leaked=leaked)
+        return scores_of(RUN, trial)[0].leaked_cases
+
+    first, other = leaked_cases("a", "b"), leaked_cases("b", "c")
+    assert first and other and first != other
+    assert leaked_cases("b", "a") == first and leaked_cases() is None
+
+
 def test_the_columns_that_need_it_are_explained(tmp_path: Path) -> None:
     path = write(tmp_path / "s.yaml")
     rows = [row(path, "Wave-GMS", 1)]
@@ -579,6 +622,12 @@ def test_tables_can_be_put_together_as_they_are(tmp_path: Path) -> None:
     table.write_text(to_csv([one]) + to_csv([one, other]))
     assert scores_in_table(tmp_path, trials_of(loaded)) == {one.run: [one], other.run: [other]}
     assert "| Wave-GMS | 7 | 62.5 ± 17.7 |" in write_study(loaded, tmp_path)
+
+    more = replace(other, dice_without_leaked=0.5, leaked_cases="1" * 12)
+    for tables in (to_csv([one]) + to_csv([more]), to_csv([more]) + to_csv([one])):
+        table.write_text(tables)
+        read = scores_in_table(tmp_path, trials_of(loaded))
+        assert read == {one.run: [one], more.run: [more]}, "one of them has a column more"
 
     table.write_text(to_csv([one, other]) + to_csv([replace(one, minutes=2.5)]))
     expected = (

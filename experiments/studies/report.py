@@ -46,6 +46,10 @@ EXPLAINED = {
     "Dice, chosen on test": " *Dice, chosen on test* is the best on test of the epochs that "
     "were kept, which need not be all.",
 }
+OTHER_CASES = (
+    " They are not the same for all systems, such as where initial weights or teachers bring training cases of their own: "
+    "where they differ, the numbers of this column do not compare, and there is no difference without them below."
+)
 
 
 class NothingScored(UserError):
@@ -122,6 +126,11 @@ def to_markdown(study: Study, scores: Sequence[Score]) -> str:
             values = [number(s) for s in of_system if (s.split, s.checkpoint) == (split, way)]
             cells.append(_cell([v for v in values if v is not None], len(study.seeds)))
         rows.append([system, f"{of_system[0].parameters:,}", *cells])
+    explained = {name: text for name, text in EXPLAINED.items() if name in columns}
+    plain = [s for s in scores if (s.split, s.checkpoint) == (PUBLISHED, ON_VAL)]
+    leaked = {s.leaked_cases for s in plain if s.dice_without_leaked is not None} - {None}
+    if len(leaked) > 1:
+        explained["no leaked cases"] += OTHER_CASES
     seeds = ", ".join(map(str, study.seeds))
     lines = [
         f"**{study.title}.** {study.protocol}",
@@ -132,7 +141,7 @@ def to_markdown(study: Study, scores: Sequence[Score]) -> str:
         "number. "
         "Dice and IoU in per cent, HD95 in pixels, misses as the image's diagonal where nothing else "
         "is said. The checkpoint is chosen on a held-out part of train, except in the column that "
-        "says otherwise." + "".join(text for name, text in EXPLAINED.items() if name in columns),
+        "says otherwise." + "".join(explained.values()),
         "",
     ]
     return "\n".join([*lines, *compare_systems(study, scores)])
@@ -142,7 +151,8 @@ def compare_systems(study: Study, scores: Iterable[Score]) -> list[str]:
     """Lines of a second table: the first system's Dice minus each other one's, seed by seed.
 
     Over the seeds that both have on the published split; nothing where no pair has two of them. The mean
-    without the leaked cases has a column where a pair has it for two seeds.
+    without the leaked cases has a column where a pair has it for two seeds, and is only of pairs in which the
+    same cases leaked, as far as that is recorded.
     """
     chosen = [s for s in scores if (s.split, s.checkpoint) == (PUBLISHED, ON_VAL)]
     differences = _differences(study, {(s.system, s.seed): 100 * s.dice for s in chosen})
@@ -150,6 +160,12 @@ def compare_systems(study: Study, scores: Iterable[Score]) -> list[str]:
         return []
     kept = {(s.system, s.seed): _dice_without_leaked(s) for s in chosen}
     without = _differences(study, {run: dice for run, dice in kept.items() if dice is not None})
+    leaked = {(s.system, s.seed): s.leaked_cases for s in chosen}
+    first = next(iter(study.systems))
+    for other, by_seed in list(without.items()):
+        pairs = [{leaked[first, seed], leaked[other, seed]} - {None} for seed in by_seed]
+        if any(len(pair) > 1 for pair in pairs):
+            del without[other]
     seeds = [s for s in study.seeds if any(s in by_seed for by_seed in differences.values())]
     rows = []
     for other, by_seed in differences.items():
@@ -158,7 +174,7 @@ def compare_systems(study: Study, scores: Iterable[Score]) -> list[str]:
         if without:
             cells.append(mean_with_interval(list(without.get(other, {}).values())))
         rows.append([other, *cells])
-    header = [f"Dice of {next(iter(study.systems))} minus that of"]
+    header = [f"Dice of {first} minus that of"]
     header += [*(f"seed {seed}" for seed in seeds), "mean"]
     header += ["mean, no leaked cases"] if without else []
     compared = len(differences)

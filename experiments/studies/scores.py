@@ -9,15 +9,16 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
+from itertools import zip_longest
 from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
 from datasets.cases import find_split_file, open_data_set
-from engine.runs.training_record import SPLIT_FILE
+from engine.runs.training_record import SPLIT_FILE, names_sha256
 from experiments.studies.score_run import ON_TEST, TTA
 from experiments.studies.study import Run, Study
 from experiments.trials.earlier_runs import (
@@ -53,7 +54,8 @@ class Score:
     `checkpoint` is the way of scoring, a key of `WAYS`. Dice and IoU are in [0, 1], HD95 in pixels.
     `dice_low` and `dice_high` bound the interval over groups of cases; in rows of earlier versions over
     cases. The minutes are those of training; None where an attempt was killed and its time is not known.
-    `settings` is a digest of the run's config, `split_sha256` the hash of the split file.
+    `settings` is a digest of the run's config, `split_sha256` the hash of the split file, and `leaked_cases`
+    a digest of the names that `dice_without_leaked` leaves out, None in rows of earlier versions.
     """
 
     system: str
@@ -75,6 +77,7 @@ class Score:
     cpu_minutes: float | None
     settings: str
     split_sha256: str
+    leaked_cases: str | None = None
 
     @property
     def run(self) -> Run:
@@ -95,6 +98,7 @@ def scores_of(run: Run, trial: Trial) -> list[Score]:
             continue
         summary = results.summary
         low, high = summary["metrics"]["DSC"]["ci95"]
+        leaked = _leaked_cases(trial, results)
         scores.append(
             Score(
                 *run,
@@ -102,7 +106,7 @@ def scores_of(run: Run, trial: Trial) -> list[Score]:
                 dice=mean_of(summary["metrics"]["DSC"]),
                 dice_low=low,
                 dice_high=high,
-                dice_without_leaked=_mean_dice_without_leaked(trial, results),
+                dice_without_leaked=_mean_dice_without(leaked, results),
                 iou=mean_of(summary["metrics"]["IoU"]),
                 hd95=mean_of(summary["hd95"]["diagonal"]),
                 hd95_misses_as_0=mean_of(summary["hd95"]["zero"]),
@@ -115,6 +119,7 @@ def scores_of(run: Run, trial: Trial) -> list[Score]:
                 settings=digest(trial.config, processes),
                 split_sha256=_recorded_split(summary)
                 or sha256(find_split_file(trial.config.pickle_file_path)),
+                leaked_cases=names_sha256(leaked)[:12] if leaked else None,
             )
         )
     return scores
@@ -176,12 +181,16 @@ def _read_table(path: Path) -> list[Score]:
     """
     scores: dict[tuple[Run, str], Score] = {}
     adapter = TypeAdapter(Score)
+    header: list[str] = []
+    columns = {field.name for field in fields(Score)}
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            for row in reader:
-                if all(text == name for name, text in row.items()):  # the header of another table
+            reader = csv.reader(file)
+            for line in filter(None, reader):
+                if not header or columns.issuperset(line):  # each table has columns of its own
+                    header = line
                     continue
+                row = dict(zip_longest(header, line))
                 score = adapter.validate_python({key: text or None for key, text in row.items()})
                 if scores.setdefault((score.run, score.checkpoint), score) != score:
                     raise UserError(
@@ -265,9 +274,8 @@ def _minutes(record: Record, seconds: Mapping[str, float]) -> float | None:
     return round(seconds["train"] / 60, 2)
 
 
-def _mean_dice_without_leaked(trial: Trial, results: Results) -> float | None:
-    """Mean Dice of the cases that did not leak into training; None where none leaked or where it is
-    not known.
+def _leaked_cases(trial: Trial, results: Results) -> set[str]:
+    """The scored cases that leaked into training; empty where that is not known.
 
     By the last check of the data set, which may have come after the scoring; where the checked data is not
     here, as the summary says.
@@ -281,7 +289,12 @@ def _mean_dice_without_leaked(trial: Trial, results: Results) -> float | None:
         data_set = open_data_set(find_split_file(trial.config.pickle_file_path))
         if should_check_leaks(data_set, trial.config.drop_leaked):
             dropped = cases_seen_in_training(data_set, trial.folder / "best_model.pth")
-    kept = [name not in dropped for name in results.names]
+    return dropped.intersection(results.names)
+
+
+def _mean_dice_without(leaked: Set[str], results: Results) -> float | None:
+    """Mean Dice of the cases that did not leak into training; None where none, or all, did."""
+    kept = [name not in leaked for name in results.names]
     return float(results.values("DSC")[kept].mean()) if any(kept) and not all(kept) else None
 
 
@@ -300,5 +313,10 @@ def _splits_here(runs: Mapping[Run, Trial]) -> dict[str, str]:
 
 
 def to_csv(scores: Iterable[Score]) -> str:
-    """A row for every run and way of scoring it."""
-    return csv_text([field.name for field in fields(Score)], map(asdict, scores))
+    """A row for every run and way of scoring it; without the column `leaked_cases` where it has no value."""
+    rows = [asdict(score) for score in scores]
+    columns = [field.name for field in fields(Score)]
+    if not any(row["leaked_cases"] for row in rows):
+        columns.remove("leaked_cases")
+        rows = [{name: row[name] for name in columns} for row in rows]
+    return csv_text(columns, rows)
