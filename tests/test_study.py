@@ -16,6 +16,7 @@ import yaml
 from matplotlib.figure import Figure
 
 import study
+from engine.runs.training_record import RunCases, names_sha256
 from experiments.studies import score_run
 from experiments.studies.report import draw_curves, write_study
 from experiments.studies.score_run import training_and_scoring_steps
@@ -37,6 +38,7 @@ from experiments.studies.study import (
     load_study,
     trials_of,
 )
+from experiments.trials.earlier_runs import check_earlier_runs
 from experiments.trials.records import Record, Status, write_record
 from experiments.trials.runner import run_trials
 from experiments.trials.trial import Outcome, Steps, Trial
@@ -45,6 +47,7 @@ from scoring.results import write_results
 from scoring.statistics import t_interval
 from tests.cases_on_disk import write_data_set
 from tests.drawn_figures import keep_figures
+from utils.config import dump_config
 from utils.errors import UserError
 from utils.files import sha256
 from utils.tables import markdown_table
@@ -875,6 +878,48 @@ def test_a_run_of_other_settings_is_refused_before_anything_runs(
     with pytest.raises(UserError, match="seed 1: image_size: 32 in the finished run, 40 now"):
         study.main(["--config", str(path)])
     assert not started and (trial.folder / "trial.json").read_bytes() == before
+
+
+@pytest.mark.parametrize("val", [["case_4"], ["case_1"], []], ids=str)
+def test_a_run_that_held_out_other_cases_is_refused(tmp_path: Path, val: list[str]) -> None:
+    split = write_data_set(tmp_path, train=5, test=1, size=8)
+    train, test = (part["name_list"] for part in json.loads(split.read_text()).values())
+
+    def hold_out(names: list[str]) -> None:
+        parts = {"train": [n for n in train if n not in names], "val": names, "test": test}
+        named = {part: {"name_list": those} for part, those in parts.items() if those}
+        split.write_text(json.dumps(named))
+
+    hold_out(["case_4"])
+    trial = trials_of(load_study(write(tmp_path / "s.yaml")))[RUN]
+    trial.folder.mkdir(parents=True)
+    (trial.folder / "best_model.pth").touch()
+    (trial.folder / "config.yaml").write_text(dump_config(trial.config))
+    inputs = {"training_cases": names_sha256(train)}
+    (trial.folder / "environment.json").write_text(json.dumps(inputs))
+    cases = RunCases(tuple(train[:4]), ("case_4",), tuple(test))
+    (trial.folder / "cases.json").write_text(cases.to_json())
+    hold_out(val)
+    if val == ["case_4"]:
+        check_earlier_runs([trial])
+        (tmp_path / "blobs" / "images" / "case_0.png").unlink()
+        check_earlier_runs([trial])  # where the data is not at hand, they are not known
+    else:
+        with pytest.raises(UserError, match=r"trained on another split file than .*blobs_train"):
+            check_earlier_runs([trial])
+
+
+def test_other_initial_weights_need_another_folder_and_table(tmp_path: Path) -> None:
+    weights = tmp_path / "start.pth"
+    weights.write_bytes(b"retrained")
+    systems = {"Wave-GMS": {"init_weights": str(weights)}}
+    trial = trials_of(load_study(write(tmp_path / "s.yaml", systems=systems)))[RUN]
+    trial.folder.mkdir(parents=True)
+    (trial.folder / "best_model.pth").touch()
+    inputs = {"sha256": {"file of initial weights": "0" * 64}}
+    (trial.folder / "environment.json").write_text(json.dumps(inputs))
+    with pytest.raises(UserError, match=r"(?s)file of initial.* folder and --out of a study\)"):
+        check_earlier_runs([trial])
 
 
 def test_a_dry_run_lists_the_runs_and_writes_nothing(

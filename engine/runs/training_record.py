@@ -17,10 +17,11 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from datasets.cases import Case, DataSet, find_split_file
+from datasets.cases import Case, DataSet, find_split_file, open_data_set
 from datasets.prepared import PREPARED_WITH, WINDOW
 from datasets.splits import read_split
 from engine.runs.history import read_scores
+from engine.training_cases import training_cases_from
 from utils.checkpoints import read_metadata
 from utils.config import Config, load_config
 from utils.config_keys import WEIGHT_KEYS
@@ -197,7 +198,7 @@ class TrainingRecord:
 
     def split_has_changed(self, split_file: Path | None = None) -> bool:
         """Whether the split file of the run, or the one given, has other training cases than when the run
-        was started, as far as that is known.
+        was started, or holds out others of them, as far as that is known.
         """
         if split_file is None and self.config is not None:
             split_file = self.config.pickle_file_path
@@ -205,9 +206,17 @@ class TrainingRecord:
         if recorded is None or split_file is None:
             return False
         try:
-            return recorded != _cases_now(split_file)
-        except UserError:  # the split file is not here
+            return recorded != _cases_now(split_file) or self._holds_out_others(split_file)
+        except UserError:  # the split file, or an image, is not here
             return False
+
+    def _holds_out_others(self, split_file: Path) -> bool:
+        """Whether the config now gives other cases of the split to train on than the run had."""
+        if self.config is None or self.cases is None:
+            return False
+        path = find_split_file(split_file)
+        train = training_cases_from(self.config, _data_set(path, path.stat().st_mtime_ns)).train
+        return {case.name for case in train} != set(self.cases.train)
 
     @property
     def is_best(self) -> bool:
@@ -353,6 +362,12 @@ def _read_config(path: Path, written: int) -> Config | None:
     except UserError as error:
         log.warning("it is not known how these weights were trained: %s", error)
         return None
+
+
+@functools.lru_cache(maxsize=4)
+def _data_set(split_file: Path, written: int) -> DataSet:
+    """The data set of a split file that was `written` then; its files are looked up once."""
+    return open_data_set(split_file)
 
 
 def _json_object(path: Path) -> dict[str, Any]:

@@ -92,7 +92,7 @@ def _refuse(problems: Iterable[str]) -> None:
         raise UserError(
             "there are runs that were trained otherwise, whose scores do not compare with those of new ones:\n  "
             f"{text}\nRestore the files or the settings, or set another folder (snapshot_path of a sweep, "
-            "folder of a study)"
+            "folder and --out of a study)"
         )
 
 
