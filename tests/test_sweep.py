@@ -1276,6 +1276,12 @@ def test_scores_of_another_way_of_scoring_are_not_reported(
         ({"tta": True}, {"tta": True, "keep_upright": True}, False),
         ({"tta": True, "keep_upright": True}, {"tta": True, "keep_upright": True}, True),
         ({"keep_upright": True}, {"keep_upright": False}, True),  # the same without augmentation
+        ({"precision": "bf16"}, {"precision": "bf16"}, True),
+        ({"precision": "bf16"}, {"precision": "fp32"}, False),
+        ({}, {"precision": "fp32", "environment": {"device": "CPU"}}, True),
+        ({}, {"precision": "bf16", "environment": {"device": "CPU"}}, False),
+        ({}, {"precision": "bf16", "environment": {"device": "NVIDIA H200"}}, True),
+        ({}, {"precision": "bf16"}, True),  # auto may have meant it
     ],
 )
 def test_scores_fit_where_they_were_made_as_the_config_says(

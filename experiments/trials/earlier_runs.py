@@ -300,6 +300,9 @@ def fitting_results(folder: Path, config: Config, checkpoint: Path) -> Results |
         "evaluation_size": config.evaluation_size or config.image_size,
         "vae_weights": config.vae_weights if config.is_wave_gms else None,
     }
+    on_cpu = (made_with.get("environment") or {}).get("device") == "CPU"
+    if config.precision != "auto" or on_cpu:  # on a GPU, what `auto` means depends on which it is
+        asked["precision"] = "fp32" if config.precision == "auto" else config.precision
     files = {"checkpoint": checkpoint}
     with suppress(UserError):  # the data may be elsewhere
         files[SPLIT_FILE] = find_split_file(config.pickle_file_path)
