@@ -88,6 +88,11 @@ def read_fold(run: Path, dataset: str | None = None) -> Fold:
             f"{fold.folder} was trained without folds (folds: 0): train one run for each fold, with folds=5 and fold=0 "
             "to fold=4, and score each with --held-out"
         )
+    if record.is_best and (epoch := record.unfinished_at()) is not None:
+        raise UserError(
+            f"{fold.folder} has done {epoch} of {fold.config.epochs} epochs, so that its weights are not those of a whole "
+            f"training: resume it with the same command, then run {fold.command}"
+        )
     check_of_present_weights(results, record.checkpoint, fold.command)
     return fold
 

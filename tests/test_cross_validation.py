@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import compare
-from engine.runs.training_record import RunCases
+from engine.runs.training_record import RunCases, TrainingRecord
 from experiments import cross_validation
 from experiments.folds import read_folds
 from scoring.case_scores import score_cases
@@ -496,3 +496,28 @@ def test_scores_of_earlier_weights_and_results_without_their_run_are_refused(
     (runs[1] / "cases.json").unlink()
     with pytest.raises(UserError, match=r"does not lie in the folder of a run.*cases\.json"):
         read_folds(runs)
+
+
+@pytest.mark.parametrize("select_on", ["val", "last"])
+def test_a_fold_whose_training_was_cut_off_is_refused(tmp_path: Path, select_on: str) -> None:
+    settings = ("epochs=2", f"select_on={select_on}")
+    runs = [write_fold(tmp_path, fold, *settings) for fold in range(3)]
+    (runs[1] / "history.csv").write_text("epoch,lr,val_dice\n1,0.1,0.5\n2,0.1,0.4\n")
+    assert len(read_folds(runs)) == 3, "the other ones have no history"
+    (runs[1] / "history.csv").write_text("epoch,lr,val_dice\n1,0.1,0.5\n")
+    expected = r"fold_1/epochs_2 has done 1 of 2 epochs.*resume .* then run python valid.py"
+    with pytest.raises(UserError, match=expected):
+        read_folds(runs)
+    said = TrainingRecord.read(runs[1] / "best_model.pth").selection()
+    assert "epoch 1 of 2 of an unfinished run" in said
+    assert ("held-out part of train" in said) == (select_on == "val")
+
+
+def test_kept_epochs_of_trainings_that_were_cut_off_are_pooled(tmp_path: Path) -> None:
+    made_with = {"selection": LAST, "checkpoint": "epoch_2.pth", "sha256": {}}
+    runs = write_folds(tmp_path, made_with=made_with)
+    for run in runs:
+        (run / "history.csv").write_text("epoch,lr,val_dice\n1,0.1,0.5\n2,0.1,0.4\n")
+        (run / "epoch_2").mkdir()
+        (run / "held_out_results_blobs").rename(run / "epoch_2" / "held_out_results_blobs")
+    assert len(read_folds([run / "epoch_2" for run in runs])) == 3

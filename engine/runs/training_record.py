@@ -10,7 +10,6 @@ import functools
 import hashlib
 import json
 import logging
-import math
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
@@ -231,18 +230,22 @@ class TrainingRecord:
             return "no record beside the checkpoint of how it was chosen"
         if not self.is_best:
             return f"{self.checkpoint.name} of the run, {NO_SCORE_CHOSE}"
-        if self.config.keeps_last and (newest := self._epochs()) < self.config.epochs:
-            return f"epoch {newest} of {self.config.epochs} of an unfinished run, {NO_SCORE_CHOSE}"
-        return _choice(self.config.select_on)
+        choice = _choice(self.config.select_on)
+        if (epoch := self.unfinished_at()) is None:
+            return choice
+        so_far = f"epoch {epoch} of {self.config.epochs} of an unfinished run"
+        if self.config.keeps_last:
+            return f"{so_far}, {NO_SCORE_CHOSE}"
+        return f"{choice}, up to {so_far}"
 
-    def _epochs(self) -> float:
-        """Epochs that the run has done by its history; infinitely many where there is none."""
+    def unfinished_at(self) -> int | None:
+        """The last epoch that the run has done by its history; None if that is all, or not known."""
         try:
-            return max(
-                read_scores(self.checkpoint.with_name("history.csv"), "lr"), default=math.inf
-            )
+            epochs = read_scores(self.checkpoint.with_name("history.csv"), "lr")
         except (OSError, ValueError, KeyError):
-            return math.inf
+            return None
+        last = max(epochs, default=None)
+        return last if last and self.config and last < self.config.epochs else None
 
     def selection(self) -> str:
         """How the checkpoint was chosen, or each of those whose mean it is, as far as that is recorded."""
