@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from scoring.results import CSV_NAME, Results, read_results
 from utils.errors import UserError, listed
@@ -25,6 +26,7 @@ def read_runs(paths: Sequence[Path], dataset: str | None) -> dict[str, Results]:
     runs = dict(zip(label_runs(folders), map(read_results, folders), strict=True))
     for results in runs.values():
         check_of_present_weights(results, scored_checkpoint(results))
+        check_of_present_folds(results)
     check_comparable(runs)
     return runs
 
@@ -41,9 +43,21 @@ def scored_checkpoint(results: Results) -> Path:
 def check_of_present_weights(results: Results, checkpoint: Path, command: str = "valid.py") -> None:
     """UserError if the checkpoint has changed since it was scored; one that is not there is taken to fit."""
     scored = results.summary["provenance"].get("sha256", {}).get("checkpoint")
+    _check_hash(results.folder, checkpoint, scored, f"run {command} again")
+
+
+def check_of_present_folds(results: Results) -> None:
+    """The same of each fold, where the results are those of a cross-validation."""
+    pooled: Any = results.summary.get("folds", {"each": ()})
+    for fold in pooled["each"]:
+        remedy = "score the held-out cases of all folds, and pool them, again"
+        _check_hash(results.folder, Path(fold["checkpoint"]), fold.get("sha256"), remedy)
+
+
+def _check_hash(folder: Path, checkpoint: Path, scored: str | None, remedy: str) -> None:
     if scored and checkpoint.is_file() and sha256(checkpoint) != scored:
         raise UserError(
-            f"{results.folder} holds the scores of earlier weights than {checkpoint} has now: run {command} again"
+            f"{folder} holds the scores of earlier weights than {checkpoint} has now: {remedy}"
         )
 
 

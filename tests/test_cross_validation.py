@@ -328,6 +328,19 @@ def test_two_systems_are_compared_over_all_folds(
     assert expected.mean() < 0
 
 
+def test_pooled_folds_whose_weights_were_replaced_since_are_not_compared(tmp_path: Path) -> None:
+    runs = {name: write_folds(tmp_path / name) for name in ("one", "two")}
+    for name, of_name in runs.items():
+        run_program(*of_name, "--out", tmp_path / "cv" / name)
+    command = [*(str(tmp_path / "cv" / name) for name in runs), "--out", str(tmp_path / "out")]
+    (runs["two"][0] / "best_model.pth").unlink()
+    compare.main(command)
+    (runs["two"][1] / "best_model.pth").write_bytes(b"trained on")
+    expected = r"cv/two holds the scores of earlier weights than .*two/fold_1.*: score .* pool"
+    with pytest.raises(UserError, match=expected):
+        compare.main(command)
+
+
 def test_pooled_folds_are_of_the_data_set_whose_cases_they_score(tmp_path: Path) -> None:
     for name in ("one", "two"):
         run_program(*write_folds(tmp_path / name), "--out", tmp_path / "cv" / name)
