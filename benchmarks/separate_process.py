@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context, parent_process
-from multiprocessing.connection import wait
-from threading import Thread
+from multiprocessing import get_context
 from typing import Any
 
 from utils.errors import UserError
+from utils.streams import end_with_parent
 
 _held: Any = None  # the object, in its process
 
@@ -24,7 +22,7 @@ class SeparateProcess:
     """
 
     def __init__(self, build: Callable[..., Any], *arguments: Any) -> None:
-        self._pool = ProcessPoolExecutor(1, get_context("spawn"), _end_with_parent)
+        self._pool = ProcessPoolExecutor(1, get_context("spawn"), end_with_parent)
         try:
             self._run(_hold, build, arguments)
         except BaseException:
@@ -47,18 +45,6 @@ class SeparateProcess:
                 "a process of the measurement died, most likely for lack of memory: "
                 "use smaller batches or images, or close what else runs"
             ) from error
-
-
-def _end_with_parent() -> None:
-    """A pool's process waits for work for ever when its parent is killed."""
-    parent = parent_process()
-    assert parent is not None
-
-    def watch() -> None:
-        wait([parent.sentinel])
-        os._exit(1)
-
-    Thread(target=watch, daemon=True).start()
 
 
 def _hold(build: Callable[..., Any], arguments: tuple[Any, ...]) -> None:

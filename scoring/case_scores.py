@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from scoring.metrics import CaseScores, EmptyRule, Mask, score_case
 from utils.errors import UserError
-from utils.streams import map_in_pool
+from utils.streams import end_with_parent, map_in_pool
 
 MaskPair = tuple[str, Mask, Mask]
 """A case to score: its name, prediction and truth."""
@@ -74,5 +74,5 @@ def _map_batches(
         yield from map(score, batches)
         return
     # Processes are spawned, not forked: the caller may hold CUDA contexts and threads.
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(workers, get_context("spawn"), end_with_parent) as pool:
         yield from map_in_pool(pool, score, batches, most=2 * workers)

@@ -12,6 +12,7 @@ import sys
 import termios
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -86,6 +87,85 @@ def test_under_nohup_a_closed_terminal_stops_nothing() -> None:
             os._exit(int(stop.requested))
 
     assert exit_code_of(hang_up) == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_ends_a_program_in_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    """Also where it is repeated at once, as a script passes on what a batch system sends to both."""
+    closed = tmp_path / "closed"
+
+    def program() -> None:
+        signal.signal(number, signal.SIG_DFL)  # the tests may run under nohup
+
+        def work() -> None:
+            try:
+                os.kill(os.getpid(), number)
+                time.sleep(60)
+            finally:
+                os.kill(os.getpid(), signal.SIGTERM)
+                closed.touch()
+
+        try:
+            exit_from(work)
+        except SystemExit as ended:
+            os._exit(int(ended.code or 0))
+
+    monkeypatch.delenv("RANK", raising=False)
+    assert exit_code_of(program) == 128 + number and closed.exists()
+    closed.unlink()
+    monkeypatch.setenv("RANK", "0")
+    assert exit_code_of(program) == -number and not closed.exists()
+
+
+SCORING = """
+import sys
+from itertools import count
+from pathlib import Path
+import numpy as np
+from scoring.case_scores import score_cases
+from utils.entry import exit_from
+
+def cases():
+    mask = np.zeros((8, 8), bool)
+    for number in count():
+        if number == 40:  # of batches of 16, so that a process has scored some
+            Path(sys.argv[1], "scoring").touch()
+        yield f"case_{number}", mask, mask
+
+def work():
+    try:
+        score_cases(cases(), workers=1)
+    finally:
+        Path(sys.argv[1], "closed").touch()
+
+exit_from(work)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_the_processes_that_score_end_with_the_program(
+    tmp_path: Path, number: signal.Signals
+) -> None:
+    scoring = subprocess.Popen(
+        [sys.executable, "-c", SCORING, str(tmp_path)],
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        while scoring.poll() is None and not (tmp_path / "scoring").exists():
+            time.sleep(0.02)
+        scoring.send_signal(number)
+        _, told = scoring.communicate(timeout=120)  # until no process holds the pipe
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(scoring.pid, signal.SIGKILL)
+    killed = number == signal.SIGKILL
+    assert scoring.returncode == (-number if killed else 128 + number), told
+    assert (tmp_path / "closed").exists() != killed
 
 
 def test_a_closed_terminal_saves(tmp_path: Path, vae: Path) -> None:

@@ -11,17 +11,19 @@ import os
 import re
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from typing import Any, NoReturn
 
 from utils.errors import UserError
-from utils.interruption import Interrupted
+from utils.interruption import Interrupted, leaving_in_order
 
 
 def exit_from(main: Callable[[], int | None]) -> NoReturn:
     """Run `main` and exit: its return value, 2 after a UserError, 128 + n after signal n."""
+    launched = "RANK" in os.environ  # no handler runs while such a process waits for another one
     try:
-        sys.exit(main() or 0)
+        with nullcontext() if launched else leaving_in_order():
+            sys.exit(main() or 0)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

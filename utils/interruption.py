@@ -1,11 +1,14 @@
-"""Stopping a run on request: finish the step, save, and leave with the signal's exit code."""
+"""Stopping on request: a training finishes its step and saves, other programs exit in order; the exit code is
+that of the signal.
+"""
 
 from __future__ import annotations
 
 import os
 import signal
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
@@ -70,3 +73,30 @@ class StopRequest:
         """Raise Interrupted if a signal has come."""
         if self.signal_number is not None:
             raise Interrupted(self.signal_number)
+
+
+@contextmanager
+def leaving_in_order() -> Iterator[None]:
+    """While entered, those STOP_SIGNALS that would end this process on the spot exit in order: what is open
+    is closed, and the processes of a pool end.
+
+    What comes within ECHO_SECONDS of the first is the same request; a later one exits at once.
+    """
+    left_at: float | None = None
+
+    def leave(number: int, _: FrameType | None) -> None:
+        nonlocal left_at
+        if left_at is None:
+            left_at = time.monotonic()
+            raise SystemExit(128 + number)
+        if time.monotonic() - left_at > ECHO_SECONDS:
+            os._exit(128 + number)
+
+    taken = [number for number in STOP_SIGNALS if signal.getsignal(number) == signal.SIG_DFL]
+    for number in taken:
+        signal.signal(number, leave)
+    try:
+        yield
+    finally:
+        for number in taken:
+            signal.signal(number, signal.SIG_DFL)

@@ -43,6 +43,8 @@ def log_end(error: BaseException) -> None:
         log.info("%s; %s", error, error.advice, extra=file_only)
     elif isinstance(error, KeyboardInterrupt):
         log.info("stopped by SIGINT", extra=file_only)
+    elif isinstance(error, SystemExit):
+        log.info("stopped, exit code %s", error.code, extra=file_only)
     elif isinstance(error, UserError):
         log.error("%s", error, extra=file_only)
     else:
