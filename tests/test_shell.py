@@ -134,6 +134,32 @@ def test_validation_of_all_leaves_out_what_has_no_weights(checkout: Path) -> Non
     assert len(validated("snapshot_path=elsewhere")) == 3
 
 
+@pytest.mark.parametrize(
+    ("script", "setting"),
+    [
+        ("train.sh", "snapshot_path=ckpt/train"),
+        ("train.sh", "save_seg_img_path=masks"),
+        ("valid.sh", "save_seg_img_path=masks"),
+    ],
+)
+def test_one_folder_for_several_data_sets_is_refused(
+    checkout: Path, script: str, setting: str
+) -> None:
+    """Named, or all that are prepared; of one alone it is the folder."""
+    prepare(checkout, "busi")
+    prepare(checkout, "glas")
+    for named in ((), ("busi", "mine")):
+        process = start(checkout, script, *named, "epochs=2", setting)
+        output, _ = process.communicate(timeout=300)
+        key, both = setting.split("=")[0], " ".join(named or ("busi", "glas"))
+        assert process.returncode == 2
+        assert f"error: {key} is one folder for all of {both}: start the script once for" in output
+    assert not (checkout / "calls").exists()
+    assert calls(checkout, script, "busi", setting)[-1].endswith(f"busi_valid.yaml {setting}")
+    (checkout / "calls").unlink()
+    assert len(calls(checkout, "valid.sh", "busi", "glas", "snapshot_path=train")) == 2
+
+
 @pytest.mark.parametrize("script", ["train.sh", "valid.sh"])
 def test_options_of_the_scripts_in_python_are_refused(checkout: Path, script: str) -> None:
     process = start(checkout, script, "phantom", "--dry-run")

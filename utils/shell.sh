@@ -99,6 +99,23 @@ has_weights() {
     return 1
 }
 
+# refuse_one_folder_for_many "STEP..." "NAME..." [key=value ...]: stop where several data sets would write into one
+# folder, each over what the one before wrote there.
+refuse_one_folder_for_many() {
+    steps=$1 names=$2
+    shift 2
+    [ "$(echo $names | wc -w)" -gt 1 ] || return 0
+    for argument; do
+        case "$steps: $argument" in
+            *": save_seg_img_path="* | train*": snapshot_path="*)
+                echo "error: ${argument%%=*} is one folder for all of$(printf ' %s' $names): start the script once for" \
+                    "each data set, with another folder, or leave it out: each then has its own" >&2
+                exit 2
+                ;;
+        esac
+    done
+}
+
 # each_data_set "STEP..." [dataset ...] [key=value ...]: run STEP.py for each data set in turn.
 # Without a data set: every prepared one, for validation alone every one that has weights. One without configs of its own gets configs/own_*.yaml.
 each_data_set() {
@@ -124,6 +141,7 @@ each_data_set() {
             *) [ -z "$trained" ] || names=$trained ;;
         esac
     fi
+    refuse_one_folder_for_many "$steps" "$names" "$@"
     for name in $names; do
         for step in $steps; do
             echo "== $name: $step"
