@@ -21,10 +21,10 @@ import valid
 from datasets.splits import hold_out
 from engine.device import make_accelerator
 from engine.runs.history import EpochRow, draw_curves, sample_panel
-from engine.runs.resuming import check_resumable
+from engine.runs.resuming import check_resumable, check_same_cases
 from engine.runs.run_folder import RunFolder
 from engine.runs.saved_state import load_state
-from engine.runs.training_record import RunCases
+from engine.runs.training_record import GROUPS, RunCases
 from engine.training import trainer as training
 from engine.training.epoch_losses import write_nonfinite
 from engine.training.epoch_scores import mean_scores
@@ -616,6 +616,20 @@ def test_a_new_start_leaves_no_results_of_the_old_run(
     assert not list(finished.glob("epoch_*"))
 
 
+def test_a_new_start_deletes_no_run_on_another_data_set(
+    finished: Path, tmp_path: Path, vae: Path
+) -> None:
+    split = write_data_set(tmp_path, train=9, test=3, size=32, name="others")
+    given = arguments(tmp_path, vae, f"pickle_file_path={split}")
+    with pytest.raises(
+        UserError, match="run on blobs, which resume=never would delete: set another"
+    ):
+        train.main([*given, "resume=never"])
+    with pytest.raises(UserError, match="another snapshot_path, or delete this run on blobs"):
+        train.main([*given, "lr=0.1"])
+    assert (finished / "best_model.pth").exists()
+
+
 def test_going_on_with_another_split_is_refused(finished: Path, tmp_path: Path, vae: Path) -> None:
     split = tmp_path / "blobs" / "blobs_train_test_names.json"
     names = json.loads(split.read_text())
@@ -623,6 +637,43 @@ def test_going_on_with_another_split_is_refused(finished: Path, tmp_path: Path, 
     split.write_text(json.dumps(names))
     with pytest.raises(UserError, match="split file is another"):
         train.main(arguments(tmp_path, vae))
+
+
+def test_going_on_without_the_groups_of_the_data_set_is_refused(finished: Path) -> None:
+    """Without them other cases are held out; a frozen part of an older version is no file."""
+    config = load_config(finished / "config.yaml")
+    path = finished / "environment.json"
+    now = json.loads(path.read_text())
+    recorded = now | {"sha256": now["sha256"] | {"part of an older version": "0"}}
+    path.write_text(json.dumps(recorded))
+    check_resumable(finished, config, now)
+    path.write_text(json.dumps(recorded | {"sha256": recorded["sha256"] | {GROUPS: "1"}}))
+    with pytest.raises(UserError, match="the file of groups is gone, which the saved run had"):
+        check_resumable(finished, config, now)
+
+
+def test_going_on_with_other_cases_is_refused(finished: Path, tmp_path: Path, vae: Path) -> None:
+    path = finished / "cases.json"
+    recorded = json.loads(path.read_text())
+    recorded["held_out"].append(recorded["train"].pop())
+    path.write_text(json.dumps(recorded))
+    with pytest.raises(UserError, match=r"trains on other cases, or holds out others.*never"):
+        train.main(arguments(tmp_path, vae))
+    assert json.loads(path.read_text()) == recorded
+
+
+def test_the_cases_of_a_run_without_a_state_do_not_count(tmp_path: Path) -> None:
+    config = load_config(
+        ROOT / "configs" / "base.yaml", ["pickle_file_path=x_train_test_names.json"]
+    )
+    recorded = RunCases(("a", "b"), ("c",), ("d",))
+    (tmp_path / "cases.json").write_text(recorded.to_json())
+    check_same_cases(tmp_path, config, RunCases(("a",), (), ()))
+    (tmp_path / "last.pth").touch()
+    check_same_cases(tmp_path, config, RunCases(("b", "a"), ("c",), ()))
+    for train_names, held_out in ((("a",), ("c",)), (("a", "b"), ())):
+        with pytest.raises(UserError, match="trains on other cases"):
+            check_same_cases(tmp_path, config, RunCases(train_names, held_out, ("d",)))
 
 
 def test_a_damaged_state_falls_back(finished: Path, a_run: Path, tmp_path: Path, vae: Path) -> None:

@@ -9,6 +9,12 @@ from typing import Any
 
 from datasets.prepared import PREPARED_WITH, prepared_otherwise
 from engine.runs.saved_state import LAST_STATE, state_files
+from engine.runs.training_record import (
+    CASES_FILE,
+    INPUT_FILES,
+    RunCases,
+    training_config,
+)
 from utils.config import Config, load_config
 from utils.config_keys import CHANGEABLE_ON_RESUME
 from utils.errors import UserError
@@ -16,14 +22,23 @@ from utils.mappings import differing
 
 
 def check_resumable(folder: Path, config: Config, inputs: Mapping[str, Any]) -> None:
-    """UserError where the run in `folder` is another one, which lists what differs, or lost its state.
+    """UserError where the run in `folder` is another one, which lists what differs, or lost its state; with
+    `resume: never`, where it is one on another data set, which would be deleted.
 
     `inputs` is what the result rests on besides the config, as environment.json has it: `sha256` of files
     (split file, frozen weights), the `precision` that `auto` selects here, how many `processes` share the
     work, and what the data was `prepared_with`, missing where that is not known.
     """
+    other, again = _other_data_set(folder, config), "or start again with resume=never"
     if config.resume == "never":
+        if other:
+            raise UserError(
+                f"{folder} holds a run on {other}, which resume=never would delete: set another snapshot_path, or "
+                "delete that folder first"
+            )
         return
+    if other:
+        again = f"or delete this run on {other}"
     if any(path.exists() for path in state_files(folder)):
         changed = _what_differs(*_recorded(folder), config, inputs)
         if changed:
@@ -31,12 +46,35 @@ def check_resumable(folder: Path, config: Config, inputs: Mapping[str, Any]) -> 
             raise UserError(
                 f"{folder} holds a run with other settings; resuming would mix two experiments:\n"
                 f"  {listed}\n"
-                "Set them back, set another snapshot_path, or start again with resume=never"
+                f"Set them back, set another snapshot_path, {again}"
             )
     elif epochs_recorded(folder) > 1:  # after one epoch a kill may have come before the state
         raise UserError(
             f"{folder} holds a trained run, but no {LAST_STATE} to resume from; training again would "
-            "overwrite its weights. Set another snapshot_path, or start again with resume=never"
+            f"overwrite its weights. Set another snapshot_path, {again}"
+        )
+
+
+def _other_data_set(folder: Path, config: Config) -> str:
+    """Name of the data set of the run in `folder`; '' if it is that of `config`, or nothing was trained."""
+    weights = folder / "best_model.pth"
+    if not any(path.exists() for path in (weights, *state_files(folder))):
+        return ""
+    saved = training_config(weights)
+    return saved.dataset if saved is not None and saved.dataset != config.dataset else ""
+
+
+def check_same_cases(folder: Path, config: Config, cases: RunCases) -> None:
+    """UserError where the run in `folder` would be resumed with other cases trained on or held out."""
+    recorded = RunCases.read(folder / CASES_FILE)
+    saved = any(path.exists() for path in state_files(folder))
+    if config.resume == "never" or recorded is None or not saved:
+        return
+    if set(recorded.train) != set(cases.train) or set(recorded.held_out) != set(cases.held_out):
+        raise UserError(
+            f"{folder} holds a run that trains on other cases, or holds out others, than would be taken now; its "
+            f"{CASES_FILE} names them. Restore the files of the data set and the code, set another snapshot_path, "
+            "or start again with resume=never"
         )
 
 
@@ -61,9 +99,12 @@ def _what_differs(
         f"{key}: {before!r} in the saved run, {now!r} now"
         for key, (before, now) in differing(saved, current).items()
     ]
+    # frozen parts that only the saved run names are those of an older version
+    compared = [*INPUT_FILES, *inputs["sha256"]]
+    hashes = differing(environment["sha256"], inputs["sha256"], compared)
     changed += [
-        f"the {name} is another file than in the saved run"
-        for name in differing(environment["sha256"], inputs["sha256"])
+        f"the {name} is {'gone, which the saved run had' if now is None else 'another file than in the saved run'}"
+        for name, (_, now) in hashes.items()
     ]
     if (before := environment["precision"]) != precision:
         changed.append(
