@@ -80,6 +80,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         trainer = Trainer(
             system, train_set, val_set, options, accelerator, run.path, data_set.name, teachers
         )
+        if config.resume == "auto":
+            trainer.resume()
         run.begin()
         trainer.fit()
         log.info("%s: %s", trainer.outcome, run.path / "best_model.pth")

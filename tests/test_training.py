@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -685,6 +686,25 @@ def test_a_damaged_state_falls_back(finished: Path, a_run: Path, tmp_path: Path,
         (finished / name).write_bytes(b"rubbish")
     with pytest.raises(UserError, match="resume=never"):
         train.main(arguments(tmp_path, vae))
+
+
+def change_state(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """Let `change` alter the saved state of a run."""
+    state = torch.load(folder / "last.pth", weights_only=True)
+    change(state)
+    torch.save(state, folder / "last.pth")
+
+
+def test_a_state_of_an_older_version_is_refused_before_anything_is_written(
+    finished: Path, tmp_path: Path, vae: Path
+) -> None:
+    change_state(finished, lambda state: state.pop("loss_names"))
+    environment = json.loads((finished / "environment.json").read_text())
+    (finished / "environment.json").write_text(json.dumps(environment | {"commit": "1a2b"}))
+    before = {path: path.read_bytes() for path in finished.glob("*.[jy]*")}
+    with pytest.raises(UserError, match=r"older version .*\(the run was started .* 1a2b\).*never"):
+        train.main(arguments(tmp_path, vae, "num_workers=1"))
+    assert before and {path: path.read_bytes() for path in before} == before
 
 
 def test_select_on_test_says_so_everywhere(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -42,6 +44,21 @@ def save_state(folder: Path, state: dict[str, Any]) -> None:
                 os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def check_version(folder: Path, state: Mapping[str, Any]) -> None:
+    """UserError where an older version of this code saved the `state` of the run in `folder`."""
+    if "progress" not in state or "loss_names" in state:
+        return
+    try:
+        commit = json.loads((folder / "environment.json").read_bytes())["commit"]
+    except (OSError, ValueError, LookupError, TypeError):
+        commit = None
+    started = f" (the run was started with commit {commit})" if commit else ""
+    raise UserError(
+        f"the state in {folder} was saved by an older version of this code: go on with that one{started}, or start "
+        "again with resume=never"
+    )
 
 
 def load_state(folder: Path) -> dict[str, Any] | None:

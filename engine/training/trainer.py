@@ -33,7 +33,7 @@ from datasets.loading import (
 )
 from engine.cuda_graphs import Predictor
 from engine.runs.history import EpochRow, HistoryWriter, epoch_line, sample_panel
-from engine.runs.saved_state import load_state, save_state
+from engine.runs.saved_state import check_version, load_state, save_state
 from engine.training.epoch_losses import EpochLosses, NonFiniteLoss, write_nonfinite
 from engine.training.epoch_scores import mean_scores
 from engine.training.explained_errors import explaining_errors
@@ -112,14 +112,13 @@ class Trainer:
         self.saved_at = time.monotonic()
 
     def fit(self) -> None:
-        """Train until the last epoch.
+        """Train until the last epoch, from where `resume` has come to.
 
         Raises Interrupted (after saving) when a signal asks to stop, NonFiniteLoss when the loss is
         NaN or infinite more often than allowed, and other UserErrors for a full disk, too little
         memory, an image that can no longer be read or a dead loader process. The last saved state is
         kept each time.
         """
-        self.resume()
         if self.progress.epoch >= self.options.epochs:
             log.info("this run has already finished its %d epochs", self.options.epochs)
             return
@@ -210,11 +209,15 @@ class Trainer:
         save_state(self.folder, self.step.state_dict() | progress)
 
     def resume(self) -> None:
-        """Resume from `last.pth` where there is one; the main process reads it for all."""
+        """Resume from `last.pth` where there is one; the main process reads it for all.
+
+        UserError for a state of another run or an older version.
+        """
         states = [load_state(self.folder) if self.accelerator.is_main_process else None]
         state = broadcast_object_list(states)[0]
         if state is None:
             return
+        check_version(self.folder, state)
         losses = self.step.loss_names
         try:
             saved_losses = tuple(state["loss_names"])
