@@ -5,6 +5,7 @@ import errno
 import itertools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -34,7 +35,7 @@ from models.losses import dice_and_iou
 from tests.cases_on_disk import write_data_set
 from tests.drawn_figures import keep_figures
 from tests.small_run import arguments
-from utils.config import load_config
+from utils.config import dump_config, load_config
 from utils.environment import describe_environment
 from utils.errors import UserError
 from utils.interruption import Interrupted
@@ -693,6 +694,39 @@ def change_state(folder: Path, change: Callable[[dict[str, Any]], object]) -> No
     state = torch.load(folder / "last.pth", weights_only=True)
     change(state)
     torch.save(state, folder / "last.pth")
+
+
+@pytest.mark.parametrize("averaged", [False, True])
+def test_missing_weights_of_the_last_epoch_are_written_again(
+    finished: Path, tmp_path: Path, vae: Path, averaged: bool
+) -> None:
+    def change(state: dict[str, Any]) -> None:
+        state["progress"]["best_epoch"] = 2
+        halves = {p: {k: v / 2 for k, v in part.items()} for p, part in state["weights"].items()}
+        state["average"] = halves | {"n_averaged": torch.tensor(6)} if averaged else None
+
+    given = arguments(tmp_path, vae, f"ema_decay={0.9 if averaged else 0}")
+    config = finished / "config.yaml"
+    config.write_text(dump_config(load_config(given[1], given[2:])))
+    change_state(finished, change)
+    (finished / "best_model.pth").unlink()
+    train.main(given)
+    best = torch.load(finished / "best_model.pth", weights_only=True)
+    last = torch.load(finished / "epoch_2.pth", weights_only=True)
+    assert best.keys() == last.keys()
+    for part, values in last.items():
+        assert all(best[part][k].equal(v / 2 if averaged else v) for k, v in values.items())
+
+
+def test_a_run_whose_best_weights_are_gone_is_not_taken_for_whole(
+    finished: Path, tmp_path: Path, vae: Path
+) -> None:
+    change_state(finished, lambda state: state["progress"].update(best_epoch=1))
+    (finished / "best_model.pth").unlink()
+    with pytest.raises(UserError, match=r"best_model\.pth is missing.*copy epoch_1\.pth.*never"):
+        train.main(arguments(tmp_path, vae))
+    shutil.copy(finished / "epoch_1.pth", finished / "best_model.pth")
+    train.main(arguments(tmp_path, vae))
 
 
 def test_a_state_of_an_older_version_is_refused_before_anything_is_written(

@@ -53,6 +53,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("wavegms")
 
+BEST_WEIGHTS = "best_model.pth"
 SAMPLES_SHOWN = 4
 
 
@@ -211,10 +212,13 @@ class Trainer:
     def resume(self) -> None:
         """Resume from `last.pth` where there is one; the main process reads it for all.
 
-        UserError for a state of another run or an older version.
+        A missing best_model.pth is written again where the state is of its epoch. UserError where that cannot
+        be, and for a state of another run or an older version.
         """
-        states = [load_state(self.folder) if self.accelerator.is_main_process else None]
-        state = broadcast_object_list(states)[0]
+        best = self.folder / BEST_WEIGHTS
+        is_main = self.accelerator.is_main_process
+        read: list[Any] = [load_state(self.folder), best.is_file()] if is_main else [None, None]
+        state, has_best = broadcast_object_list(read)
         if state is None:
             return
         check_version(self.folder, state)
@@ -236,6 +240,29 @@ class Trainer:
                 "with resume=never"
             ) from error
         log.info("resuming after epoch %d, batch %d", self.progress.epoch, self.progress.batch)
+        if not has_best:
+            self._restore_best()
+
+    def _restore_best(self) -> None:
+        """Write a missing best_model.pth, where there should be one, from the weights resumed from.
+
+        UserError where they are those of a later step, and no epoch to come writes it in any case.
+        """
+        progress, best = self.progress, self.folder / BEST_WEIGHTS
+        epoch = progress.epoch if self.options.keeps_last else progress.best_epoch
+        if not epoch:
+            return
+        if (progress.epoch, progress.batch) == (epoch, 0):
+            if self.accelerator.is_main_process:
+                log.warning("%s is missing: written again, from the saved state", best)
+                with writing_to(self.folder):
+                    save_weights(best, self.step.evaluated_system)
+        elif not self.options.keeps_last:
+            raise UserError(
+                f"{best} is missing, the weights of epoch {epoch}, and the saved state is of a later step: copy "
+                f"epoch_{epoch}.pth there to this name, where there is one (save_freq), or start again with "
+                "resume=never"
+            )
 
     def _loaders(self) -> tuple[DataLoader[Sample], DataLoader[Sample]]:
         """Loaders of the training and of the validation cases."""
@@ -361,7 +388,7 @@ class Trainer:
         """`best_model.pth` where they are `to_keep`, and those of every `save_freq` epochs."""
         epoch, every = self.progress.epoch, self.options.save_freq
         if to_keep:
-            save_weights(self.folder / "best_model.pth", self.step.evaluated_system)
+            save_weights(self.folder / BEST_WEIGHTS, self.step.evaluated_system)
         if every and epoch % every == 0:
             save_weights(self.folder / f"epoch_{epoch}.pth", self.step.evaluated_system)
 
