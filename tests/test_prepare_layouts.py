@@ -1409,6 +1409,41 @@ def test_the_orientation_tag_is_found(suffix: str, tag: int) -> None:
         orientation(content[:end])
 
 
+def test_a_background_of_one_is_no_foreground(
+    own: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As MATLAB numbers classes: 1 is the background, and all there is without a lesion."""
+    masks = [(square(i, i) > 0) + np.uint8(1) for i in range(10)]
+    write_folder(tmp_path / "masks", {f"{i}.png": png(mask) for i, mask in enumerate(masks)})
+    for index in (2, 5):
+        write_folder(tmp_path / "masks", {f"{index}.png": png(np.ones_like(masks[index]))})
+    for resumed in (False, True):
+        assert prepare(own) == 2
+        error = capsys.readouterr().err
+        assert ("resuming" in error) == resumed
+        assert (
+            "2 masks hold the value 1 everywhere, 8 others values from 1 to 2, expected 0" in error
+        )
+        assert "give --label 2, or save the masks as 0 and 255" in error
+    assert prepare([*own, "--label", "2"]) == 0
+    written = [read(tmp_path / "data" / "mine" / "masks" / f"{i}.png") for i in range(10)]
+    assert [bool(mask.any()) for mask in written] == [i not in (2, 5) for i in range(10)]
+    assert np.array_equal(written[1] > 0, masks[1] == 2)
+    assert "masks: 2 of 10 empty; median" in capsys.readouterr().out
+
+
+def test_full_masks_are_counted_and_named(
+    own: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for index, value in ((2, 1), (5, 255)):
+        write_folder(tmp_path / "masks", {f"{index}.png": png(np.full((24, 32), value, np.uint8))})
+    assert prepare(own) == 0
+    printed = capsys.readouterr()
+    assert "masks: 0 of 10 empty, 2 full; median foreground 4.7 % of the image\n" in printed.out
+    assert "warning: 2 odd files" in printed.err
+    assert "2.png: all of it is foreground\n" in printed.err
+
+
 @pytest.mark.parametrize(
     ("empty", "inverted", "line"),
     [

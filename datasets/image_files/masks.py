@@ -91,6 +91,12 @@ def mask_values(content: bytes, max_megapixels: float) -> list[int]:
     return np.unique(_grey(content, max_megapixels, any_label=False)).tolist()
 
 
+def value_range(content: bytes, max_megapixels: float) -> tuple[int, int]:
+    """The least and the greatest of `mask_values`."""
+    grey = _grey(content, max_megapixels, any_label=False)
+    return int(grey.min()), int(grey.max())
+
+
 def _grey(content: bytes, max_megapixels: float, any_label: bool, flags: int = 0) -> np.ndarray:
     """A mask file's colours as grey (H, W), decoded with these further flags."""
     flags |= cv2.IMREAD_ANYDEPTH
@@ -161,7 +167,7 @@ def _refuse_classes(grey: np.ndarray) -> None:
         raise ImageError(
             f"the mask holds the values {listed(map(str, values), 10)}, expected 0 and one other; of objects or "
             "classes, say which are foreground: --any-label (all above 0) or --label N (only these values), "
-            f"for example --label {values[values > 0][0]}{ignored}"
+            f"for example --label {values[1]}{ignored}"
         )
 
 

@@ -51,6 +51,21 @@ def check_labels(spec: DatasetSpec, held: Set[int]) -> None:
     warn(found)
 
 
+def refuse_background_of_one(spec: DatasetSpec, ranges: Sequence[tuple[int, int]]) -> None:
+    """UserError where masks hold 1 everywhere, which is the least value of others, so perhaps background.
+
+    `ranges` are the least and the greatest value of masks.
+    """
+    above = [high for low, high in ranges if low == 1 < high]
+    if above and (ones := ranges.count((1, 1))):
+        labels = ",".join(map(str, sorted(set(above))))
+        raise UserError(
+            f"{spec.name} is not prepared: {ones} masks hold the value 1 everywhere, {len(above)} others values from 1 "
+            f"to {max(above)}, expected 0 for the background. If 1 is the background, give --label {labels}, or save "
+            "the masks as 0 and 255; if it is foreground, give --any-label"
+        )
+
+
 def warn_of_odd_files(notes: Sequence[str], listed_in: Path) -> None:
     """Say how many masks JPEG has blurred, and name some of the other files that have a note."""
     for kind in (JPEG_CUT, JPEG_LABELS):
@@ -62,10 +77,12 @@ def warn_of_odd_files(notes: Sequence[str], listed_in: Path) -> None:
 
 
 def report_masks(areas: Sequence[float], own: bool) -> None:
-    """Say how many masks are empty and how large they are; of own data, warn where that is odd."""
+    """Say how many masks are empty or full and how large they are; of own data, warn where that is odd."""
     empty, median = sum(area == 0 for area in areas), float(np.median(areas))
+    full = sum(area == 1 for area in areas)
     line = (
-        f"masks: {empty} of {len(areas)} empty; median foreground {100 * median:.1f} % of the image"
+        f"masks: {empty} of {len(areas)} empty{f', {full} full' if full else ''}; "
+        f"median foreground {100 * median:.1f} % of the image"
     )
     if own and empty > len(areas) / 2:
         warn(f"{line}. Are these the masks of the images?")

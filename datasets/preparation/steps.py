@@ -27,6 +27,7 @@ from datasets.preparation.layouts import (
 )
 from datasets.preparation.notes import (
     check_labels,
+    refuse_background_of_one,
     report_groups,
     report_masks,
     warn,
@@ -232,6 +233,7 @@ def _write(
                 f"{staging.final / NOTES} with the reasons"
             )
         check_labels(spec, written.values)
+        refuse_background_of_one(spec, written.ranges)
         warn_of_odd_files(written.notes, staging.final / NOTES)
         notes = [f"left out: {case}: {problems[case]}" for case in sorted(problems)]
         notes += written.notes

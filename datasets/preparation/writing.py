@@ -14,13 +14,14 @@ from tqdm import tqdm
 from datasets.cases import MAX_LISTED_PROBLEMS
 from datasets.catalogue import DatasetSpec
 from datasets.image_files.decoding import AS_STORED, decode
-from datasets.image_files.headers import orientation
+from datasets.image_files.headers import is_jpeg, orientation
 from datasets.image_files.masks import (
     AS_STORED_HINT,
     aspect_ratio_differs,
     decode_mask,
     mask_values,
     may_fit_as_stored,
+    value_range,
 )
 from datasets.image_files.pictures import DICOM_SUFFIXES, read_picture
 from datasets.image_files.windowing import Window, dark_note, may_be_dark
@@ -47,6 +48,8 @@ class Written:
     """Foreground of each mask as a part of it, 0 to 1."""
     values: set[int] = field(default_factory=set)
     """What masks hold, where labels say which values are foreground."""
+    ranges: list[tuple[int, int]] = field(default_factory=list)
+    """Least and greatest value of odd and of full masks, where nothing says which values are foreground."""
 
 
 def write_cases(
@@ -76,6 +79,7 @@ def write_cases(
             written.notes += one.notes
             written.areas += one.areas
             written.values |= one.values
+            written.ranges += one.ranges
     finally:
         pool.shutdown(cancel_futures=True)
     return written
@@ -87,9 +91,9 @@ def write_case(spec: DatasetSpec, case: SourceCase, staging: Staging, limits: Li
     A DICOM file, and with `window` in `spec` any image, becomes PNG of 8 bits.
 
     Notes are on a 16-bit image that is nearly black, on one that a tag turns upright, perhaps
-    without its mask, and on masks with odd values (see `binary_mask`), the same ones where an
-    earlier run has written the case. Raises UserError where a file cannot be decoded, the aspect
-    ratios of image and mask differ by over 1 %, or the masks differ in size.
+    without its mask, on masks with odd values (see `binary_mask`), and on full ones of own data,
+    the same ones where an earlier run has written the case. Raises UserError where a file cannot be
+    decoded, the aspect ratios of image and mask differ by over 1 %, or the masks differ in size.
     """
     image = case.image.read()
     as_png = spec.window is not None or case.image.suffix in DICOM_SUFFIXES
@@ -98,25 +102,38 @@ def write_case(spec: DatasetSpec, case: SourceCase, staging: Staging, limits: Li
     size = None if as_png else len(image)
     earlier = staging.read_mask(mask_name) if staging.has_image(image_name, size) else None
     if earlier is not None:
-        values = _values(spec, case, limits)
-        return Written(staging.read_notes(case.name), [float(earlier.mean())], values)
+        noted = staging.read_notes(case.name)
+        return _written(spec, case, limits, noted, float(earlier.mean()))
     if as_png:
         pixels = _in_8_bits(case.image, image, spec.window, limits)
         written = encode_png(pixels)
     else:
         pixels = _decoded(case.image, image, cv2.IMREAD_COLOR, limits)
         written = image
-    notes = []
+    notes: list[str] = []
     may_be = not as_png and may_be_dark(pixels)
     if may_be and (dark := dark_note(_decoded(case.image, image, AS_STORED, limits))):
         notes.append(f"{case.image}: {dark}; spread its values over 0 to 65535, or give --window")
     height, width = pixels.shape[:2]
     union, odd_masks = _united_mask(spec, case, (height, width), orientation(image), limits)
     notes += odd_masks
+    if union.all() and not spec.archives:
+        notes.append(f"{case.image}: all of it is foreground")
     staging.write_notes(case.name, notes)
     staging.write("images", image_name, written)
     staging.write("masks", mask_name, encode_png(union.astype(np.uint8) * 255))
-    return Written(notes, [float(union.mean())], _values(spec, case, limits))
+    return _written(spec, case, limits, notes, float(union.mean()))
+
+
+def _written(
+    spec: DatasetSpec, case: SourceCase, limits: Limits, notes: list[str], area: float
+) -> Written:
+    """What is known of a case that this run or an earlier one has written."""
+    values, ranges = _values(spec, case, limits), list[tuple[int, int]]()
+    if (notes or area == 1) and not (spec.archives or spec.any_label or spec.labels):
+        contents = (file.read() for file in case.masks)
+        ranges = [value_range(c, limits.megapixels) for c in contents if not is_jpeg(c)]
+    return Written(notes, [area], values, ranges)
 
 
 def _united_mask(
