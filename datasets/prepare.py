@@ -30,10 +30,11 @@ from datasets.preparation.split_choice import TEST_ONLY, split_digest
 from datasets.preparation.steps import (
     archives_and_metadata,
     file_digest,
+    found_in,
     prepare_own,
     prepare_published,
 )
-from datasets.prepared import is_prepared, read_manifest
+from datasets.prepared import FOUND, is_prepared, read_manifest
 from datasets.splits import SEED, read_split
 from utils.data_set_names import canonical_name
 from utils.entry import ArgumentParser, accept_negative_values, exit_from, non_negative_int
@@ -178,10 +179,15 @@ def run(arguments: argparse.Namespace) -> None:
     _refuse_name(name)
     kind = "generated" if domain else "published" if spec.archives else "your own"
     _refuse_options_of_others(name, kind, arguments)
-    if not is_prepared(folder, _asked_for(spec, arguments)):
+    if was_complete := is_prepared(folder, _asked_for(spec, arguments)):
+        _refuse_other_files(spec, folder, arguments)
+    else:
         _prepare(name, spec, domain, arguments)
     if manifest := read_manifest(folder):
-        print(f"{folder} is complete: {manifest['train']} train and {manifest['test']} test cases")
+        print(
+            f"{folder} is complete: {manifest['train']} train and {manifest['test']} test cases"
+            + ("; it was so already, and nothing was done" if was_complete else "")
+        )
 
 
 def _refuse_name(name: str) -> None:
@@ -229,7 +235,7 @@ def _asked_for(spec: DatasetSpec, arguments: argparse.Namespace) -> dict[str, An
         if arguments.splits
         else None,
         "groups_sha256": file_digest(arguments.groups),
-        "sources": _asked_sources(spec, arguments),
+        "sources": [path.name for path in _sources(spec, arguments)] or None,
         **_asked_reading(arguments),
     }
 
@@ -238,16 +244,7 @@ def _prepare(
     name: str, spec: DatasetSpec, domain: str | None, arguments: argparse.Namespace
 ) -> None:
     """Prepare the phantom of `domain`, a published data set or the user's own."""
-    options = PreparationOptions(
-        root=arguments.root,
-        splits=arguments.splits,
-        groups=arguments.groups,
-        seed=_seed(arguments),
-        limits=DEFAULT_LIMITS.changed(arguments.limit),
-        follow_links=arguments.follow_links,
-        test_only=arguments.test_only,
-        skip_unusable=arguments.skip_unusable,
-    )
+    options = _options(arguments)
     if domain:
         cases = PHANTOM_CASES if arguments.cases is None else arguments.cases
         prepare_phantom(options.root, domain, cases, options.seed)
@@ -270,6 +267,19 @@ def _prepare(
         )
 
 
+def _options(arguments: argparse.Namespace) -> PreparationOptions:
+    return PreparationOptions(
+        root=arguments.root,
+        splits=arguments.splits,
+        groups=arguments.groups,
+        seed=_seed(arguments),
+        limits=DEFAULT_LIMITS.changed(arguments.limit),
+        follow_links=arguments.follow_links,
+        test_only=arguments.test_only,
+        skip_unusable=arguments.skip_unusable,
+    )
+
+
 def _refuse_options_of_others(name: str, kind: str, arguments: argparse.Namespace) -> None:
     """UserError for an option that this kind of data set would ignore."""
     takes = OPTIONS[kind] | ({"include_normal"} if name == "busi" else set())
@@ -286,13 +296,26 @@ def _flag(option: str) -> str:
     return f"--{option.replace('_', '-')}"
 
 
-def _asked_sources(spec: DatasetSpec, arguments: argparse.Namespace) -> list[str] | None:
-    """The manifest's entry for the sources on the command line, None where it names none."""
+def _sources(spec: DatasetSpec, arguments: argparse.Namespace) -> list[Path]:
+    """The sources on the command line, without a metadata CSV; [] where it names none."""
     if spec.archives and arguments.source:
-        return [path.name for path in archives_and_metadata(spec, arguments.source)[0]]
-    if arguments.images and arguments.masks:
-        return [arguments.images.name, arguments.masks.name]
-    return None
+        return archives_and_metadata(spec, arguments.source)[0]
+    return [arguments.images, arguments.masks] if arguments.images and arguments.masks else []
+
+
+def _refuse_other_files(spec: DatasetSpec, folder: Path, arguments: argparse.Namespace) -> None:
+    """UserError where the sources on the command line are not what `folder` was prepared from.
+
+    By the number and size of their files, which sets that were prepared by earlier versions do not record.
+    What a published archive holds is known, so it may be gone by now; a source of own data may not.
+    """
+    for path in (arguments.images, arguments.masks):
+        if path and not path.exists():
+            raise UserError(f"{path}: no such file or folder; {folder} was prepared before")
+    sources = _sources(spec, arguments)
+    if sources and all(s.exists() for s in sources) and FOUND in (read_manifest(folder) or {}):
+        options = _options(arguments)
+        is_prepared(folder, {FOUND: found_in([options.open(path) for path in sources])})
 
 
 def _asked_reading(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -12,6 +12,8 @@ from utils.errors import UserError
 
 MANIFEST = "dataset.json"  # its entry max_megapixels is there if the limit is not 64
 METADATA_GROUPS = "groups.json"
+FOUND = "found"
+"""Entry of the manifest: how many images and masks were in each source, and their bytes."""
 WINDOW, LABEL = "window", "label"
 PREPARED_WITH = {WINDOW: "images", LABEL: "masks"}
 """The options that decide what pixels hold, and of which files."""

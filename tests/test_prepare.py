@@ -143,6 +143,50 @@ def test_again_says_complete_and_changes_nothing(
     assert {p: p.stat().st_mtime_ns for p in folder.rglob("*")} == times
 
 
+@pytest.mark.parametrize("packed", [False, True])
+def test_other_files_of_the_same_name_are_not_passed_off_as_those_prepared(
+    tmp_path: Path, packed: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def command(site: str, count: int = 5) -> list[str]:
+        paths = []
+        for kind, pixels in (("images", picture(1)), ("masks", square(3, 3))):
+            files = {f"{i}.bmp": bmp(pixels) for i in range(count)}
+            folder = write_folder(tmp_path / site / kind, {**files, "notes.txt": site.encode()})
+            paths.append(write_zip(folder.with_suffix(".zip"), files) if packed else folder)
+        return f"mine --images {paths[0]} --masks {paths[1]} --root {tmp_path}/data".split()
+
+    assert prepare(command("a")) == 0
+    assert "nothing was done" not in capsys.readouterr().out
+    assert prepare(command("moved")) == 0
+    assert "is complete: 4 train and 1 test cases; it was so already, and nothing was done" in (
+        capsys.readouterr().out
+    )
+    assert prepare(command("b", count=6)) == 2
+    image, mask = len(bmp(picture(1))), len(bmp(square(3, 3)))
+    assert (
+        f"was prepared otherwise: found 5 files of {5 * image:,} bytes, 5 files of {5 * mask:,} bytes, asked for "
+        f"6 files of {6 * image:,} bytes, 6 files of {6 * mask:,} bytes. Delete it"
+    ) in capsys.readouterr().err
+    gone = [word.replace("/a/", "/gone/") for word in command("a")]
+    assert prepare(gone) == 2
+    assert "no such file or folder" in capsys.readouterr().err
+    manifest = tmp_path / "data" / "mine" / "dataset.json"
+    before = json.loads(manifest.read_text())
+    del before["found"]
+    manifest.write_text(json.dumps(before))
+    assert prepare(command("b", count=6)) == 0, "as earlier versions prepared it"
+
+
+def test_another_archive_of_a_published_set_is_not_passed_off_as_that_prepared(
+    busi: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert prepare(busi) == 0
+    write_zip(tmp_path / "Dataset_BUSI_with_GT.zip", busi_files(benign=7))
+    assert prepare(busi) == 2
+    error = capsys.readouterr().err
+    assert "was prepared otherwise: found 24 files of" in error and "asked for 26 files of" in error
+
+
 @pytest.mark.parametrize("change", [["--include-normal"], ["--seed", "1"], ["--splits", "other"]])
 def test_a_complete_set_is_not_passed_off_as_another(
     busi: list[str], tmp_path: Path, change: list[str], capsys: pytest.CaptureFixture[str]

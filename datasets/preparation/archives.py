@@ -79,6 +79,9 @@ class Source(Protocol):
     def read(self, path: str) -> bytes:
         """Whole content of one file; ArchiveError if it cannot be read."""
 
+    def size(self, path: str) -> int:
+        """Bytes in one file, unpacked."""
+
     def identity(self, path: str) -> str:
         """A text that changes when the content does, found without reading the content."""
 
@@ -107,6 +110,9 @@ class Member:
 
     def read(self) -> bytes:
         return self.source.read(self.path)
+
+    def size(self) -> int:
+        return self.source.size(self.path)
 
     def identity(self) -> str:
         return f"{self.path} {self.source.identity(self.path)}"
@@ -216,6 +222,9 @@ class ZipSource:
             raise ArchiveError(f"{self.title}: {path}: holds less than it declares")
         return content
 
+    def size(self, path: str) -> int:
+        return self._members[path].file_size
+
     def identity(self, path: str) -> str:
         info = self._members[path]
         return f"{info.file_size} {info.CRC:08x}"
@@ -314,6 +323,9 @@ class FolderSource:
                 f"{self._limits.member_megabytes}; raise it with --limit member_megabytes=N"
             )
         return content
+
+    def size(self, path: str) -> int:
+        return (self._folder / path).stat().st_size
 
     def identity(self, path: str) -> str:
         info = (self._folder / path).stat()

@@ -9,8 +9,9 @@ from typing import Any
 
 from datasets.catalogue import IMAGE_EXTENSIONS, DatasetSpec
 from datasets.image_files.decoding import MAX_MEGAPIXELS
+from datasets.image_files.pictures import SUFFIXES
 from datasets.image_files.windowing import window_text
-from datasets.preparation.archives import Limits, members
+from datasets.preparation.archives import Limits, Source, members
 from datasets.preparation.group_tables import (
     TAB_SUFFIXES,
     check_groups,
@@ -44,7 +45,7 @@ from datasets.preparation.split_choice import (
 )
 from datasets.preparation.staging import staged
 from datasets.preparation.writing import write_cases
-from datasets.prepared import NOTES
+from datasets.prepared import FOUND, NOTES
 from datasets.splits import Split, quoted
 from utils.errors import UserError
 from utils.files import sha256
@@ -78,6 +79,7 @@ def prepare_published(
         )
     record = {
         "sources": [path.name for path in paths],
+        FOUND: found_in(sources),
         "include_normal": include_normal,
         "groups_sha256": file_digest(table),
         **split_record(options, split),
@@ -119,6 +121,7 @@ def prepare_own(
     check_groups(options.groups, group_of, split)
     record = {
         "sources": [images.name, masks.name],
+        FOUND: found_in([image_source, mask_source]),
         "image_prefix": of_images.prefix,
         "image_suffix": of_images.suffix,
         "mask_prefix": of_masks.prefix,
@@ -164,6 +167,15 @@ def archives_and_metadata(
             f"{', '.join(spec.archives)}, or one folder that holds them (from {spec.source})"
         )
     return archives, metadata
+
+
+def found_in(sources: Sequence[Source]) -> list[str]:
+    """How many files that may be images or masks each source holds, and of how many bytes together."""
+    found = []
+    for source in sources:
+        sizes = [file.size() for file in members([source]) if file.suffix in SUFFIXES]
+        found.append(f"{len(sizes)} files of {sum(sizes):,} bytes")
+    return found
 
 
 def file_digest(path: Path | None) -> str | None:
