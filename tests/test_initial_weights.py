@@ -12,8 +12,15 @@ import export
 import train
 import valid
 from datasets.cases import open_data_set
-from engine.runs.seen_cases import cases_trained_on, known_held_out_cases
-from engine.runs.training_record import TrainingRecord, names_sha256
+from engine.runs.seen_cases import (
+    cases_seen_in_training,
+    cases_trained_on,
+    held_out_cases,
+    known_held_out_cases,
+    seen_test_cases,
+)
+from engine.runs.training_record import RunCases, TrainingRecord, names_sha256
+from engine.training.initial_weights import check_saw_no_test_case
 from engine.training.trainer import Trainer
 from engine.training_cases import training_cases_from
 from tests.cases_on_disk import write_data_set
@@ -247,6 +254,36 @@ def test_cases_are_remembered_through_runs_of_one_place(tmp_path: Path) -> None:
         tmp_path / "other", pickle_file_path="spots_train_test_names.json", init_weights=first
     )
     assert cases_trained_on(other, data_set) == tuple(case.name for case in data_set.train)
+
+
+def test_copies_in_a_data_set_of_another_name_are_known(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    own = open_data_set(write_data_set(tmp_path, train=4, test=2))
+    again = open_data_set(write_data_set(tmp_path, train=2, test=4, name="spots"))
+    run = write_config(tmp_path / "run", pickle_file_path=own.split_file)
+    assert cases_trained_on(run, again) == ("case_0", "case_1", "case_2", "case_3")
+    cases = RunCases(("case_0", "case_2"), ("case_1", "case_3"), ("case_4", "case_5"))
+    run.with_name("cases.json").write_text(cases.to_json())
+    assert seen_test_cases(run, again) == ["case_2", "case_3"]
+    assert known_held_out_cases(run, again.train, again) == ["case_0"]
+    (again.folder / "check").mkdir()
+    groups = {"by": "near-duplicates", "groups": [["case_3", "case_5"]]}
+    (again.folder / "check" / "same_source_groups.json").write_text(json.dumps(groups))
+    assert cases_seen_in_training(again, run) == {"case_2", "case_3", "case_5"}
+    with pytest.raises(UserError, match=r"was trained on 2 of the 4 test cases .*case_2, case_3"):
+        check_saw_no_test_case(run, again, "teachers")
+    with pytest.raises(UserError, match="of which cases of spots its run held out"):
+        held_out_cases(run, again)
+
+    (again.folder / "images" / "case_2.png").write_bytes(again.test[-1].image.read_bytes())
+    assert seen_test_cases(run, again) == ["case_3"], "one of the name alone"
+    own.split_file.unlink()
+    with caplog.at_level("INFO", "wavegms"):
+        assert cases_seen_in_training(again, run) == set()
+    said = caplog.text + capsys.readouterr().out
+    assert "trained on another data set (blobs): no case of spots is known to have been" in said
+    assert "under other names, or converted, and near-duplicates were not looked for" in said
 
 
 def selection_of(checkpoint: Path) -> str:

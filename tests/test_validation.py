@@ -314,13 +314,16 @@ def test_seen_test_cases_need_the_split_of_the_same_data(
     """The run in `finished` names the split in the folder of `a_run`."""
     checkpoint = finished / "best_model.pth"
 
-    def seen(folder: Path, name: str) -> list[str] | None:
+    def seen(folder: Path, name: str, other_images: bool = False) -> list[str] | None:
         split = write_data_set(folder, train=9, test=3, size=32, name=name)
+        for image in (folder / name / "images").iterdir() if other_images else ():
+            cv2.imwrite(str(image), 255 - read(image))
         return seen_test_cases(checkpoint, open_data_set(redrawn(split, "case_3", name=name)))
 
     assert seen(tmp_path / "prepared_again", "blobs") == ["case_3"]
     assert seen(tmp_path / "grouped", "blobs_grouped") == ["case_3"]
-    assert seen(tmp_path, "spots") == [], "other data, whose cases share the names"
+    assert seen(tmp_path / "copied", "spots") == ["case_3"], "the same image in another set"
+    assert seen(tmp_path, "spots", other_images=True) == [], "other data, sharing the names"
 
     (finished / "cases.json").unlink()  # as earlier versions left it
     record = finished / "environment.json"

@@ -8,7 +8,8 @@
     seen_test_cases          of the test split among `recorded_training_cases`; None where that is not known
     cases_seen_in_training   of the test split among `cases_trained_on`, or with a near-duplicate there
 
-In all but `held_out_cases`, those of the weights that the run started or learned from count, too.
+In all but `held_out_cases`, those of the weights that the run started or learned from count, too, and so do
+copies in a data set of another name, as far as `TrainingRecord.copies_in` finds them.
 """
 
 from __future__ import annotations
@@ -38,9 +39,10 @@ log = logging.getLogger("wavegms")
 def cases_trained_on(checkpoint: Path, data_set: DataSet) -> tuple[str, ...]:
     """Cases of `data_set` that the checkpoint's run had for training, those held out included.
 
-    By the split in the config beside the checkpoint; without one, the train part of `data_set`. Empty
-    where the run was trained on other data. Those of the weights that the run started or learned from are
-    included as far as they are recorded. UserError where the run's split file is gone.
+    By the split in the config beside the checkpoint; without one, the train part of `data_set`. Where the
+    run was trained on a set of another name, the copies of its cases that are found. Those of the weights
+    that the run started or learned from are included as far as they are recorded. UserError where the run's
+    split file is gone.
     """
     if training_config(checkpoint) is None:
         return tuple(case.name for case in data_set.train)
@@ -51,7 +53,7 @@ def recorded_training_cases(checkpoint: Path, data_set: DataSet) -> tuple[str, .
     """Like `cases_trained_on`, but none where nothing beside the checkpoint says what it was trained on."""
     cases: dict[str, None] = {}
     for record in training_history(checkpoint):
-        cases |= dict.fromkeys(record.cases_of(data_set))
+        cases |= dict.fromkeys(record.cases_of(data_set) or record.copies_in(data_set))
     return tuple(cases)
 
 
@@ -68,7 +70,7 @@ def _fitted_cases(record: TrainingRecord, data_set: DataSet) -> set[str]:
     all_cases = {case.name for case in data_set.train}
     if record.config is None:
         return all_cases if record.had_cases_of(data_set) else set()
-    names = set(record.cases_of(data_set))
+    names = set(record.cases_of(data_set) or record.copies_in(data_set))
     if record.cases is not None:
         return names.intersection(record.cases.train)
     if names != all_cases or record.averaged_runs > 1 or record.split_has_changed():
@@ -130,7 +132,13 @@ def cases_seen_in_training(data_set: DataSet, checkpoint: Path) -> set[str]:
     trained_on = cases_trained_on(checkpoint, data_set)
     test = tuple(case.name for case in data_set.test)
     if not trained_on:
-        log.info("no case of %s was in training, so none leaked", data_set.name)
+        trained = TrainingRecord.read(checkpoint).data_set
+        log.info(
+            "%s: no case of %s is known to have been in training; the same images under other names, or "
+            "converted, and near-duplicates were not looked for",
+            f"trained on another data set ({trained})" if trained else "trained on unknown data",
+            data_set.name,
+        )
         return set()
     return leaked_test_cases(data_set.folder, Split(trained_on, test)) | (
         set(trained_on) & set(test)

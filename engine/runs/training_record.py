@@ -6,6 +6,7 @@ file of weights that were passed on.
 
 from __future__ import annotations
 
+import filecmp
 import functools
 import hashlib
 import json
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from datasets.cases import Case, DataSet, find_split_file, open_data_set
+from datasets.catalogue import find_file
 from datasets.prepared import PREPARED_WITH, WINDOW
 from datasets.splits import read_split
 from engine.runs.history import read_scores
@@ -175,6 +177,28 @@ class TrainingRecord:
         if not same_data and split_file.parent.resolve() != data_set.folder.resolve():
             return ()
         return read_split(split_file).train
+
+    def copies_in(self, data_set: DataSet) -> tuple[str, ...]:
+        """Cases of `data_set`, a set of another name, whose images the run had for training.
+
+        Those of the same name and the same bytes as in the folder of the run's split file; none where this is
+        not here. The same image under another name, or converted, is not found.
+        """
+        if self.config is None or names_data_set(self.config.dataset, data_set):
+            return ()
+        try:
+            split_file = find_split_file(self.config.pickle_file_path)
+            had = set(read_split(split_file).train)
+        except UserError:
+            return ()
+        if self.cases is not None:
+            had = {*self.cases.train, *(() if self.config.keeps_last else self.cases.held_out)}
+        own = split_file.parent / "images"
+        named = [case for case in (*data_set.train, *data_set.test) if case.name in had]
+        found = [(case, find_file(own, case.name)) for case in named]
+        return tuple(
+            case.name for case, image in found if image and filecmp.cmp(image, case.image, False)
+        )
 
     def used_another_split(self, data_set: DataSet) -> bool:
         """Whether the training was on `data_set` with another split, as far as that is recorded.
