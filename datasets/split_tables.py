@@ -18,12 +18,18 @@ _COLUMNS = ("name", "split")
 _SEPARATORS = ",;\t"
 
 
+def joined_path(path: str, parts: int = 0) -> str:
+    """The folders and the name in a path, or the last `parts` of these, joined by `_`."""
+    names = [each for each in re.split(r"[/\\]", path) if each not in ("", ".")]
+    return "_".join(names[-parts:])
+
+
 def read_split_table(content: bytes) -> dict[str, list[str]]:
     """The names of each part from a table with a header line, separated by commas, semicolons or tabs.
 
     The columns are those called name and split, or else the first two. Names may hold folders, which are
-    left out, and rows without any entry are skipped. UserError, which names no path, where the table has
-    no header, no such columns or another part.
+    left out, or joined to the names where these repeat, and rows without any entry are skipped. UserError,
+    which names no path, where the table has no header, no such columns or another part.
     """
     expected = "expected a CSV with the columns name and split (train, val or test)"
     try:
@@ -43,10 +49,12 @@ def read_split_table(content: bytes) -> dict[str, list[str]]:
         cases = [(row[name_at].strip(), row[part_at].strip()) for row in rest]
     except (ValueError, IndexError, csv.Error) as error:
         raise UserError(f"{expected} ({error})") from None
+    last = [re.split(r"[/\\]", name)[-1] for name, _ in cases]
+    repeat = len(set(last)) < len(last)
     names: dict[str, list[str]] = {"train": [], "test": []}
-    for name, called_part in cases:
+    for (name, called_part), without_folders in zip(cases, last, strict=True):
         part = PART_NAMES.get(called_part.casefold())
         if part is None:
             raise UserError(f"{expected}, got {called_part[:40]!r} for {name[:60]!r}")
-        names.setdefault(part, []).append(re.split(r"[/\\]", name)[-1])
+        names.setdefault(part, []).append(joined_path(name) if repeat else without_folders)
     return names

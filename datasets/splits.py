@@ -116,15 +116,21 @@ def read_split(path: Path, plain_lists: bool = False) -> Split:
         raise SplitError(f"{path}: {error}") from None
 
 
-def read_split_for(path: Path, cases: Container[str]) -> Split:
+def read_split_for(
+    path: Path, cases: Container[str], case_of_path: Mapping[str, str] | None = None
+) -> Split:
     """`read_split` of a file that may hold plain lists, its names as those of `cases`.
 
-    They are in NFC, and without an image extension where no case is called so. SplitError also where two of
-    them are then one.
+    They are in NFC, and without an image extension where no case is called so; paths joined by `_` are those
+    of `case_of_path`. SplitError also where two of them are then one.
     """
+    of_path = case_of_path or {}
 
     def name_of(name: str) -> str:
-        return name if (name := nfc(name)) in cases else without_extension(name)
+        if (name := nfc(name)) in cases:
+            return name
+        name = without_extension(name)
+        return name if name in cases else of_path.get(name, name)
 
     split = read_split(path, plain_lists=True)
     try:

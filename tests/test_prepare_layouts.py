@@ -318,6 +318,54 @@ def test_a_folder_for_each_patient_names_the_cases(
     assert error.endswith("--image-suffix image --mask-suffix mask\n") and error.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    "called",
+    ["P0{}/visit{}/image.bmp", "all/P0{}/visit{}/image", ".\\P0{}\\visit{}", "P0{}_visit{}"],
+)
+def test_tables_name_cases_by_folders_as_paths(tmp_path: Path, called: str) -> None:
+    for patient, visit in np.ndindex(4, 2):
+        write_folder(
+            tmp_path / "study" / "all" / f"P0{patient}" / f"visit{visit}",
+            {"image.bmp": bmp(picture(2 * patient + visit)), "mask.png": png(square(3, 3))},
+        )
+    cases = [called.format(patient, visit) for patient, visit in np.ndindex(4, 2)]
+    groups, split = tmp_path / "groups.csv", tmp_path / "split.csv"
+    groups.write_text("case,patient\n" + "".join(f"{c},P{i // 2}\n" for i, c in enumerate(cases)))
+    parts = ["train"] * 6 + ["test"] * 2
+    split.write_text("name,split\n" + "".join(map("{},{}\n".format, cases, parts)))
+    places = ["--images", tmp_path / "study", "--masks", tmp_path / "study", "--groups", groups]
+    arguments = [*places, "--image-suffix", "image", "--mask-suffix", "mask", "--splits", split]
+    folder = run("mine", tmp_path, *arguments)
+    names = [f"P0{patient}_visit{visit}" for patient, visit in np.ndindex(4, 2)]
+    assert read_split(folder / "mine_train_test_names.json") == Split(
+        tuple(names[:6]), tuple(names[6:])
+    )
+    of_patient = json.loads((folder / "groups.json").read_bytes())
+    assert of_patient == {name: f"P{i // 2}" for i, name in enumerate(names)}
+    run("mine", tmp_path, *arguments)  # again: it is complete
+
+
+def test_tables_of_other_paths_say_how_cases_by_folders_are_called(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for index in range(4):
+        files = {"image.png": png(picture(index)), "mask.png": png(square(3, 3))}
+        write_folder(tmp_path / "all" / f"P0{index}", files)
+    table = tmp_path / "table.csv"
+    places = f"--images {tmp_path}/all --masks {tmp_path}/all --root {tmp_path}/data"
+    command = f"mine {places} --image-suffix image --mask-suffix mask".split()
+    table.write_text("case,patient\n" + "".join(f"Q0{i}/image.png,P{i // 2}\n" for i in range(4)))
+    assert prepare([*command, "--groups", str(table)]) == 2
+    error = capsys.readouterr().err
+    assert "'image' in 'P0' and in 'P1'" in error
+    assert "Give each case one group; they are called 'P00', 'P01', 'P02' and 1 more, by" in error
+    parts = ("train", "train", "train", "test")
+    rows = (f"Q0{i}/image.png,{part}\n" for i, part in enumerate(parts))
+    table.write_text("name,split\n" + "".join(rows))
+    assert prepare([*command, "--splits", str(table)]) == 2
+    assert "the source has 'P00', 'P01', 'P02' and 1 more" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("place", ["zip", "folder", "folder of masks"])
 @pytest.mark.parametrize("parts", [[""], ["train/", "test/"]])
 def test_folders_called_images_and_masks_tell_which_is_which(

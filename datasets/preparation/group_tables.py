@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from datasets.catalogue import without_extension
+from datasets.split_tables import joined_path
 from datasets.splits import Split, nfc, quoted
 from utils.errors import UserError, listed
 
@@ -19,15 +20,19 @@ _SWAPPED = "Are the columns swapped? The first names the case, the second its gr
 
 
 def read_group_table(
-    path: Path | None, columns: tuple[str, str] | None, or_first_two: bool = False
+    path: Path | None,
+    columns: tuple[str, str] | None,
+    or_first_two: bool = False,
+    case_of_path: Mapping[str, str] | None = None,
 ) -> dict[str, str]:
     """Group (patient, lesion, ...) of each case name from a CSV with a header line; {} for None.
 
     `columns` are the headers of name and group. Without them, and `or_first_two` where the table has
     others, the first two columns are meant. A `.tab` or `.tsv` may be separated by tabs. Names may carry
     an image extension, with and without which they are returned, as a case may be called `scan.dcm`, and
-    folders, which are left out. Names and groups are returned in Unicode NFC; rows without a group are left
-    out. Raises UserError where the file cannot be read, has no such columns, or names one case in two groups.
+    folders, which are left out, but for paths in `case_of_path`, joined by `_`. Names and groups are returned
+    in Unicode NFC; rows without a group are left out. Raises UserError where the file cannot be read, has no
+    such columns, or names one case in two groups.
     """
     if path is None:
         return {}
@@ -50,12 +55,16 @@ def read_group_table(
         raise UserError(f"{path}: not UTF-8: save it as 'CSV UTF-8'") from None
     except (OSError, ValueError, IndexError, csv.Error) as error:
         raise UserError(f"{path}: expected a CSV with the columns {expected} ({error})") from None
+    of_path = case_of_path or {}
     group_of: dict[str, str] = {}
     as_written: dict[str, str] = {}
     conflicts: list[str] = []
     for path_of_case, group in pairs:
         file_name = re.split(r"[/\\]", path_of_case)[-1]
         case = without_extension(file_name)
+        joined = joined_path(path_of_case)
+        if known := of_path.get(joined) or of_path.get(without_extension(joined)):
+            file_name = case = known
         if group and case != file_name:
             as_written[file_name] = group
         if group and group_of.setdefault(case, group) != group:
@@ -65,6 +74,11 @@ def read_group_table(
         swapped = len(set(groups)) == len(groups)  # as the names of cases are
         raise UserError(
             f"{path} names a case in two groups: {listed(conflicts, 5)}. Give each case one group"
+            + (
+                f"; they are called {quoted(sorted(set(of_path.values())), 3)}, by their folders"
+                if of_path
+                else ""
+            )
             + (f". {_SWAPPED}" if swapped else "")
         )
     return group_of | {name: group for name, group in as_written.items() if name not in group_of}

@@ -11,7 +11,7 @@ from pathlib import PurePosixPath
 from datasets.catalogue import IMAGE_EXTENSIONS, DatasetSpec
 from datasets.image_files.pictures import DICOM_SUFFIXES
 from datasets.preparation.archives import Member
-from datasets.split_tables import PART_NAMES
+from datasets.split_tables import PART_NAMES, joined_path
 from datasets.splits import name_problem, nfc
 
 _NO_PICTURES = {
@@ -62,6 +62,9 @@ class PairedFiles:
     """Paths of images whose name another image has as well."""
     by_folder: bool = False
     """Whether cases are named by the folders of their files."""
+    case_of_path: dict[str, str] = field(default_factory=dict)
+    """Where cases are named by folders, each by its name and by the path of its image: folders and name
+    joined by `_`, without extension; also without its first folders, where no other path ends so."""
     parts: dict[str, str] = field(default_factory=dict)
     """The part of a split, of own data by the folder of the image, where this is called as a part is."""
 
@@ -167,8 +170,20 @@ def _matched(
         problems=paired.problems
         | {name: f"the image {image} {_NOT_READ}" for name, image in unread.items()},
         lone_masks=lone_masks,
+        case_of_path=_by_path(image_of) if by_folder else {},
         parts={name: part for name, part in parts.items() if part},
     )
+
+
+def _by_path(image_of: Mapping[str, Member]) -> dict[str, str]:
+    """Cases as `PairedFiles.case_of_path` has them."""
+    names: dict[str, list[str]] = {}
+    for name, image in image_of.items():
+        path = PurePosixPath(nfc(image.path)).with_suffix("")
+        for parts in range(2, len(path.parts) + 1):
+            names.setdefault(joined_path(str(path), parts), []).append(name)
+    found = {path: name for path, (name, *others) in names.items() if not others}
+    return found | {name: name for name in image_of}
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,7 @@ def choose_split(
         name for name in files.cases if spec.normal_prefix and name.startswith(spec.normal_prefix)
     }
     if options.splits is not None:
-        split = read_split_for(options.splits, {*files.cases, *files.problems})
+        split = read_split_for(options.splits, {*files.cases, *files.problems}, files.case_of_path)
         _refuse_other_split(options.splits, split, files)
         more = normal - {*split.train, *split.test}
         if include_normal and len(more) > 1:

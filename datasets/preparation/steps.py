@@ -114,7 +114,7 @@ def prepare_own(
             f"images repeat a name, so cases are named by their folders: {quoted(sorted(files.cases), 3)}"
             + ("" if options.groups else "; where folders are patients, give --groups")
         )
-    group_of = read_group_table(options.groups, None)
+    group_of = read_group_table(options.groups, None, case_of_path=files.case_of_path)
     other_split = options.splits is not None or options.test_only
     by_folders = None if other_split else split_by_folders(files)
     split = by_folders or choose_split(spec, files, group_of, True, options)
