@@ -69,3 +69,10 @@ def unit_text(groups: int, cases: int, by: str | None) -> str:
         text = f"over {cases} cases in {groups} groups (by {by})"
     few = f"; with fewer than {FEW_GROUPS}, intervals are too narrow"
     return text + few if groups < FEW_GROUPS else text
+
+
+def why_no_intervals(groups: int, cases: int, by: str | None) -> str | None:
+    """Why no bootstrap over `cases` in `groups` can be drawn; None where one can."""
+    if groups > 1:
+        return None
+    return f"all {cases} cases are of one group (by {by})" if cases > 1 else f"{cases} case"

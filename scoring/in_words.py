@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from scoring.groups import unit_text
+from scoring.groups import unit_text, why_no_intervals
 from scoring.metrics import LOWER_IS_BETTER, EmptyRule
 from scoring.results import WITH_LESION, Provenance, Scores, Summary, read_results
 from utils.errors import UserError
@@ -103,9 +103,23 @@ def replaced_settings(folder: Path, made_with: Provenance, rule: EmptyRule) -> l
 
 
 def interval_unit(summary: Summary) -> str:
-    """What the intervals of the summary are over, in words."""
+    """What the intervals of the summary are over, or that there are none, in words."""
+    of = _drawn_over(summary)
+    without = why_no_intervals(*of)
+    return f"none: {without}" if without else unit_text(*of)
+
+
+def intervals_text(summary: Summary) -> str:
+    """`interval_unit` as a line of its own."""
+    of = _drawn_over(summary)
+    without = why_no_intervals(*of)
+    return f"no intervals: {without}" if without else f"95 % intervals: bootstrap {unit_text(*of)}"
+
+
+def _drawn_over(summary: Summary) -> tuple[int, int, str | None]:
+    """Groups and cases of the summary's bootstrap, and how the groups are known."""
     bootstrap = summary["bootstrap"]
-    return unit_text(bootstrap["groups"], summary["count"], bootstrap["by"])
+    return bootstrap["groups"], summary["count"], bootstrap["by"]
 
 
 def empty_truths_text(scores: Scores) -> str:

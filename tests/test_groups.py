@@ -16,6 +16,7 @@ from datasets.checks.leaks import known_groups
 from experiments.validated_models import collect
 from scoring import cross_domain_matrix
 from scoring.groups import NOTHING_KNOWN, KnownGroups, joined, named_groups, unit_text
+from scoring.in_words import interval_unit
 from scoring.metrics import METRICS, SIZES, CaseScores
 from scoring.report import _notes
 from scoring.results import read_results, recorded_groups, summarise, write_results
@@ -83,6 +84,7 @@ def test_what_is_known_in_several_places_is_joined() -> None:
         (130, 130, None, "over 130 cases, taken as independent"),
         (20, 20, None, "over 20 cases, taken as independent"),
         (19, 40, "metadata", "over 40 cases in 19 groups (by metadata); with fewer than 20"),
+        (2, 3, "metadata", "over 3 cases in 2 groups (by metadata); with fewer than 20"),
     ],
 )
 def test_an_interval_says_over_what_it_is(
@@ -159,6 +161,29 @@ def test_terminal_and_report_say_the_unit_once(tmp_path: Path) -> None:
     few = named_groups("metadata", [NAMES[:22]])
     told = format_summary("pairs", read_results(write(tmp_path, known=few)).summary)
     assert "over 40 cases in 19 groups (by metadata); with fewer than 20, " in told
+
+
+@pytest.mark.parametrize(
+    ("count", "known", "reason"),
+    [
+        (40, named_groups("metadata", [NAMES]), "all 40 cases are of one group (by metadata)"),
+        (1, NOTHING_KNOWN, "1 case"),
+        (1, PAIRS, "1 case"),
+    ],
+)
+def test_of_one_group_there_are_no_intervals(
+    tmp_path: Path, count: int, known: KnownGroups, reason: str
+) -> None:
+    scores = dict(list(scores_of_pairs().items())[:count])
+    made_with: Any = {"selection": "chosen", "test_cases_trained_on": [], "data_set": "pairs"}
+    write_results(tmp_path, scores, provenance=made_with, known=known)
+    summary = read_results(tmp_path).summary
+    told = format_summary("pairs", summary)
+    assert f"  no intervals: {reason}\n" in told and "no interval)" in told
+    assert f">no intervals: {reason}.<" in _notes(summary)
+    assert interval_unit(summary) == f"none: {reason}"
+    assert "bootstrap" not in told + _notes(summary)
+    assert "narrow" not in told + _notes(summary)
 
 
 def test_two_runs_are_compared_by_group(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
