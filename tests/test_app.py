@@ -13,9 +13,9 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import cv2
 import numpy as np
@@ -24,6 +24,7 @@ import pytest
 import app
 import predict
 from datasets.image_files.headers import ImageError
+from datasets.image_files.pictures import read_picture
 from engine.prediction import web_page
 from engine.prediction.backends import TorchBackend
 from engine.prediction.segmentation import Segmentation
@@ -58,6 +59,24 @@ def test_the_result_needs_no_files_and_escapes_names() -> None:
     assert "appears here" in web_page.draw(None, 0.5)
     broken = web_page.Shown("x", pixels, "", Segmentation(probability * np.nan, None))
     assert "not a number" in web_page.draw(broken, 0.5)
+
+
+def test_an_option_that_a_message_advises_is_one_of_app_py(tmp_path: Path) -> None:
+    """Who sees the page may not know how it was started."""
+    whose = "(app.py is to be started with this option)"
+    actions = web_page.Actions(cast(TorchBackend, None), max_megapixels=1, window=None)
+    upload = tmp_path / "a--b.tif"
+    cv2.imwrite(str(upload), np.ones((4, 4), np.float32))
+    _, _, refused = actions.upload(str(upload), False, 0.5)
+    assert f"by --window LOW,HIGH or --window auto {whose}" in refused
+    _, _, gone = actions.upload(str(tmp_path / "c--d.tif"), False, 0.5)
+    assert "c--d.tif: is no longer here" in gone and whose not in gone
+    dark = np.full((4, 4), 4095, np.uint16)
+    picture = read_picture(cv2.imencode(".png", dark)[1].tobytes(), 1, None, ".png")
+    segmentation = Segmentation(np.zeros((4, 4), np.float32), None)
+    shown = web_page.Shown("x--y.png", picture.pixels, picture.note, segmentation)
+    assert f"--window auto spreads its own range {whose}" in web_page.draw(shown, 0.5)
+    assert whose not in web_page.draw(replace(shown, note=""), 0.5)
 
 
 def test_uploads_are_taken_off_the_disk(tmp_path: Path) -> None:

@@ -95,7 +95,7 @@ class Actions:
             content = self.uploads.take(file)
             picture = read_picture(content, self.max_megapixels, self.window, file.suffix)
         except ImageError as error:
-            message = f"{file.name}: {error}"
+            message = f"{file.name}: {_to_visitors(str(error))}"
             return None, message, draw(message, threshold)
         shown = self._segment(file.name, picture, tta)
         return None, shown, draw(shown, threshold)
@@ -113,6 +113,11 @@ class Actions:
         options = PredictionOptions(tta=tta)
         ((_, segmentation),) = segment(self.backend, pictures, options, batch_size=8)
         return Shown(name, picture.pixels, picture.note, segmentation)
+
+
+def _to_visitors(message: str) -> str:
+    """A message on an image; where it advises an option, with what this is an option of."""
+    return f"{message} (app.py is to be started with this option)" if "--" in message else message
 
 
 def build_page(backend: Backend, max_megapixels: float, window: Window = None) -> gradio.Blocks:
@@ -225,7 +230,7 @@ def _drawn(shown: Shown | str | None, threshold: float) -> str:
         figures.append(("Uncertainty, 0 (dark) to 0.5", colour_map(2 * uncertainty)))
         numbers.append(("Mean uncertainty", f"{uncertainty.mean():.4f}"))
     if shown.note:
-        numbers.append(("Note", shown.note))
+        numbers.append(("Note", _to_visitors(shown.note)))
     images = "".join(
         f'<figure><img src="{data_uri(image)}" alt="{title} of {name}">'
         f"<figcaption>{title}: {name}</figcaption></figure>"
