@@ -7,14 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from engine.runs.training_record import (
-    CASES_FILE,
-    INITIAL_WEIGHTS,
-    SPLIT_FILE,
-    TEACHERS,
-    RunCases,
-    TrainingRecord,
-)
+from engine.runs.run_cases import CASES_FILE, RunCases
+from engine.runs.training_record import INITIAL_WEIGHTS, SPLIT_FILE, TEACHERS, TrainingRecord
 from scoring.results import Results, read_results, recorded_groups
 from scoring.validated_runs import check_of_present_weights, find_results, scored_checkpoint
 from utils.config import Config

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from engine.runs.training_record import NETWORK_KEYS
+from engine.runs.network_settings import NETWORK_KEYS
 from experiments.folds import CHOOSES_THE_EPOCH
 from experiments.sweeps.optuna_study import KEPT_IN_SEARCH
 from experiments.sweeps.settings import NOT_SWEPT, OF_THE_SCHEDULE, load_sweep

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 import compare
-from engine.runs.training_record import RunCases, TrainingRecord
+from engine.runs.run_cases import RunCases
+from engine.runs.training_record import TrainingRecord
 from experiments import cross_validation
 from experiments.folds import read_folds
 from scoring.case_scores import score_cases

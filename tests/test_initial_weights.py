@@ -12,6 +12,7 @@ import export
 import train
 import valid
 from datasets.cases import open_data_set
+from engine.runs.run_cases import RunCases, names_sha256
 from engine.runs.seen_cases import (
     cases_seen_in_training,
     cases_trained_on,
@@ -19,7 +20,7 @@ from engine.runs.seen_cases import (
     known_held_out_cases,
     seen_test_cases,
 )
-from engine.runs.training_record import RunCases, TrainingRecord, names_sha256
+from engine.runs.training_record import TrainingRecord
 from engine.training.initial_weights import check_saw_no_test_case
 from engine.training.trainer import Trainer
 from engine.training_cases import training_cases_from

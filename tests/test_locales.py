@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from engine.runs.training_record import RunCases
+from engine.runs.run_cases import RunCases
 from tests.small_run import ROOT
 
 READS = """
@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 
 import sweep
-from engine.runs.training_record import RunCases
+from engine.runs.run_cases import RunCases
 from utils.logs import log_to
 
 folder = Path(sys.argv[1])

@@ -18,8 +18,8 @@ import valid
 from datasets.phantom import phantom_case
 from datasets.splits import random_split, read_split
 from engine.prediction.backends import TorchBackend
+from engine.runs.run_cases import names_sha256
 from engine.runs.trained_run import find_run
-from engine.runs.training_record import names_sha256
 from tests.small_run import arguments
 from utils.checkpoints import read_metadata
 from utils.config import dump_config, load_config

@@ -16,7 +16,7 @@ import yaml
 from matplotlib.figure import Figure
 
 import study
-from engine.runs.training_record import RunCases, names_sha256
+from engine.runs.run_cases import RunCases, names_sha256
 from experiments.studies import score_run
 from experiments.studies.report import draw_curves, write_study
 from experiments.studies.score_run import training_and_scoring_steps

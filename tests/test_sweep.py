@@ -20,7 +20,7 @@ import yaml
 
 import sweep
 from datasets.splits import Split, read_split, write_split
-from engine.runs.training_record import names_sha256
+from engine.runs.run_cases import names_sha256
 from experiments.sweeps.plan import (
     check_sweep,
     describe_plan,

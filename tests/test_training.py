@@ -24,9 +24,10 @@ from datasets.splits import hold_out
 from engine.device import make_accelerator
 from engine.runs.history import EpochRow, draw_curves, sample_panel
 from engine.runs.resuming import check_resumable, check_same_cases
+from engine.runs.run_cases import RunCases
 from engine.runs.run_folder import RunFolder
 from engine.runs.saved_state import load_state
-from engine.runs.training_record import GROUPS, RunCases
+from engine.runs.training_record import GROUPS
 from engine.training import trainer as training
 from engine.training.epoch_losses import write_nonfinite
 from engine.training.epoch_scores import mean_scores

@@ -20,10 +20,10 @@ import valid
 from datasets.cases import Case, open_data_set
 from engine.prediction.backends import TorchBackend
 from engine.runs import trained_run
+from engine.runs.network_settings import trained_values_that_differ
 from engine.runs.provenance import provenance
 from engine.runs.seen_cases import seen_test_cases
 from engine.runs.trained_run import find_run
-from engine.runs.training_record import trained_values_that_differ
 from engine.validation.case_predictions import (
     Prediction,
     mean_over_orientations,

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from datasets.prepared import PREPARED_WITH
+from engine.runs.network_settings import same_parts, trained_values_that_differ
 from engine.runs.trained_run import TrainedRun, load_system
 from engine.runs.training_record import (
     AVERAGED_FROM,
@@ -18,8 +19,6 @@ from engine.runs.training_record import (
     ENSEMBLE_RUNS,
     TrainingRecord,
     data_trained_on,
-    same_parts,
-    trained_values_that_differ,
 )
 from models.base import SegmentationModel, has_batch_norm
 from models.ensemble import Ensemble

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 from datasets.cases import DataSet
 from datasets.prepared import METADATA_GROUPS, prepared_otherwise, prepared_with
+from engine.runs.network_settings import same_parts, trained_values_that_differ
+from engine.runs.run_cases import names_data_set
 from engine.runs.seen_cases import seen_test_cases
 from engine.runs.training_record import (
     GROUPS,
@@ -15,9 +17,6 @@ from engine.runs.training_record import (
     SPLIT_FILE,
     TEACHERS,
     TrainingRecord,
-    names_data_set,
-    same_parts,
-    trained_values_that_differ,
 )
 from scoring.results import Provenance
 from utils.checkpoints import frozen_hashes

@@ -8,13 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from datasets.prepared import PREPARED_WITH, prepared_otherwise
+from engine.runs.run_cases import CASES_FILE, RunCases
 from engine.runs.saved_state import LAST_STATE, state_files
-from engine.runs.training_record import (
-    CASES_FILE,
-    INPUT_FILES,
-    RunCases,
-    training_config,
-)
+from engine.runs.training_record import INPUT_FILES, training_config
 from utils.config import Config, load_config
 from utils.config_keys import CHANGEABLE_ON_RESUME
 from utils.errors import UserError

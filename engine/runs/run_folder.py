@@ -14,8 +14,9 @@ from datasets.prepared import prepared_with
 from engine.device import resolved_precision
 from engine.runs.provenance import input_hashes
 from engine.runs.resuming import check_resumable, check_same_cases, epochs_recorded
+from engine.runs.run_cases import CASES_FILE, RunCases, names_sha256
 from engine.runs.saved_state import state_files
-from engine.runs.training_record import CASES_FILE, TRAINING_CASES, RunCases, names_sha256
+from engine.runs.training_record import TRAINING_CASES
 from utils.config import Config, dump_config
 from utils.environment import describe_environment
 from utils.files import atomic_write

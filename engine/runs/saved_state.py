@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 from collections.abc import Mapping
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from utils.errors import UserError
+from utils.files import json_object
 from utils.runs import writing_to
 from utils.tensor_files import load_tensors, save_tensors
 
@@ -50,10 +50,7 @@ def check_version(folder: Path, state: Mapping[str, Any]) -> None:
     """UserError where an older version of this code saved the `state` of the run in `folder`."""
     if "progress" not in state or "loss_names" in state:
         return
-    try:
-        commit = json.loads((folder / "environment.json").read_bytes())["commit"]
-    except (OSError, ValueError, LookupError, TypeError):
-        commit = None
+    commit = json_object(folder / "environment.json").get("commit")
     started = f" (the run was started with commit {commit})" if commit else ""
     raise UserError(
         f"the state in {folder} was saved by an older version of this code: go on with that one{started}, or start "

@@ -21,12 +21,10 @@ from pathlib import Path
 from datasets.cases import Case, DataSet
 from datasets.checks.leaks import leaked_test_cases
 from datasets.splits import Split
+from engine.runs.run_cases import CASES_FILE, names_data_set, names_sha256
 from engine.runs.training_record import (
-    CASES_FILE,
     TRAINING_CASES,
     TrainingRecord,
-    names_data_set,
-    names_sha256,
     training_config,
     training_history,
 )

@@ -155,7 +155,8 @@ def load_system(config: Config, checkpoint: Path) -> SegmentationModel:
     UserError if the checkpoint is another architecture's.
     """
     from engine.build import system_from
-    from engine.runs.training_record import TrainingRecord, same_parts, trained_values_that_differ
+    from engine.runs.network_settings import same_parts, trained_values_that_differ
+    from engine.runs.training_record import TrainingRecord
     from utils.checkpoints import frozen_hashes, load_weights
 
     record = TrainingRecord.read(checkpoint)

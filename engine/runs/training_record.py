@@ -8,32 +8,26 @@ from __future__ import annotations
 
 import filecmp
 import functools
-import hashlib
-import json
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from datasets.cases import Case, DataSet, find_split_file, open_data_set
+from datasets.cases import DataSet, find_split_file, open_data_set
 from datasets.catalogue import find_file
 from datasets.prepared import PREPARED_WITH, WINDOW
 from datasets.splits import read_split
 from engine.runs.history import read_scores
+from engine.runs.run_cases import CASES_FILE, RunCases, names_data_set, names_sha256
 from engine.training_cases import training_cases_from
 from utils.checkpoints import read_metadata
 from utils.config import Config, load_config
-from utils.config_keys import WEIGHT_KEYS
-from utils.data_set_names import SPLIT_FILE_ENDING, canonical_name
 from utils.errors import UserError
+from utils.files import json_object
 
 log = logging.getLogger("wavegms")
-
-NETWORK_KEYS = (*WEIGHT_KEYS, "vae_weights", "image_size")
-"""Keys of the config by which the same weights give another probability; with test-time augmentation,
-`keep_upright` too."""
 
 DATA_SET, TRAINING_CASES = "data_set", "training_cases"
 SELECTION = "selection"
@@ -47,39 +41,9 @@ TEACHERS = "file of one of the teachers"
 INPUT_FILES = (SPLIT_FILE, INITIAL_WEIGHTS, GROUPS, TEACHERS)
 """What environment.json has hashes of, besides the frozen parts of the network."""
 
-CASES_FILE = "cases.json"
 _TEST_SPLIT = "the TEST split"
 NO_SCORE_CHOSE = "which no score chose"
 """Of a checkpoint, in the words on how it was chosen."""
-
-
-@dataclass(frozen=True)
-class RunCases:
-    """Names of a run's cases: trained on, held out of train, and for testing."""
-
-    train: tuple[str, ...]
-    held_out: tuple[str, ...]
-    test: tuple[str, ...]
-
-    @classmethod
-    def read(cls, path: Path) -> RunCases | None:
-        """The cases in a file of `to_json`; None where there is none that can be read."""
-        content = _json_object(path)
-        parts = [content.get(field.name) for field in fields(cls)]
-        if not all(isinstance(names, list) for names in parts):
-            return None
-        return cls(*(tuple(names) for names in parts if names is not None))
-
-    @classmethod
-    def of(cls, data_set: DataSet, trained_on: Iterable[Case]) -> RunCases:
-        """Those of a run that trains on `trained_on`, a part of the data set's training cases."""
-        train = tuple(case.name for case in trained_on)
-        known = set(train)
-        held_out = tuple(case.name for case in data_set.train if case.name not in known)
-        return cls(train, held_out, tuple(case.name for case in data_set.test))
-
-    def to_json(self) -> str:
-        return json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n"
 
 
 @dataclass(frozen=True)
@@ -108,7 +72,7 @@ class TrainingRecord:
             checkpoint,
             training_config(checkpoint),
             read_metadata(checkpoint),
-            _json_object(checkpoint.with_name("environment.json")),
+            json_object(checkpoint.with_name("environment.json")),
             RunCases.read(checkpoint.with_name(CASES_FILE)),
         )
 
@@ -163,9 +127,8 @@ class TrainingRecord:
             return ()
         name, path = self.config.dataset, self.config.pickle_file_path
         same_name, same_data = name == data_set.name, names_data_set(name, data_set)
-        if self.cases is not None and same_data:
-            chosen_by = () if self.config.keeps_last else self.cases.held_out
-            return self.cases.train + chosen_by
+        if same_data and (used := self._used_cases()) is not None:
+            return used
         try:
             split_file = find_split_file(path)
         except UserError:
@@ -178,6 +141,12 @@ class TrainingRecord:
             return ()
         return read_split(split_file).train
 
+    def _used_cases(self) -> tuple[str, ...] | None:
+        """The cases that the run trained on or chose its checkpoint by; None where they are not recorded."""
+        if self.config is None or self.cases is None:
+            return None
+        return self.cases.train + (() if self.config.keeps_last else self.cases.held_out)
+
     def copies_in(self, data_set: DataSet) -> tuple[str, ...]:
         """Cases of `data_set`, a set of another name, whose images the run had for training.
 
@@ -188,12 +157,10 @@ class TrainingRecord:
             return ()
         try:
             split_file = find_split_file(self.config.pickle_file_path)
-            had = set(read_split(split_file).train)
+            used = self._used_cases() or read_split(split_file).train
         except UserError:
             return ()
-        if self.cases is not None:
-            had = {*self.cases.train, *(() if self.config.keeps_last else self.cases.held_out)}
-        own = split_file.parent / "images"
+        own, had = split_file.parent / "images", set(used)
         named = [case for case in (*data_set.train, *data_set.test) if case.name in had]
         found = [(case, find_file(own, case.name)) for case in named]
         return tuple(
@@ -326,52 +293,6 @@ def selection_note(run: Config) -> str:
     return _choice(run.select_on) + _note_on_start(run)
 
 
-def trained_values_that_differ(
-    config: Config, run: Config | None, same_vae: bool | None = None
-) -> dict[str, Any]:
-    """Keys of NETWORK_KEYS in which `config` differs from the run that trained the weights, with that run's
-    values.
-
-    With test-time augmentation `keep_upright`, too; without keys that the model does not use. `same_vae` says
-    whether the frozen parts are the same, wherever they lie, see `same_parts`; where that is None,
-    `vae_weights` is compared as text.
-    """
-    if run is None:
-        return {}
-    keys = [*NETWORK_KEYS, *(["keep_upright"] if config.tta else [])]
-    unused = config.unused(keys)
-    trained, now = run.model_dump(mode="json"), config.model_dump(mode="json")
-    differing = {k: trained[k] for k in keys if k not in unused and trained[k] != now[k]}
-    if same_vae:
-        differing.pop("vae_weights", None)
-    elif same_vae is False and "vae_weights" not in differing:
-        differing["vae_weights"] = f"{run.vae_weights} as it was then"
-    return differing
-
-
-def same_parts(one: Mapping[str, str], other: Mapping[str, str]) -> bool | None:
-    """Whether the parts of a network that both have a hash of are the same; None without such a part."""
-    common = one.keys() & other.keys()
-    return all(one[name] == other[name] for name in common) if common else None
-
-
-def names_sha256(names: Iterable[str]) -> str:
-    """SHA-256 of the names, whatever their order."""
-    return hashlib.sha256("\n".join(sorted(names)).encode()).hexdigest()
-
-
-def names_data_set(name: str, data_set: DataSet) -> bool:
-    """Whether `name` is that of the data set, of its folder, or of another split file in it.
-
-    The split by groups, `<name>_grouped`, is of the same data as `<name>`.
-    """
-    ungrouped = name.removesuffix("_grouped")
-    if ungrouped in (data_set.name.removesuffix("_grouped"), canonical_name(data_set.folder.name)):
-        return True
-    others = data_set.folder.glob(f"*{SPLIT_FILE_ENDING}.*")
-    return name in {path.stem.removesuffix(SPLIT_FILE_ENDING) for path in others}
-
-
 def training_config(checkpoint: Path) -> Config | None:
     """The config of the run that wrote the checkpoint, None where it does not lie beside it.
 
@@ -395,15 +316,6 @@ def _read_config(path: Path, written: int) -> Config | None:
 def _data_set(split_file: Path, written: int) -> DataSet:
     """The data set of a split file that was `written` then; its files are looked up once."""
     return open_data_set(split_file)
-
-
-def _json_object(path: Path) -> dict[str, Any]:
-    """What a JSON file holds; {} where there is none that can be read."""
-    try:
-        content = json.loads(path.read_bytes())
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
 
 
 def _cases_now(split_file: Path) -> str:

@@ -18,7 +18,8 @@ from pathlib import Path
 from pydantic import TypeAdapter, ValidationError
 
 from datasets.cases import find_split_file, open_data_set
-from engine.runs.training_record import SPLIT_FILE, names_sha256
+from engine.runs.run_cases import names_sha256
+from engine.runs.training_record import SPLIT_FILE
 from experiments.studies.score_run import ON_TEST, TTA
 from experiments.studies.study import Run, Study
 from experiments.trials.earlier_runs import (
