@@ -103,7 +103,8 @@ def unscored_trials(
         log.warning(
             "%d run(s) were scored in another way than the study asks (the same command without --report scores "
             "them again): %s",
-            *(len(outdated), listed([trial.name for trial in outdated], NAMED, "; ")),
+            len(outdated),
+            listed([trial.name for trial in outdated], NAMED, "; "),
         )
     return [trial for run, trial in runs.items() if run not in scored or trial in outdated]
 
@@ -144,7 +145,11 @@ def run_study(
     check_together(out, runs, trials, workers)
     log.info(
         "%s: %d runs in %s; %d more have their scores in %s",
-        *(study.title, len(trials), study.folder, len(runs) - len(trials), out / TABLE),
+        study.title,
+        len(trials),
+        study.folder,
+        len(runs) - len(trials),
+        out / TABLE,
     )
     return run_trials(
         trials,
@@ -170,12 +175,16 @@ def tell_end(study: Study, out: Path, outcomes: Sequence[Outcome]) -> int:
     if failed:
         log.info(
             "%d of %d runs failed (see their trial.log; --retry-failed tries them again): %s",
-            *(len(failed), len(outcomes), listed(failed, NAMED, "; ")),
+            len(failed),
+            len(outcomes),
+            listed(failed, NAMED, "; "),
         )
     if stopped:
         log.info(
             "%d of %d runs were stopped from outside (the same command resumes them): %s",
-            *(len(stopped), len(outcomes), listed(stopped, NAMED, "; ")),
+            len(stopped),
+            len(outcomes),
+            listed(stopped, NAMED, "; "),
         )
     return 1 if failed or stopped else 0
 

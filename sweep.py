@@ -144,12 +144,14 @@ def tell_end(
         log.info(
             "%d setting(s) are open in the study under other sweeps: %s. Where such a sweep has ended, the same "
             "command in its folder resumes them",
-            *(len(tried), listed(tried, NAMED)),
+            len(tried),
+            listed(tried, NAMED),
         )
     if abandoned := open_elsewhere.abandoned:
         log.warning(
             "%d setting(s) were left by another sweep in this folder that has ended: %s. The same command resumes them",
-            *(len(abandoned), listed(abandoned, NAMED)),
+            len(abandoned),
+            listed(abandoned, NAMED),
         )
     return 1 if failed or stopped or abandoned else 0
 

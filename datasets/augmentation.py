@@ -1,8 +1,8 @@
 """Training augmentation, one draw of random parameters per sample: `augment` in the config.
 
 The published one, of Wave-GMS (arXiv 2510.03216) and GMS (arXiv 2403.18198): flips and quarter turns with
-probability 0.5 each, colour jitter with 0.2, shift, scale and rotation together with 0.4. A stronger one.
-Images that are to stay upright are mirrored only, of all flips and quarter turns.
+probability 0.5 each, colour jitter with 0.2, shift, scale and rotation together with 0.4. There is also a
+stronger one. With `keep_upright`, mirroring left to right is the only flip or turn.
 """
 
 from __future__ import annotations
@@ -69,9 +69,8 @@ class RandomGamma(v2.Transform):
 
 
 def published_augmentation(keep_upright: bool = False) -> v2.Transform:
-    """With `keep_upright` no image is turned upside down or by a quarter.
-
-    Geometry samples masks by nearest neighbour.
+    """Flips, quarter turns, colour jitter and affine changes as published; masks are sampled by nearest
+    neighbour. With `keep_upright` no image is turned upside down or by a quarter.
     """
     return v2.Compose(
         [

@@ -1,9 +1,9 @@
 """The losses of Wave-GMS, and the Dice coefficient and IoU that training shows and is chosen by.
 
 Source: Wave-GMS (arXiv 2510.03216), section 2; GMS (arXiv 2403.18198), section 2.3. The focal Tversky loss
-is that of Abraham and Khan (arXiv 1810.07842), section 3.1. That the overlap is the lesser of probability
-and mask, which for masks of 0 and 1 is their product, is from Wang et al. (arXiv 2303.16296), section 3: so
-the losses of a mask with values between are least where the prediction equals it.
+is that of Abraham and Khan (arXiv 1810.07842), section 3.1. The overlap is the minimum of probability
+and mask (Wang et al., arXiv 2303.16296, section 3), for masks of 0 and 1 their product; so for soft masks,
+too, each loss is smallest where the prediction equals the mask.
 
 Shapes: latents (B, 4, h, w); probability and mask (B, 1, H, W), both in [0, 1]. Results are scalars.
 """

@@ -76,7 +76,7 @@ def leaked_cases(runs: Mapping[str, Results]) -> set[str]:
 
 
 def known_in_any(runs: Mapping[str, Results]) -> KnownGroups:
-    """Which cases show the same, by all that was known when one run or another was scored.
+    """Which cases show the same patient, lesion or scan, by all that was known when any run was scored.
 
     What the images show is no matter of the run, so that a run which was scored before a check can be
     compared with one after it.

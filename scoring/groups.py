@@ -10,7 +10,7 @@ from scoring.statistics import FEW_GROUPS
 
 @dataclass(frozen=True)
 class KnownGroups:
-    """What is known of the cases of a data set that show the same."""
+    """What is known of the cases of a data set that show the same patient, lesion or scan."""
 
     by: str | None = None
     """How it is known, such as `near-duplicates`; None where nothing is."""

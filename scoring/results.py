@@ -292,7 +292,7 @@ def read_results(folder: Path) -> Results:
 
 
 def recorded_groups(summary: Summary) -> KnownGroups:
-    """Which of the scored cases show the same, as the summary says."""
+    """Which of the scored cases show the same patient, lesion or scan, as the summary says."""
     return KnownGroups(summary["bootstrap"]["by"], summary["group_of"])
 
 

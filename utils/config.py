@@ -152,7 +152,6 @@ class Config(BaseModel):
         "random ones",
     )
 
-    # Losses
     teachers: tuple[FilePath, ...] = Field(
         (),
         description="Checkpoints of trained models, each beside the config.yaml of its run; their mean prediction is "
@@ -161,6 +160,8 @@ class Config(BaseModel):
     teacher_share: Annotated[float, Field(gt=0, le=1)] = Field(
         0.5, description="What part of these masks is the teachers'"
     )
+
+    # Losses
     w_rec: Weight = Field(1.0, description="Weight of the latent loss")
     w_dice: Weight = Field(1.0, description="Weight of the Dice loss")
     w_tversky: Weight = Field(

@@ -48,7 +48,11 @@ def latex_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join(
         [
             rf"\begin{{tabular}}{{l{'r' * (len(header) - 1)}}}",
-            *(r"\toprule", line(header), r"\midrule", *map(line, rows), r"\bottomrule"),
+            r"\toprule",
+            line(header),
+            r"\midrule",
+            *map(line, rows),
+            r"\bottomrule",
             r"\end{tabular}",
             "",
         ]

@@ -92,8 +92,8 @@ def provenance(loaded: LoadedRun, data_set: DataSet, precision: str) -> Provenan
 
 
 def warn_of_other_preparation(checkpoint: Path, data_set: DataSet) -> None:
-    """Log where the data set was prepared with another window than that of the training, or, if it is the
-    same, with other labels. Those of other data sets have their own numbers.
+    """Warn if `data_set` was prepared with another `--window` than the training data or, if it is the data
+    set of the training, with another `--label`. (Other data sets number their labels in their own way.)
     """
     record = TrainingRecord.read(checkpoint)
     differing = prepared_otherwise(record.prepared_with, prepared_with(data_set.folder))

@@ -18,8 +18,10 @@ from utils.mappings import differing
 
 
 def check_resumable(folder: Path, config: Config, inputs: Mapping[str, Any]) -> None:
-    """UserError where the run in `folder` is another one, which lists what differs, or lost its state; with
-    `resume: never`, where it is one on another data set, which would be deleted.
+    """UserError where `folder` holds a run that must not be resumed, or replaced.
+
+    Unless `resume: never`: it has other settings or inputs, which the error lists, or it is trained but lost
+    its saved state. With `resume: never`: it is on another data set, and would be deleted.
 
     `inputs` is what the result rests on besides the config, as environment.json has it: `sha256` of files
     (split file, frozen weights), the `precision` that `auto` selects here, how many `processes` share the

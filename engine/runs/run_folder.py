@@ -1,4 +1,4 @@
-"""The folder of a training run: opened and locked, begun."""
+"""A training run's folder: checked, locked, and what is written into it when the run begins."""
 
 from __future__ import annotations
 

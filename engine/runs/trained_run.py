@@ -45,14 +45,18 @@ def find_run(
     weights: Path | None = None,
     overrides: Sequence[str] = (),
 ) -> TrainedRun:
-    """Config and checkpoint of a run: of its folder, or of a config file where there is no folder.
+    """Config and checkpoint of a run, named by its `folder` or, without one, by a `config_file`.
 
-    The checkpoint is `weights`, else the `model_weight` that `overrides` (`key=value`) or the config file
-    name, else the run's `best_model.pth`. Of a `folder`, that of its config.yaml does not count, and the
-    best weights are those in it, `best_model.pth` or `.safetensors` as export.py writes it, even where it
-    is a copy whose config.yaml names another place. As long as a data set's own config has no run, it
-    stands for the weights that come with the repository, where there are some. UserError where one is
-    missing.
+    The checkpoint is the first of these that is given:
+    1. `weights`;
+    2. `model_weight` in `overrides` (`key=value`) or in `config_file`; the one in a folder's config.yaml is
+       ignored;
+    3. the best weights. In a `folder`: best_model.pth, or else the best_model.safetensors of export.py, even
+       where its config.yaml names another place, as in a copy. For a `config_file`: best_model.pth of its
+       run folder.
+
+    For a data set's own config without any run yet, the weights of the repository stand in, where there are
+    some. UserError where the config or the checkpoint is missing.
     """
     if folder is not None:
         return _run_in_folder(folder, weights, overrides)

@@ -38,8 +38,8 @@ class MemoryEstimate:
     weights: int  # frozen ones, teachers and the average of those that are trained included
     gradients: int
     optimizer: int  # AdamW's two moments; Muon keeps less
-    step: int  # images, activations and what the backward pass needs for a moment, at their peak;
-    # and what the teachers' predictions need, as a captured step keeps its memory meanwhile
+    step: int
+    """Peak of images, activations and the backward pass, plus what the teachers' predictions need."""
 
     @property
     def total(self) -> int:

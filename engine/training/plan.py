@@ -148,7 +148,7 @@ def _note_on_teachers(config: Config) -> list[str]:
 
 
 def _note_on_start(config: Config, cases: TrainingCases, data_set: DataSet) -> list[str]:
-    """A line for each of the weights built on that know cases which are held out."""
+    """One line for each checkpoint that the run builds on and that was trained on cases held out here."""
     of_which, also = "for choosing", " and may choose a worse checkpoint"
     if config.keeps_last:
         of_which, also = "that are held out", ""

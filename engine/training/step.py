@@ -134,10 +134,8 @@ class TrainingStep:
         return 1.0 if scaler is None or self.average is None else scaler.get_scale()
 
     def check_finite(self, epoch: int) -> None:
-        """NonFiniteLoss, which names the epoch, unless all weights that are trained are finite.
-
-        So must all buffers be that were finite before the training. A finite loss can have gradients that
-        are not.
+        """Raise NonFiniteLoss, naming `epoch`, unless all trained weights are finite, and all buffers that
+        were finite before the training. (A finite loss can have gradients that are not.)
         """
         trained = [p for p in self.system.parameters() if p.requires_grad]
         finite = [tensor.isfinite().all() for tensor in (*trained, *self.finite_buffers)]
