@@ -251,15 +251,15 @@ def _prepare(
     elif name in CATALOGUE:
         prepare_published(spec, arguments.source, options, arguments.include_normal)
     elif arguments.images and arguments.masks:
-        of_images = Affixes(arguments.image_prefix, arguments.image_suffix)
-        of_masks = Affixes(arguments.mask_prefix, arguments.mask_suffix)
+        image_affixes = Affixes(arguments.image_prefix, arguments.image_suffix)
+        mask_affixes = Affixes(arguments.mask_prefix, arguments.mask_suffix)
         spec = replace(
             spec,
             any_label=arguments.any_label,
             labels=arguments.label,
             window=arguments.window,
         )
-        prepare_own(spec, arguments.images, arguments.masks, options, of_images, of_masks)
+        prepare_own(spec, arguments.images, arguments.masks, options, image_affixes, mask_affixes)
     else:
         raise UserError(
             f"{name!r} is not in the catalogue ({', '.join(CATALOGUE)}). "

@@ -76,9 +76,9 @@ def published_cases(spec: DatasetSpec, files: Iterable[Member]) -> PairedFiles:
     images: dict[str, list[Member]] = {}
     masks: dict[str, list[Member]] = {}
     for file in files:
-        for pattern, files_of in ((image_pattern, images), (mask_pattern, masks)):
+        for pattern, files_by_name in ((image_pattern, images), (mask_pattern, masks)):
             if match := pattern.fullmatch(nfc(file.path)):
-                files_of.setdefault("_".join(match.groups()), []).append(file)
+                files_by_name.setdefault("_".join(match.groups()), []).append(file)
     return _paired(images, masks)
 
 
@@ -104,8 +104,8 @@ NO_AFFIXES = Affixes()
 def own_cases(
     images: Iterable[Member],
     masks: Iterable[Member],
-    of_images: Affixes = NO_AFFIXES,
-    of_masks: Affixes = NO_AFFIXES,
+    image_affixes: Affixes = NO_AFFIXES,
+    mask_affixes: Affixes = NO_AFFIXES,
 ) -> PairedFiles:
     """Cases of any data set, matched by stem: `<prefix><name><suffix>.*` for image and mask.
 
@@ -115,12 +115,12 @@ def own_cases(
     then have a mask.
     """
     images, masks = list(images), list(masks)
-    files = _matched(images, masks, of_images, of_masks)
+    files = _matched(images, masks, image_affixes, mask_affixes)
     if not files.repeated:
         return files
     images, masks = _by_kind_of_folder(images, masks)
     for by_folder in (False, True):
-        other = _matched(images, masks, of_images, of_masks, by_folder)
+        other = _matched(images, masks, image_affixes, mask_affixes, by_folder)
         repeated = set(files.repeated) & {image.path for image in images}
         paired = repeated & {case.image.path for case in other.cases.values()}
         renames_more = by_folder and len(files.cases) >= len(repeated)
@@ -132,37 +132,39 @@ def own_cases(
 def _matched(
     images: Sequence[Member],
     masks: Sequence[Member],
-    of_images: Affixes,
-    of_masks: Affixes,
+    image_affixes: Affixes,
+    mask_affixes: Affixes,
     by_folder: bool = False,
 ) -> PairedFiles:
     """Cases as in `own_cases`, each named by the stem, or also by the folders of its files."""
-    number = r"(?:_\d+)?" if of_masks.suffix else ""
+    number = r"(?:_\d+)?" if mask_affixes.suffix else ""
     above = (_common_folders(images), _common_folders(masks)) if by_folder else (None, None)
-    of_image = _Naming(of_images.pattern(), above[0])
-    of_mask = _Naming(of_masks.pattern(number), above[1])
-    images_of = _by_name((file for file in images if file.suffix in DICOM_SUFFIXES), of_image)
-    images_of |= _by_name(filter(_is_read, images), of_image)
-    if of_masks:
-        certain = of_masks.pattern() if of_images else of_mask.stem
-        images_of, masks = _apart(images_of, masks, of_mask, certain)
+    image_naming = _Naming(image_affixes.pattern(), above[0])
+    mask_naming = _Naming(mask_affixes.pattern(number), above[1])
+    in_dicom = (file for file in images if file.suffix in DICOM_SUFFIXES)
+    images_by_name = _by_name(in_dicom, image_naming)
+    images_by_name |= _by_name(filter(_is_read, images), image_naming)
+    if mask_affixes:
+        certain = mask_affixes.pattern() if image_affixes else mask_naming.stem
+        images_by_name, masks = _apart(images_by_name, masks, mask_naming, certain)
     read = list(filter(_is_read, masks))
-    masks_of, masks_in_any_format = _by_name(read, of_mask), _by_name(masks, of_mask)
+    masks_by_name = _by_name(read, mask_naming)
+    unfiltered_masks_by_name = _by_name(masks, mask_naming)
     unread = {
         name: files[0]
-        for name, files in _by_name(filter(_may_be_picture, images), of_image).items()
-        if name not in images_of
-        and any(mask.place() != files[0].place() for mask in masks_in_any_format.get(name, ()))
+        for name, files in _by_name(filter(_may_be_picture, images), image_naming).items()
+        if name not in images_by_name
+        and any(mask.place() != files[0].place() for mask in unfiltered_masks_by_name.get(name, ()))
     }
-    lone = {name: files for name, files in masks_of.items() if name not in unread}
-    paired = _paired(images_of, lone, masks_in_any_format, by_folder)
-    image_of = {name: files[0] for name, files in images_of.items()} | unread
-    parts = {name: _part(image) for name, image in image_of.items()}
-    image_stems = {file.stem for files in images_of.values() for file in files}
-    others = (file for file in read if not of_mask.stem.fullmatch(file.stem))
+    lone = {name: files for name, files in masks_by_name.items() if name not in unread}
+    paired = _paired(images_by_name, lone, unfiltered_masks_by_name, by_folder)
+    first_image_by_name = {name: files[0] for name, files in images_by_name.items()} | unread
+    parts = {name: _part(image) for name, image in first_image_by_name.items()}
+    image_stems = {file.stem for files in images_by_name.values() for file in files}
+    others = (file for file in read if not mask_naming.stem.fullmatch(file.stem))
     lone_masks = paired.lone_masks + [f.path for f in others if f.stem not in image_stems]
     if lone_masks:
-        image_places = {file.place() for files in images_of.values() for file in files}
+        image_places = {file.place() for files in images_by_name.values() for file in files}
         are_images = {file.path for file in read if file.place() in image_places}
         lone_masks = [path for path in lone_masks if path not in are_images]
     return replace(
@@ -170,20 +172,20 @@ def _matched(
         problems=paired.problems
         | {name: f"the image {image} {_NOT_READ}" for name, image in unread.items()},
         lone_masks=lone_masks,
-        case_of_path=_by_path(image_of) if by_folder else {},
+        case_of_path=_by_path(first_image_by_name) if by_folder else {},
         parts={name: part for name, part in parts.items() if part},
     )
 
 
-def _by_path(image_of: Mapping[str, Member]) -> dict[str, str]:
+def _by_path(first_image_by_name: Mapping[str, Member]) -> dict[str, str]:
     """Cases as `PairedFiles.case_of_path` has them."""
     names: dict[str, list[str]] = {}
-    for name, image in image_of.items():
+    for name, image in first_image_by_name.items():
         path = PurePosixPath(nfc(image.path)).with_suffix("")
         for parts in range(2, len(path.parts) + 1):
             names.setdefault(joined_path(str(path), parts), []).append(name)
     found = {path: name for path, (name, *others) in names.items() if not others}
-    return found | {name: name for name in image_of}
+    return found | {name: name for name in first_image_by_name}
 
 
 @dataclass(frozen=True)
@@ -245,25 +247,25 @@ def _by_kind_of_folder(
 
 
 def _apart(
-    images_of: dict[str, list[Member]],
+    images_by_name: dict[str, list[Member]],
     masks: Sequence[Member],
-    of_mask: _Naming,
+    mask_naming: _Naming,
     certain: re.Pattern[str],
 ) -> tuple[dict[str, list[Member]], list[Member]]:
     """Images and masks that may lie in one folder, each file as the one that it is.
 
-    A stem that `certain` matches is of a mask. Others that match `of_mask` are so where there is an image of
-    that name: `a_0` may be an image by its suffix, or the further mask of `a`.
+    A stem that `certain` matches is of a mask. Others that match `mask_naming` are so where there is an image
+    of that name: `a_0` may be an image by its suffix, or the further mask of `a`.
     """
     mask_places = {
         file.place()
-        for name, files in _by_name(masks, of_mask).items()
+        for name, files in _by_name(masks, mask_naming).items()
         for file in files
-        if certain.fullmatch(file.stem) or name in images_of
+        if certain.fullmatch(file.stem) or name in images_by_name
     }
-    images_of = _without(images_of, mask_places)
-    image_places = {file.place() for files in images_of.values() for file in files}
-    return images_of, [file for file in masks if file.place() not in image_places]
+    images_by_name = _without(images_by_name, mask_places)
+    image_places = {file.place() for files in images_by_name.values() for file in files}
+    return images_by_name, [file for file in masks if file.place() not in image_places]
 
 
 def affixes_advice(files: PairedFiles) -> str:
@@ -283,9 +285,9 @@ def affixes_advice(files: PairedFiles) -> str:
     for which in _WORDS:
         images, masks = _by_word(which, files.problems), _by_word(which, stems)
         if len(images) == len(masks) == 1:
-            (of_images, names), (of_masks, others) = *images.items(), *masks.items()
+            (image_word, names), (mask_word, others) = *images.items(), *masks.items()
             if names & others:
-                return f"--image-{which} {of_images} --mask-{which} {of_masks}"
+                return f"--image-{which} {image_word} --mask-{which} {mask_word}"
     return "the options that fit: --image-prefix, --image-suffix, --mask-prefix, --mask-suffix"
 
 
@@ -360,26 +362,28 @@ def unread_endings(files: Sequence[Member], read: Sequence[str]) -> str:
 
 def _by_name(files: Iterable[Member], naming: _Naming) -> dict[str, list[Member]]:
     """Files by the name of their case, without those that have none."""
-    files_of: dict[str, list[Member]] = {}
+    files_by_name: dict[str, list[Member]] = {}
     for file in files:
         if (name := naming.name(file)) is not None:
-            files_of.setdefault(name, []).append(file)
-    return files_of
+            files_by_name.setdefault(name, []).append(file)
+    return files_by_name
 
 
-def _without(files_of: Mapping[str, Sequence[Member]], places: Set[str]) -> dict[str, list[Member]]:
+def _without(
+    files_by_name: Mapping[str, Sequence[Member]], places: Set[str]
+) -> dict[str, list[Member]]:
     """The files that lie elsewhere, by name."""
-    kept = {n: [f for f in files if f.place() not in places] for n, files in files_of.items()}
+    kept = {n: [f for f in files if f.place() not in places] for n, files in files_by_name.items()}
     return {name: files for name, files in kept.items() if files}
 
 
 def _paired(
     images: Mapping[str, Sequence[Member]],
     masks: Mapping[str, Sequence[Member]],
-    in_any_format: Mapping[str, Sequence[Member]] = {},
+    unfiltered_masks_by_name: Mapping[str, Sequence[Member]] = {},
     by_folder: bool = False,
 ) -> PairedFiles:
-    """Join images and masks of one name; `in_any_format` also holds masks of formats not read."""
+    """Join images and masks of one name; `unfiltered_masks_by_name` also holds masks of formats not read."""
     lone = sorted(masks.keys() - images.keys())
     lone_in_small = {name.casefold(): masks[name][0] for name in lone}
     cases: dict[str, SourceCase] = {}
@@ -390,7 +394,7 @@ def _paired(
             name,
             images[name],
             case_masks,
-            unread=next(iter(in_any_format.get(name, ())), None),
+            unread=next(iter(unfiltered_masks_by_name.get(name, ())), None),
             in_capitals=lone_in_small.get(name.casefold()),
         )
         if problem is None:

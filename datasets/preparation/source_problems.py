@@ -55,17 +55,17 @@ def refuse_unpaired(
     files: PairedFiles,
     image_source: Source,
     mask_source: Source,
-    of_images: Affixes,
-    of_masks: Affixes,
+    image_affixes: Affixes,
+    mask_affixes: Affixes,
 ) -> None:
     """UserError where `files`, paired from the two sources by these affixes, are no cases."""
     if problem := images_as_masks(files):
         raise UserError(f"{spec.name} is not prepared, {len(files.problems)} problem(s): {problem}")
-    if not files.cases and not of_images and not of_masks:
+    if not files.cases and not image_affixes and not mask_affixes:
         _refuse_same_names_in_folders(files.repeated)
-    if not files.cases and of_masks:
-        without = own_cases(members([image_source]), members([mask_source]), of_images)
-        _refuse_needless_affixes(of_masks, files, without)
+    if not files.cases and mask_affixes:
+        without = own_cases(members([image_source]), members([mask_source]), image_affixes)
+        _refuse_needless_affixes(mask_affixes, files, without)
     in_capitals = any(problem.endswith(IN_CAPITALS) for problem in files.problems.values())
     if not files.cases and files.lone_masks and not in_capitals:
         example = next(iter(files.problems))
@@ -86,12 +86,14 @@ def _refuse_same_names_in_folders(repeated: Sequence[str]) -> None:
         )
 
 
-def _refuse_needless_affixes(of_masks: Affixes, files: PairedFiles, without: PairedFiles) -> None:
+def _refuse_needless_affixes(
+    mask_affixes: Affixes, files: PairedFiles, without: PairedFiles
+) -> None:
     """UserError where `without` affixes of masks more masks have an image than `files` has others."""
     masks = [mask.path for case in without.cases.values() for mask in case.masks]
     if len(masks) > len(set(files.lone_masks) - set(masks)):
-        begins = [f"begins with {of_masks.prefix!r}"] if of_masks.prefix else []
-        ends = [f"ends in {of_masks.suffix!r}"] if of_masks.suffix else []
+        begins = [f"begins with {mask_affixes.prefix!r}"] if mask_affixes.prefix else []
+        ends = [f"ends in {mask_affixes.suffix!r}"] if mask_affixes.suffix else []
         options = " and ".join(["--mask-prefix"] * len(begins) + ["--mask-suffix"] * len(ends))
         raise UserError(
             f"none of the {len(files.problems)} images has a mask whose name {' and '.join(begins + ends)}, but "

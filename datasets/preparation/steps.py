@@ -92,8 +92,8 @@ def prepare_own(
     images: Path,
     masks: Path,
     options: PreparationOptions,
-    of_images: Affixes = NO_AFFIXES,
-    of_masks: Affixes = NO_AFFIXES,
+    image_affixes: Affixes = NO_AFFIXES,
+    mask_affixes: Affixes = NO_AFFIXES,
 ) -> Path:
     """Prepare any other data set from a folder or zip of images and one of masks.
 
@@ -101,14 +101,14 @@ def prepare_own(
     `spec`, any value above 0 is foreground, with `labels` these values are. Otherwise as `prepare_published`.
     """
     image_source, mask_source = options.open(images), options.open(masks)
-    files = own_cases(members([image_source]), members([mask_source]), of_images, of_masks)
+    files = own_cases(members([image_source]), members([mask_source]), image_affixes, mask_affixes)
     refuse_unread(image_source, mask_source)
     if not files.cases and not files.problems:
         raise UserError(
-            f"no images named {of_images.prefix}*{of_images.suffix} in {images}; "
+            f"no images named {image_affixes.prefix}*{image_affixes.suffix} in {images}; "
             f"expected files ending in {', '.join(IMAGE_EXTENSIONS)}"
         )
-    refuse_unpaired(spec, files, image_source, mask_source, of_images, of_masks)
+    refuse_unpaired(spec, files, image_source, mask_source, image_affixes, mask_affixes)
     if files.by_folder:
         print(
             f"images repeat a name, so cases are named by their folders: {quoted(sorted(files.cases), 3)}"
@@ -122,10 +122,10 @@ def prepare_own(
     record = {
         "sources": [images.name, masks.name],
         FOUND: found_in([image_source, mask_source]),
-        "image_prefix": of_images.prefix,
-        "image_suffix": of_images.suffix,
-        "mask_prefix": of_masks.prefix,
-        "mask_suffix": of_masks.suffix,
+        "image_prefix": image_affixes.prefix,
+        "image_suffix": image_affixes.suffix,
+        "mask_prefix": mask_affixes.prefix,
+        "mask_suffix": mask_affixes.suffix,
         "any_label": spec.any_label,
         "label": list(spec.labels),
         "window": window_text(spec.window),
