@@ -43,8 +43,8 @@ class Fold:
         """What scores its held-out cases again."""
         is_best, checkpoint = self.record.is_best, self.record.checkpoint
         own = self.folder if is_best else checkpoint.with_suffix("")
-        beside = self.results.folder.parent
-        name = f" --name {beside.name}" if beside != own else ""
+        results_parent = self.results.folder.parent
+        name = f" --name {results_parent.name}" if results_parent != own else ""
         weights = "" if is_best else f" model_weight={checkpoint}"
         return held_out_command(self.folder) + name + weights
 

@@ -26,11 +26,11 @@ from engine.runs.seen_cases import seen_test_cases
 from engine.runs.trained_run import find_run
 from engine.validation.case_predictions import (
     Prediction,
+    locked_for_writing,
     mean_over_orientations,
     remove_other_predictions,
     save_each,
     save_prediction,
-    written_alone,
 )
 from experiments import cross_validation
 from experiments.folds import read_folds
@@ -876,7 +876,7 @@ def test_a_folder_for_masks_keeps_names_and_checkpoints_apart(
 
 def test_a_second_validation_into_the_same_masks_is_refused(finished: Path, tmp_path: Path) -> None:
     run = ["--run", str(finished)]
-    with written_alone(finished / "predicted_masks_blobs"):
+    with locked_for_writing(finished / "predicted_masks_blobs"):
         with pytest.raises(UserError, match=r"writes masks into .*predicted_masks_blobs.*--name"):
             valid.main(run)
         assert not list(finished.glob("valid_results_*"))

@@ -146,7 +146,7 @@ def save_each(
 
 
 @contextmanager
-def written_alone(folder: Path) -> Iterator[None]:
+def locked_for_writing(folder: Path) -> Iterator[None]:
     """Hold the lock of a folder of predictions; FolderInUse where another process writes into it."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "valid.lock").open("ab") as file:

@@ -17,11 +17,11 @@ from engine.runs.provenance import network_name, provenance
 from engine.runs.seen_cases import cases_seen_in_training, fitted_cases, held_out_cases
 from engine.runs.training_record import NO_SCORE_CHOSE
 from engine.validation.case_predictions import (
+    locked_for_writing,
     predict_cases,
     remove_other_predictions,
     report_cases,
     save_each,
-    written_alone,
 )
 from engine.validation.options import EvaluationOptions
 from scoring.case_scores import score_cases
@@ -69,13 +69,13 @@ def validate_data_set(
     loaded: LoadedRun,
     data_set: DataSet,
     accelerator: Accelerator,
-    beside: Path,
+    folder: Path,
     predictions: Path | None = None,
     held_out: bool = False,
 ) -> Summary:
     """Predict and score the test split of a data set, or the cases that the run held out of train.
 
-    All goes into the folder `beside`, see `validate_run.results_folder`: masks and probabilities into
+    All goes into `folder`, see `validate_run.results_folder`: masks and probabilities into
     `predicted_masks_<data set>` or `held_out_masks_<data set>`, the rest into `valid_results_<data set>` or
     `held_out_results_<data set>`. What a validation before left there of other cases is deleted once the new
     scores are written. With `predictions`, masks and probabilities go into that folder, in which nothing is
@@ -87,9 +87,9 @@ def validate_data_set(
     scored = find(loaded, data_set, resolved_precision(accelerator))
     results_prefix = HELD_OUT_PREFIX if held_out else RESULTS_PREFIX
     masks_prefix = HELD_OUT_MASKS_PREFIX if held_out else MASKS_PREFIX
-    results = beside / f"{results_prefix}{data_set.name}"
-    masks = predictions or beside / f"{masks_prefix}{data_set.name}"
-    with written_alone(masks), mixture_told(masks, results):
+    results = folder / f"{results_prefix}{data_set.name}"
+    masks = predictions or folder / f"{masks_prefix}{data_set.name}"
+    with locked_for_writing(masks), warning_of_mixed_results(masks, results):
         predicted = predict_cases(
             loaded.system,
             scored.cases,
@@ -125,7 +125,7 @@ def validate_data_set(
 
 
 @contextmanager
-def mixture_told(masks: Path, results: Path) -> Iterator[None]:
+def warning_of_mixed_results(masks: Path, results: Path) -> Iterator[None]:
     """Warn, where this ends before its time, that an earlier validation's files may be replaced in part."""
     earlier = (results / "summary.json").is_file()
     try:
