@@ -16,7 +16,7 @@ from utils.config_keys import CHANGEABLE_ON_RESUME
 from utils.errors import UserError, listed
 from utils.runs import HELD_OUT_PREFIX
 
-OF_ONE_FOLD = (
+KEYS_OF_ONE_FOLD = (
     "checkpoint", "environment", "init_weights", "sha256", "teachers", "test_cases_trained_on",
     "trained_on_another_split",
 )  # keys of the provenance that may be another in each fold  # fmt: skip
@@ -145,7 +145,7 @@ def scored_with(fold: Fold) -> dict[str, Any]:
     """What the scoring of a fold has in common with that of the others, as far as it is recorded."""
     summary = fold.results.summary
     made_with = {
-        key: value for key, value in summary["provenance"].items() if key not in OF_ONE_FOLD
+        key: value for key, value in summary["provenance"].items() if key not in KEYS_OF_ONE_FOLD
     }
     return made_with | {
         "hd95_empty": summary["hd95"]["rule"],

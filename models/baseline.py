@@ -22,7 +22,7 @@ from models.losses import dice_loss, hard_dice
 from utils.errors import UserError
 
 EXAMPLE = "smp/Unet?encoder=resnet18"
-OF_TIMM = "tu-"  # what the package puts before the names of timm's encoders
+TIMM_PREFIX = "tu-"  # what the package puts before the names of timm's encoders
 
 
 class Baseline(SegmentationModel):
@@ -104,16 +104,16 @@ def build_baseline(spec: str, pretrained: bool = True) -> Baseline:
     if architecture.lower() not in architectures:
         raise _unknown(spec, "architecture", architecture, list(architectures.values()))
     encoders = smp.encoders.get_encoder_names()
-    if not encoder.startswith(OF_TIMM) and encoder not in encoders:
+    if not encoder.startswith(TIMM_PREFIX) and encoder not in encoders:
         raise _unknown(spec, "encoder", encoder, encoders)
-    if encoder.startswith(OF_TIMM) and weights not in (None, "imagenet"):
+    if encoder.startswith(TIMM_PREFIX) and weights not in (None, "imagenet"):
         raise UserError(
-            f"model {spec!r}: timm names weights in the encoder, as in {OF_TIMM}resnet18.a1_in1k; "
+            f"model {spec!r}: timm names weights in the encoder, as in {TIMM_PREFIX}resnet18.a1_in1k; "
             "write weights=imagenet to load those of the encoder's name"
         )
     try:
         loaded: str | bool | None = weights if pretrained else None
-        if loaded and encoder.startswith(OF_TIMM):
+        if loaded and encoder.startswith(TIMM_PREFIX):
             loaded = True  # how the package asks timm for the weights that belong to the name
         network = smp.create_model(architecture, encoder, loaded, in_channels=3, classes=1)
         standard = _standardisation(smp, encoder, weights) if weights else {}

@@ -9,7 +9,7 @@ import pytest
 from engine.runs.network_settings import NETWORK_KEYS
 from experiments.folds import CHOOSES_THE_EPOCH
 from experiments.sweeps.optuna_study import KEPT_IN_SEARCH
-from experiments.sweeps.settings import NOT_SWEPT, OF_THE_SCHEDULE, load_sweep
+from experiments.sweeps.settings import NOT_SWEPT, SCHEDULE_KEYS, load_sweep
 from experiments.trials.earlier_runs import CHANGED_IN_VAIN
 from scoring.in_words import SETTINGS_OF_SCORES
 from utils import config_keys
@@ -309,7 +309,7 @@ SETS_OF_KEYS = {
     "KEPT_IN_SEARCH": KEPT_IN_SEARCH,
     "NETWORK_KEYS": NETWORK_KEYS,
     "NOT_SWEPT": NOT_SWEPT,
-    "OF_THE_SCHEDULE": OF_THE_SCHEDULE,
+    "SCHEDULE_KEYS": SCHEDULE_KEYS,
     "SETTINGS_OF_SCORES": SETTINGS_OF_SCORES,
 }
 

@@ -34,7 +34,7 @@ _WORDS = {
     "suffix": re.compile(r"[-_. ]?[^\W\d_]+$"),
 }
 """What may stand before and after the names of cases, as `img_` and `_seg`."""
-_OF_MASKS = re.compile("mask|seg|label|gt|truth|anno", re.IGNORECASE)
+_MASK_WORDS = re.compile("mask|seg|label|gt|truth|anno", re.IGNORECASE)
 """Words that tell masks from images."""
 _NOT_READ = "is in a format that is not read; convert it to PNG"
 
@@ -336,7 +336,7 @@ def _words_advice(names: Sequence[str]) -> str | None:
     """The options where images and masks, all in `names`, begin or end with a word of their own."""
     for which in _WORDS:
         left = _by_word(which, names)
-        masks = [word for word in left if _OF_MASKS.search(word)]
+        masks = [word for word in left if _MASK_WORDS.search(word)]
         if len(left) == 2 and len(masks) == 1 and set.intersection(*left.values()):
             (images,) = left.keys() - masks
             return f"--image-{which} {images} --mask-{which} {masks[0]}"

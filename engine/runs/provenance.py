@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("wavegms")
 
-_OTHERWISE_PREPARED = {
+_EFFECT_OF_OTHER_PREPARATION = {
     "images": "of images of more than 8 bits the model then sees other grey values",
     "masks": "their foreground may be another than the one that the model has learned",
 }
@@ -102,7 +102,7 @@ def warn_of_other_preparation(checkpoint: Path, data_set: DataSet) -> None:
             continue
         log.warning(
             f"the {files} of {data_set.name} were prepared with {here}, those that these weights were "
-            f"trained on with {trained}: {_OTHERWISE_PREPARED[files]}, and scores can be lower for it"
+            f"trained on with {trained}: {_EFFECT_OF_OTHER_PREPARATION[files]}, and scores can be lower for it"
         )
 
 

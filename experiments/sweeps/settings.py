@@ -44,7 +44,7 @@ BEST_NAME = "best"  # experiment folder that best.yaml trains into
 
 OTHER_CASES = "scores on different cases do not compare; set it outside of `sweep:`"
 
-OF_THE_SCHEDULE = ("epochs", "warmup_epochs", "validate_every")
+SCHEDULE_KEYS = ("epochs", "warmup_epochs", "validate_every")
 """Keys that decide how far a training is at an epoch, and which epochs have a score."""
 
 # keys that a sweep sets itself or keeps the same, and what to write in their place
@@ -163,7 +163,7 @@ class SweepSettings(BaseModel):
             raise ValueError("search cannot be combined with grid or variants: make two sweeps")
         if bool(self.search) != bool(self.trials):
             raise ValueError("search and trials belong together: `trials: 20` ends the search")
-        unlike = [key for key in OF_THE_SCHEDULE if key in self.search]
+        unlike = [key for key in SCHEDULE_KEYS if key in self.search]
         if self.prune and unlike:
             raise ValueError(
                 f"prune compares settings at the same epoch, which is not the same part of their training where "
