@@ -39,7 +39,7 @@ from engine.prediction.segmentation import (
     orientations,
     segment,
     tile_starts,
-    upright,
+    undo_orientation,
 )
 from tests.cases_on_disk import blob_case, write_data_set
 from tests.run_on_disk import ROOT, write_run, write_vae
@@ -182,7 +182,7 @@ def test_orientations_are_eight_and_are_undone() -> None:
     turned = list(orientations(square))
     assert len({view.tobytes() for view in turned}) == 8
     for index, view in enumerate(turned):
-        np.testing.assert_array_equal(upright(index, view), square)
+        np.testing.assert_array_equal(undo_orientation(index, view), square)
 
 
 @pytest.mark.parametrize("tiles", [False, True])

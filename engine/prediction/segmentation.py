@@ -100,7 +100,7 @@ def orientations(square: np.ndarray) -> Iterator[np.ndarray]:
         yield turned[:, ::-1]
 
 
-def upright(index: int, square: np.ndarray) -> np.ndarray:
+def undo_orientation(index: int, square: np.ndarray) -> np.ndarray:
     """Undo the orientation that `orientations` yields at `index`."""
     return np.rot90(square[:, ::-1] if index % 2 else square, -(index // 2))
 
@@ -219,12 +219,12 @@ def blending_window(side: int) -> np.ndarray:
 class _ImageInProgress(Generic[T]):
     """One image on its way through the model: squares go out, and outputs come back, in one order."""
 
-    def __init__(self, key: T, canvas: _Canvas, orientations: int) -> None:
+    def __init__(self, key: T, canvas: _Canvas, orientation_count: int) -> None:
         self.key = key
         self.canvas = canvas
         self._placed = 0
         self._outputs: list[np.ndarray] = []
-        self._expected = orientations  # of each square
+        self._expected = orientation_count  # of each square
 
     @property
     def complete(self) -> bool:
@@ -235,7 +235,7 @@ class _ImageInProgress(Generic[T]):
             yield from islice(orientations(square), self._expected)
 
     def add(self, probability: np.ndarray) -> None:
-        self._outputs.append(upright(len(self._outputs), probability))
+        self._outputs.append(undo_orientation(len(self._outputs), probability))
         if len(self._outputs) < self._expected:
             return
         if self._expected == 1:
