@@ -8,8 +8,7 @@ import os
 import platform
 import signal
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from utils.errors import UserError
@@ -196,33 +195,6 @@ def check_gpu(device: torch.device) -> None:
             f"PyTorch {torch.__version__} has no kernels for {torch.cuda.get_device_name(device)}, compute "
             f"capability {major}.{minor}; it has those for {', '.join(torch.cuda.get_arch_list())}. Install a build "
             "for an older CUDA into .venv (pytorch.org, Get Started), or use the CPU: GPUs=[]"
-        ) from error
-
-
-def is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether torch found too little memory, on a GPU or for the CPU; it has no one class for that."""
-    import torch
-
-    # cuBLAS and cuDNN say the last
-    signs = ("out of memory", "DefaultCPUAllocator", "STATUS_ALLOC_FAILED")
-    if isinstance(error, torch.OutOfMemoryError) or any(sign in str(error) for sign in signs):
-        return True
-    # the capture of a CUDA graph, ended while an error passes, raises another one
-    first = error.__context__
-    return "captur" in str(error) and isinstance(first, RuntimeError) and is_out_of_memory(first)
-
-
-@contextmanager
-def reporting_out_of_memory(images: int, side: int) -> Iterator[None]:
-    """Running out of memory while `images` of `side` pixels are predicted together becomes a UserError."""
-    try:
-        yield
-    except RuntimeError as error:
-        if not is_out_of_memory(error):
-            raise
-        raise UserError(
-            f"out of memory with {images} images of {side} px at once: take fewer (batch_size=N for valid.py, "
-            "--batch-size N for predict.py), or the CPU (CUDA_VISIBLE_DEVICES= before the command)"
         ) from error
 
 

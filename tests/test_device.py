@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from engine.device import check_gpu, make_accelerator, reporting_out_of_memory, use_gpus
+from engine.device import check_gpu, make_accelerator, use_gpus
+from engine.out_of_memory import reporting_out_of_memory
 from tests.run_on_disk import ROOT
 from utils.config import load_config
 from utils.errors import UserError

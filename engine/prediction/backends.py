@@ -117,7 +117,7 @@ class TorchBackend:
     def __call__(self, images: np.ndarray) -> np.ndarray:
         import torch
 
-        from engine.device import reporting_out_of_memory
+        from engine.out_of_memory import reporting_out_of_memory
 
         with reporting_out_of_memory(len(images), self.image_size):
             return self._predict(torch.from_numpy(images))[:, 0].float().cpu().numpy()

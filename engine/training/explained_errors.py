@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from datasets.loading import LoaderDied, worker_died
-from engine.device import is_out_of_memory
+from engine.out_of_memory import is_out_of_memory
 from engine.runs.saved_state import LAST_STATE
 from engine.training.options import TrainingOptions
 from models.base import SegmentationModel

@@ -17,7 +17,7 @@ from torch import Tensor
 from datasets.cases import Case, read_image, read_mask, resize_image, resize_mask
 from datasets.loading import SegmentationDataset, batches_of, make_loader
 from engine.cuda_graphs import Predictor
-from engine.device import reporting_out_of_memory
+from engine.out_of_memory import reporting_out_of_memory
 from engine.validation.options import EvaluationOptions
 from models.base import SegmentationModel
 from scoring.report import ReportCase
