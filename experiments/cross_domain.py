@@ -28,11 +28,11 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> None:
     arguments = parse_arguments(argv)
 
-    from experiments.validated_models import collect
+    from scoring.cross_domain_cells import collect_cells
     from scoring.cross_domain_matrix import write_matrix
     from utils.runs import writing_to
 
-    cells = collect(arguments.runs)
+    cells = collect_cells(arguments.runs)
     with writing_to(arguments.out):
         write_matrix(arguments.out, cells)
     print((arguments.out / "cross_domain.md").read_text(encoding="utf-8"))

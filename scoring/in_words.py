@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from scoring.groups import unit_text, why_no_intervals
 from scoring.metrics import LOWER_IS_BETTER, EmptyRule
 from scoring.results import WITH_LESION, Provenance, Scores, Summary, read_results
+from scoring.statistics import t_interval
 from utils.errors import UserError
 
 SETTINGS_OF_SCORES = (
@@ -53,6 +55,20 @@ def with_interval(
     known = [f"{scale * end:{sign}.2f}" for end in ends if end is not None and not math.isnan(end)]
     interval = f" [{', '.join(known)}]" if len(known) == 2 else ""
     return f"{scale * mean:{sign}.2f}{interval}"
+
+
+def mean_difference_text(differences: Sequence[float]) -> str:
+    """`+8.7 (5.8 to 11.6)`: points, with the 95 % interval by Student's t; `-` for none."""
+    if not differences:
+        return "-"
+    low, high = (round(bound, 1) + 0.0 for bound in t_interval(differences))
+    return f"{signed(statistics.fmean(differences))} ({low:.1f} to {high:.1f})"
+
+
+def signed(points: float) -> str:
+    """`+8.7`, and `0.0` for what rounds to 0."""
+    rounded = round(points, 1)
+    return f"{rounded:+.1f}" if rounded else "0.0"
 
 
 def how_scored(summary: Summary) -> str:

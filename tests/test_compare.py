@@ -12,9 +12,9 @@ import pytest
 
 import compare
 from experiments import cross_domain
-from experiments.validated_models import collect
 from scoring import comparison, cross_domain_matrix
 from scoring.case_scores import score_cases
+from scoring.cross_domain_cells import collect_cells
 from scoring.groups import named_groups
 from scoring.metrics import METRICS
 from scoring.results import mean_of, read_results, write_results
@@ -227,11 +227,11 @@ def test_a_folder_of_results_is_compared_from_within_it(
 def test_scores_of_earlier_weights_are_not_put_into_the_matrix(
     trained_on_after_validation: list[Path],
 ) -> None:
-    assert len(collect(trained_on_after_validation[:1])) == 1
+    assert len(collect_cells(trained_on_after_validation[:1])) == 1
     with pytest.raises(
         UserError, match=r"b/epochs_9/valid_results_busi holds the scores of earlier weights"
     ):
-        collect(trained_on_after_validation)
+        collect_cells(trained_on_after_validation)
 
 
 def test_runs_that_cannot_be_compared_are_refused(tmp_path, two_runs):
@@ -345,7 +345,7 @@ def test_matrix_refuses_distances_that_do_not_compare(tmp_path, how, message):
         of = {"trained_on": run, "data_set": "phantom", "evaluation_size": size}
         validated(tmp_path / run / "valid_results_phantom", shift=0, provenance=of, **each)
     with pytest.raises(UserError, match=message):
-        collect([tmp_path / "a", tmp_path / "b"])
+        collect_cells([tmp_path / "a", tmp_path / "b"])
 
 
 @pytest.mark.parametrize(
@@ -360,7 +360,7 @@ def test_matrix_refuses_a_column_of_different_cases(tmp_path, how, message):
         of = {"trained_on": run, "data_set": "phantom"}
         validated(tmp_path / run / "valid_results_phantom", shift=0, provenance=of, **each)
     with pytest.raises(UserError, match=message):
-        collect([tmp_path / "a", tmp_path / "b"])
+        collect_cells([tmp_path / "a", tmp_path / "b"])
 
 
 def test_a_run_of_unknown_training_goes_by_its_folder(tmp_path):
@@ -368,11 +368,11 @@ def test_a_run_of_unknown_training_goes_by_its_folder(tmp_path):
     for run in runs:
         unknown = {"trained_on": None, "data_set": "phantom"}
         validated(run / "valid_results_phantom", shift=0, provenance=unknown)
-    assert list(collect(runs)) == [("mine/one", "phantom"), ("mine/two", "phantom")]
+    assert list(collect_cells(runs)) == [("mine/one", "phantom"), ("mine/two", "phantom")]
 
 
 def test_a_combination_without_validation_stays_empty(tmp_path, domains):
-    cells = collect(domains)
+    cells = collect_cells(domains)
     del cells["phantom-b", "phantom-a"]
     cross_domain_matrix.write_matrix(tmp_path / "out", cells)
     assert "phantom-b,," in (tmp_path / "out/cross_domain_IoU.csv").read_text()
@@ -382,7 +382,7 @@ def test_a_combination_without_validation_stays_empty(tmp_path, domains):
 def test_two_models_of_one_train_set_have_a_row_each(tmp_path, domains):
     of = {"trained_on": "phantom-a", "data_set": "phantom-b"}
     unet = validated(tmp_path / "unet/valid_results_b", shift=1, provenance=of).parent
-    cells = collect([*domains, unet])
+    cells = collect_cells([*domains, unet])
     assert [model for model, test in cells if test == "phantom-b"] == [
         "phantom-a (a)",
         "phantom-b",
@@ -396,7 +396,7 @@ def test_brighter_is_better_in_the_heat_maps(tmp_path, domains, monkeypatch):
     drawn = keep_figures(monkeypatch, "scoring.cross_domain_matrix")
     of = {"trained_on": "phantom-a", "data_set": "phantom-b"}
     unet = validated(tmp_path / "unet/valid_results_b", shift=1, provenance=of).parent
-    cells = collect([*domains, unet])
+    cells = collect_cells([*domains, unet])
     cross_domain_matrix.heat_maps(cells, ["DSC", "HD95"])
     (figure,) = drawn
     for axes, metric, scale in zip(figure.axes, ("DSC", "HD95"), (100, 1), strict=True):
@@ -411,7 +411,7 @@ def test_brighter_is_better_in_the_heat_maps(tmp_path, domains, monkeypatch):
 
 def test_the_colours_of_a_heat_map_span_its_values(tmp_path, domains, monkeypatch):
     drawn = keep_figures(monkeypatch, "scoring.cross_domain_matrix")
-    cells = collect(domains)
+    cells = collect_cells(domains)
     for summary, dice, hd95 in zip(
         cells.values(), (0.905, 0.869, 0.90, 0.84), (2.5, 2.6, 2.5, 2.7), strict=True
     ):
@@ -444,21 +444,21 @@ def test_matrix_says_how_each_model_was_scored(tmp_path, capsys):
 
 def test_matrix_refuses_what_it_cannot_place(tmp_path, domains):
     with pytest.raises(UserError, match="is given twice"):
-        collect([*domains, domains[0]])
+        collect_cells([*domains, domains[0]])
     copied, other = tmp_path / "copied", tmp_path / "other"
     for name in ("a", "a_old"):
         of = {"trained_on": "phantom-a", "data_set": "phantom-a"}
         validated(copied / f"valid_results_{name}", shift=0, provenance=of)
     with pytest.raises(UserError, match=r"_a and .*_a_old are both of phantom-a; move one"):
-        collect([copied])
+        collect_cells([copied])
     for name in ("a", "b"):
         weights = {"sha256": {"checkpoint": name}, "trained_on": "a", "data_set": name}
         validated(other / f"valid_results_{name}", shift=0, provenance=weights)
     with pytest.raises(UserError, match=r"_a and .*_b are of different weights.*; run valid\.py"):
-        collect([other])
+        collect_cells([other])
     unplaced = validated(tmp_path / "unplaced/valid_results_a", shift=0).parent
     with pytest.raises(UserError, match="does not say trained_on"):
-        collect([unplaced])
+        collect_cells([unplaced])
     with pytest.raises(UserError, match="no validation"):
         cross_domain_matrix.write_matrix(tmp_path, {})
 
@@ -543,7 +543,7 @@ def test_cases_without_a_lesion_are_told_in_the_matrix(tmp_path: Path) -> None:
                 alarms=alarms if healthy else 0,
                 provenance={"trained_on": model, "data_set": test},
             )
-    cells = collect([tmp_path / "a", tmp_path / "b"])
+    cells = collect_cells([tmp_path / "a", tmp_path / "b"])
     page = cross_domain_matrix.to_markdown(cells, ["DSC", "HD95"])
     assert re.findall("^## (.*) [(]", page, re.MULTILINE) == ["DSC", "Dice, with lesion", "HD95"]
     dice = read_results(tmp_path / "b" / "valid_results_b").values("DSC")
@@ -558,7 +558,7 @@ def test_cases_without_a_lesion_are_told_in_the_matrix(tmp_path: Path) -> None:
 def test_the_matrix_gives_overlaps_in_per_cent_and_distances_in_pixels(tmp_path: Path) -> None:
     trained = {"trained_on": "a", "data_set": "b"}
     validated(tmp_path / "a" / "valid_results_b", shift=2, provenance=trained)
-    cells = collect([tmp_path / "a"])
+    cells = collect_cells([tmp_path / "a"])
     page = cross_domain_matrix.to_markdown(cells, ["DSC", "HD95"])
     metrics = cells["a", "b"]["metrics"]
     assert f"| a | {mean_of(metrics['HD95']):.2f} [" in page
@@ -613,4 +613,4 @@ def test_every_model_of_a_column_is_checked(tmp_path: Path) -> None:
         of = {"trained_on": run, "data_set": "phantom"}
         validated(tmp_path / run / "valid_results_phantom", 0, count=4, seed=seed, provenance=of)
     with pytest.raises(UserError, match=r"a/valid_results_phantom and .*c/valid.*different masks"):
-        collect([tmp_path / run for run in "abc"])
+        collect_cells([tmp_path / run for run in "abc"])

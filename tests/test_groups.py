@@ -13,8 +13,8 @@ import pytest
 
 import compare
 from datasets.checks.leaks import known_groups
-from experiments.validated_models import collect
 from scoring import cross_domain_matrix
+from scoring.cross_domain_cells import collect_cells
 from scoring.groups import NOTHING_KNOWN, KnownGroups, joined, named_groups, unit_text
 from scoring.in_words import interval_unit
 from scoring.metrics import METRICS, SIZES, CaseScores
@@ -247,7 +247,7 @@ def test_the_matrix_says_over_what_each_column_is(tmp_path: Path) -> None:
     ):
         made_with = {"trained_on": train, "data_set": test}
         write(tmp_path / train / f"valid_results_{test}", known=known, made_with=made_with)
-    cells = collect([tmp_path / "a", tmp_path / "b"])
+    cells = collect_cells([tmp_path / "a", tmp_path / "b"])
     page = cross_domain_matrix.to_markdown(cells, ["DSC"])
     assert "- one: over 40 cases in 20 groups (by metadata)\n" in page
     assert "- two, of a: over 40 cases, taken as independent\n" in page

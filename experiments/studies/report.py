@@ -16,7 +16,6 @@ from pathlib import Path
 import numpy as np
 
 from engine.runs.history import read_scores
-from experiments.differences import mean_with_interval, signed
 from experiments.studies.score_run import ON_TEST, TTA
 from experiments.studies.scores import (
     ON_VAL,
@@ -30,6 +29,7 @@ from experiments.studies.scores import (
 )
 from experiments.studies.study import GROUPED, PUBLISHED, Run, Study, trials_of
 from experiments.trials.earlier_runs import check_processes
+from scoring.in_words import mean_difference_text, signed
 from utils.errors import UserError
 from utils.figures import COLOURS, png
 from utils.files import atomic_write
@@ -170,9 +170,9 @@ def compare_systems(study: Study, scores: Iterable[Score]) -> list[str]:
     rows = []
     for other, by_seed in differences.items():
         cells = [signed(by_seed[seed]) if seed in by_seed else "-" for seed in seeds]
-        cells.append(mean_with_interval(list(by_seed.values())))
+        cells.append(mean_difference_text(list(by_seed.values())))
         if without:
-            cells.append(mean_with_interval(list(without.get(other, {}).values())))
+            cells.append(mean_difference_text(list(without.get(other, {}).values())))
         rows.append([other, *cells])
     header = [f"Dice of {first} minus that of"]
     header += [*(f"seed {seed}" for seed in seeds), "mean"]

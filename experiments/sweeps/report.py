@@ -16,10 +16,10 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, get_args
 
-from experiments.differences import mean_with_interval
 from experiments.sweeps.scores import CHOOSING, Repeat, SettingScores
 from experiments.trials.records import Status
 from scoring.groups import unit_text
+from scoring.in_words import mean_difference_text
 from scoring.statistics import SampleStatistics, describe, t_interval
 from utils.config import Config, dump_config
 from utils.errors import listed
@@ -257,7 +257,7 @@ def _minus_best(dice: Mapping[Repeat, float], of_best: Mapping[Repeat, float]) -
     for the best itself and for less than two runs.
     """
     differences = [100 * (dice[each] - of_best[each]) for each in dice if each in of_best]
-    return mean_with_interval(differences) if len(differences) > 1 and dice is not of_best else ""
+    return mean_difference_text(differences) if len(differences) > 1 and dice is not of_best else ""
 
 
 def _legend_of_differences(compared: Sequence[SettingScores], select_on: str) -> str:

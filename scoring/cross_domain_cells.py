@@ -23,7 +23,7 @@ SCORED_ALIKE: dict[str, Callable[[Summary], Any]] = {
 """Settings that all validations of a matrix must share."""
 
 
-def collect(runs: Sequence[Path]) -> dict[tuple[str, str], Summary]:
+def collect_cells(runs: Sequence[Path]) -> dict[tuple[str, str], Summary]:
     """The summaries of all validations in the run folders, by model as `label_models` names it and test set.
 
     UserError unless each folder holds scores of one model, and the scores can be compared.
