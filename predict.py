@@ -103,10 +103,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     from datasets.image_files.windowing import window_text
     from engine.prediction.backends import open_backend, window_for
     from engine.prediction.earlier_outputs import check_unused
-    from engine.prediction.files import predict_files, read_file
     from engine.prediction.folder_layout import TABLE
     from engine.prediction.inputs import find_jobs
     from engine.prediction.outputs import OutputFolder, check_writable, writing_predictions
+    from engine.prediction.predict_files import predict_files, read_file
     from engine.prediction.segmentation import PredictionOptions
     from utils.logs import log_to
 

@@ -55,6 +55,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from engine.training.teachers import load_teachers
     from engine.training.trainer import Trainer
     from engine.training_cases import training_cases_from
+    from utils.runs import BEST_WEIGHTS
 
     is_main = accelerator.is_main_process
     log_to(level=logging.INFO if is_main else logging.ERROR)
@@ -84,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             trainer.resume()
         run.begin()
         trainer.fit()
-        log.info("%s: %s", trainer.outcome, run.path / "best_model.pth")
+        log.info("%s: %s", trainer.outcome, run.path / BEST_WEIGHTS)
     accelerator.end_training()
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from scoring.results import CSV_NAME, Results, read_results
 from utils.errors import UserError, listed
 from utils.files import sha256
-from utils.runs import RESULTS_PREFIX
+from utils.runs import BEST_WEIGHTS, RESULTS_PREFIX
 
 NAMES_SHOWN = 5
 OF_THE_TRUTH = ("Height", "Width", "TruthPixels")  # sizes that do not depend on the prediction
@@ -37,7 +37,7 @@ def scored_checkpoint(results: Results) -> Path:
     # the run, or a checkpoint's folder in it, or one of a --name in either
     near = list(inside)[:3]
     folder = next((path for path in near if (path / "config.yaml").is_file()), near[0])
-    return folder / Path(results.summary["provenance"].get("checkpoint", "best_model.pth")).name
+    return folder / Path(results.summary["provenance"].get("checkpoint", BEST_WEIGHTS)).name
 
 
 def check_of_present_weights(results: Results, checkpoint: Path, command: str = "valid.py") -> None:

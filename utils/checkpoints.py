@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from utils.config_keys import WEIGHT_KEYS
 from utils.errors import UserError, first_line, listed
 from utils.files import atomic_write
+from utils.runs import BEST_WEIGHTS
 from utils.tensor_files import load_tensors, save_tensors
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ def read_metadata(path: Path) -> dict[str, str]:
 
 def _instead(path: Path) -> str:
     """Where `path` is the folder of a run, that its weights are a file in it."""
-    file = path / "best_model.pth"
+    file = path / BEST_WEIGHTS
     return f", a folder: name the file in it, {file.name}" if file.is_file() else ""
 
 

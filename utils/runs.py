@@ -1,4 +1,4 @@
-"""The folder of a run: made, written to, and cleared of what a kill left."""
+"""The folder of a run: names in it; made, written to, and cleared of what a kill left."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from pathlib import Path
 from utils.errors import UserError
 from utils.files import try_to_write
 
+BEST_WEIGHTS = "best_model.pth"
+"""Weights of the best validation, or of the last epoch where the config's `select_on` is `last`."""
 RESULTS_PREFIX, MASKS_PREFIX = "valid_results_", "predicted_masks_"
 HELD_OUT_PREFIX, HELD_OUT_MASKS_PREFIX = "held_out_results_", "held_out_masks_"
 """How the names of the folders that valid.py writes begin; the name of the data set follows. The latter two

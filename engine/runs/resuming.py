@@ -15,6 +15,7 @@ from utils.config import Config, load_config
 from utils.config_keys import CHANGEABLE_ON_RESUME
 from utils.errors import UserError
 from utils.mappings import differing
+from utils.runs import BEST_WEIGHTS
 
 
 def check_resumable(folder: Path, config: Config, inputs: Mapping[str, Any]) -> None:
@@ -55,7 +56,7 @@ def check_resumable(folder: Path, config: Config, inputs: Mapping[str, Any]) -> 
 
 def _other_data_set(folder: Path, config: Config) -> str:
     """Name of the data set of the run in `folder`; '' if it is that of `config`, or nothing was trained."""
-    weights = folder / "best_model.pth"
+    weights = folder / BEST_WEIGHTS
     if not any(path.exists() for path in (weights, *state_files(folder))):
         return ""
     saved = training_config(weights)
@@ -79,7 +80,7 @@ def check_same_cases(folder: Path, config: Config, cases: RunCases) -> None:
 def epochs_recorded(folder: Path) -> int:
     """Lines of history.csv below its header, even of a damaged one; 0 without weights or history."""
     history = folder / "history.csv"
-    if not (folder / "best_model.pth").is_file() or not history.is_file():
+    if not (folder / BEST_WEIGHTS).is_file() or not history.is_file():
         return 0
     return len(history.read_text(encoding="utf-8", errors="replace").splitlines()) - 1
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from utils.errors import UserError, listed
 from utils.files import sha256
+from utils.runs import BEST_WEIGHTS
 
 if TYPE_CHECKING:
     from models.base import SegmentationModel
@@ -77,7 +78,8 @@ def _run_in_folder(folder: Path, weights: Path | None, overrides: Sequence[str])
     config = load_config(config_file, overrides)
     named = config.model_weight if "model_weight" in parse_overrides(overrides) else None
     if weights is None and named is None:
-        own, passed_on = folder / "best_model.pth", folder / "best_model.safetensors"
+        own = folder / BEST_WEIGHTS
+        passed_on = own.with_suffix(".safetensors")
         weights = passed_on if passed_on.is_file() and not own.is_file() else own
     return _with_checkpoint(config, weights)
 
@@ -102,7 +104,7 @@ def _with_checkpoint(config: Config, weights: Path | None) -> TrainedRun:
     """The config with `weights` as its `model_weight`, if given, and the checkpoint that it then means."""
     if weights:
         config = config.model_copy(update={"model_weight": weights})
-    path = config.model_weight or config.run_folder / "best_model.pth"
+    path = config.model_weight or config.run_folder / BEST_WEIGHTS
     if not path.is_file():
         raise UserError(
             f"no checkpoint at {path}. Train one with the same config (python train.py --config ...), "

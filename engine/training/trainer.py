@@ -46,14 +46,13 @@ from utils.checkpoints import save_weights
 from utils.errors import UserError
 from utils.interruption import Interrupted, StopRequest
 from utils.random_numbers import seed_python_and_numpy
-from utils.runs import writing_to
+from utils.runs import BEST_WEIGHTS, writing_to
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
 log = logging.getLogger("wavegms")
 
-BEST_WEIGHTS = "best_model.pth"
 SAMPLES_SHOWN = 4
 
 

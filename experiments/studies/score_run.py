@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING
 from experiments.trials.trial import Steps, Trial, training_steps
 from utils.entry import described_parser, exit_from
 from utils.errors import UserError
+from utils.runs import BEST_WEIGHTS
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -63,15 +64,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     log_to()
     config = load_config(arguments.config)
     folder = config.run_folder
-    best_on_val = folder / "best_model.pth"
+    best_on_val = folder / BEST_WEIGHTS
     if not best_on_val.is_file():
-        raise UserError(f"{folder} holds no best_model.pth: train the run first")
+        raise UserError(f"{folder} holds no {BEST_WEIGHTS}: train the run first")
 
     check_earlier_runs([Trial(str(folder), config)])
 
     def score_copy(weights: Path, way: str, trained: Config, **changes: object) -> None:
         """Score a copy of `weights` in the subfolder `way`, as weights that the config `trained` gave."""
-        copy = folder / way / "best_model.pth"
+        copy = folder / way / BEST_WEIGHTS
         copy.parent.mkdir(exist_ok=True)
         shutil.copyfile(weights, copy)
         atomic_write(copy.parent / "config.yaml", dump_config(trained))

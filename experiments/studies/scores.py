@@ -35,7 +35,7 @@ from scoring.results import Results, Summary, mean_of
 from utils.config import Config
 from utils.errors import UserError
 from utils.files import sha256
-from utils.runs import RESULTS_PREFIX
+from utils.runs import BEST_WEIGHTS, RESULTS_PREFIX
 from utils.tables import csv_text
 from utils.yaml_files import shown
 
@@ -130,7 +130,7 @@ def results_of(trial: Trial, way: str) -> Results | None:
     """What the trial has scored in one of the `WAYS`; None where it is not scored in that way."""
     folder = trial.folder / WAYS[way]
     config = trial.config.model_copy(update={"tta": True}) if way == TTA else trial.config
-    weights = (folder if way == ON_TEST else trial.folder) / "best_model.pth"
+    weights = (folder if way == ON_TEST else trial.folder) / BEST_WEIGHTS
     return fitting_results(folder / f"{RESULTS_PREFIX}{config.dataset}", config, weights)
 
 
@@ -289,7 +289,7 @@ def _leaked_cases(trial: Trial, results: Results) -> set[str]:
     with suppress(UserError):
         data_set = open_data_set(find_split_file(trial.config.pickle_file_path))
         if should_check_leaks(data_set, trial.config.drop_leaked):
-            dropped = cases_seen_in_training(data_set, trial.folder / "best_model.pth")
+            dropped = cases_seen_in_training(data_set, trial.folder / BEST_WEIGHTS)
     return dropped.intersection(results.names)
 
 

@@ -16,7 +16,7 @@ from experiments.trials.records import Record, Status
 from experiments.trials.trial import Trial
 from scoring.groups import joined
 from scoring.results import Results, recorded_groups
-from utils.runs import RESULTS_PREFIX
+from utils.runs import BEST_WEIGHTS, RESULTS_PREFIX
 
 CHOOSING = {"val": "val Dice", "test": "best test Dice"}
 """By `select_on`: what the reports call a run's best Dice on the cases that chose its checkpoint."""
@@ -90,7 +90,7 @@ def best_validation(trial: Trial) -> float | None:
 def results_on_test(trial: Trial) -> Results | None:
     """The scores of the test cases; None if the trial was not validated as its config says."""
     folder = trial.folder / f"{RESULTS_PREFIX}{trial.config.dataset}"
-    return fitting_results(folder, trial.config, trial.folder / "best_model.pth")
+    return fitting_results(folder, trial.config, trial.folder / BEST_WEIGHTS)
 
 
 def outdated_steps(trial: Trial) -> set[str]:

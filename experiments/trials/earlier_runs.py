@@ -34,6 +34,7 @@ from utils.config_keys import CHANGEABLE_ON_RESUME
 from utils.errors import UserError, listed
 from utils.files import joined_sha256
 from utils.mappings import differing
+from utils.runs import BEST_WEIGHTS
 from utils.yaml_files import shown
 
 NAMED = 5  # problems in the message
@@ -128,7 +129,7 @@ def _has_asked_precision(trial: Trial, run: Config) -> bool:
     """Whether the trial's run was asked for the precision that the trial asks for, or computed in that."""
     if run.precision == trial.config.precision:
         return True
-    environment = TrainingRecord.read(trial.folder / "best_model.pth").environment
+    environment = TrainingRecord.read(trial.folder / BEST_WEIGHTS).environment
     return environment.get("precision") == trial.config.precision
 
 
@@ -198,7 +199,7 @@ def check_processes(runs: Iterable[Trained]) -> None:
 
 def trained_processes(folder: Path) -> int:
     """How many processes have trained the run in the folder; 1 where that is not recorded."""
-    return int(TrainingRecord.read(folder / "best_model.pth").environment.get("processes", 1))
+    return int(TrainingRecord.read(folder / BEST_WEIGHTS).environment.get("processes", 1))
 
 
 def processes_of(trials: Iterable[Trial], workers: int | None) -> list[Trained]:
@@ -238,7 +239,7 @@ def changed_inputs(trial: Trial) -> dict[str, Path]:
 
     As far as they are recorded and here.
     """
-    weights = trial.folder / "best_model.pth"
+    weights = trial.folder / BEST_WEIGHTS
     if not weights.is_file():
         return {}
     files = {INITIAL_WEIGHTS: trial.config.init_weights}
@@ -264,14 +265,14 @@ def changed_inputs(trial: Trial) -> dict[str, Path]:
 
 def trained_on_old_split(trial: Trial) -> bool:
     """Whether the trial has weights, from another split file than its config names now."""
-    weights = trial.folder / "best_model.pth"
+    weights = trial.folder / BEST_WEIGHTS
     split_file = trial.config.pickle_file_path
     return weights.is_file() and TrainingRecord.read(weights).split_has_changed(split_file)
 
 
 def other_preparation(trial: Trial) -> list[tuple[str, str, str]]:
     """Where the data that the trial was trained on was `prepared_otherwise` than that here."""
-    weights = trial.folder / "best_model.pth"
+    weights = trial.folder / BEST_WEIGHTS
     if not weights.is_file():
         return []
     with suppress(UserError):  # the data may be elsewhere

@@ -25,6 +25,7 @@ from collections.abc import Callable, Collection, Iterable
 from dataclasses import replace
 from typing import IO
 
+from engine.runs.saved_state import LAST_STATE
 from experiments.trials.hardware import Hardware, hardware_of
 from experiments.trials.inputs import vae_sha256
 from experiments.trials.records import (
@@ -298,7 +299,7 @@ class _Job:
         record.status = "running"
         record.attempts += 1
         record.exit_code = record.error = None
-        if "train" not in record.done and not (self.trial.folder / "last.pth").exists():
+        if "train" not in record.done and not (self.trial.folder / LAST_STATE).exists():
             record.vae_sha256 = vae_sha256(self.trial.config)
         config = self.trial.config.model_copy(update={"GPUs": self.hardware.gpus})
         with writing_to(self.trial.folder):
