@@ -94,11 +94,7 @@ def describe_run(
             f"effective batch: {effective} = {config.batch_size} x {config.accumulate} accumulated "
             f"x {processes} process(es); peak learning rate {config.lr:g}",
             f"steps per epoch: {steps}; epochs: {config.epochs}; steps in all: {steps * config.epochs}",
-            *(
-                [f"warm-up: {config.warmup_epochs:g} epochs, so the peak rate is never reached"]
-                if config.warmup_epochs >= config.epochs
-                else []
-            ),
+            *_note_on_warm_up(config),
             f"device: {describe_device(accelerator)}",
             *_note_on_precision(config, accelerator),
             selection_note(config),
@@ -161,6 +157,13 @@ def _note_on_start(config: Config, cases: TrainingCases, data_set: DataSet) -> l
         for weights, names in known.items()
         if names
     ]
+
+
+def _note_on_warm_up(config: Config) -> list[str]:
+    """A line where the warm-up takes all epochs; none otherwise."""
+    if config.warmup_epochs < config.epochs:
+        return []
+    return [f"warm-up: {config.warmup_epochs:g} epochs, so the peak rate is never reached"]
 
 
 def _note_on_precision(config: Config, accelerator: Accelerator) -> list[str]:
