@@ -10,7 +10,7 @@ from datasets.image_files.windowing import Window
 from utils.data_set_names import canonical_name
 from utils.errors import UserError
 
-IMAGE_EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 DICOM_SUFFIXES = (".dcm", ".dicom")
 
 
@@ -19,7 +19,7 @@ class DatasetSpec:
     """One data set.
 
     Where it is prepared, a case `<name>` has the image `images/<name>.*` and the mask
-    `masks/<name><mask_suffix>.*`, with any of `IMAGE_EXTENSIONS`.
+    `masks/<name><mask_suffix>.*`, with any of `IMAGE_SUFFIXES`.
     """
 
     name: str
@@ -134,7 +134,7 @@ CATALOGUE: dict[str, DatasetSpec] = {
 def without_extension(name: str) -> str:
     """The name of a case from that of its file, which may also be without extension."""
     stem, dot, extension = name.rpartition(".")
-    return stem if dot + extension.lower() in (*IMAGE_EXTENSIONS, *DICOM_SUFFIXES) else name
+    return stem if dot + extension.lower() in (*IMAGE_SUFFIXES, *DICOM_SUFFIXES) else name
 
 
 def spec_for(name: str) -> DatasetSpec:
@@ -166,7 +166,7 @@ def find_case(spec: DatasetSpec, folder: Path, case: str) -> tuple[Path | None, 
 
 def find_file(folder: Path, stem: str) -> Path | None:
     """`folder/stem` with any image extension, in lower, upper or title case; None if absent."""
-    for extension in IMAGE_EXTENSIONS:
+    for extension in IMAGE_SUFFIXES:
         for form in (extension, extension.upper(), "." + extension[1:].title()):
             path = folder / (stem + form)
             if path.is_file():

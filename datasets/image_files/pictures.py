@@ -14,7 +14,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from datasets.catalogue import DICOM_SUFFIXES, IMAGE_EXTENSIONS
+from datasets.catalogue import DICOM_SUFFIXES, IMAGE_SUFFIXES
 from datasets.image_files.decoding import (
     AS_STORED,
     MAX_MEGAPIXELS,
@@ -26,7 +26,7 @@ from datasets.image_files.dicom import read_dicom
 from datasets.image_files.headers import ImageError, UnknownFormatError, orientation, zero_is_white
 from datasets.image_files.windowing import Window, dark_note, may_be_dark, scale_to_8_bit
 
-SUFFIXES = (*IMAGE_EXTENSIONS, *DICOM_SUFFIXES)
+READ_SUFFIXES = (*IMAGE_SUFFIXES, *DICOM_SUFFIXES)
 BYTES_A_PIXEL = 8  # RGBA in 16 bits, the most that an uncompressed file needs
 HEADER_BYTES = 16 << 20
 

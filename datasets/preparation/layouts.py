@@ -8,8 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
 
-from datasets.catalogue import IMAGE_EXTENSIONS, DatasetSpec
-from datasets.image_files.pictures import DICOM_SUFFIXES
+from datasets.catalogue import DICOM_SUFFIXES, IMAGE_SUFFIXES, DatasetSpec
 from datasets.preparation.archives import Member
 from datasets.split_tables import PART_NAMES, joined_path
 from datasets.splits import name_problem, nfc
@@ -301,7 +300,7 @@ def _by_word(which: str, stems: Iterable[str]) -> dict[str, set[str]]:
 
 
 def _is_read(file: Member) -> bool:
-    return file.suffix in IMAGE_EXTENSIONS
+    return file.suffix in IMAGE_SUFFIXES
 
 
 def images_as_masks(files: PairedFiles) -> str | None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from datasets.catalogue import IMAGE_EXTENSIONS, DatasetSpec
-from datasets.image_files.pictures import SUFFIXES
+from datasets.catalogue import IMAGE_SUFFIXES, DatasetSpec
+from datasets.image_files.pictures import READ_SUFFIXES
 from datasets.preparation.archives import Source, members
 from datasets.preparation.layouts import (
     IN_CAPITALS,
@@ -42,7 +42,7 @@ def nothing_found(spec: DatasetSpec, sources: Sequence[Source]) -> str:
 
 def refuse_unread(image_source: Source, mask_source: Source) -> None:
     """UserError where a source has no file of a format that is read."""
-    for source, read in ((image_source, SUFFIXES), (mask_source, IMAGE_EXTENSIONS)):
+    for source, read in ((image_source, READ_SUFFIXES), (mask_source, IMAGE_SUFFIXES)):
         if endings := unread_endings(list(members([source])), read):
             raise UserError(
                 f"{source.title} holds no image that is read: its files end so: {endings}. Convert them to PNG, "

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from datasets.catalogue import IMAGE_EXTENSIONS, DatasetSpec
+from datasets.catalogue import IMAGE_SUFFIXES, DatasetSpec
 from datasets.image_files.decoding import MAX_MEGAPIXELS
-from datasets.image_files.pictures import SUFFIXES
+from datasets.image_files.pictures import READ_SUFFIXES
 from datasets.image_files.windowing import window_text
 from datasets.preparation.archives import Limits, Source, members
 from datasets.preparation.group_tables import (
@@ -106,7 +106,7 @@ def prepare_own(
     if not files.cases and not files.problems:
         raise UserError(
             f"no images named {image_affixes.prefix}*{image_affixes.suffix} in {images}; "
-            f"expected files ending in {', '.join(IMAGE_EXTENSIONS)}"
+            f"expected files ending in {', '.join(IMAGE_SUFFIXES)}"
         )
     refuse_unpaired(spec, files, image_source, mask_source, image_affixes, mask_affixes)
     if files.by_folder:
@@ -173,7 +173,7 @@ def found_in(sources: Sequence[Source]) -> list[str]:
     """How many files that may be images or masks each source holds, and of how many bytes together."""
     found = []
     for source in sources:
-        sizes = [file.size() for file in members([source]) if file.suffix in SUFFIXES]
+        sizes = [file.size() for file in members([source]) if file.suffix in READ_SUFFIXES]
         found.append(f"{len(sizes)} files of {sum(sizes):,} bytes")
     return found
 

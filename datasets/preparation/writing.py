@@ -12,7 +12,7 @@ import numpy as np
 from tqdm import tqdm
 
 from datasets.cases import MAX_LISTED_PROBLEMS
-from datasets.catalogue import DatasetSpec
+from datasets.catalogue import DICOM_SUFFIXES, DatasetSpec
 from datasets.image_files.decoding import AS_STORED, decode
 from datasets.image_files.headers import is_jpeg, orientation
 from datasets.image_files.masks import (
@@ -23,7 +23,7 @@ from datasets.image_files.masks import (
     may_fit_as_stored,
     value_range,
 )
-from datasets.image_files.pictures import DICOM_SUFFIXES, read_picture
+from datasets.image_files.pictures import read_picture
 from datasets.image_files.windowing import Window, dark_note, may_be_dark
 from datasets.preparation.archives import Limits, Member
 from datasets.preparation.layouts import SourceCase

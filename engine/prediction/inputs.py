@@ -12,19 +12,20 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from datasets.catalogue import DICOM_SUFFIXES
 from datasets.image_files.dicom import HEAD_BYTES, is_without_pixels
-from datasets.image_files.pictures import DICOM_SUFFIXES, SUFFIXES, is_dicom
+from datasets.image_files.pictures import READ_SUFFIXES, is_dicom
 from engine.prediction.folder_layout import OUTPUT_FOLDERS, is_used
 from utils.errors import UserError
 
 log = logging.getLogger("wavegms")
-FOREIGN_ENDINGS = (
+FOREIGN_SUFFIXES = (
     *(".avif", ".gif", ".heic", ".heif", ".j2k", ".jfif", ".jp2", ".jxl", ".mha", ".mhd", ".nhdr"),
     *(".nii", ".nii.gz", ".nrrd", ".pbm", ".pgm", ".pnm", ".ppm", ".psd", ".svg", ".tga", ".webp"),
 )
 """Of images in formats that are not read."""
 IMAGE, NO_PIXELS = "image", "DICOM without pixels"
-NAME_ENDINGS = frozenset((*SUFFIXES, *FOREIGN_ENDINGS, ".ima"))
+NAME_ENDINGS = frozenset((*READ_SUFFIXES, *FOREIGN_SUFFIXES, ".ima"))
 SETTING = re.compile(r"[A-Za-z_]\w*=")  # how a key of the config is set for train.py and valid.py
 LONGEST_NAME = 200  # bytes; file systems take 255, of which endings and temporary names need some
 
@@ -93,7 +94,7 @@ def find_jobs(inputs: Sequence[str], recursive: bool, out: Path) -> list[Job]:
             problems.append(f"{text}: no such file, and as a pattern it matches none{told}{hint}")
         elif not images and not unreadable:
             hint = "" if recursive else "; --recursive includes subfolders"
-            problem = f"{text}: no images ({' '.join(SUFFIXES)}) in {holder}{told}{hint}"
+            problem = f"{text}: no images ({' '.join(READ_SUFFIXES)}) in {holder}{told}{hint}"
             (only_predictions if is_used(Path(text)) else problems).append(problem)
         skipped |= others
         predicted |= passed_over
@@ -157,14 +158,14 @@ def _files_in(
 def _kind(path: Path) -> str:
     """IMAGE for a file to predict, NO_PIXELS, its ending for an image of another format, '' for others."""
     ending = path.suffix.lower()
-    if ending in SUFFIXES and ending not in DICOM_SUFFIXES:
+    if ending in READ_SUFFIXES and ending not in DICOM_SUFFIXES:
         return IMAGE
     head = _head(path)
     if is_dicom(head):
         return NO_PIXELS if is_without_pixels(head) else IMAGE
     if ending in DICOM_SUFFIXES:
         return IMAGE
-    return next((each for each in FOREIGN_ENDINGS if path.name.lower().endswith(each)), "")
+    return next((each for each in FOREIGN_SUFFIXES if path.name.lower().endswith(each)), "")
 
 
 def _folders_in(
