@@ -24,6 +24,7 @@ from datasets.catalogue import CATALOGUE, DatasetSpec, spec_for
 from datasets.image_files.windowing import parse_window, window_text
 from datasets.preparation.archives import DEFAULT_LIMITS
 from datasets.preparation.layouts import Affixes
+from datasets.preparation.notes import warn
 from datasets.preparation.options import PreparationOptions
 from datasets.preparation.phantoms import PHANTOM_CASES, phantom_name, prepare_phantom
 from datasets.preparation.split_choice import TEST_ONLY, split_digest
@@ -307,11 +308,11 @@ def _refuse_other_files(spec: DatasetSpec, folder: Path, arguments: argparse.Nam
     """UserError where the sources on the command line are not what `folder` was prepared from.
 
     By the number and size of their files, which sets that were prepared by earlier versions do not record.
-    What a published archive holds is known, so it may be gone by now; a source of own data may not.
+    A source may be gone by now; of own data this is a warning, as its path may be another one.
     """
     for path in (arguments.images, arguments.masks):
         if path and not path.exists():
-            raise UserError(f"{path}: no such file or folder; {folder} was prepared before")
+            warn(f"{path} is not there, so that {folder} was not compared with it")
     sources = _sources(spec, arguments)
     if sources and all(s.exists() for s in sources) and FOUND in (read_manifest(folder) or {}):
         options = _options(arguments)

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import csv
 import re
+import unicodedata
+from collections.abc import Mapping
 
+from datasets.catalogue import without_extension
 from utils.errors import UserError
 
 TABLE_SUFFIXES = (".csv", ".tsv", ".tab")
@@ -19,17 +22,27 @@ _SEPARATORS = ",;\t"
 
 
 def joined_path(path: str, parts: int = 0) -> str:
-    """The folders and the name in a path, or the last `parts` of these, joined by `_`."""
+    """The folders and the name in a path, or the last `parts` of these, joined by `_`, in Unicode NFC."""
+    path = unicodedata.normalize("NFC", path)
     names = [each for each in re.split(r"[/\\]", path) if each not in ("", ".")]
     return "_".join(names[-parts:])
 
 
-def read_split_table(content: bytes) -> dict[str, list[str]]:
+def case_at(path: str, case_of_path: Mapping[str, str]) -> str | None:
+    """The case that `case_of_path`, whose keys are `joined_path`s without extension, has for a path."""
+    joined = joined_path(path)
+    return case_of_path.get(joined) or case_of_path.get(without_extension(joined))
+
+
+def read_split_table(
+    content: bytes, case_of_path: Mapping[str, str] | None = None
+) -> dict[str, list[str]]:
     """The names of each part from a table with a header line, separated by commas, semicolons or tabs.
 
-    The columns are those called name and split, or else the first two. Names may hold folders, which are
-    left out, or joined to the names where these repeat, and rows without any entry are skipped. UserError,
-    which names no path, where the table has no header, no such columns or another part.
+    The columns are those called name and split, or else the first two. Names may be paths: those of
+    `case_of_path` become cases, of others the folders are left out, or joined to the names where these
+    repeat. Rows without any entry are skipped. UserError, which names no path, where the table has no header,
+    no such columns or another part.
     """
     expected = "expected a CSV with the columns name and split (train, val or test)"
     try:
@@ -56,5 +69,7 @@ def read_split_table(content: bytes) -> dict[str, list[str]]:
         part = PART_NAMES.get(called_part.casefold())
         if part is None:
             raise UserError(f"{expected}, got {called_part[:40]!r} for {name[:60]!r}")
-        names.setdefault(part, []).append(joined_path(name) if repeat else without_folders)
+        names.setdefault(part, []).append(
+            case_at(name, case_of_path or {}) or (joined_path(name) if repeat else without_folders)
+        )
     return names

@@ -82,10 +82,13 @@ def name_problem(name: object) -> str | None:
     return "is longer than 200 bytes" if len(encoded) > 200 else None
 
 
-def read_split(path: Path, plain_lists: bool = False) -> Split:
+def read_split(
+    path: Path, plain_lists: bool = False, case_of_path: Mapping[str, str] | None = None
+) -> Split:
     """Read a `.pkl`, `.pickle` or `.json` split file.
 
-    With `plain_lists` also `{"train": [...], ...}`, and a table as `datasets.split_tables` reads it.
+    With `plain_lists` also `{"train": [...], ...}`, and a table as `datasets.split_tables` reads it, with
+    `case_of_path`.
 
     Nothing in the file is ever executed. Raises SplitError where the file is missing, larger than
     2 MiB (pickle) or 64 MiB (JSON), hostile, damaged or malformed, where no case is for testing (none for
@@ -108,7 +111,7 @@ def read_split(path: Path, plain_lists: bool = False) -> Split:
         raise SplitError(f"{path}: larger than {max_bytes:,} bytes, too large for a list of names")
     try:
         if is_table:
-            data: object = read_split_table(content)
+            data: object = read_split_table(content, case_of_path)
         else:
             data = _read_json(content) if suffix == ".json" else read_plain_pickle(content)
         return checked_split(data, plain_lists)
@@ -121,18 +124,14 @@ def read_split_for(
 ) -> Split:
     """`read_split` of a file that may hold plain lists, its names as those of `cases`.
 
-    They are in NFC, and without an image extension where no case is called so; paths joined by `_` are those
-    of `case_of_path`. SplitError also where two of them are then one.
+    They are in NFC, and without an image extension where no case is called so. SplitError also where two of
+    them are then one.
     """
-    of_path = case_of_path or {}
 
     def name_of(name: str) -> str:
-        if (name := nfc(name)) in cases:
-            return name
-        name = without_extension(name)
-        return name if name in cases else of_path.get(name, name)
+        return name if (name := nfc(name)) in cases else without_extension(name)
 
-    split = read_split(path, plain_lists=True)
+    split = read_split(path, plain_lists=True, case_of_path=case_of_path)
     try:
         return checked_split(_split_data(split, name_of))
     except SplitError as error:

@@ -168,8 +168,11 @@ def test_other_files_of_the_same_name_are_not_passed_off_as_those_prepared(
         f"6 files of {6 * image:,} bytes, 6 files of {6 * mask:,} bytes. Delete it"
     ) in capsys.readouterr().err
     gone = [word.replace("/a/", "/gone/") for word in command("a")]
-    assert prepare(gone) == 2
-    assert "no such file or folder" in capsys.readouterr().err
+    capsys.readouterr()
+    assert prepare(gone) == 0, "the source need not be kept"
+    told = capsys.readouterr()
+    assert "nothing was done" in told.out and "/gone/images" in told.err
+    assert "is not there, so that" in told.err and "was not compared with it" in told.err
     manifest = tmp_path / "data" / "mine" / "dataset.json"
     before = json.loads(manifest.read_text())
     del before["found"]

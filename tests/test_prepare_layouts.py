@@ -345,6 +345,20 @@ def test_tables_name_cases_by_folders_as_paths(tmp_path: Path, called: str) -> N
     run("mine", tmp_path, *arguments)  # again: it is complete
 
 
+def test_a_path_in_a_table_is_not_another_case_of_its_last_name(tmp_path: Path) -> None:
+    for index, patient in enumerate(("", "P1", "P2")):
+        for kind, content in (("images", png(picture(index))), ("masks", png(square(3, 3)))):
+            write_folder(tmp_path / kind / patient, {"a.png": content, "b.png": content})
+    split = tmp_path / "split.csv"
+    split.write_text("name,split\nP1/a.png,train\nb,train\nP2_b,test\n")
+    folder = run(
+        "mine",
+        tmp_path,
+        *("--images", tmp_path / "images", "--masks", tmp_path / "masks", "--splits", split),
+    )
+    assert read_split(folder / "mine_train_test_names.json") == Split(("P1_a", "b"), ("P2_b",))
+
+
 def test_tables_of_other_paths_say_how_cases_by_folders_are_called(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

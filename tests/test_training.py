@@ -630,7 +630,11 @@ def test_a_new_start_deletes_no_run_on_another_data_set(
         train.main([*given, "resume=never"])
     with pytest.raises(UserError, match="another snapshot_path, or delete this run on blobs"):
         train.main([*given, "lr=0.1"])
-    assert (finished / "best_model.pth").exists()
+    for path in finished.glob("*.pth"):
+        path.rename(finished / "epoch_2.pth")  # the only weights that are left
+    with pytest.raises(UserError, match="run on blobs, which resume=never would delete"):
+        train.main([*given, "resume=never"])
+    assert (finished / "epoch_2.pth").exists()
 
 
 def test_going_on_with_another_split_is_refused(finished: Path, tmp_path: Path, vae: Path) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from datasets.catalogue import without_extension
-from datasets.split_tables import joined_path
+from datasets.split_tables import case_at
 from datasets.splits import Split, nfc, quoted
 from utils.errors import UserError, listed
 
@@ -62,8 +62,7 @@ def read_group_table(
     for path_of_case, group in pairs:
         file_name = re.split(r"[/\\]", path_of_case)[-1]
         case = without_extension(file_name)
-        joined = joined_path(path_of_case)
-        if known := of_path.get(joined) or of_path.get(without_extension(joined)):
+        if known := case_at(path_of_case, of_path):
             file_name = case = known
         if group and case != file_name:
             as_written[file_name] = group

@@ -57,7 +57,8 @@ def check_resumable(folder: Path, config: Config, inputs: Mapping[str, Any]) -> 
 def _other_data_set(folder: Path, config: Config) -> str:
     """Name of the data set of the run in `folder`; '' if it is that of `config`, or nothing was trained."""
     weights = folder / BEST_WEIGHTS
-    if not any(path.exists() for path in (weights, *state_files(folder))):
+    left = (weights, *state_files(folder), *folder.glob("epoch_*.pth"))
+    if not any(path.exists() for path in left):
         return ""
     saved = training_config(weights)
     return saved.dataset if saved is not None and saved.dataset != config.dataset else ""

@@ -15,15 +15,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from datasets.cases import DataSet, find_split_file, open_data_set
+from datasets.cases import Case, DataSet, find_split_file
 from datasets.catalogue import find_file
-from datasets.prepared import PREPARED_WITH, WINDOW
+from datasets.prepared import METADATA_GROUPS, PREPARED_WITH, WINDOW
 from datasets.splits import read_split
 from engine.runs.history import read_scores
 from engine.runs.run_cases import CASES_FILE, RunCases, names_data_set, names_sha256
 from engine.training_cases import training_cases_from
 from utils.checkpoints import read_metadata
 from utils.config import Config, load_config
+from utils.data_set_names import data_set_name
 from utils.errors import UserError
 from utils.files import json_object
 
@@ -197,15 +198,19 @@ class TrainingRecord:
             return False
         try:
             return recorded != _cases_now(split_file) or self._holds_out_others(split_file)
-        except UserError:  # the split file, or an image, is not here
+        except UserError:  # the split file is not here
             return False
 
     def _holds_out_others(self, split_file: Path) -> bool:
-        """Whether the config now gives other cases of the split to train on than the run had."""
+        """Whether the config now gives other cases of the split to train on than the run had, as far as its
+        groups, if it had any, are here.
+        """
         if self.config is None or self.cases is None:
             return False
         path = find_split_file(split_file)
-        train = training_cases_from(self.config, _data_set(path, path.stat().st_mtime_ns)).train
+        if GROUPS in self.hashes and not (path.parent / METADATA_GROUPS).is_file():
+            return False
+        train = training_cases_from(self.config, _names_of(path)).train
         return {case.name for case in train} != set(self.cases.train)
 
     @property
@@ -312,10 +317,14 @@ def _read_config(path: Path, written: int) -> Config | None:
         return None
 
 
-@functools.lru_cache(maxsize=4)
-def _data_set(split_file: Path, written: int) -> DataSet:
-    """The data set of a split file that was `written` then; its files are looked up once."""
-    return open_data_set(split_file)
+def _names_of(split_file: Path) -> DataSet:
+    """The data set of a split file by its names alone: the images and masks need not be here."""
+    split = read_split(split_file)
+    train, test = (
+        tuple(Case(name, Path(), Path()) for name in names) for names in (split.train, split.test)
+    )
+    name, folder = data_set_name(split_file), split_file.parent
+    return DataSet(name, folder, split_file, train, test, frozenset(split.val))
 
 
 def _cases_now(split_file: Path) -> str:

@@ -11,7 +11,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping, Set
 from contextlib import suppress
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from itertools import zip_longest
 from pathlib import Path
 
@@ -46,6 +46,8 @@ WAYS = {ON_VAL: ".", TTA: TTA, ON_TEST: ON_TEST}
 
 By default the checkpoint is the best on the held-out part of train; TTA adds test-time augmentation, and
 ON_TEST is the kept epoch that is best on the test split."""
+
+RUN_COLUMNS = {"system", "split", "seed", "checkpoint"}
 
 
 @dataclass(frozen=True)
@@ -183,17 +185,23 @@ def _read_table(path: Path) -> list[Score]:
     scores: dict[tuple[Run, str], Score] = {}
     adapter = TypeAdapter(Score)
     header: list[str] = []
-    columns = {field.name for field in fields(Score)}
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.reader(file)
             for line in filter(None, reader):
-                if not header or columns.issuperset(line):  # each table has columns of its own
+                if not header or RUN_COLUMNS.issubset(line):  # each table has columns of its own
                     header = line
                     continue
                 row = dict(zip_longest(header, line))
                 score = adapter.validate_python({key: text or None for key, text in row.items()})
-                if scores.setdefault((score.run, score.checkpoint), score) != score:
+                earlier = scores.setdefault((score.run, score.checkpoint), score)
+                if earlier.leaked_cases is None:
+                    earlier = replace(earlier, leaked_cases=score.leaked_cases)
+                    scores[score.run, score.checkpoint] = earlier
+                if (
+                    replace(score, leaked_cases=score.leaked_cases or earlier.leaked_cases)
+                    != earlier
+                ):
                     raise UserError(
                         f"{path} has two different scores ({score.checkpoint}) of {score.run.name}: line "
                         f"{reader.line_num} and one before. They come from two trainings; remove the rows of one"
