@@ -151,6 +151,26 @@ def test_the_held_out_cases_are_those_of_the_page() -> None:
         assert cells(kind, "held-out cases")[: len(runs) + 1] == rounded(*map(held_out_dice, runs))
 
 
+def test_the_run_with_the_present_loss_is_compared_with_those_of_its_seed() -> None:
+    run, text = "taught with soft overlap, seed 1", " ".join(section(TAUGHT).split())
+    last, before = f"{run}, last epoch", f"{TAUGHT}, seed 1"
+    assert all(case[run] == case[last] for case in CASES), (
+        "the last epoch is the one that is chosen"
+    )
+    assert (
+        f"held-out cases {held_out_dice(run):.1f}; test, chosen on validation, {dice(run):.1f},"
+        in text
+    )
+    assert f"without the leaked cases {dice(run, leaked=False):.1f};" in text
+    assert f"with test-time augmentation {dice(f'{run}, TTA'):.1f}." in text
+    gain, of_last = dice(run) - dice(before), dice(last) - dice(f"{before}, last epoch")
+    assert (
+        f"That is {gain:.1f} more than above, and after the last epoch {of_last:.1f} more" in text
+    )
+    against_none = dice(last) - dice(f"{UNTAUGHT}, seed 1, last epoch")
+    assert f"{against_none:.1f}" == f"{of_last:.1f}"
+
+
 def test_what_was_also_tried_is_compared_with_the_row_of_the_study() -> None:
     folder = SCORES.with_name("busi_reduced_20_epochs")
     cases = rows_in("dice_also_tried.csv", folder)
