@@ -80,16 +80,21 @@ def write_overlays(
 def names_by_quantile(scores: Mapping[str, CaseScores]) -> dict[str, str]:
     """Names of the cases at the QUANTILES of Dice; of few cases only the best and the worst.
 
-    Cases without a lesion are left out, unless there are no others: their Dice is 0 or 1.
+    Cases without a lesion are left out, unless there are no others: their Dice is 0 or 1. Where one of them
+    is worse than all others, the worst is called so among those with a lesion.
     """
     lesions = [name for name in scores if scores[name]["TruthPixels"]] or list(scores)
     ordered = sorted(lesions, key=lambda name: (scores[name]["DSC"], name))
     if len(ordered) == 1:
         return {"best": ordered[0]}
     if len(ordered) < len(QUANTILES):
-        return {"best": ordered[-1], "worst": ordered[0]}
-    last = len(ordered) - 1
-    return {title: ordered[round(quantile * last)] for title, quantile in QUANTILES.items()}
+        chosen = {"best": ordered[-1], "worst": ordered[0]}
+    else:
+        last = len(ordered) - 1
+        chosen = {title: ordered[round(quantile * last)] for title, quantile in QUANTILES.items()}
+    if min(case["DSC"] for case in scores.values()) < scores[chosen["worst"]]["DSC"]:
+        chosen["worst with lesion"] = chosen.pop("worst")
+    return chosen
 
 
 def draw_examples(

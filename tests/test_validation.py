@@ -943,6 +943,13 @@ def test_examples_span_best_to_worst() -> None:
     two = {name: scores[name] for name in ("c0", "c1")}
     assert names_by_quantile(two) == {"best": "c1", "worst": "c0"}
     assert names_by_quantile({"c0": scores["c0"]}) == {"best": "c0"}
+    false_alarm = {"normal": {"DSC": 0.0, "TruthPixels": 0.0}}
+    with_lesion = {name: scores[name] for name in ("c1", "c2")}
+    assert names_by_quantile(with_lesion | false_alarm) == {
+        "best": "c2",
+        "worst with lesion": "c1",
+    }
+    assert "worst" in names_by_quantile(scores | false_alarm), "none is worse than c0"
 
 
 def test_truth_and_prediction_are_outlined_in_their_colours() -> None:
