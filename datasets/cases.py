@@ -225,10 +225,10 @@ def resize_mask(mask: np.ndarray, height: int, width: int) -> np.ndarray:
     if mask.shape == (height, width):
         return mask
     resized = cv2.resize(mask, (width, height), interpolation=cv2.INTER_NEAREST_EXACT)
-    if not resized.any():
+    if mask.any() and not resized.any():
         foreground = np.argwhere(mask)
-        for row, column in foreground[len(foreground) // 2 :][:1]:  # the one in the middle, if any
-            resized[row * height // mask.shape[0], column * width // mask.shape[1]] = 1
+        row, column = foreground[len(foreground) // 2]
+        resized[row * height // mask.shape[0], column * width // mask.shape[1]] = 1
     return resized
 
 

@@ -197,20 +197,21 @@ class TrainingRecord:
         if recorded is None or split_file is None:
             return False
         try:
-            return recorded != _cases_now(split_file) or self._holds_out_others(split_file)
+            now = _names_of(find_split_file(split_file))
+            names = names_sha256(case.name for case in now.train)
+            return recorded != names or self._holds_out_others(now)
         except UserError:  # the split file is not here
             return False
 
-    def _holds_out_others(self, split_file: Path) -> bool:
+    def _holds_out_others(self, now: DataSet) -> bool:
         """Whether the config now gives other cases of the split to train on than the run had, as far as its
         groups, if it had any, are here.
         """
         if self.config is None or self.cases is None:
             return False
-        path = find_split_file(split_file)
-        if GROUPS in self.hashes and not (path.parent / METADATA_GROUPS).is_file():
+        if GROUPS in self.hashes and not (now.folder / METADATA_GROUPS).is_file():
             return False
-        train = training_cases_from(self.config, _names_of(path)).train
+        train = training_cases_from(self.config, now).train
         return {case.name for case in train} != set(self.cases.train)
 
     @property
