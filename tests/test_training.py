@@ -23,7 +23,7 @@ import valid
 from datasets.splits import hold_out
 from engine.device import make_accelerator
 from engine.runs.history import EpochRow, draw_curves, sample_panel
-from engine.runs.resuming import check_resumable, check_same_cases
+from engine.runs.resuming import check_cases_unchanged, check_resumable
 from engine.runs.run_cases import RunCases
 from engine.runs.run_folder import RunFolder
 from engine.runs.saved_state import load_state
@@ -675,12 +675,12 @@ def test_the_cases_of_a_run_without_a_state_do_not_count(tmp_path: Path) -> None
     )
     recorded = RunCases(("a", "b"), ("c",), ("d",))
     (tmp_path / "cases.json").write_text(recorded.to_json())
-    check_same_cases(tmp_path, config, RunCases(("a",), (), ()))
+    check_cases_unchanged(tmp_path, config, RunCases(("a",), (), ()))
     (tmp_path / "last.pth").touch()
-    check_same_cases(tmp_path, config, RunCases(("b", "a"), ("c",), ()))
+    check_cases_unchanged(tmp_path, config, RunCases(("b", "a"), ("c",), ()))
     for train_names, held_out in ((("a",), ("c",)), (("a", "b"), ())):
         with pytest.raises(UserError, match="trains on other cases"):
-            check_same_cases(tmp_path, config, RunCases(train_names, held_out, ("d",)))
+            check_cases_unchanged(tmp_path, config, RunCases(train_names, held_out, ("d",)))
 
 
 def test_a_damaged_state_falls_back(finished: Path, a_run: Path, tmp_path: Path, vae: Path) -> None:

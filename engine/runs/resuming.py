@@ -64,7 +64,7 @@ def _other_data_set(folder: Path, config: Config) -> str:
     return saved.dataset if saved is not None and saved.dataset != config.dataset else ""
 
 
-def check_same_cases(folder: Path, config: Config, cases: RunCases) -> None:
+def check_cases_unchanged(folder: Path, config: Config, cases: RunCases) -> None:
     """UserError where the run in `folder` would be resumed with other cases trained on or held out."""
     recorded = RunCases.read(folder / CASES_FILE)
     saved = any(path.exists() for path in state_files(folder))

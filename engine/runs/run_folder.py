@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from datasets.prepared import prepared_with
 from engine.device import resolved_precision
 from engine.runs.provenance import input_hashes
-from engine.runs.resuming import check_resumable, check_same_cases, epochs_recorded
+from engine.runs.resuming import check_cases_unchanged, check_resumable, epochs_recorded
 from engine.runs.run_cases import CASES_FILE, RunCases, names_sha256
 from engine.runs.saved_state import state_files
 from engine.runs.training_record import TRAINING_CASES
@@ -114,7 +114,7 @@ def open_run(
     """The folder of a run while it trains, checked and locked; `plan` goes into its log, and why it ended.
 
     The main process does this; the others wait for it. UserErrors of `create_run_folder`, `locked`,
-    `check_resumable` and `check_same_cases`.
+    `check_resumable` and `check_cases_unchanged`.
     """
     folder, run_cases = config.run_folder, RunCases.of(data_set, cases.train)
     if not accelerator.is_main_process:
@@ -135,7 +135,7 @@ def open_run(
                 **prepared_with(data_set.folder),
             }
             check_resumable(folder, config, inputs)
-            check_same_cases(folder, config, run_cases)
+            check_cases_unchanged(folder, config, run_cases)
             accelerator.wait_for_everyone()
             yield RunFolder(folder, config, run_cases, inputs)
         except BaseException as error:

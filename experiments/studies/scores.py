@@ -194,14 +194,11 @@ def _read_table(path: Path) -> list[Score]:
                     continue
                 row = dict(zip_longest(header, line))
                 score = adapter.validate_python({key: text or None for key, text in row.items()})
-                earlier = scores.setdefault((score.run, score.checkpoint), score)
-                if earlier.leaked_cases is None:
-                    earlier = replace(earlier, leaked_cases=score.leaked_cases)
-                    scores[score.run, score.checkpoint] = earlier
-                if (
-                    replace(score, leaked_cases=score.leaked_cases or earlier.leaked_cases)
-                    != earlier
-                ):
+                key = score.run, score.checkpoint
+                earlier = scores.get(key, score)
+                leaked = earlier.leaked_cases or score.leaked_cases  # older rows do not say
+                scores[key] = replace(earlier, leaked_cases=leaked)
+                if scores[key] != replace(score, leaked_cases=score.leaked_cases or leaked):
                     raise UserError(
                         f"{path} has two different scores ({score.checkpoint}) of {score.run.name}: line "
                         f"{reader.line_num} and one before. They come from two trainings; remove the rows of one"
