@@ -29,7 +29,8 @@ from datasets.cases import read_image
 from datasets.image_files.headers import ImageError
 from datasets.image_files.pictures import read_content, read_picture
 from datasets.image_files.windowing import parse_window, window_text
-from engine.prediction.inputs import Job, find_jobs, unique_names
+from engine.prediction.inputs import Job, find_jobs
+from engine.prediction.output_names import unique_names
 from engine.prediction.outputs import OutputFolder
 from engine.prediction.predict_files import predict_files, read_file
 from engine.prediction.segmentation import (

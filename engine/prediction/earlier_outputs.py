@@ -21,7 +21,7 @@ from engine.prediction.folder_layout import (
     PredictionRow,
     is_used,
 )
-from engine.prediction.inputs import printable
+from engine.prediction.output_names import printable
 from utils.errors import UserError
 from utils.mappings import differing
 

@@ -28,7 +28,8 @@ from engine.prediction.folder_layout import (
     PredictionRow,
     is_used,
 )
-from engine.prediction.inputs import Job, unique_names
+from engine.prediction.inputs import Job
+from engine.prediction.output_names import unique_names
 from engine.prediction.segmentation import Segmentation
 from utils.errors import UserError
 from utils.files import atomic_write, try_to_write

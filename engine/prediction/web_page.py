@@ -22,7 +22,7 @@ from datasets.image_files.headers import ImageError
 from datasets.image_files.pictures import Picture, read_picture
 from datasets.image_files.windowing import Window
 from engine.prediction.backends import Backend
-from engine.prediction.inputs import stem_of
+from engine.prediction.output_names import stem_of
 from engine.prediction.segmentation import PredictionOptions, Segmentation, segment
 from utils.images import encode_image, encode_png
 from utils.overlay import colour_map, draw_overlay
