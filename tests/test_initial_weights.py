@@ -14,7 +14,7 @@ import valid
 from datasets.cases import open_data_set
 from engine.runs.run_cases import RunCases, names_sha256
 from engine.runs.seen_cases import (
-    cases_seen_in_training,
+    cases_leaked_to,
     cases_trained_on,
     held_out_cases,
     known_held_out_cases,
@@ -271,7 +271,7 @@ def test_copies_in_a_data_set_of_another_name_are_known(
     (again.folder / "check").mkdir()
     groups = {"by": "near-duplicates", "groups": [["case_3", "case_5"]]}
     (again.folder / "check" / "same_source_groups.json").write_text(json.dumps(groups))
-    assert cases_seen_in_training(again, run) == {"case_2", "case_3", "case_5"}
+    assert cases_leaked_to(again, run) == {"case_2", "case_3", "case_5"}
     with pytest.raises(UserError, match=r"was trained on 2 of the 4 test cases .*case_2, case_3"):
         check_saw_no_test_case(run, again, "teachers")
     with pytest.raises(UserError, match="of which cases of spots its run held out"):
@@ -281,7 +281,7 @@ def test_copies_in_a_data_set_of_another_name_are_known(
     assert seen_test_cases(run, again) == ["case_3"], "one of the name alone"
     own.split_file.unlink()
     with caplog.at_level("INFO", "wavegms"):
-        assert cases_seen_in_training(again, run) == set()
+        assert cases_leaked_to(again, run) == set()
     said = caplog.text + capsys.readouterr().out
     assert "trained on another data set (blobs): no case of spots is known to have been" in said
     assert "under other names, or converted, and near-duplicates were not looked for" in said

@@ -18,7 +18,8 @@ from matplotlib.figure import Figure
 import study
 from engine.runs.run_cases import RunCases, names_sha256
 from experiments.studies import score_run
-from experiments.studies.report import draw_curves, write_study
+from experiments.studies.curves import draw_curves
+from experiments.studies.report import write_study
 from experiments.studies.score_run import training_and_scoring_steps
 from experiments.studies.scores import (
     Score,
@@ -241,7 +242,7 @@ def test_a_run_is_scored_in_every_way_and_reported(
         titles.append(figure.get_suptitle())
         return b"drawn"
 
-    monkeypatch.setattr("experiments.studies.report.png", png)
+    monkeypatch.setattr("experiments.studies.curves.png", png)
     added = replace(scores_of(RUN, trial)[0], seed=2, settings=digest(trials[other].config))
     (out / "results.csv").write_text((out / "results.csv").read_text() + to_csv([added]))
     study.main(["--config", str(path), "--report", "--out", str(out)])
@@ -680,7 +681,7 @@ def test_each_system_has_a_line_of_its_own(tmp_path: Path, monkeypatch: pytest.M
     (tmp_path / "history.csv").write_text("epoch,val_dice\n1,0.5\n")
     names = [f"system {i}" for i in range(14)]
     study = load_study(write(tmp_path / "study.yaml", systems={name: {} for name in names}))
-    drawn = keep_figures(monkeypatch, "experiments.studies.report")
+    drawn = keep_figures(monkeypatch, "experiments.studies.curves")
     runs = {Run(name, "published", 1): tmp_path / "history.csv" for name in names}
     draw_curves(tmp_path / "curves.png", study, runs, 14)
     (axis,) = drawn[0].axes
@@ -694,7 +695,7 @@ def test_curves_are_means_over_the_seeds_that_have_the_epoch(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loaded = load_study(write(tmp_path / "s.yaml"))
-    drawn = keep_figures(monkeypatch, "experiments.studies.report")
+    drawn = keep_figures(monkeypatch, "experiments.studies.curves")
     histories = {}
     for seed, rows in ((1, "1,0.5\n2,\n3,0.75\n4,0.5\n"), (2, "1,0.25\n2,0.5\n3,0.25\n")):
         histories[Run("Wave-GMS", "published", seed)] = tmp_path / f"{seed}.csv"
@@ -719,7 +720,7 @@ def test_curves_are_told_apart_where_they_end(
             rows = (f"{epoch},{value + 0.02 * seed}" for epoch, value in enumerate(dice, 1))
             runs[Run(name, "published", seed)] = tmp_path / f"{i}_{seed}.csv"
             runs[Run(name, "published", seed)].write_text("\n".join(["epoch,val_dice", *rows]))
-    drawn = keep_figures(monkeypatch, "experiments.studies.report")
+    drawn = keep_figures(monkeypatch, "experiments.studies.curves")
     draw_curves(tmp_path / "curves.png", study, runs, 2 * count)
     (axis,) = drawn[0].axes
     assert len(axis.lines) == count and len(axis.collections) == bands

@@ -6,7 +6,7 @@
     held_out_cases           that its own run held out of train
     known_held_out_cases     that another run holds out, and that changed these weights
     seen_test_cases          of the test split among `recorded_training_cases`; None where that is not known
-    cases_seen_in_training   of the test split among `cases_trained_on`, or with a near-duplicate there
+    cases_leaked_to          of the test split among `cases_trained_on`, or with a near-duplicate there
 
 In all but `held_out_cases`, those of the weights that the run started or learned from count, too, and so do
 copies in a data set of another name, as far as `TrainingRecord.copies_in` finds them.
@@ -122,7 +122,7 @@ def seen_test_cases(checkpoint: Path, data_set: DataSet) -> list[str] | None:
     return sorted({case.name for case in data_set.test}.intersection(trained_on))
 
 
-def cases_seen_in_training(data_set: DataSet, checkpoint: Path) -> set[str]:
+def cases_leaked_to(data_set: DataSet, checkpoint: Path) -> set[str]:
     """Test cases that the weights were trained on, or on a near-duplicate of. Needs a checked data set.
 
     What counts is the split that the checkpoint was trained on; where that is unknown, the data set's.

@@ -14,7 +14,7 @@ from datasets.checks.leaks import known_groups, leaked_test_cases, same_source_f
 from datasets.splits import Split
 from engine.device import resolved_precision
 from engine.runs.provenance import network_name, provenance
-from engine.runs.seen_cases import cases_seen_in_training, fitted_cases, held_out_cases
+from engine.runs.seen_cases import cases_leaked_to, fitted_cases, held_out_cases
 from engine.runs.training_record import NO_SCORE_CHOSE
 from engine.validation.case_predictions import (
     locked_for_writing,
@@ -148,7 +148,7 @@ def test_part(loaded: LoadedRun, data_set: DataSet, precision: str) -> CasesToSc
         warn_of_another_split(data_set, checkpoint, seen)
     leaked = set() if drop_leaked is False else set(seen)
     if should_check_leaks(data_set, drop_leaked):
-        leaked |= cases_seen_in_training(data_set, checkpoint)
+        leaked |= cases_leaked_to(data_set, checkpoint)
     return CasesToScore(data_set.test, "test", made_with, leaked, known_groups(data_set.folder))
 
 

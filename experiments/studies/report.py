@@ -11,11 +11,10 @@ from __future__ import annotations
 import shutil
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
-from engine.runs.history import read_scores
+from experiments.studies.curves import draw_curves
 from experiments.studies.score_run import ON_TEST, TTA
 from experiments.studies.scores import (
     ON_VAL,
@@ -27,17 +26,55 @@ from experiments.studies.scores import (
     to_csv,
     trained_in,
 )
-from experiments.studies.study import GROUPED, PUBLISHED, Run, Study, trials_of
+from experiments.studies.study import GROUPED, PUBLISHED, Study, trials_of
 from experiments.trials.earlier_runs import check_processes
 from scoring.in_words import mean_difference_text, signed
 from utils.errors import UserError
-from utils.figures import COLOURS, png
 from utils.files import atomic_write
 from utils.runs import RESULTS_PREFIX, writing_to
 from utils.tables import markdown_table
 
-MOST_BANDS = 4  # systems; the bands of more hide each other
-LEFT_OUT = 0.15  # of the Dice of curves.png, the lowest
+
+@dataclass(frozen=True)
+class Column:
+    """A number of runs on one split, scored in one way: a column of the first table.
+
+    Args:
+        split: PUBLISHED or GROUPED.
+        checkpoint: the way of scoring, a key of `WAYS`.
+        number: of a run's score; None where it has none.
+    """
+
+    name: str
+    split: str
+    checkpoint: str
+    number: Callable[[Score], float | None]
+
+    def values(self, scores: Iterable[Score]) -> list[float]:
+        """The numbers that the runs have."""
+        fitting = [s for s in scores if (s.split, s.checkpoint) == (self.split, self.checkpoint)]
+        numbers = [self.number(score) for score in fitting]
+        return [number for number in numbers if number is not None]
+
+
+def _dice_without_leaked(score: Score) -> float | None:
+    kept = score.dice_without_leaked
+    return None if kept is None else 100 * kept
+
+
+COLUMNS = (
+    Column("Dice", PUBLISHED, ON_VAL, lambda s: 100 * s.dice),
+    Column("no leaked cases", PUBLISHED, ON_VAL, _dice_without_leaked),
+    Column("group split", GROUPED, ON_VAL, lambda s: 100 * s.dice),
+    Column("IoU", PUBLISHED, ON_VAL, lambda s: 100 * s.iou),
+    Column("HD95", PUBLISHED, ON_VAL, lambda s: s.hd95),
+    Column("HD95, misses as 0", PUBLISHED, ON_VAL, lambda s: s.hd95_misses_as_0),
+    Column("missed", PUBLISHED, ON_VAL, lambda s: s.misses),
+    Column("Dice, TTA", PUBLISHED, TTA, lambda s: 100 * s.dice),
+    Column("Dice, chosen on test", PUBLISHED, ON_TEST, lambda s: 100 * s.dice),
+    Column("minutes", PUBLISHED, ON_VAL, lambda s: s.minutes),
+    Column("CPU minutes", PUBLISHED, ON_VAL, lambda s: s.cpu_minutes),
+)
 EXPLAINED = {
     "no leaked cases": " *No leaked cases* leaves out the test cases "
     "for which a near-duplicate was found in train.",
@@ -97,36 +134,17 @@ def to_markdown(study: Study, scores: Sequence[Score]) -> str:
 
     Columns that have no number yet are left out.
     """
-    columns: dict[str, tuple[str, str, Callable[[Score], float | None]]] = {
-        "Dice": (PUBLISHED, ON_VAL, lambda s: 100 * s.dice),
-        "no leaked cases": (PUBLISHED, ON_VAL, _dice_without_leaked),
-        "group split": (GROUPED, ON_VAL, lambda s: 100 * s.dice),
-        "IoU": (PUBLISHED, ON_VAL, lambda s: 100 * s.iou),
-        "HD95": (PUBLISHED, ON_VAL, lambda s: s.hd95),
-        "HD95, misses as 0": (PUBLISHED, ON_VAL, lambda s: s.hd95_misses_as_0),
-        "missed": (PUBLISHED, ON_VAL, lambda s: s.misses),
-        "Dice, TTA": (PUBLISHED, TTA, lambda s: 100 * s.dice),
-        "Dice, chosen on test": (PUBLISHED, ON_TEST, lambda s: 100 * s.dice),
-        "minutes": (PUBLISHED, ON_VAL, lambda s: s.minutes),
-        "CPU minutes": (PUBLISHED, ON_VAL, lambda s: s.cpu_minutes),
-    }
-    columns = {
-        name: (split, way, number)
-        for name, (split, way, number) in columns.items()
-        if any((s.split, s.checkpoint) == (split, way) and number(s) is not None for s in scores)
-    }
+    columns = [column for column in COLUMNS if column.values(scores)]
     rows = []
     for system in study.systems:
         of_system = [score for score in scores if score.system == system]
         if not of_system:
             rows.append([system, *["-"] * (1 + len(columns))])
             continue
-        cells = []
-        for split, way, number in columns.values():
-            values = [number(s) for s in of_system if (s.split, s.checkpoint) == (split, way)]
-            cells.append(_cell([v for v in values if v is not None], len(study.seeds)))
+        cells = [_cell(column.values(of_system), len(study.seeds)) for column in columns]
         rows.append([system, f"{of_system[0].parameters:,}", *cells])
-    explained = {name: text for name, text in EXPLAINED.items() if name in columns}
+    names = [column.name for column in columns]
+    explained = {name: text for name, text in EXPLAINED.items() if name in names}
     plain = [s for s in scores if (s.split, s.checkpoint) == (PUBLISHED, ON_VAL)]
     leaked = {s.leaked_cases for s in plain if s.dice_without_leaked is not None} - {None}
     if len(leaked) > 1:
@@ -135,7 +153,7 @@ def to_markdown(study: Study, scores: Sequence[Score]) -> str:
     lines = [
         f"**{study.title}.** {study.protocol}",
         "",
-        markdown_table(["system", "parameters", *columns], rows),
+        markdown_table(["system", "parameters", *names], rows),
         "",
         f"Mean and standard deviation across runs of the seeds {seeds}; (n) where only n have the "
         "number. "
@@ -204,11 +222,6 @@ def _differences(
     return {other: by_seed for other, by_seed in differences.items() if len(by_seed) > 1}
 
 
-def _dice_without_leaked(score: Score) -> float | None:
-    kept = score.dice_without_leaked
-    return None if kept is None else 100 * kept
-
-
 def _cell(values: Sequence[float], expected: int) -> str:
     """`81.2 ± 0.4`, with the number of runs where some are missing."""
     if not values:
@@ -217,75 +230,3 @@ def _cell(values: Sequence[float], expected: int) -> str:
     if len(values) > 1:
         text += f" ± {statistics.stdev(values):.1f}"
     return text if len(values) == expected else f"{text} ({len(values)})"
-
-
-def draw_curves(path: Path, study: Study, histories: Mapping[Run, Path], count: int) -> None:
-    """Dice on the held-out part of train by epoch: a line per system, with the best at the end named first.
-
-    Of the `count` runs on the published split, those whose histories are here; the title says how many. A
-    band spans each system's seeds where there are few systems. The axis leaves out low values of the first
-    epochs.
-    """
-    from cycler import cycler
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
-
-    curves = _curves_of(study, histories)
-    banded = len(curves) <= MOST_BANDS
-    height = max(4.4, 1 + 0.22 * len(study.systems))
-    figure = Figure(figsize=(10, height), layout="constrained")
-    axis = figure.subplots()
-    # another line style and marker each time the colours begin again
-    styles = cycler(linestyle=["-", "--", ":", "-."], marker=["o", "s", "^", "D"])
-    axis.set_prop_cycle(styles * cycler(color=COLOURS))
-    lines = {}
-    for system, (epochs, dice) in curves.items():
-        (lines[system],) = axis.plot(epochs, dice.mean(0), markersize=3, label=system)
-        if banded:
-            colour = lines[system].get_color()
-            axis.fill_between(
-                epochs, dice.min(0), dice.max(0), color=colour, alpha=0.15, linewidth=0
-            )
-    drawn = [dice if banded else dice.mean(0, keepdims=True) for _, dice in curves.values()]
-    if drawn:
-        axis.set_ylim(bottom=_lowest_shown(drawn, axis.dataLim.y1))
-    figure.suptitle(f"{study.title} ({len(histories)} of {count} runs)")
-    axis.set(xlabel="epoch", ylabel="Dice on the held-out part of train")
-    axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    axis.grid(alpha=0.3)
-    axis.spines[["top", "right"]].set_visible(False)
-    best_first = sorted(curves, key=lambda system: -curves[system][1].mean(0)[-1])
-    handles = [lines[system] for system in best_first]
-    over = "mean and range of the seeds" if banded else "mean of the seeds"
-    style = {"loc": "outside right center", "frameon": False, "handlelength": 3}
-    figure.legend(handles=handles, title=over, alignment="left", **style)
-    atomic_write(path, png(figure))
-
-
-def _curves_of(
-    study: Study, histories: Mapping[Run, Path]
-) -> dict[str, tuple[list[int], np.ndarray]]:
-    """System -> the epochs that all its runs have, at least one, and their Dice (runs, epochs)."""
-    curves = {}
-    for system in study.systems:
-        runs = [
-            read_scores(history, "val_dice")
-            for run, history in histories.items()
-            if run.system == system
-        ]
-        epochs = sorted(set.intersection(*(set(run) for run in runs))) if runs else []
-        if epochs:
-            curves[system] = epochs, np.array([[run[epoch] for epoch in epochs] for run in runs])
-    return curves
-
-
-def _lowest_shown(drawn: Sequence[np.ndarray], top: float) -> float | None:
-    """Where the axis begins, for curves (runs, epochs) up to `top`; None: where it would.
-
-    Below most values, and below every curve's last ones.
-    """
-    low = min(
-        float(np.quantile(np.concatenate([dice.ravel() for dice in drawn]), LEFT_OUT)),
-        *(float(dice[:, -1].min()) for dice in drawn),
-    )
-    return low - 0.05 * (top - low) if low < top else None

@@ -286,7 +286,7 @@ def _leaked_cases(trial: Trial, results: Results) -> set[str]:
     By the last check of the data set, which may have come after the scoring; where the checked data is not
     here, as the summary says.
     """
-    from engine.runs.seen_cases import cases_seen_in_training
+    from engine.runs.seen_cases import cases_leaked_to
     from engine.validation.validate_data_set import should_check_leaks
 
     recorded = results.summary["without_leaked"]
@@ -294,7 +294,7 @@ def _leaked_cases(trial: Trial, results: Results) -> set[str]:
     with suppress(UserError):
         data_set = open_data_set(find_split_file(trial.config.pickle_file_path))
         if should_check_leaks(data_set, trial.config.drop_leaked):
-            dropped = cases_seen_in_training(data_set, trial.folder / BEST_WEIGHTS)
+            dropped = cases_leaked_to(data_set, trial.folder / BEST_WEIGHTS)
     return dropped.intersection(results.names)
 
 
