@@ -131,12 +131,6 @@ CATALOGUE: dict[str, DatasetSpec] = {
 }
 
 
-def without_extension(name: str) -> str:
-    """The name of a case from that of its file, which may also be without extension."""
-    stem, dot, extension = name.rpartition(".")
-    return stem if dot + extension.lower() in (*IMAGE_SUFFIXES, *DICOM_SUFFIXES) else name
-
-
 def spec_for(name: str) -> DatasetSpec:
     """The catalogue's entry; for any other data set, one with `<name>.png` for image and mask.
 

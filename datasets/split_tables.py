@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import csv
 import re
-import unicodedata
 from collections.abc import Mapping
 
-from datasets.catalogue import without_extension
+from datasets.case_names import joined_path, without_extension
 from utils.errors import UserError
 
 TABLE_SUFFIXES = (".csv", ".tsv", ".tab")
@@ -19,13 +18,6 @@ PART_NAMES = {
 """What tables and folders call the parts of a split, in lower case."""
 _COLUMNS = ("name", "split")
 _SEPARATORS = ",;\t"
-
-
-def joined_path(path: str, parts: int = 0) -> str:
-    """The folders and the name in a path, or the last `parts` of these, joined by `_`, in Unicode NFC."""
-    path = unicodedata.normalize("NFC", path)
-    names = [each for each in re.split(r"[/\\]", path) if each not in ("", ".")]
-    return "_".join(names[-parts:])
 
 
 def case_at(path: str, case_of_path: Mapping[str, str]) -> str | None:

@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import json
 import random
-import unicodedata
 from collections import Counter
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 
-from datasets.catalogue import without_extension
+from datasets.case_names import name_problem, nfc, without_extension
 from datasets.safe_pickle import read_plain_pickle
 from datasets.split_tables import TABLE_SUFFIXES, read_split_table
 from utils.errors import UserError, listed
@@ -58,28 +57,6 @@ class Split:
 def quoted(names: Iterable[str], limit: int = 20) -> str:
     """Names for an error message, each in quotes: the first `limit`, then how many more."""
     return listed(map(repr, names), limit)
-
-
-def nfc(name: str) -> str:
-    """`name` in Unicode form NFC, whichever it has; macOS and its zips write `ä` as two characters."""
-    return unicodedata.normalize("NFC", name)
-
-
-def name_problem(name: object) -> str | None:
-    """Why `name` is not a plain file stem, or None if it is one."""
-    if not isinstance(name, str):
-        return f"is {type(name).__name__}, not text"
-    if not name:
-        return "is empty"
-    if name in (".", "..") or "/" in name or "\\" in name:
-        return "is a path, not a file name"
-    if any(ord(character) < 32 or ord(character) == 127 for character in name):
-        return "holds a control character"
-    try:
-        encoded = name.encode()
-    except UnicodeEncodeError:
-        return "is not valid Unicode"
-    return "is longer than 200 bytes" if len(encoded) > 200 else None
 
 
 def read_split(

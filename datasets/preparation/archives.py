@@ -18,8 +18,8 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path, PurePosixPath
 from typing import Protocol
 
+from datasets.case_names import nfc
 from datasets.image_files.decoding import MAX_MEGAPIXELS
-from datasets.splits import nfc
 from utils.errors import UserError
 
 _IGNORED = {"__MACOSX", "Thumbs.db", "desktop.ini"}

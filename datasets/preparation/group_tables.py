@@ -8,9 +8,9 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from datasets.catalogue import without_extension
+from datasets.case_names import nfc, without_extension
 from datasets.split_tables import case_at
-from datasets.splits import Split, nfc, quoted
+from datasets.splits import Split, quoted
 from utils.errors import UserError, listed
 
 _OTHER_SEPARATORS = {";": "semicolons", "\t": "tabs"}

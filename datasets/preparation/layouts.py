@@ -8,10 +8,10 @@ from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
 
+from datasets.case_names import joined_path, name_problem, nfc
 from datasets.catalogue import DICOM_SUFFIXES, IMAGE_SUFFIXES, DatasetSpec
 from datasets.preparation.archives import Member
-from datasets.split_tables import PART_NAMES, joined_path
-from datasets.splits import name_problem, nfc
+from datasets.split_tables import PART_NAMES
 
 _NO_PICTURES = {
     *(".txt", ".md", ".pdf", ".html", ".csv", ".tsv", ".tab", ".xls", ".xlsx"),
