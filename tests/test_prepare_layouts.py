@@ -468,6 +468,10 @@ def test_parts_whose_cases_have_the_same_names_are_a_split(tmp_path: Path) -> No
             {"d": "test", "e": "test/train"},
             "folders called train, test look like a split, but 1 of 5 cases lie in neither ('e')",
         ),
+        (
+            {"a": "x", "b": "x", "c": "x", "d": "test", "e": "test"},
+            "folders called test look like a split, but 3 of 5 cases lie elsewhere ('a', 'b', 'c')",
+        ),
         ({"d": "training", "e": "train"}, ""),
     ],
 )

@@ -77,11 +77,12 @@ def split_by_folders(files: PairedFiles) -> Split | None:
         part: [n for n in names if files.parts.get(n) == part] for part in ("train", "val", "test")
     }
     found = [part for part, cases in parts.items() if cases]
-    if len(found) < 2:
-        return None
     outside = [name for name in names if name not in files.parts]
+    if not found or (len(found) == 1 and not outside):
+        return None
     if outside or not (parts["train"] and parts["test"]):
-        missing = f"{len(outside)} of {len(names)} cases lie in neither ({quoted(outside, 3)})"
+        where = "in neither" if len(found) == 2 else "elsewhere"
+        missing = f"{len(outside)} of {len(names)} cases lie {where} ({quoted(outside, 3)})"
         if not outside:
             missing = f"there is no {'test' if parts['train'] else 'train'}"
         warn(
