@@ -15,7 +15,7 @@ from scoring.statistics import t_interval
 from utils.errors import UserError
 
 SETTINGS_OF_SCORES = (
-    "image_size", "evaluation_size", "threshold", "tta", "keep_upright", "precision",
+    "vae_weights", "image_size", "evaluation_size", "threshold", "tta", "keep_upright", "precision",
 )  # keys of the provenance  # fmt: skip
 
 

@@ -562,6 +562,9 @@ def test_settings_that_are_not_the_defaults_are_told_and_scores_of_others_that_t
         "size 48 px",
         "evaluation_size=native threshold=0.45 tta=true hd95_empty=diagonal",
     )
+    copy = shutil.copytree(vae, tmp_path / "other_vae")
+    vae_before = f"vae_weights={vae} evaluation_size=48 hd95_empty=zero"
+    assert told(f"vae_weights={copy}")[1] == vae_before
     other = finished / "epoch_7.pth"
     other.write_bytes((finished / "best_model.pth").read_bytes())
     assert told(f"model_weight={other}") == ("checkpoint epoch_7.pth", None), "in another folder"
