@@ -15,7 +15,8 @@ than best_model.pth into a folder of its name (epoch_100/). With --held-out: hel
 held_out_results_<dataset>/. Masks that an earlier validation left there, of cases that are not scored now,
 are deleted. With --name NAME all goes into a folder of that name there, so that scores made in another way
 do not replace these. With save_seg_img_path=DIR the masks go into DIR, in subfolders of the checkpoint's
-name and NAME as above, those of held-out cases into held_out_masks there, and none are deleted.
+name and NAME as above (and of each data set's, where --datasets names several), those of held-out cases into
+held_out_masks there, and none are deleted.
 """
 
 from __future__ import annotations

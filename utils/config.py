@@ -74,8 +74,9 @@ class Config(BaseModel):
 
     # Data
     pickle_file_path: FilePath = Field(
-        description="Split file, `<name>_train_test_names.json` or `.pkl`, beside images/ and masks/. A path outside "
-        "`datasets/` where there is none means the prepared set of that name"
+        description="Split file, `<name>_train_test_names.json` or `.pkl`, beside images/ and masks/. If it lies "
+        "outside `datasets/`, as in published configs (`./Dataset/BUSI/...`), and there is none, the prepared data set of "
+        "that name is taken"
     )
     image_size: PositiveInt = Field(
         224, description="Side of the square input in pixels, a multiple of 8"
@@ -228,8 +229,8 @@ class Config(BaseModel):
     cuda_graphs: bool = Field(
         True,
         description="On one GPU, launch all kernels of a training step or a prediction at once, as CUDA graphs; not "
-        "for baselines, for networks of your own only if they are `capturable` (docs/models.md), and only predictions "
-        "where `accumulate` is above 1",
+        "for baselines, for networks of your own only if they are `capturable` (docs/models.md), and with "
+        "`accumulate` above 1 only predictions, not training steps",
     )
     compile: bool = Field(
         False,
@@ -267,7 +268,9 @@ class Config(BaseModel):
         "can the run be saved or stopped. On the CPU, or with `skip_nonfinite`, every batch",
     )
     resume: Literal["auto", "never"] = Field(
-        "auto", description="`auto` resumes a run in the same folder where it stopped"
+        "auto",
+        description="`auto` resumes a run in the same folder where it stopped; `never` starts again, and deletes the "
+        "weights and scores of the run there each time that it is given",
     )
     model_weight: FilePath | None = Field(
         None, description="Checkpoint to validate; null is the best of this run"
@@ -276,7 +279,8 @@ class Config(BaseModel):
         None,
         description="Folder of predicted masks; null is one beside the checkpoint. In a folder that is named here, "
         "valid.py deletes no masks of other cases. It puts those of a checkpoint other than best_model.pth and of a "
-        "`--name` into subfolders of these names, and those of held-out cases into `held_out_masks/`",
+        "`--name` into subfolders of these names, those of held-out cases into `held_out_masks/`, "
+        "and with several `--datasets` those of each into one of its name",
     )
     threshold: Annotated[float, Field(gt=0, lt=1)] = Field(
         0.5, description="Probability from which a pixel is foreground"
