@@ -515,6 +515,16 @@ def test_dicom_grey_values(elements: dict[str, object], expected: list[int]) -> 
     np.testing.assert_allclose(read_picture(content).pixels[0, :, 0], expected, atol=1)
 
 
+@pytest.mark.parametrize("allocated", [np.uint8, np.uint16])
+def test_dicom_values_of_8_bits_stay_as_they_are(allocated: type) -> None:
+    """In words of 16 bits, too; with a rescaling they are spread."""
+    values: np.ndarray = np.array([[3, 25, 100, 127]], allocated)
+    content = dicom(values, BitsStored=8, HighBit=7)
+    assert read_picture(content).pixels[0, :, 0].tolist() == [3, 25, 100, 127]
+    rescaled = dicom(values, BitsStored=8, HighBit=7, RescaleSlope=2, RescaleIntercept=0)
+    assert read_picture(rescaled).pixels[0, [0, 3], 0].tolist() == [0, 255]
+
+
 @pytest.mark.parametrize("window", [None, "auto"])
 @pytest.mark.parametrize(
     "elements",

@@ -26,6 +26,8 @@ from datasets.image_files.headers import (
     is_jpeg,
     is_tiff,
     may_have_sign,
+    stored_bits,
+    stores_colours_apart,
 )
 from datasets.prepared import MANIFEST
 
@@ -66,7 +68,8 @@ def decode(content: bytes, flags: int, max_megapixels: float = MAX_MEGAPIXELS) -
     """Decode an image by OpenCV with its `IMREAD_` flags, after `check_declared_size`.
 
     Raises ImageError as that does, and where the content is damaged, cut short, holds numbers of a
-    type that the flags cannot give, or colours that OpenCV darkens by their transparency.
+    type that the flags cannot give, colours that OpenCV darkens by their transparency, or colours of more
+    than 8 bits one after the other.
     """
     import cv2  # here, so that code which only needs the limits starts without it
 
@@ -85,6 +88,14 @@ def decode(content: bytes, flags: int, max_megapixels: float = MAX_MEGAPIXELS) -
         raise ImageError("cannot be decoded: damaged or cut short")
     if is_tiff(content):
         _check_tiff(content, flags)
+        if pixels.dtype != np.uint8 and pixels.ndim > 2 and stores_colours_apart(content):
+            raise ImageError(
+                "the TIFF stores its colours one after the other (PlanarConfiguration 2), which is read in 8 bits "
+                "only: save it with the colours of each pixel together"
+            )
+        bits = stored_bits(content)
+        if pixels.dtype == np.uint16 and 8 < bits < 16:  # which OpenCV spreads over 16 bits
+            pixels >>= 16 - bits
     return pixels
 
 

@@ -172,8 +172,9 @@ def _windowed(stored: np.ndarray, data: Dataset, window: Window) -> np.ndarray:
             return scale_to_8_bit(table(values).astype(np.float32), (0, 2**table.bits - 1))
         if _has(place, "WindowCenter", "WindowWidth"):
             return _apply_window(values.astype(np.float64), place)
-    if stored.dtype == np.uint8 and data.BitsStored == 8 and np.array_equal(values, stored):
-        return stored
+    has_8_bits = data.BitsStored == 8 and stored.dtype.kind == "u"
+    if has_8_bits and np.array_equal(values, stored):
+        return stored.astype(np.uint8)
     return scale_to_8_bit(values.astype(np.float32), "auto", padding)
 
 

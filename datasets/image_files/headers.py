@@ -21,6 +21,7 @@ _TIFF_KIND, _TIFF_WIDTH, _TIFF_HEIGHT, _TIFF_ORIENTATION = 254, 256, 257, 274
 TIFF_COLOURS, _TIFF_ZERO_IS_WHITE, TIFF_YCBCR = 262, 0, 6
 TIFF_BITS, TIFF_ALPHA, TIFF_NOT_MULTIPLIED = 258, 338, 2
 _TIFF_NUMBERS, _TIFF_UNSIGNED = 339, 1
+_TIFF_PLANES, _TIFF_APART = 284, 2
 _TIFF_TAGS = (
     _TIFF_KIND,
     _TIFF_WIDTH,
@@ -28,7 +29,10 @@ _TIFF_TAGS = (
     TIFF_COLOURS,
     _TIFF_ORIENTATION,
     _TIFF_NUMBERS,
+    _TIFF_PLANES,
+    TIFF_BITS,
 )
+_TIFF_SHORT = 3  # a type: 16 bits
 _TIFF_DIRECTORIES = 16  # that are looked at, as a hostile file can chain any number
 _TIFF_NO_PAGE = 0b101  # bits of the kind: a smaller copy, a transparency mask
 
@@ -126,6 +130,16 @@ def may_have_sign(tiff: bytes) -> bool:
     return _tags(tiff).get(_TIFF_NUMBERS, _TIFF_UNSIGNED) != _TIFF_UNSIGNED
 
 
+def stores_colours_apart(content: bytes) -> bool:
+    """Whether this is a TIFF that stores one colour after the other, not those of each pixel together."""
+    return is_tiff(content) and _tags(content).get(_TIFF_PLANES) == _TIFF_APART
+
+
+def stored_bits(tiff: bytes) -> int:
+    """Bits of a number in a TIFF, of its first channel."""
+    return _tags(tiff).get(TIFF_BITS, 1)
+
+
 def _tags(content: bytes) -> dict[int, int]:
     """The tags of an image as `_tiff_directory` gives them, empty where it has none."""
     try:
@@ -211,12 +225,21 @@ def _has_page(content: bytes, order: str, link: int) -> bool:
 
 
 def _tiff_directory(content: bytes, order: str, directory: int) -> tuple[dict[int, int], int]:
-    """The tags named above, as far as a directory holds them, and its end, which links the next."""
+    """The tags named above, as far as a directory holds them, and its end, which links the next.
+
+    Of several values, such as the bits of each channel, the first.
+    """
     (entries,) = struct.unpack_from(order + "H", content, directory)
     tags = {}
     for entry in range(entries):
         at = directory + 2 + 12 * entry
-        tag, kind = struct.unpack_from(order + "HH", content, at)
-        if tag in _TIFF_TAGS:
-            (tags[tag],) = struct.unpack_from(order + ("H" if kind == 3 else "I"), content, at + 8)
+        tag, kind, count = struct.unpack_from(order + "HHI", content, at)
+        if tag not in _TIFF_TAGS:
+            continue
+        place = at + 8
+        if kind == _TIFF_SHORT and count > 2:  # they do not fit in here
+            (place,) = struct.unpack_from(order + "I", content, place)
+        (tags[tag],) = struct.unpack_from(
+            order + ("H" if kind == _TIFF_SHORT else "I"), content, place
+        )
     return tags, directory + 2 + 12 * entries

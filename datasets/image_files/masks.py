@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 
 from datasets.image_files.decoding import decode, read_stored
-from datasets.image_files.headers import ImageError, is_jpeg, orientation
+from datasets.image_files.headers import ImageError, is_jpeg, orientation, zero_is_white
 from utils.errors import listed
 
 MAX_ASPECT_DIFFERENCE = 0.01
@@ -104,6 +104,8 @@ def _grey(content: bytes, max_megapixels: float, any_label: bool, flags: int = 0
     if pixels is None or (pixels.dtype.kind != "f" and not pixels.any()):
         # grey rounds the darkest colours to 0: labels of 1 in one channel, or of a dark palette
         pixels = decode(content, cv2.IMREAD_COLOR | flags, max_megapixels).max(axis=2)
+    if pixels.dtype == np.uint16 and zero_is_white(content):  # of 8 bits OpenCV inverts them
+        pixels = np.iinfo(pixels.dtype).max - pixels
     if not pixels.any() and _hides_labels(content):
         raise ImageError(
             "the mask's palette gives all of its labels one colour, so nothing can be seen of them; save the "

@@ -23,7 +23,13 @@ from datasets.image_files.decoding import (
     decode,
 )
 from datasets.image_files.dicom import read_dicom
-from datasets.image_files.headers import ImageError, UnknownFormatError, orientation, zero_is_white
+from datasets.image_files.headers import (
+    ImageError,
+    UnknownFormatError,
+    orientation,
+    stores_colours_apart,
+    zero_is_white,
+)
 from datasets.image_files.windowing import Window, dark_note, may_be_dark, scale_to_8_bit
 
 READ_SUFFIXES = (*IMAGE_SUFFIXES, *DICOM_SUFFIXES)
@@ -89,7 +95,9 @@ def read_picture(
             "with the preamble of 128 bytes"
         ) from error
     check_megapixels(width, height, max_megapixels)  # names another option than `decode` would
-    pixels = decode(content, AS_STORED, max_megapixels)
+    in_8_bits = window is None and stores_colours_apart(content)  # of more it cannot be decoded
+    flags = cv2.IMREAD_COLOR if in_8_bits else AS_STORED
+    pixels = decode(content, flags, max_megapixels)
     notes = []
     if orientation(content) != 1:  # OpenCV applies the tag
         notes.append("turned upright by its orientation tag, and so are its mask and maps")
