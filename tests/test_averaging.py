@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -101,6 +102,32 @@ def test_runs_that_do_not_fit_are_refused(
     with pytest.raises(UserError, match=named):
         average(runs[:2], tmp_path / "mean")
     assert not (tmp_path / "mean").exists()
+
+
+def test_runs_from_two_files_of_one_name_are_refused(runs: list[Path], tmp_path: Path) -> None:
+    """As where the pretraining was done again, or still replaced its best weights."""
+    for digests in (("a", "a"), ("a", "b")):
+        for run, digest in zip(runs, digests, strict=False):
+            record = {"sha256": {"file of initial weights": digest}}
+            (run / "environment.json").write_text(json.dumps(record))
+        if digests == ("a", "a"):
+            average(runs, tmp_path / "mean")
+    with pytest.raises(UserError, match="another file of init_weights, though of the same name"):
+        average(runs[:2], tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+
+
+def test_a_run_that_learned_from_other_data_is_refused(
+    runs: list[Path], tmp_path: Path, vae: Path
+) -> None:
+    """The mean would not name its teachers, and so not tell the cases that they have seen."""
+    teacher = tmp_path / "teacher" / "epochs_1"
+    spots = write_data_set(tmp_path / "data", train=2, test=1, size=32, name="spots")
+    write_run(teacher, vae, f"pickle_file_path={spots}")
+    taught = f"teachers={teacher / 'best_model.pth'}"
+    write_run(runs[1], vae, "seed=2", "init_weights=start.pth", taught)
+    with pytest.raises(UserError, match="learned from weights that were trained on different data"):
+        average(runs[:2], tmp_path / "mean")
 
 
 def test_runs_from_random_weights_are_refused(tmp_path: Path, vae: Path) -> None:

@@ -104,7 +104,10 @@ def test_it_is_used_and_exported_like_a_run(runs: list[Path], tmp_path: Path) ->
         ("keep_upright=true", "another keep_upright"),
         ("vae_model=tiny_vae", "another vae_model"),
         ("select_on=test", "another selection"),
-        ("init_weights=start.pth", "started from weights that were trained on different data"),
+        (
+            "init_weights=start.pth",
+            "started or learned from weights that were trained on different data",
+        ),
     ],
 )
 def test_runs_that_do_not_go_together_are_refused(

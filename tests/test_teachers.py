@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+import export
 import train
 import valid
 from datasets.cases import open_data_set
@@ -22,6 +23,7 @@ from models.base import SegmentationModel
 from scoring.in_words import how_scored
 from scoring.results import read_results
 from tests.cases_on_disk import write_data_set
+from tests.run_on_disk import write_run
 from tests.small_run import arguments
 from utils.config import dump_config, load_config, make_config
 from utils.errors import UserError
@@ -190,6 +192,22 @@ def test_a_teacher_that_knows_the_held_out_cases_is_warned_of(
         run = arguments(tmp_path, vae, f"teachers={teacher}", f"seed={seed}", out="taught")
         train.main([*run, "--dry-run"])
         assert (f"warning: {teacher} was trained on" in capsys.readouterr().out) == warned
+
+
+def test_an_ensemble_knows_the_cases_that_its_first_run_held_out(
+    tmp_path: Path, vae: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    split = write_data_set(tmp_path, train=9, test=3, size=32)
+    folders = [tmp_path / f"seed_{seed}" for seed in (1, 2)]
+    for seed, folder in enumerate(folders, 1):
+        write_run(folder, vae, f"pickle_file_path={split}", f"seed={seed}", "val_fraction=0.2")
+    ensemble = tmp_path / "all" / "best_model.safetensors"
+    first, *others = map(str, folders)
+    export.main(["--run", first, "--ensemble", *others, "--out", str(ensemble)])
+    for seed in (1, 2):
+        settings = (f"teachers={ensemble}", f"seed={seed}")
+        train.main([*arguments(tmp_path, vae, *settings, out="taught"), "--dry-run"])
+        assert f"warning: {ensemble} was trained on" in capsys.readouterr().out
 
 
 def test_a_teacher_of_upright_images_is_not_shown_turned_ones(

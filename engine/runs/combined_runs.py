@@ -17,6 +17,7 @@ from engine.runs.training_record import (
     AVERAGED_FROM,
     AVERAGED_RUNS,
     ENSEMBLE_RUNS,
+    INITIAL_WEIGHTS,
     TrainingRecord,
     data_trained_on,
 )
@@ -38,7 +39,8 @@ def load_average(system: SegmentationModel, runs: Sequence[TrainedRun]) -> dict[
 
     UserError
     - if the runs did not start from the same trained weights: they end too far from each other;
-    - if they differ in network, split, or how the checkpoint was chosen;
+    - if they differ in network, split, how the checkpoint was chosen, or the data that their teachers were
+      trained on;
     - if the networks have batch normalisation, whose statistics do not fit averaged weights;
     - if a run is named twice, or is already in one of the averages.
     """
@@ -87,8 +89,10 @@ def fingerprint(system: SegmentationModel) -> str:
 
 
 def check_common(first: TrainedRun, other: TrainedRun, same_start: bool = True) -> None:
-    """UserError if the runs differ in network, in `keep_upright`, in split or how the checkpoint was chosen,
-    or if one is an ensemble; with `same_start` also if they differ in initial weights.
+    """UserError if the runs differ in network, `keep_upright`, split, how the checkpoint was chosen, or what
+    initial weights and teachers were trained on, or if one is an ensemble.
+
+    With `same_start` also if they differ in initial weights.
     """
     records = [TrainingRecord.read(run.checkpoint) for run in (first, other)]
     for record in records:
@@ -106,9 +110,17 @@ def check_common(first: TrainedRun, other: TrainedRun, same_start: bool = True) 
     differ += trained_values_that_differ(first.config, other.config, same_vae)
     others = ("keep_upright", *(["init_weights"] if same_start else []))
     differ += [k for k in others if getattr(first.config, k) != getattr(other.config, k)]
+    starts = {record.hashes.get(INITIAL_WEIGHTS) for record in records} - {None}
+    if same_start and len(starts) > 1 and "init_weights" not in differ:
+        differ.append("file of init_weights, though of the same name")
     if differ:
         raise UserError(
             f"{other.checkpoint} does not go with the first run, which has another {', '.join(sorted(differ))}"
+        )
+    if data_trained_on(first.checkpoint) != data_trained_on(other.checkpoint):
+        raise UserError(
+            f"{other.checkpoint} and the first run started or learned from weights that were trained on different "
+            "data, and what is made of both could not tell which cases it has seen: name runs of one kind of start"
         )
 
 
@@ -124,23 +136,17 @@ def gather_ensemble(runs: Sequence[TrainedRun]) -> tuple[Ensemble, dict[str, str
 
     UserError
     - if the runs differ in network, split, how the checkpoint was chosen, or the data that their initial
-      weights were trained on;
+      weights and teachers were trained on;
     - if a run is named twice, or is itself a mean of runs or an ensemble.
     """
     first = runs[0]
-    data = data_trained_on(first.checkpoint)
     members: list[SegmentationModel] = []
     seen: dict[str, Path] = {}
     for run in runs:
         checkpoint, record = run.checkpoint, TrainingRecord.read(run.checkpoint)
-        if record.averaged_runs > 1 or record.ensemble_runs > 1:
+        if record.combined_runs > 1:
             raise UserError(f"{checkpoint} is itself made of several runs; name runs of train.py")
         check_common(first, run, same_start=False)
-        if data_trained_on(checkpoint) != data:
-            raise UserError(
-                f"{checkpoint} and the first run started from weights that were trained on different data, and the "
-                "ensemble could not tell which cases it has seen: name runs of one kind of start"
-            )
         member = load_system(*run)
         other = seen.setdefault(fingerprint(member), checkpoint)
         if other is not checkpoint:

@@ -63,7 +63,7 @@ def fitted_cases(weights: Path, data_set: DataSet) -> set[str]:
 def _fitted_cases(record: TrainingRecord, data_set: DataSet) -> set[str]:
     """Cases that changed the weights: those of the run's split without the ones that it held out.
 
-    Where it is not known which these were, or the weights are a mean of several runs, all of the split.
+    All of the split where it is not known which these were, or the weights are of several runs.
     """
     all_cases = {case.name for case in data_set.train}
     if record.config is None:
@@ -71,7 +71,7 @@ def _fitted_cases(record: TrainingRecord, data_set: DataSet) -> set[str]:
     names = set(record.cases_of(data_set) or record.copies_in(data_set))
     if record.cases is not None:
         return names.intersection(record.cases.train)
-    if names != all_cases or record.averaged_runs > 1 or record.split_has_changed():
+    if names != all_cases or record.combined_runs > 1 or record.split_has_changed():
         return names
     try:
         return {case.name for case in training_cases_from(record.config, data_set).train}

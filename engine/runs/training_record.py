@@ -93,6 +93,11 @@ class TrainingRecord:
         return _number(self.metadata.get(ENSEMBLE_RUNS))
 
     @property
+    def combined_runs(self) -> int:
+        """Of how many runs the file was made, as their mean or an ensemble; 1 for one of a run."""
+        return max(self.averaged_runs, self.ensemble_runs)
+
+    @property
     def prepared_with(self) -> dict[str, str]:
         """What the training data was `prepared_with`, as far as recorded."""
         recorded = {key: self.metadata.get(key, self.environment.get(key)) for key in PREPARED_WITH}
