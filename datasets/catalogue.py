@@ -28,6 +28,8 @@ class DatasetSpec:
     licence: str = ""
     archives: tuple[str, ...] = ()
     """File names at `source`; none where there is nothing to download."""
+    also_called: tuple[str, ...] = ()
+    """Other names that the archives have elsewhere."""
     train: int | None = None
     """Cases in the published split, None where none is published."""
     test: int | None = None
@@ -43,6 +45,8 @@ class DatasetSpec:
     """The values of masks that are foreground, where they number classes."""
     window: Window = None
     """Which values of images of more than 8 bits become black and white; all images are PNG then."""
+    test_prefix: str = ""
+    """How the names of the published test cases begin, where names tell them."""
     normal_prefix: str = ""
     """How the names of cases without a lesion begin; these are left out unless asked for."""
     group_columns: tuple[str, str] | None = None
@@ -71,7 +75,8 @@ CATALOGUE: dict[str, DatasetSpec] = {
             title="BUSI, breast ultrasound images",
             source="https://scholar.cu.edu.eg/?q=afahmy/pages/dataset",
             licence="none stated; described in doi:10.1016/j.dib.2019.104863 (CC BY 4.0)",
-            archives=("Dataset_BUSI_with_GT.zip",),
+            archives=("Dataset_BUSI.zip",),
+            also_called=("Dataset_BUSI_with_GT.zip",),
             train=517,
             test=130,
             image_pattern=r"(benign|malignant|normal) \((\d+)\)\.png",
@@ -88,6 +93,7 @@ CATALOGUE: dict[str, DatasetSpec] = {
             test=80,
             image_pattern=r"((?:train|testA|testB)_\d+)\.bmp",
             mask_pattern=r"((?:train|testA|testB)_\d+)_anno\.bmp",
+            test_prefix="test",
             any_label=True,
         ),
         DatasetSpec(

@@ -147,15 +147,15 @@ def random_split(names: Sequence[str], seed: int = SEED) -> Split:
 def grouped_split(group_of: Mapping[str, str], seed: int = SEED) -> Split:
     """Seeded split of the names in `group_of` in which no group is in both parts.
 
-    Groups are drawn in random order and go to the test part while they fit into it, so that it
-    comes as near to TEST_FRACTION as whole groups allow. Raises SplitError for a single group.
+    Groups are drawn in random order, large ones as likely as small ones, until the test part has about
+    TEST_FRACTION of the cases. Raises SplitError for a single group.
     """
     groups = cases_by_group(group_of, group_of)
     if len(groups) < 2:
         raise SplitError(f"a split by group needs at least 2 groups, got {len(groups)}")
     room = max(round(len(group_of) * TEST_FRACTION), 1)
     smallest = min(sorted(groups), key=len)
-    test = _fitting(_shuffled(groups, seed), room) or set(smallest)
+    test = _about(room, _shuffled(groups, seed)) or set(smallest)
     return Split(train=tuple(sorted(set(group_of) - test)), test=tuple(sorted(test)))
 
 
@@ -164,12 +164,12 @@ def hold_out(
 ) -> tuple[list[str], list[str]]:
     """Split `names` into what is trained on and a held-out part, at least one case if fraction > 0.
 
-    Cases of one group (patient, lesion) in `group_of` stay together: whole groups are drawn while they
-    fit into the fraction. The order of `names` changes nothing.
+    Cases of one group (patient, lesion) in `group_of` stay together: whole groups are drawn, large ones as
+    likely as small ones, until the part has about the fraction. The order of `names` changes nothing.
     """
     room = max(1, round(fraction * len(names))) if fraction > 0 else 0
     groups = _shuffled(sorted(cases_by_group(names, group_of or {})), f"validation {seed}")
-    held = _fitting(groups, room)
+    held = _about(room, groups)
     if room and not held:
         smallest = min(groups, key=len)
         held.update(smallest)
@@ -217,12 +217,23 @@ def _shuffled(groups: Sequence[list[str]], seed: int | str) -> list[list[str]]:
     return shuffled
 
 
-def _fitting(groups: Iterable[list[str]], room: int) -> set[str]:
-    """The cases of the groups, taken one after the other, that still fit into `room` cases."""
+def _about(room: int, groups: Sequence[list[str]]) -> set[str]:
+    """About `room` cases, of groups taken one after the other; none where each is over twice as large.
+
+    The first group that does not fit is the last, and is taken where that comes nearer to `room`. To go on to
+    smaller ones would draw large groups less often, and is done for the last 20th of the room alone.
+    """
     taken: set[str] = set()
+    everything = sum(map(len, groups))
     for group in groups:
-        if len(group) <= room - len(taken):
+        left = room - len(taken)
+        if len(group) <= left:
             taken.update(group)
+        elif left > room // 20:
+            if len(group) < 2 * left and len(taken) + len(group) < everything:
+                taken.update(group)
+            if taken:
+                break
     return taken
 
 

@@ -57,6 +57,17 @@ def busi(tmp_path: Path) -> list[str]:
     return f"busi --source {source} --splits {splits} --root {tmp_path}/data".split()
 
 
+@pytest.mark.parametrize("name", ["Dataset_BUSI.zip", "Dataset_BUSI_with_GT.zip"])
+def test_the_folder_that_holds_the_archive_will_do(
+    busi: list[str], tmp_path: Path, name: str
+) -> None:
+    """Under the name that it has at the source, or that of its content, as elsewhere."""
+    (tmp_path / "downloads").mkdir()
+    (tmp_path / "Dataset_BUSI_with_GT.zip").rename(tmp_path / "downloads" / name)
+    busi[busi.index("--source") + 1] = str(tmp_path / "downloads")
+    assert prepare(busi) == 0
+
+
 def test_busi_images_unchanged_and_masks_merged(busi: list[str], tmp_path: Path) -> None:
     assert prepare(busi) == 0
     folder = tmp_path / "data" / "busi"

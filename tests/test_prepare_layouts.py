@@ -212,6 +212,14 @@ def test_glas_takes_every_label_as_gland(tmp_path: Path) -> None:
     archive = write_zip(tmp_path / "warwick_qu_dataset_released_2016_07_08.zip", files)
     folder = run("glas", tmp_path, "--source", archive)
     assert (folder / "images" / "testA_1.bmp").read_bytes() == bmp(picture(1))
+    published = Split(("train_1", "train_2"), ("testA_1", "testB_1"))
+    assert read_split(folder / "glas_train_test_names.json") == published
+    assert json.loads((folder / "dataset.json").read_bytes())["splits"] == "names"
+    given = Split(("testB_1", "train_1"), ("testA_1",))
+    write_split(tmp_path / "given.json", given)
+    arguments = ("--source", archive, "--splits", tmp_path / "given.json")
+    other = run("glas", tmp_path / "other", *arguments)
+    assert read_split(other / "glas_train_test_names.json") == given
     assert np.array_equal(read(folder / "masks" / "testA_1.png"), (labels > 0) * np.uint8(255))
 
 
@@ -714,6 +722,37 @@ def test_names_of_tables_may_be_those_of_dicom_files(own: list[str], tmp_path: P
     assert json.loads((folder / "groups.json").read_bytes()) == {
         case: f"p{case[0]}" for case in cases
     }
+
+
+def test_a_table_that_begins_with_the_names_is_read_by_its_first_two_columns(
+    ham10000: Path,
+) -> None:
+    """As one made of the published table, whose own groups stay behind those of the user."""
+    table = ham10000 / "patients.csv"
+    rows = (f"ISIC_{24306 + i:07},P{i // 5},HAM_{i // 3}\n" for i in range(10))
+    table.write_text("image_id,patient,lesion_id\n" + "".join(rows))
+    folder = run("ham10000", ham10000, "--source", ham10000, "--groups", table)
+    groups = json.loads((folder / "groups.json").read_bytes())
+    assert set(groups.values()) == {"P0", "P1"}
+    published = ("--groups", ham10000 / "HAM10000_metadata.csv")
+    folder = run("ham10000", ham10000 / "again", "--source", ham10000, *published)
+    assert len(set(json.loads((folder / "groups.json").read_bytes()).values())) == 4
+
+
+def test_a_drawn_test_part_has_a_fifth_of_the_usable_cases(
+    own: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where half of the images have no mask, as those of patients whose lesions were not outlined."""
+    table = tmp_path / "patients.csv"
+    table.write_text("case,patient\n" + "".join(f"{i},P{i // 2}\n" for i in range(20)))
+    write_folder(tmp_path / "images", {f"{i}.png": png(picture(i)) for i in range(10, 20)})
+    for groups in ((), ("--groups", str(table))):
+        for seed in range(8):
+            own[-1] = str(tmp_path / f"{len(groups)}_{seed}")
+            assert prepare([*own, "--skip-unusable", *groups, "--seed", str(seed)]) == 0
+            split = read_split(Path(own[-1]) / "mine" / "mine_train_test_names.json")
+            assert (len(split.train), len(split.test)) == (8, 2)
+    assert "10 of 20 cases are unusable and were left out" in capsys.readouterr().err
 
 
 def test_cases_without_a_patient_are_not_of_one(tmp_path: Path) -> None:

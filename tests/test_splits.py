@@ -5,6 +5,7 @@ import os
 import pickle
 import pickletools
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -357,6 +358,46 @@ def test_what_is_held_out_stays_the_same_between_versions() -> None:
     names = [f"n{number:02}" for number in range(20)]
     assert hold_out(names, 0.2, 3)[1] == ["n03", "n04", "n05", "n10"]
     assert hold_out_fold(names, 5, 2, 3)[1] == ["n01", "n08", "n09", "n17"]
+
+
+def drawn_parts(group_sizes: list[int], part: Callable[..., list[str]]) -> list[list[str]]:
+    """The part of each seed, of patients with so many cases; a case begins with its patient's number."""
+    group_of = {
+        f"{patient:02}_{index}": f"{patient}"
+        for patient, size in enumerate(group_sizes)
+        for index in range(size)
+    }
+    return [part(group_of, seed) for seed in range(400)]
+
+
+@pytest.mark.parametrize(
+    ("part", "fraction"),
+    [
+        (lambda group_of, seed: hold_out(sorted(group_of), 0.1, seed, group_of)[1], 0.1),
+        (lambda group_of, seed: grouped_split(group_of, seed).test, 0.2),
+    ],
+    ids=["held out", "test part"],
+)
+def test_patients_of_many_images_are_drawn_as_often_as_those_of_few(
+    part: Callable[..., list[str]], fraction: float
+) -> None:
+    parts = drawn_parts([2] * 15 + [60] * 15, part)
+    patients = [{int(name[:2]) for name in each} for each in parts]
+    small = sum(patient < 15 for each in patients for patient in each)
+    large = sum(patient >= 15 for each in patients for patient in each)
+    assert 0.7 < small / large < 1.4
+    sizes = [len(each) for each in parts]
+    assert 0.9 * fraction < sum(sizes) / len(sizes) / (15 * 62) < 1.1 * fraction
+    assert max(abs(size / (15 * 62) - fraction) for size in sizes) < 0.04
+    stray = drawn_parts([100] * 8 + [1], part)
+    assert all(len(each) >= 80 for each in stray), "not the one case without a patient alone"
+
+
+def test_a_part_of_small_groups_has_its_size_and_some_case_is_left() -> None:
+    parts = drawn_parts([1, 2, 1, 1] * 25, lambda g, s: hold_out(sorted(g), 0.4, s, g)[1])
+    assert {len(each) for each in parts} == {50}
+    two = {name: name[0] for name in ("a1", "a2", "a3", "b1", "b2")}
+    assert all(all(hold_out(sorted(two), 0.8, seed, two)) for seed in range(20))
 
 
 def test_where_no_group_fits_the_smallest_is_held_out() -> None:

@@ -27,12 +27,12 @@ def read_group_table(
 ) -> dict[str, str]:
     """Group (patient, lesion, ...) of each case name from a CSV with a header line; {} for None.
 
-    `columns` are the headers of name and group. Without them, and `or_first_two` where the table has
-    others, the first two columns are meant. A `.tab` or `.tsv` may be separated by tabs. Names may carry
-    an image extension, with and without which they are returned, as a case may be called `scan.dcm`, and
-    folders, which are left out, but for paths in `case_of_path`, joined by `_`. Names and groups are returned
-    in Unicode NFC; rows without a group are left out. Raises UserError where the file cannot be read, has no
-    such columns, or names one case in two groups.
+    `columns` are the headers of name and group. Without them, and `or_first_two` where the table begins with
+    that of the name or has others, the first two columns are meant. A `.tab` or `.tsv` may be separated by
+    tabs. Names may carry an image extension, with and without which they are returned, as a case may be
+    called `scan.dcm`, and folders, which are left out, but for paths in `case_of_path`, joined by `_`. Names
+    and groups are returned in Unicode NFC; rows without a group are left out. Raises UserError where the file
+    cannot be read, has no such columns, or names one case in two groups.
     """
     if path is None:
         return {}
@@ -46,7 +46,9 @@ def read_group_table(
             raise UserError(
                 f"{path}: expected a CSV with the columns {expected}, but {_one_column(header[0])}"
             )
-        if columns and not (or_first_two and set(columns) - set(header)):
+        if columns and not (
+            or_first_two and (header[0] == columns[0] or set(columns) - set(header))
+        ):
             name_at, group_at = (header.index(column) for column in columns)
         else:
             name_at, group_at = 0, 1

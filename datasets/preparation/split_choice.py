@@ -18,8 +18,9 @@ from utils.errors import UserError
 
 TEST_ONLY = "test only"
 """The manifest's entry `splits` of a data set that is not trained on."""
-BY_FOLDERS = "folders"
-"""The manifest's entry `splits` of a data set that came divided into folders."""
+BY_FOLDERS, BY_NAMES = "folders", "names"
+"""The same of one that came divided into folders, or by the names of its cases."""
+DRAWN = "drawn"
 
 
 def choose_split(
@@ -29,7 +30,8 @@ def choose_split(
     include_normal: bool,
     options: PreparationOptions,
 ) -> Split:
-    """The split file's cases or 80/20 of all found; by group where groups are known.
+    """The split file's cases or 80/20 of all found, with `skip_unusable` of the usable ones; by group where
+    groups are known.
 
     With `test_only` all that were found are for testing.
 
@@ -50,13 +52,17 @@ def choose_split(
     names = sorted({*files.cases, *files.problems} - left_out)
     if options.test_only:
         return Split(train=(), test=tuple(names))
-    if len(names) < 2 and files.problems:
+    usable = [name for name in names if name in files.cases or not options.skip_unusable]
+    if len(usable) < 2 and files.problems:
         raise UserError(listed_problems(spec.name, files.problems, "remove them there"))
     if group_of:
         # a case that the table does not name is a group of its own
-        groups = {name: group_of.get(name, f"case {name}") for name in names}
-        return grouped_split(groups, options.seed)
-    return random_split(names, options.seed)
+        groups = {name: group_of.get(name, f"case {name}") for name in usable}
+        drawn = grouped_split(groups, options.seed)
+    else:
+        drawn = random_split(usable, options.seed)
+    # the others only so that they are counted as left out
+    return Split((*drawn.train, *sorted(set(names) - set(usable))), drawn.test)
 
 
 def _refuse_other_split(path: Path, split: Split, files: PairedFiles) -> None:
@@ -68,6 +74,19 @@ def _refuse_other_split(path: Path, split: Split, files: PairedFiles) -> None:
             f"{quoted(sorted(names), 3)}, the source has {quoted(sorted(found), 3)}; is it the split "
             "of another data set?"
         )
+
+
+def split_by_names(spec: DatasetSpec, files: PairedFiles) -> Split | None:
+    """The published split, where the names of the cases tell it; None where they do not."""
+    names = sorted({*files.cases, *files.problems})
+    test = tuple(name for name in names if spec.test_prefix and name.startswith(spec.test_prefix))
+    train = tuple(name for name in names if name not in set(test))
+    if not (train and test):
+        return None
+    print(
+        f"split as the cases are named: {len(train)} in train, {len(test)} in test; --splits FILE gives another"
+    )
+    return Split(train, test)
 
 
 def split_by_folders(files: PairedFiles) -> Split | None:
@@ -117,10 +136,13 @@ def without_unusable(
     return left
 
 
-def split_record(options: PreparationOptions, split: Split) -> dict[str, Any]:
-    """The manifest's entries on the split: for a split file, of the file as it was given."""
+def split_record(options: PreparationOptions, split: Split, otherwise: str) -> dict[str, Any]:
+    """The manifest's entries on the split: for a split file, of the file as it was given.
+
+    `otherwise` says where a split comes from that no option gives.
+    """
     given = read_split(options.splits, plain_lists=True) if options.splits else split
-    origin = options.splits.name if options.splits else "drawn"
+    origin = options.splits.name if options.splits else otherwise
     origin = TEST_ONLY if options.test_only else origin
     return {"seed": options.seed, "splits": origin, "splits_sha256": split_digest(given)}
 

@@ -38,8 +38,11 @@ from datasets.preparation.options import PreparationOptions
 from datasets.preparation.source_problems import nothing_found, refuse_unpaired, refuse_unread
 from datasets.preparation.split_choice import (
     BY_FOLDERS,
+    BY_NAMES,
+    DRAWN,
     choose_split,
     split_by_folders,
+    split_by_names,
     split_record,
     without_unusable,
 )
@@ -70,7 +73,9 @@ def prepare_published(
         raise UserError(nothing_found(spec, sources))
     table = options.groups or metadata
     group_of = read_group_table(table, spec.group_columns, or_first_two=options.groups is not None)
-    split = choose_split(spec, files, group_of, include_normal, options)
+    other_split = options.splits is not None or options.test_only
+    by_names = None if other_split else split_by_names(spec, files)
+    split = by_names or choose_split(spec, files, group_of, include_normal, options)
     check_groups(table, group_of, split)
     if spec.group_columns and table is None and not options.test_only:
         warn(
@@ -82,7 +87,7 @@ def prepare_published(
         FOUND: found_in(sources),
         "include_normal": include_normal,
         "groups_sha256": file_digest(table),
-        **split_record(options, split),
+        **split_record(options, split, BY_NAMES if by_names else DRAWN),
     }
     return _write(spec, files, split, group_of, record, options)
 
@@ -130,8 +135,7 @@ def prepare_own(
         "label": list(spec.labels),
         "window": window_text(spec.window),
         "groups_sha256": file_digest(options.groups),
-        **split_record(options, split),
-        **({"splits": BY_FOLDERS} if by_folders else {}),
+        **split_record(options, split, BY_FOLDERS if by_folders else DRAWN),
     }
     return _write(spec, files, split, group_of, record, options)
 
@@ -150,7 +154,7 @@ def archives_and_metadata(
     table_stems = {Path(name).stem for name in spec.archives if name.endswith(".csv")}
     table_names = [stem + suffix for stem in table_stems for suffix in (*TAB_SUFFIXES, "")]
     for path in paths:
-        names = [*spec.archives, *table_names]
+        names = [*spec.archives, *spec.also_called, *table_names]
         inside = [path / name for name in names if (path / name).is_file()]
         tables = [
             file
@@ -258,7 +262,7 @@ def _write(
         kept = sorted((*split.train, *split.test))
         groups = {name: group_of[name] for name in kept if name in group_of}
         if groups:
-            report_groups(groups, split, drawn=options.splits is None)
+            report_groups(groups, split, drawn=record["splits"] == DRAWN)
         if options.limits.megapixels != MAX_MEGAPIXELS:
             record = {**record, "max_megapixels": options.limits.megapixels}
         return staging.finish(split, manifest_of(spec, split, record), groups, notes)
