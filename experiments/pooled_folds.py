@@ -16,7 +16,14 @@ from scoring.comparison import (
     means_paragraphs,
 )
 from scoring.groups import joined
-from scoring.in_words import empty_truths_text, how_scored, interval_unit, scale_of, with_unit
+from scoring.in_words import (
+    empty_truths_text,
+    how_scored,
+    interval_unit,
+    narrow_parts,
+    scale_of,
+    with_unit,
+)
 from scoring.results import (
     WITH_LESION,
     Results,
@@ -97,7 +104,7 @@ def to_markdown(folds: Sequence[Fold], pooled: Results) -> str:
     paragraphs = [
         f"# Cross-validation on {folds[0].config.dataset}: {summary['count']} cases in {len(folds)} folds",
         *means_paragraphs(compare_metrics(runs), runs, [ALL_CASES]),
-        f"The intervals are {interval_unit(summary)}.",
+        "; ".join((f"The intervals are {interval_unit(summary)}", *narrow_parts(summary))) + ".",
         markdown_table(*table_of_folds(folds, pooled)),
         "Means over the cases of each fold, and mean and standard deviation (divisor K - 1) of these, in which each "
         "fold counts once. The deviation comes from both the cases and the trainings of the folds, and is no "
@@ -107,14 +114,21 @@ def to_markdown(folds: Sequence[Fold], pooled: Results) -> str:
         paragraphs.append(note)
     if without := summary["without_leaked"]:
         paragraphs.append(
-            f"{WITHOUT_LEAKED} leaves out {len(without['dropped'])} of {summary['count']} cases: those that their "
-            "fold's weights were trained on, or that were found to have a near-duplicate among its training cases."
+            f"{_leaked_out(len(without['dropped']), summary['count'])} that their fold's weights were trained on, or "
+            "that were found to have a near-duplicate among its training cases."
         )
     paragraphs.append(f"{how_scored(summary)}.")
     paragraphs.append(
         "\n".join(f"- fold {fold.config.fold}: {fold.record.checkpoint}" for fold in folds)
     )
     return "\n\n".join(paragraphs) + "\n"
+
+
+def _leaked_out(leaked: int, cases: int) -> str:
+    """What is left out where cases leaked, for a list of why."""
+    if leaked == cases:
+        return f"There is no {WITHOUT_LEAKED}: each of the {cases} cases is one"
+    return f"{WITHOUT_LEAKED} leaves out {leaked} of {cases} cases: those"
 
 
 def to_latex(folds: Sequence[Fold], pooled: Results) -> str:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from scoring.groups import KnownGroups, joined, unit_text
+from scoring.groups import KnownGroups, joined, narrow_note, unit_text, why_no_intervals
 from scoring.in_words import (
     arrow_of,
     better_of,
@@ -130,12 +130,25 @@ def to_markdown(comparisons: Sequence[MetricComparison], runs: Mapping[str, Resu
         for comparison in comparisons:
             difference = comparison.differences[label]
             cell = _cell(comparison.metric, difference, sign="+")
-            p_values = [f"{p:.4f}" for p in (difference.p_value, comparison.adjusted[label])]
-            differences.append([label, comparison.metric, cell, *p_values])
+            p_values = (difference.p_value, comparison.adjusted[label])
+            cells = [_p_cell(difference, p) for p in p_values]
+            differences.append([label, comparison.metric, cell, *cells])
     dice = comparisons[0].runs[reference]
     known = known_in_any(runs)
-    unit = unit_text(dice.groups, dice.count, known.by)
-    together = " Whole groups are drawn and flipped." if dice.groups < dice.count else ""
+    of = dice.groups, dice.count, known.by
+    without = why_no_intervals(*of)
+    intervals = (
+        f"There are no intervals and no tests: {without}"
+        if without
+        else f"Intervals and tests are {unit_text(*of)}"
+    )
+    few = [
+        narrow_note(each.metric, part.groups, part.count, dice.groups)
+        for each in comparisons
+        for part in [each.runs[reference]]
+    ]
+    intervals = "; ".join([intervals, *filter(None, few)])
+    together = " Whole groups are drawn and flipped." if 1 < dice.groups < dice.count else ""
     paragraphs = [
         f"# Comparison on {len(runs[reference].scores)} cases",
         *means_paragraphs(comparisons, runs, [f"{reference} (reference)", *others]),
@@ -145,7 +158,7 @@ def to_markdown(comparisons: Sequence[MetricComparison], runs: Mapping[str, Resu
         f"p (Holm) is adjusted for the {len(others)} run(s) compared with the reference, within a "
         "metric and not across metrics: choose the primary metric before looking. The test accounts "
         "for the choice of cases, not for the variation between training seeds.",
-        f"Intervals and tests are {unit}.{together}",
+        f"{intervals}.{together}",
     ]
     if note := empty_truths_text(runs[reference].summary):
         paragraphs.append(note)
@@ -161,6 +174,11 @@ def to_markdown(comparisons: Sequence[MetricComparison], runs: Mapping[str, Resu
         paragraphs.append(
             f"{WITHOUT_LEAKED} leaves out the {len(leaked_cases(runs))} cases that were in the training "
             "data of a run or were found to have a near-duplicate there, for all runs alike."
+        )
+    elif leaked_cases(runs):
+        paragraphs.append(
+            f"All {dice.count} cases were in the training data of a run or were found to have a near-duplicate there: "
+            "there is no Dice of others."
         )
     paragraphs.append(
         "\n".join(f"- {label}: {how_scored(run.summary)}" for label, run in runs.items())
@@ -262,7 +280,7 @@ def to_latex(comparisons: Sequence[MetricComparison], runs: Mapping[str, Results
                 for each in shown
                 for cell in (
                     _cell(each.metric, each.differences[label], sign="+"),
-                    f"{each.adjusted[label]:.4f}",
+                    _p_cell(each.differences[label], each.adjusted[label]),
                 )
             ),
         ]
@@ -288,6 +306,11 @@ def means_latex(comparisons: Sequence[MetricComparison], runs: Mapping[str, Resu
 
 def _cell(metric: str, statistics: SampleStatistics | PairedDifference, sign: str = "") -> str:
     return with_interval(metric, statistics.mean, (statistics.low, statistics.high), sign)
+
+
+def _p_cell(difference: PairedDifference, p_value: float) -> str:
+    """A p-value; `-` where one group allows no test."""
+    return f"{p_value:.4f}" if difference.groups > 1 else "-"
 
 
 def _in_papers(comparisons: Sequence[MetricComparison]) -> list[MetricComparison]:

@@ -71,6 +71,14 @@ def unit_text(groups: int, cases: int, by: str | None) -> str:
     return text + few if groups < FEW_GROUPS else text
 
 
+def narrow_note(part: str, groups: int, cases: int, groups_in_all: int) -> str:
+    """That the interval of a part of the cases is over few groups; empty where it is not, or of all it is."""
+    if not 1 < groups < FEW_GROUPS <= groups_in_all:
+        return ""
+    in_groups = f" in {groups} groups" if groups < cases else ""
+    return f"the interval of {part} is over {cases} cases{in_groups} alone; with fewer than {FEW_GROUPS} it is too narrow"
+
+
 def why_no_intervals(groups: int, cases: int, by: str | None) -> str | None:
     """Why no bootstrap over `cases` in `groups` can be drawn; None where one can."""
     if groups > 1:

@@ -8,7 +8,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from scoring.groups import unit_text, why_no_intervals
+from scoring.groups import narrow_note, unit_text, why_no_intervals
 from scoring.metrics import LOWER_IS_BETTER, EmptyRule
 from scoring.results import WITH_LESION, Provenance, Scores, Summary, read_results
 from scoring.statistics import t_interval
@@ -130,6 +130,18 @@ def intervals_text(summary: Summary) -> str:
     of = _drawn_over(summary)
     without = why_no_intervals(*of)
     return f"no intervals: {without}" if without else f"95 % intervals: bootstrap {unit_text(*of)}"
+
+
+def narrow_parts(summary: Summary) -> list[str]:
+    """Of which numbers in the summary the interval is of few cases, though it has more."""
+    parts = {"HD95, detected": summary["hd95"]["detected"]}
+    if summary["empty_truths"]:
+        parts[WITH_LESION] = summary["dice_with_lesion"]
+    if without := summary["without_leaked"]:
+        parts["Dice, no leaked"] = without["metrics"]["DSC"]
+    groups = summary["bootstrap"]["groups"]
+    notes = [narrow_note(name, p["groups"], p["count"], groups) for name, p in parts.items()]
+    return [note for note in notes if note]
 
 
 def _drawn_over(summary: Summary) -> tuple[int, int, str | None]:

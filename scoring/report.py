@@ -23,7 +23,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from scoring.in_words import empty_truths_text, intervals_text
+from scoring.in_words import empty_truths_text, intervals_text, narrow_parts
 from scoring.metrics import EMPTY_RULES, LOWER_IS_BETTER, METRICS, CaseScores
 from scoring.results import (
     WITH_LESION,
@@ -278,7 +278,7 @@ def _notes(summary: Summary) -> str:
             f"{len(without['dropped'])} of these cases leaked from the training set; "
             "compare the columns without them."
         )
-    notes.append(f"{html.escape(intervals_text(summary))}.")
+    notes += [f"{html.escape(n)}." for n in (intervals_text(summary), *narrow_parts(summary))]
     return "".join(f'<p class="soft">{note}</p>' for note in notes)
 
 

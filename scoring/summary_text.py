@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from scoring.in_words import intervals_text
+from scoring.in_words import intervals_text, narrow_parts
 from scoring.metrics import EMPTY_RULES, EmptyRule
 from scoring.results import WITH_LESION, MetricStatistics, ScoresWithoutLeaked, Summary
 from utils.config import Config
@@ -37,7 +37,7 @@ def format_summary(data_set: str, summary: Summary, kind: str = "test") -> str:
             _line("Dice, no leaked", kept["metrics"]["DSC"], 100, "%")
             + f", {kept['count']} cases {_what_is_kept(summary, kept)}"
         )
-    lines.append(f"  {intervals_text(summary)}")
+    lines += [f"  {note}" for note in (intervals_text(summary), *narrow_parts(summary))]
     if special := _special_settings(summary):
         lines.append(f"  scored with: {', '.join(special)}")
     lines.append(f"  {summary['provenance']['selection']}")

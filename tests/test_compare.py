@@ -304,6 +304,7 @@ def test_where_every_case_leaked_there_is_no_dice_without_them(tmp_path):
     run_compare(*runs, "--out", tmp_path)
     page = (tmp_path / "comparison.md").read_text()
     assert "20 of 20 test cases leaked" in page and "DSC without leaked" not in page
+    assert "All 20 cases were in the training data of a run or were found to have a near-" in page
 
 
 @pytest.fixture

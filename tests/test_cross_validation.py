@@ -100,6 +100,16 @@ def write_folds(root: Path, **options: Any) -> list[Path]:
     return [write_fold(root, fold, **options) for fold in range(3)]
 
 
+def test_where_all_cases_leaked_the_page_says_that_no_dice_is_left(tmp_path: Path) -> None:
+    """As where all folds started from weights that were trained on the same cases."""
+    parts = (["case_1", "case_2"], ["case_3", "case_4"], ["case_5", "case_6"])
+    runs = [write_fold(tmp_path, f, parts=parts, leaked=tuple(parts[f])) for f in range(3)]
+    run_program(*runs, "--out", tmp_path / "out")
+    page = (tmp_path / "out" / "cross_validation.md").read_text()
+    assert "There is no DSC without leaked: each of the 6 cases is one that their fold's" in page
+    assert "leaves out" not in page
+
+
 def run_program(*arguments: object) -> None:
     cross_validation.main(list(map(str, arguments)))
 

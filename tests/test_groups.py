@@ -206,6 +206,38 @@ def test_two_runs_are_compared_by_group(tmp_path: Path, capsys: pytest.CaptureFi
     assert f"| b | DSC without leaked | {difference} | {kept.p_value:.4f} |" in page
 
 
+def test_the_interval_of_few_cases_among_many_is_told_to_be_too_narrow(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = [write(tmp_path / name, seed, leaked=NAMES[6:]) for seed, name in enumerate("ab")]
+    summary = read_results(runs[0]).summary
+    note = (
+        "the interval of {} is over 6 cases in 3 groups alone; with fewer than 20 it is too narrow"
+    )
+    for page in (format_summary("pairs", summary), _notes(summary)):
+        assert note.format("Dice, no leaked") in page
+    compare.main([*map(str, runs), "--out", str(tmp_path / "out")])
+    said = f"are over 40 cases in 20 groups (by metadata); {note.format('DSC without leaked')}."
+    assert said in capsys.readouterr().out
+    more = write(tmp_path / "more", leaked=NAMES[:0])
+    assert "narrow" not in format_summary("pairs", read_results(more).summary)
+
+
+def test_runs_on_cases_of_one_group_are_not_tested(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one = named_groups("metadata", [NAMES])
+    runs = [write(tmp_path / name, seed, known=one) for seed, name in enumerate("ab")]
+    compare.main([*map(str, runs), "--out", str(tmp_path / "out")])
+    page = capsys.readouterr().out
+    assert (
+        "There are no intervals and no tests: all 40 cases are of one group (by metadata).\n"
+        in page
+    )
+    (row,) = (line for line in page.splitlines() if line.startswith("| b | DSC |"))
+    assert row.endswith("| - | - |") and "narrow" not in page and "[" not in row
+
+
 def test_a_run_from_before_a_check_is_compared_by_all_that_is_known(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -26,6 +26,16 @@ sweep.tell_report(folder, [])
 """
 
 
+def test_a_terminal_that_lacks_letters_shows_others_in_their_place() -> None:
+    program = (
+        "from utils.entry import exit_from; exit_from(lambda: print('Dice \u2191 gr\u00f6\u00dfe'))"
+    )
+    command = [sys.executable, "-c", program]
+    env = {**os.environ, "PYTHONIOENCODING": "latin-1"}
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, encoding="latin-1")
+    assert (done.returncode, done.stdout) == (0, "Dice ? größe\n"), done.stderr
+
+
 def test_files_of_a_run_and_of_a_sweep_are_read_in_a_locale_of_ascii(tmp_path: Path) -> None:
     cases = RunCases(train=("größe_1",), held_out=(), test=())
     (tmp_path / "cases.json").write_text(cases.to_json(), encoding="utf-8")

@@ -1222,7 +1222,9 @@ def test_cases_of_one_source_are_one_in_the_interval_across_cases(
     (row,) = read_table(tmp_path)
     assert row["test_cases"] == "2" and float(row["test_dice_mean"]) == pytest.approx(0.55)
     assert row["test_dice_cases_low"] == row["test_dice_cases_high"] == "", "of one source"
-    unit = "95 % across cases: bootstrap over 2 cases in 1 groups (by near-duplicates); with fewer than 20"
+    unit = (
+        "95 % across cases: none, as all 2 cases are of one group (by near-duplicates); each case"
+    )
     assert unit in (tmp_path / "out" / "sweep.md").read_text()
 
     cases = np.random.default_rng(0).beta(8, 2, 25).repeat(2)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import io
 import os
 import re
 import sys
@@ -20,6 +21,9 @@ from utils.interruption import Interrupted, leaving_in_order
 
 def exit_from(main: Callable[[], int | None]) -> NoReturn:
     """Run `main` and exit: its return value, 2 after a UserError, 128 + n after signal n."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal may lack letters of a name, or arrows
+            stream.reconfigure(errors="replace")
     launched = "RANK" in os.environ  # no handler runs while such a process waits for another one
     try:
         with nullcontext() if launched else leaving_in_order():

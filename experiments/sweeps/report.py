@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, get_args
 
 from experiments.sweeps.scores import CHOOSING, Repeat, SettingScores
 from experiments.trials.records import Status
-from scoring.groups import unit_text
+from scoring.groups import unit_text, why_no_intervals
 from scoring.in_words import mean_difference_text
 from scoring.statistics import SampleStatistics, describe, t_interval
 from utils.config import Config, dump_config
@@ -237,7 +237,9 @@ def _across_cases(row: SettingScores) -> SampleStatistics:
 def _unit(row: SettingScores) -> str:
     """What the interval across cases is over, in words."""
     cases = _across_cases(row)
-    return unit_text(cases.groups, cases.count, row.grouped_by)
+    of = cases.groups, cases.count, row.grouped_by
+    without = why_no_intervals(*of)
+    return f"none, as {without}" if without else f"bootstrap {unit_text(*of)}"
 
 
 @functools.lru_cache(maxsize=1024)
@@ -312,7 +314,7 @@ def _legend(rows: Sequence[SettingScores], select_on: str, tested: bool) -> str:
     if tested:
         units = dict.fromkeys(_unit(row) for row in rows if row.cases is not None)
         text += (
-            f" 95 % across cases: bootstrap {' or '.join(units) or 'over the test cases'}; each case's Dice is "
+            f" 95 % across cases: {' or '.join(units) or 'bootstrap over the test cases'}; each case's Dice is "
             "averaged over the runs."
         )
     if any(0 < len(row.test) < len(row.val) for row in rows):
