@@ -71,6 +71,7 @@ def test_the_weights_trained_on_busi_segment_its_published_test_cases(shared: Pa
         "selection": "checkpoint chosen on a held-out part of train",
         "data_set": "busi",
         "training_cases": names_sha256(split.train),
+        **dict.fromkeys(("window", "label"), ""),
     }
     backend = TorchBackend(*find_run(folder, overrides=[f"vae_weights={shared / 'taesd'}"]))
     side = (backend.image_size, backend.image_size)
