@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import struct
 
+import cv2
 import numpy as np
 import pytest
 
+from datasets.image_files.decoding import decode
 from datasets.image_files.headers import ImageError
 from datasets.image_files.masks import decode_mask
 from datasets.image_files.pictures import read_picture
@@ -50,6 +52,9 @@ def test_a_tiff_of_colours_one_after_the_other_is_read_in_8_bits_or_refused() ->
         read_picture(deep, window="auto")
     with pytest.raises(ImageError, match=message):
         decode_mask(deep, 1)
+    for flags in (cv2.IMREAD_GRAYSCALE, cv2.IMREAD_COLOR):
+        with pytest.raises(ImageError, match=message):
+            decode(deep, flags | cv2.IMREAD_ANYDEPTH)
 
 
 @pytest.mark.parametrize(("bits", "samples"), [(12, 1), (10, 1), (12, 3)])

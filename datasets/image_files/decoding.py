@@ -88,7 +88,7 @@ def decode(content: bytes, flags: int, max_megapixels: float = MAX_MEGAPIXELS) -
         raise ImageError("cannot be decoded: damaged or cut short")
     if is_tiff(content):
         _check_tiff(content, flags)
-        if pixels.dtype != np.uint8 and pixels.ndim > 2 and stores_colours_apart(content):
+        if pixels.dtype != np.uint8 and stores_colours_apart(content):
             raise ImageError(
                 "the TIFF stores its colours one after the other (PlanarConfiguration 2), which is read in 8 bits "
                 "only: save it with the colours of each pixel together"

@@ -21,7 +21,7 @@ _TIFF_KIND, _TIFF_WIDTH, _TIFF_HEIGHT, _TIFF_ORIENTATION = 254, 256, 257, 274
 TIFF_COLOURS, _TIFF_ZERO_IS_WHITE, TIFF_YCBCR = 262, 0, 6
 TIFF_BITS, TIFF_ALPHA, TIFF_NOT_MULTIPLIED = 258, 338, 2
 _TIFF_NUMBERS, _TIFF_UNSIGNED = 339, 1
-_TIFF_PLANES, _TIFF_APART = 284, 2
+_TIFF_CHANNELS, _TIFF_PLANES, _TIFF_APART = 277, 284, 2
 _TIFF_TAGS = (
     _TIFF_KIND,
     _TIFF_WIDTH,
@@ -29,6 +29,7 @@ _TIFF_TAGS = (
     TIFF_COLOURS,
     _TIFF_ORIENTATION,
     _TIFF_NUMBERS,
+    _TIFF_CHANNELS,
     _TIFF_PLANES,
     TIFF_BITS,
 )
@@ -132,7 +133,8 @@ def may_have_sign(tiff: bytes) -> bool:
 
 def stores_colours_apart(content: bytes) -> bool:
     """Whether this is a TIFF that stores one colour after the other, not those of each pixel together."""
-    return is_tiff(content) and _tags(content).get(_TIFF_PLANES) == _TIFF_APART
+    tags = _tags(content) if is_tiff(content) else {}
+    return tags.get(_TIFF_CHANNELS, 1) > 1 and tags.get(_TIFF_PLANES) == _TIFF_APART
 
 
 def stored_bits(tiff: bytes) -> int:
