@@ -1,9 +1,9 @@
 #!/bin/sh
 # Validate trained models on their test splits:  sh valid.sh [dataset ...] [key=value ...]
 #
-# Without a data set: every prepared one that has been trained on. The run is that of the epochs given, or of the
-# config, or, if there is one alone, the only one. Where no run exists, the weights in ckpt/provided_models are
-# scored, if there are some for the data set.
+# Without a data set: every prepared one that has been trained on. The run is the one of these epochs or, where the
+# data set has one run alone and no epochs are given, that one. Where no run exists, the weights in
+# ckpt/provided_models are scored, if there are some for the data set.
 set -eu
 cd "$(dirname "$0")"
 . utils/shell.sh

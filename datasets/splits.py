@@ -218,10 +218,11 @@ def _shuffled(groups: Sequence[list[str]], seed: int | str) -> list[list[str]]:
 
 
 def _about(room: int, groups: Sequence[list[str]]) -> set[str]:
-    """About `room` cases, of groups taken one after the other; none where each is over twice as large.
+    """About `room` cases, of groups taken one after the other; groups of twice that size or more stay out.
 
-    The first group that does not fit is the last, and is taken where that comes nearer to `room`. To go on to
-    smaller ones would draw large groups less often, and is done for the last 20th of the room alone.
+    The first one that does not fit is taken where that comes nearer to `room`, and is the last once half of
+    the room is taken. To go on to smaller groups would draw large ones less often, and is done for the last
+    20th of the room alone.
     """
     taken: set[str] = set()
     everything = sum(map(len, groups))
@@ -229,10 +230,10 @@ def _about(room: int, groups: Sequence[list[str]]) -> set[str]:
         left = room - len(taken)
         if len(group) <= left:
             taken.update(group)
-        elif left > room // 20:
+        elif left > room // 20 and len(group) < 2 * room:
             if len(group) < 2 * left and len(taken) + len(group) < everything:
                 taken.update(group)
-            if taken:
+            if 2 * len(taken) >= room:
                 break
     return taken
 

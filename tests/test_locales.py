@@ -36,6 +36,17 @@ def test_a_terminal_that_lacks_letters_shows_others_in_their_place() -> None:
     assert (done.returncode, done.stdout) == (0, "Dice ? größe\n"), done.stderr
 
 
+def test_bytes_of_a_name_that_are_not_text_reach_the_terminal_as_they_are() -> None:
+    program = (
+        "import os, sys; from utils.entry import exit_from; "
+        "exit_from(lambda: [print(os.fsdecode(b'\\xe4'), file=f) for f in (sys.stdout, sys.stderr)] and 0)"
+    )
+    env = {key: value for key, value in os.environ.items() if not key.startswith(("LC_", "PYTHON"))}
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, cwd=ROOT, env=env | {"LC_ALL": "C.UTF-8"}, capture_output=True)
+    assert (done.stdout, done.stderr) == (b"\xe4\n", b"\\udce4\n")
+
+
 def test_files_of_a_run_and_of_a_sweep_are_read_in_a_locale_of_ascii(tmp_path: Path) -> None:
     cases = RunCases(train=("größe_1",), held_out=(), test=())
     (tmp_path / "cases.json").write_text(cases.to_json(), encoding="utf-8")

@@ -3,6 +3,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import subprocess
 import sys
 from contextlib import ExitStack
@@ -57,13 +58,15 @@ def busi(tmp_path: Path) -> list[str]:
     return f"busi --source {source} --splits {splits} --root {tmp_path}/data".split()
 
 
-@pytest.mark.parametrize("name", ["Dataset_BUSI.zip", "Dataset_BUSI_with_GT.zip"])
+@pytest.mark.parametrize("names", [["", "_with_GT"], [""], ["_with_GT"]])
 def test_the_folder_that_holds_the_archive_will_do(
-    busi: list[str], tmp_path: Path, name: str
+    busi: list[str], tmp_path: Path, names: list[str]
 ) -> None:
-    """Under the name that it has at the source, or that of its content, as elsewhere."""
+    """Under the name that it has at the source, that of its content, as elsewhere, or both."""
     (tmp_path / "downloads").mkdir()
-    (tmp_path / "Dataset_BUSI_with_GT.zip").rename(tmp_path / "downloads" / name)
+    for name in names:
+        archive = tmp_path / "downloads" / f"Dataset_BUSI{name}.zip"
+        shutil.copy(tmp_path / "Dataset_BUSI_with_GT.zip", archive)
     busi[busi.index("--source") + 1] = str(tmp_path / "downloads")
     assert prepare(busi) == 0
 

@@ -207,6 +207,36 @@ def test_provided_weights_take_the_split_file_of_the_config_whatever_its_path(
     assert find_run(config_file=file).config.pickle_file_path == split
 
 
+def test_the_only_run_of_an_experiment_is_meant_where_no_epochs_are_given(tmp_path: Path) -> None:
+    """As after a training with other epochs than the config's."""
+    file = tmp_path / "blobs_valid.yaml"
+    experiment = tmp_path / "mine"
+    keys = {"pickle_file_path": "blobs_train_test_names.json", "snapshot_path": str(experiment)}
+    file.write_text(json.dumps(keys | {"epochs": 1000}))
+    for name in ("epochs_4", "epochs_9", "epochs_36_old"):
+        (experiment / name).mkdir(parents=True)
+    (experiment / "epochs_4" / "best_model.pth").touch()
+
+    def found(*overrides: str) -> tuple[int, str]:
+        run = find_run(config_file=file, overrides=overrides)
+        return run.config.epochs, run.checkpoint.parent.name
+
+    assert found() == (4, "epochs_4")
+    with pytest.raises(UserError, match=r"no checkpoint at .*epochs_5/"):
+        found("epochs=5")
+    (experiment / "epochs_9" / "best_model.pth").touch()
+    with pytest.raises(UserError, match=r"no checkpoint at .*epochs_1000/"):
+        found()
+    (experiment / "epochs_1000").mkdir()
+    (experiment / "epochs_1000" / "best_model.pth").touch()
+    assert found() == (1000, "epochs_1000")
+    shutil.rmtree(experiment)
+    (experiment / "epochs_36_old").mkdir(parents=True)
+    (experiment / "epochs_36_old" / "best_model.pth").touch()
+    with pytest.raises(UserError, match=r"no checkpoint at .*epochs_1000/"):
+        found()
+
+
 def test_provided_weights_stand_in_until_there_is_a_run(
     finished: Path, tmp_path: Path, vae: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -5,7 +5,7 @@ import os
 import pickle
 import pickletools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -360,7 +360,7 @@ def test_what_is_held_out_stays_the_same_between_versions() -> None:
     assert hold_out_fold(names, 5, 2, 3)[1] == ["n01", "n08", "n09", "n17"]
 
 
-def drawn_parts(group_sizes: list[int], part: Callable[..., list[str]]) -> list[list[str]]:
+def drawn_parts(group_sizes: list[int], part: Callable[..., Sequence[str]]) -> list[Sequence[str]]:
     """The part of each seed, of patients with so many cases; a case begins with its patient's number."""
     group_of = {
         f"{patient:02}_{index}": f"{patient}"
@@ -379,7 +379,7 @@ def drawn_parts(group_sizes: list[int], part: Callable[..., list[str]]) -> list[
     ids=["held out", "test part"],
 )
 def test_patients_of_many_images_are_drawn_as_often_as_those_of_few(
-    part: Callable[..., list[str]], fraction: float
+    part: Callable[..., Sequence[str]], fraction: float
 ) -> None:
     parts = drawn_parts([2] * 15 + [60] * 15, part)
     patients = [{int(name[:2]) for name in each} for each in parts]
@@ -391,6 +391,20 @@ def test_patients_of_many_images_are_drawn_as_often_as_those_of_few(
     assert max(abs(size / (15 * 62) - fraction) for size in sizes) < 0.04
     stray = drawn_parts([100] * 8 + [1], part)
     assert all(len(each) >= 80 for each in stray), "not the one case without a patient alone"
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [[500] + [1] * 500, [400, 400] + [20] * 10, [257] + [3] * 200, [90, 80, 70] + [5] * 100],
+)
+def test_a_large_group_leaves_no_small_part(sizes: list[int]) -> None:
+    """As that of all cases whose patient is unknown."""
+    for fraction, part in (
+        (0.1, lambda group_of, seed: hold_out(sorted(group_of), 0.1, seed, group_of)[1]),
+        (0.2, lambda group_of, seed: grouped_split(group_of, seed).test),
+    ):
+        room = fraction * sum(sizes)
+        assert all(0.49 * room < len(each) < 2 * room for each in drawn_parts(sizes, part))
 
 
 def test_a_part_of_small_groups_has_its_size_and_some_case_is_left() -> None:

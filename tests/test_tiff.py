@@ -57,24 +57,42 @@ def test_a_tiff_of_colours_one_after_the_other_is_read_in_8_bits_or_refused() ->
             decode(deep, flags | cv2.IMREAD_ANYDEPTH)
 
 
+def packed(values: np.ndarray, bits: int) -> bytes:
+    """Numbers of so many bits each, without any between them."""
+    text = "".join(f"{value:0{bits}b}" for value in values.ravel())
+    return int(text, 2).to_bytes(len(text) // 8, "big")
+
+
 @pytest.mark.parametrize(("bits", "samples"), [(12, 1), (10, 1), (12, 3)])
 def test_packed_values_of_a_tiff_are_those_that_a_window_names(bits: int, samples: int) -> None:
     values = np.array([0, 1000, 500, 250, 0, 1 << 9, 700, 100]).repeat(samples)
-    packed = "".join(f"{value:0{bits}b}" for value in values)
-    data = int(packed, 2).to_bytes(len(packed) // 8, "big")
-    content = raw_tiff((1, 8), [data], bits, samples)
+    content = raw_tiff((1, 8), [packed(values, bits)], bits, samples)
     read = read_picture(content, window=(0, 1000)).pixels
     expected = scale_to_8_bit(values.reshape(1, 8, -1).astype(np.float32), (0, 1000))
     np.testing.assert_array_equal(read, np.broadcast_to(expected, read.shape))
 
 
-@pytest.mark.parametrize("bits", [8, 16])
+def with_0_as_white(content: bytes) -> bytes:
+    black_is_0, white_is_0 = (struct.pack("<HHIH", 262, 3, 1, kind) for kind in (1, 0))
+    assert content.count(black_is_0) == 1
+    return content.replace(black_is_0, white_is_0)
+
+
+@pytest.mark.parametrize("bits", [8, 12, 16])
 def test_a_mask_in_which_0_is_white_is_inverted(bits: int) -> None:
     shown = np.zeros((8, 8), bool)
     shown[2:5, 1:4] = True
-    drawn = np.where(shown, 0, (1 << bits) - 1).astype(f"<u{bits // 8}")
-    content = raw_tiff((8, 8), [drawn.tobytes()], bits)
-    black_is_0, white_is_0 = (struct.pack("<HHIH", 262, 3, 1, kind) for kind in (1, 0))
-    mask, note = decode_mask(content.replace(black_is_0, white_is_0), 1)
+    drawn = np.where(shown, 0, (1 << bits) - 1)
+    data = drawn.astype(f"<u{bits // 8}").tobytes() if bits % 8 == 0 else packed(drawn, bits)
+    mask, note = decode_mask(with_0_as_white(raw_tiff((8, 8), [data], bits)), 1)
     np.testing.assert_array_equal(mask, shown)
     assert note is None
+
+
+def test_numbered_labels_are_those_that_the_file_holds() -> None:
+    """Whatever shows 0 as white: a label has no brightness."""
+    labels = np.zeros((8, 8), "<u2")
+    labels[:4], labels[6] = 1, 2
+    content = with_0_as_white(raw_tiff((8, 8), [labels.tobytes()], 16))
+    np.testing.assert_array_equal(decode_mask(content, 1, any_label=True)[0], labels > 0)
+    np.testing.assert_array_equal(decode_mask(content, 1, labels=(2,))[0], labels == 2)

@@ -22,7 +22,8 @@ from utils.interruption import Interrupted, leaving_in_order
 def exit_from(main: Callable[[], int | None]) -> NoReturn:
     """Run `main` and exit: its return value, 2 after a UserError, 128 + n after signal n."""
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # a terminal may lack letters of a name, or arrows
+        # a terminal may lack letters of a name, or arrows; other handlers than strict never fail
+        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
             stream.reconfigure(errors="replace")
     launched = "RANK" in os.environ  # no handler runs while such a process waits for another one
     try:

@@ -99,12 +99,6 @@ has_weights() {
     return 1
 }
 
-# epochs_of_only_run NAME: `epochs=N` of the trained run of the data set, if there is one alone.
-epochs_of_only_run() {
-    set -- ckpt/wave_gms_"$1"/epochs_*/best_model.pth
-    [ $# -gt 1 ] || [ ! -f "$1" ] || basename "$(dirname "$1")" | tr _ =
-}
-
 # refuse_one_folder_for_many "STEP..." "NAME..." [key=value ...]: stop where several data sets would write into one
 # folder, each over what the one before wrote there.
 refuse_one_folder_for_many() {
@@ -124,7 +118,6 @@ refuse_one_folder_for_many() {
 
 # each_data_set "STEP..." [dataset ...] [key=value ...]: run STEP.py for each data set in turn.
 # Without a data set: every prepared one, for validation alone every one that has weights. One without configs of its own gets configs/own_*.yaml.
-# Validation alone takes the epochs of the data set's only run, where nothing else says which run is meant.
 each_data_set() {
     steps=$1
     shift
@@ -150,18 +143,14 @@ each_data_set() {
     fi
     refuse_one_folder_for_many "$steps" "$names" "$@"
     for name in $names; do
-        case "$steps $*" in
-            train* | *\ epochs=* | *\ snapshot_path=* | *\ model_weight=*) trained_epochs= ;;
-            *) trained_epochs=$(epochs_of_only_run "$name") ;;
-        esac
         for step in $steps; do
             echo "== $name: $step"
             if [ -f "configs/${name}_$step.yaml" ]; then
-                run "$PYTHON" "$step.py" --config "configs/${name}_$step.yaml" $trained_epochs "$@"
+                run "$PYTHON" "$step.py" --config "configs/${name}_$step.yaml" "$@"
             else
                 run "$PYTHON" "$step.py" --config "configs/own_$step.yaml" \
                     "pickle_file_path=datasets/$name/${name}_train_test_names.json" \
-                    "snapshot_path=ckpt/wave_gms_$name" $trained_epochs "$@"
+                    "snapshot_path=ckpt/wave_gms_$name" "$@"
             fi
         done
     done

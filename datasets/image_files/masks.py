@@ -10,7 +10,13 @@ import cv2
 import numpy as np
 
 from datasets.image_files.decoding import decode, read_stored
-from datasets.image_files.headers import ImageError, is_jpeg, orientation, zero_is_white
+from datasets.image_files.headers import (
+    ImageError,
+    is_jpeg,
+    orientation,
+    stored_bits,
+    zero_is_white,
+)
 from utils.errors import listed
 
 MAX_ASPECT_DIFFERENCE = 0.01
@@ -48,6 +54,8 @@ def decode_mask(
     two of its colours have one grey value, which is then no sign of either.
     """
     grey = _grey(content, max_megapixels, any_label)
+    if grey.dtype == np.uint16 and zero_is_white(content) and not (any_label or labels):
+        grey = (1 << stored_bits(content)) - 1 - grey  # as OpenCV does at 8 bits
     if is_jpeg(content) and not (any_label or labels):
         grey = _without_jpeg_error(grey)
     mask, note = binary_mask(grey, any_label, labels)
@@ -104,8 +112,6 @@ def _grey(content: bytes, max_megapixels: float, any_label: bool, flags: int = 0
     if pixels is None or (pixels.dtype.kind != "f" and not pixels.any()):
         # grey rounds the darkest colours to 0: labels of 1 in one channel, or of a dark palette
         pixels = decode(content, cv2.IMREAD_COLOR | flags, max_megapixels).max(axis=2)
-    if pixels.dtype == np.uint16 and zero_is_white(content):  # of 8 bits OpenCV inverts them
-        pixels = np.iinfo(pixels.dtype).max - pixels
     if not pixels.any() and _hides_labels(content):
         raise ImageError(
             "the mask's palette gives all of its labels one colour, so nothing can be seen of them; save the "

@@ -154,8 +154,11 @@ def archives_and_metadata(
     table_stems = {Path(name).stem for name in spec.archives if name.endswith(".csv")}
     table_names = [stem + suffix for stem in table_stems for suffix in (*TAB_SUFFIXES, "")]
     for path in paths:
-        names = [*spec.archives, *spec.also_called, *table_names]
+        names = [*spec.archives, *table_names]
         inside = [path / name for name in names if (path / name).is_file()]
+        inside += [
+            path / name for name in spec.also_called if not inside and (path / name).is_file()
+        ]
         tables = [
             file
             for file in [path, *inside]
@@ -262,7 +265,7 @@ def _write(
         kept = sorted((*split.train, *split.test))
         groups = {name: group_of[name] for name in kept if name in group_of}
         if groups:
-            report_groups(groups, split, drawn=record["splits"] == DRAWN)
+            report_groups(groups, split, drawn=options.splits is None)
         if options.limits.megapixels != MAX_MEGAPIXELS:
             record = {**record, "max_megapixels": options.limits.megapixels}
         return staging.finish(split, manifest_of(spec, split, record), groups, notes)

@@ -54,7 +54,7 @@ def find_run(
        ignored;
     3. the best weights. In a `folder`: best_model.pth, or else the best_model.safetensors of export.py, even
        where its config.yaml names another place, as in a copy. For a `config_file`: best_model.pth of its
-       run folder.
+       run folder or, where that has none and no `epochs` are given in `overrides`, of the only run beside it.
 
     For a data set's own config without any run yet, the weights of the repository stand in, where there are
     some. UserError where the config or the checkpoint is missing.
@@ -86,10 +86,13 @@ def _run_in_folder(folder: Path, weights: Path | None, overrides: Sequence[str])
 
 def _run_of_config(config_file: Path, weights: Path | None, overrides: Sequence[str]) -> TrainedRun:
     from utils.config import load_config
+    from utils.yaml_files import parse_overrides
 
     config = load_config(config_file, overrides)
     provided = None if weights or config.model_weight else provided_for(config)
     if provided is None:
+        if "epochs" not in parse_overrides(overrides):
+            config = _of_only_run(config)
         return _with_checkpoint(config, weights)
     log.warning(
         f"no run in {config.snapshot_path} yet: the weights that come with the repository are used, with their own "
@@ -98,6 +101,23 @@ def _run_of_config(config_file: Path, weights: Path | None, overrides: Sequence[
     run = _run_in_folder(provided, None, overrides)
     split_file = {"pickle_file_path": config.pickle_file_path}
     return run._replace(config=run.config.model_copy(update=split_file))
+
+
+def _of_only_run(config: Config) -> Config:
+    """The config with the epochs of the experiment's only trained run, where its own have none."""
+    runs = [path.parent for path in config.snapshot_path.glob(f"epochs_*/{BEST_WEIGHTS}")]
+    if len(runs) != 1 or config.run_folder in runs:
+        return config
+    epochs = runs[0].name.removeprefix("epochs_")
+    if not epochs.isdecimal():
+        return config
+    log.info(
+        "no run of %d epochs in %s: the one of %s is taken",
+        config.epochs,
+        config.snapshot_path,
+        epochs,
+    )
+    return config.model_copy(update={"epochs": int(epochs)})
 
 
 def _with_checkpoint(config: Config, weights: Path | None) -> TrainedRun:
