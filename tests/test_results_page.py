@@ -177,14 +177,17 @@ def test_what_the_loss_of_before_gave() -> None:
     for way, said in (
         ("", "seeds 1 and 2 reached {} and {}"),
         (", last epoch", "after the last epoch {} and {}"),
-        (", TTA", "with test-time augmentation {} and {}:"),
+        (", TTA", "with test-time augmentation {} and {}."),
     ):
         assert said.format(*(f"{dice(run + way):.1f}" for run in runs)) in text
     less = [
         fmean(dice(f"{TAUGHT}, seed {s}{way}") - dice(runs[s - 1] + way) for s in (1, 2))
         for way in ("", ", last epoch", ", TTA")
     ]
-    said = "over both seeds {:.1f} and {:.1f} points less than above, and {:.1f} more"
+    said = (
+        "Over both seeds that is {:.1f} points less than above, after the last epoch {:.1f} less, "
+        "and with test-time augmentation {:.1f} more."
+    )
     assert said.format(less[0], less[1], -less[2]) in text
 
 
