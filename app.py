@@ -17,7 +17,6 @@ import signal
 import tempfile
 import threading
 from collections.abc import Sequence
-from types import FrameType
 
 from utils.entry import check_values, described_parser, exit_from, positive_int
 
@@ -62,7 +61,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     from utils.logs import log_to
 
     log_to()
-    signal.signal(signal.SIGTERM, leave)  # while it starts, so that the folder goes
     with tempfile.TemporaryDirectory(prefix="upload-") as uploads:
         os.environ["GRADIO_TEMP_DIR"] = uploads
         os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
@@ -116,11 +114,6 @@ def ask_directly(host: str) -> None:
     for name in ("NO_PROXY", "no_proxy"):
         known = os.environ.get(name, "").split(",")
         os.environ[name] = ",".join([*filter(None, known), "localhost", "127.0.0.1", host])
-
-
-def leave(number: int, _: FrameType | None) -> None:
-    """Exit as by the signal, but in order."""
-    raise SystemExit(128 + number)
 
 
 def wait_for_stop() -> None:

@@ -32,6 +32,7 @@ from engine.prediction.web_access import RefuseForeign, refusal
 from engine.runs.trained_run import find_run
 from tests.cases_on_disk import blob_case
 from tests.run_on_disk import ROOT, write_run, write_vae
+from utils.entry import exit_from
 from utils.errors import UserError
 
 START_SECONDS = 240
@@ -243,11 +244,11 @@ def test_a_stop_while_it_starts_leaves_no_folder(
     monkeypatch.setattr("engine.prediction.backends.open_backend", stopped)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     monkeypatch.setattr(os, "environ", os.environ.copy())
-    # a handler of its own, so that the signal ends no test without the fix
-    before = signal.signal(signal.SIGTERM, lambda *_: None)
+    monkeypatch.delenv("RANK", raising=False)
+    before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
     try:
         with pytest.raises(SystemExit) as ended:
-            app.main(["--onnx", "model.onnx"])
+            exit_from(lambda: app.main(["--onnx", "model.onnx"]))
     finally:
         signal.signal(signal.SIGTERM, before)
     assert ended.value.code == 143 and not list(tmp_path.iterdir())
