@@ -81,11 +81,15 @@ def how_scored(summary: Summary) -> str:
     if made_with.get("teachers"):
         said.append(f"learned from the predictions of {', '.join(made_with['teachers'])}")
     if seen:
-        said.append(f"trained on {len(seen)} of {summary['count']} test cases, scores are too high")
+        said.append(
+            f"trained on {len(seen)} of the {summary['count']} scored cases, scores are too high"
+        )
     elif made_with.get("trained_on_another_split"):
         said.append("trained on another split, test cases may have been in training")
     if without_leaked:
-        said.append(f"{len(without_leaked['dropped'])} of {summary['count']} test cases leaked")
+        said.append(
+            f"{len(without_leaked['dropped'])} of the {summary['count']} scored cases leaked"
+        )
     values: Mapping[str, object] = made_with
     for key, trained in made_with.get("trained_otherwise", {}).items():
         now = f"{key} {values[key]}" if key in values else f"another {key}"

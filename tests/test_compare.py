@@ -284,7 +284,7 @@ def test_dice_without_the_cases_that_leaked_into_any_run(tmp_path):
     page = (tmp_path / "comparison.md").read_text()
     assert "leaves out the 3 cases" in page and "- a: " in page
     assert "or were found to have a near-duplicate there" in page
-    assert "; 2 of 20 test cases leaked" in page
+    assert "; 2 of the 20 scored cases leaked" in page
     dice_a, dice_b = (read_results(run).values("DSC")[3:] for run in (a, b))
     expected = paired_difference(dice_b, dice_a)
     assert f"| b | DSC without leaked | {100 * expected.mean:+.2f} [" in page
@@ -303,7 +303,7 @@ def test_where_every_case_leaked_there_is_no_dice_without_them(tmp_path):
     runs = [validated(tmp_path / name, shift=0, leaked=every_case) for name in "ab"]
     run_compare(*runs, "--out", tmp_path)
     page = (tmp_path / "comparison.md").read_text()
-    assert "20 of 20 test cases leaked" in page and "DSC without leaked" not in page
+    assert "20 of the 20 scored cases leaked" in page and "DSC without leaked" not in page
     assert "All 20 cases were in the training data of a run or were found to have a near-" in page
 
 

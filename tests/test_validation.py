@@ -188,7 +188,7 @@ def test_test_cases_that_a_run_was_trained_on_are_told_and_left_out(
     assert "2 of its 4 test cases (case_0, case_1) were in the training data" in told
     assert "the scores are too high" in told
     assert "2 cases that were not in the training data" in told and "duplicate" not in told
-    assert "trained on 2 of 4 test cases" in how_scored(cast(Summary, summary))
+    assert "trained on 2 of the 4 scored cases, scores" in how_scored(cast(Summary, summary))
     report = (run / "valid_results_other" / "report.html").read_text()
     assert "The weights were trained on 2 of these cases" in report
 
