@@ -222,6 +222,13 @@ def test_the_only_run_of_an_experiment_is_meant_where_no_epochs_are_given(tmp_pa
         return run.config.epochs, run.checkpoint.parent.name
 
     assert found() == (4, "epochs_4")
+    elsewhere = tmp_path / "elsewhere" / "weights.pth"
+    elsewhere.parent.mkdir()
+    elsewhere.touch()
+    named = (1000, "elsewhere")
+    assert found(f"model_weight={elsewhere}") == named, "the run is not meant"
+    run = find_run(config_file=file, weights=elsewhere)
+    assert (run.config.epochs, run.checkpoint) == (1000, elsewhere)
     with pytest.raises(UserError, match=r"no checkpoint at .*epochs_5/"):
         found("epochs=5")
     (experiment / "epochs_9" / "best_model.pth").touch()

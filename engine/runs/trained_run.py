@@ -89,11 +89,13 @@ def _run_of_config(config_file: Path, weights: Path | None, overrides: Sequence[
     from utils.yaml_files import parse_overrides
 
     config = load_config(config_file, overrides)
-    provided = None if weights or config.model_weight else provided_for(config)
+    if weights or config.model_weight:
+        return _with_checkpoint(config, weights)
+    provided = provided_for(config)
     if provided is None:
         if "epochs" not in parse_overrides(overrides):
             config = _of_only_run(config)
-        return _with_checkpoint(config, weights)
+        return _with_checkpoint(config, None)
     log.warning(
         f"no run in {config.snapshot_path} yet: the weights that come with the repository are used, with their own "
         f"config, {provided}"
