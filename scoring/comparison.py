@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from scoring.groups import KnownGroups, joined, narrow_note, unit_text, why_no_intervals
+from scoring.groups import KnownGroups, joined, narrow_note, unit_or_why_none
 from scoring.in_words import (
     arrow_of,
     better_of,
@@ -135,18 +135,13 @@ def to_markdown(comparisons: Sequence[MetricComparison], runs: Mapping[str, Resu
             differences.append([label, comparison.metric, cell, *cells])
     dice = comparisons[0].runs[reference]
     known = known_in_any(runs)
-    of = dice.groups, dice.count, known.by
-    without = why_no_intervals(*of)
-    intervals = (
-        f"There are no intervals and no tests: {without}"
-        if without
-        else f"Intervals and tests are {unit_text(*of)}"
+    intervals = unit_or_why_none(
+        *(dice.groups, dice.count, known.by),
+        drawn="Intervals and tests are {}",
+        none="There are no intervals and no tests: {}",
     )
-    few = [
-        narrow_note(each.metric, part.groups, part.count, dice.groups)
-        for each in comparisons
-        for part in [each.runs[reference]]
-    ]
+    parts = {each.metric: each.runs[reference] for each in comparisons}
+    few = [narrow_note(name, p.groups, p.count, dice.groups) for name, p in parts.items()]
     intervals = "; ".join([intervals, *filter(None, few)])
     together = " Whole groups are drawn and flipped." if 1 < dice.groups < dice.count else ""
     paragraphs = [

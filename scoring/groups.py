@@ -79,8 +79,12 @@ def narrow_note(part: str, groups: int, cases: int, groups_in_all: int) -> str:
     return f"the interval of {part} is over {cases} cases{in_groups} alone; with fewer than {FEW_GROUPS} it is too narrow"
 
 
-def why_no_intervals(groups: int, cases: int, by: str | None) -> str | None:
-    """Why no bootstrap over `cases` in `groups` can be drawn; None where one can."""
+def unit_or_why_none(
+    groups: int, cases: int, by: str | None, *, drawn: str = "{}", none: str = "none: {}"
+) -> str:
+    """`drawn` with the `unit_text` of a bootstrap over `cases` in `groups`, or `none` with why not."""
     if groups > 1:
-        return None
-    return f"all {cases} cases are of one group (by {by})" if cases > 1 else f"{cases} case"
+        return drawn.format(unit_text(groups, cases, by))
+    return none.format(
+        f"all {cases} cases are of one group (by {by})" if cases > 1 else f"{cases} case"
+    )

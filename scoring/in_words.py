@@ -8,7 +8,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from scoring.groups import narrow_note, unit_text, why_no_intervals
+from scoring.groups import narrow_note, unit_or_why_none
 from scoring.metrics import LOWER_IS_BETTER, EmptyRule
 from scoring.results import WITH_LESION, Provenance, Scores, Summary, read_results
 from scoring.statistics import t_interval
@@ -124,16 +124,13 @@ def replaced_settings(folder: Path, made_with: Provenance, rule: EmptyRule) -> l
 
 def interval_unit(summary: Summary) -> str:
     """What the intervals of the summary are over, or that there are none, in words."""
-    of = _drawn_over(summary)
-    without = why_no_intervals(*of)
-    return f"none: {without}" if without else unit_text(*of)
+    return unit_or_why_none(*_drawn_over(summary))
 
 
 def intervals_text(summary: Summary) -> str:
     """`interval_unit` as a line of its own."""
-    of = _drawn_over(summary)
-    without = why_no_intervals(*of)
-    return f"no intervals: {without}" if without else f"95 % intervals: bootstrap {unit_text(*of)}"
+    drawn, none = "95 % intervals: bootstrap {}", "no intervals: {}"
+    return unit_or_why_none(*_drawn_over(summary), drawn=drawn, none=none)
 
 
 def narrow_parts(summary: Summary) -> list[str]:

@@ -292,22 +292,6 @@ def test_16_bits_are_scaled_by_a_window() -> None:
     assert bright.note == "" and bright.pixels.min() == 255
 
 
-@pytest.mark.parametrize("depth", [np.uint16, np.float32])
-def test_a_tiff_in_which_0_is_white_is_inverted(depth: type) -> None:
-    def least_is_white(values: list[int]) -> bytes:
-        content = encoded(np.array([values], depth), ".tif")
-        black_is_0, white_is_0 = (struct.pack("<HHIH", 262, 3, 1, kind) for kind in (1, 0))
-        assert content.count(black_is_0) == 1
-        return content.replace(black_is_0, white_is_0)
-
-    ramp = least_is_white([0, 2000, 4000])
-    assert read_picture(ramp, window="auto").pixels[0, :, 0].tolist() == [255, 127, 0]
-    assert read_picture(ramp, window=(0, 65535)).pixels[0, :, 0].tolist() == [255, 247, 239]
-    if depth is np.uint16:
-        bright = read_picture(ramp)
-        assert bright.note == "" and bright.pixels.min() == 240
-
-
 def test_images_with_a_note_are_counted(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -78,6 +78,17 @@ def with_0_as_white(content: bytes) -> bytes:
     return content.replace(black_is_0, white_is_0)
 
 
+@pytest.mark.parametrize("depth", [np.uint16, np.float32])
+def test_a_tiff_in_which_0_is_white_is_inverted(depth: type) -> None:
+    content = cv2.imencode(".tif", np.array([[0, 2000, 4000]], depth))[1].tobytes()
+    ramp = with_0_as_white(content)
+    assert read_picture(ramp, window="auto").pixels[0, :, 0].tolist() == [255, 127, 0]
+    assert read_picture(ramp, window=(0, 65535)).pixels[0, :, 0].tolist() == [255, 247, 239]
+    if depth is np.uint16:
+        bright = read_picture(ramp)
+        assert bright.note == "" and bright.pixels.min() == 240
+
+
 @pytest.mark.parametrize("bits", [8, 12, 16])
 def test_a_mask_in_which_0_is_white_is_inverted(bits: int) -> None:
     shown = np.zeros((8, 8), bool)

@@ -93,9 +93,8 @@ def decode(content: bytes, flags: int, max_megapixels: float = MAX_MEGAPIXELS) -
                 "the TIFF stores its colours one after the other (PlanarConfiguration 2), which is read in 8 bits "
                 "only: save it with the colours of each pixel together"
             )
-        bits = stored_bits(content)
-        if pixels.dtype == np.uint16 and 8 < bits < 16:  # which OpenCV spreads over 16 bits
-            pixels >>= 16 - bits
+        if pixels.dtype == np.uint16 and 8 < (bits := stored_bits(content)) < 16:
+            pixels >>= 16 - bits  # OpenCV spreads them over 16 bits
     return pixels
 
 

@@ -27,6 +27,11 @@ class PreparationOptions:
     skip_unusable: bool = False
     """Cases that are missing or unusable are left out."""
 
+    @property
+    def give_a_split(self) -> bool:
+        """Whether these options say which cases are tested on, whatever the source holds."""
+        return self.splits is not None or self.test_only
+
     def open(self, path: Path) -> Source:
         """A folder or zip, read within these limits."""
         return open_source(path, self.limits, self.follow_links)

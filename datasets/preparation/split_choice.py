@@ -78,9 +78,11 @@ def _refuse_other_split(path: Path, split: Split, files: PairedFiles) -> None:
 
 def split_by_names(spec: DatasetSpec, files: PairedFiles) -> Split | None:
     """The published split, where the names of the cases tell it; None where they do not."""
+    if not spec.test_prefix:
+        return None
     names = sorted({*files.cases, *files.problems})
-    test = tuple(name for name in names if spec.test_prefix and name.startswith(spec.test_prefix))
-    train = tuple(name for name in names if name not in set(test))
+    test = tuple(name for name in names if name.startswith(spec.test_prefix))
+    train = tuple(name for name in names if not name.startswith(spec.test_prefix))
     if not (train and test):
         return None
     print(

@@ -73,8 +73,7 @@ def prepare_published(
         raise UserError(nothing_found(spec, sources))
     table = options.groups or metadata
     group_of = read_group_table(table, spec.group_columns, or_first_two=options.groups is not None)
-    other_split = options.splits is not None or options.test_only
-    by_names = None if other_split else split_by_names(spec, files)
+    by_names = None if options.give_a_split else split_by_names(spec, files)
     split = by_names or choose_split(spec, files, group_of, include_normal, options)
     check_groups(table, group_of, split)
     if spec.group_columns and table is None and not options.test_only:
@@ -120,8 +119,7 @@ def prepare_own(
             + ("" if options.groups else "; where folders are patients, give --groups")
         )
     group_of = read_group_table(options.groups, None, case_of_path=files.case_of_path)
-    other_split = options.splits is not None or options.test_only
-    by_folders = None if other_split else split_by_folders(files)
+    by_folders = None if options.give_a_split else split_by_folders(files)
     split = by_folders or choose_split(spec, files, group_of, True, options)
     check_groups(options.groups, group_of, split)
     record = {
@@ -154,11 +152,7 @@ def archives_and_metadata(
     table_stems = {Path(name).stem for name in spec.archives if name.endswith(".csv")}
     table_names = [stem + suffix for stem in table_stems for suffix in (*TAB_SUFFIXES, "")]
     for path in paths:
-        names = [*spec.archives, *table_names]
-        inside = [path / name for name in names if (path / name).is_file()]
-        inside += [
-            path / name for name in spec.also_called if not inside and (path / name).is_file()
-        ]
+        inside = _present(path, [*spec.archives, *table_names]) or _present(path, spec.also_called)
         tables = [
             file
             for file in [path, *inside]
@@ -174,6 +168,11 @@ def archives_and_metadata(
             f"{', '.join(spec.archives)}, or one folder that holds them (from {spec.source})"
         )
     return archives, metadata
+
+
+def _present(folder: Path, names: Sequence[str]) -> list[Path]:
+    """The files of these names that the folder holds."""
+    return [folder / name for name in names if (folder / name).is_file()]
 
 
 def found_in(sources: Sequence[Source]) -> list[str]:

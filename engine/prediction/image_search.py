@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import functools
 import glob
 import os
 import re
 from collections import deque
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
 from datasets.catalogue import DICOM_SUFFIXES
@@ -34,6 +33,7 @@ class ImageSearch:
         named: the file, folder or pattern.
         recursive: search the subfolders, too.
         out: where predictions go, without links; it is not searched as a subfolder.
+        resolve: a folder without links on the way to it, remembered over all searches.
 
     Attributes:
         images: the path of each image, as it is named or found.
@@ -43,15 +43,16 @@ class ImageSearch:
         is_only_predictions: whether it is a folder of predictions without other images.
     """
 
-    def __init__(self, named: str, recursive: bool, out: Path) -> None:
-        self.named, self.recursive, self.out = named, recursive, out
+    def __init__(
+        self, named: str, recursive: bool, out: Path, resolve: Callable[[Path], Path]
+    ) -> None:
+        self.named, self.recursive, self.out, self.resolve = named, recursive, out, resolve
         self.images: dict[Path, Path] = {}
         self.skipped: dict[Path, str] = {}
         self.predicted: set[Path] = set()
         self.unreadable: list[str] = []
         self.is_pattern = False
         self.matches: list[Path] = []
-        self._resolve = functools.cache(Path.resolve)
         path = Path(named)
         try:
             path.stat()
@@ -67,8 +68,8 @@ class ImageSearch:
             else:
                 self.images.setdefault(self._place(match), match)
         self.is_only_predictions = not self.images and is_used(path)
-        if self.is_only_predictions and path.resolve() != out:
-            self.predicted.add(path.resolve())
+        if self.is_only_predictions and (place := resolve(path)) != out:
+            self.predicted.add(place)
 
     def nothing_found(self) -> str:
         """The problem, for the user, where there is no image; empty where something is unreadable."""
@@ -138,7 +139,7 @@ class ImageSearch:
 
     def _place(self, file: Path) -> Path:
         """The path without links on the way to the file; a link to a file is a file of its own."""
-        return self._resolve(file.parent) / file.name
+        return self.resolve(file.parent) / file.name
 
     def _is_prediction(self, folder: Path) -> bool:
         """Whether predictions go to the folder or are there; `predicted` gets its parent, unless `out`."""

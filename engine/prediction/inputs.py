@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -36,7 +37,8 @@ def find_jobs(inputs: Sequence[str], recursive: bool, out: Path) -> list[Job]:
     predictions may be named beside other inputs, as a shell's `*` does. Linked folders come last; no folder
     counts twice. UserError lists inputs that do not exist or hold no image, and folders that cannot be read.
     """
-    searches = [ImageSearch(text, recursive, out.resolve()) for text in inputs]
+    out, resolve = out.resolve(), functools.cache(Path.resolve)
+    searches = [ImageSearch(text, recursive, out, resolve) for text in inputs]
     paths: dict[Path, Path] = {}  # by their place
     for search in searches:
         for place, path in search.images.items():

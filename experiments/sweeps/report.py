@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, get_args
 
 from experiments.sweeps.scores import CHOOSING, Repeat, SettingScores
 from experiments.trials.records import Status
-from scoring.groups import unit_text, why_no_intervals
+from scoring.groups import unit_or_why_none
 from scoring.in_words import mean_difference_text
 from scoring.statistics import SampleStatistics, describe, t_interval
 from utils.config import Config, dump_config
@@ -238,8 +238,7 @@ def _unit(row: SettingScores) -> str:
     """What the interval across cases is over, in words."""
     cases = _across_cases(row)
     of = cases.groups, cases.count, row.grouped_by
-    without = why_no_intervals(*of)
-    return f"none, as {without}" if without else f"bootstrap {unit_text(*of)}"
+    return unit_or_why_none(*of, drawn="bootstrap {}", none="none, as {}")
 
 
 @functools.lru_cache(maxsize=1024)
